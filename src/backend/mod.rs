@@ -1,0 +1,146 @@
+//! What runs models: the [`Backend`] → [`Model`] → [`Instance`] traits and their implementations.
+//!
+//! A back end is found at run time, never linked. It knows tensors, files and memory; it does not
+//! know who asked, how requests were batched, or which thread it is on.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::{
+    inference::{DataType, Shape, Signature},
+    memory::BufferPool,
+};
+
+/// Why a back end could not load or run something. The message names the thing at fault.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct BackendError(pub String);
+
+/// A kind of model, such as ONNX.
+pub trait Backend: Send + Sync {
+    /// The name that `backend:` in a model configuration gives it.
+    fn name(&self) -> &'static str;
+
+    /// The version of the runtime library behind it, for the start-up table.
+    fn version(&self) -> String;
+
+    /// The name of the model file when the configuration gives none, such as `model.onnx`.
+    fn default_model_filename(&self) -> Option<&'static str>;
+
+    /// Reads what a model's own file says of its tensors, to complete a partial configuration;
+    /// `None` where the files of this back end say nothing.
+    fn inspect(&self, source: &ModelSource) -> Result<Option<ModelIo>, BackendError>;
+
+    /// Loads one version of a model; what all its instances share is loaded here, once.
+    fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError>;
+}
+
+/// One version of a model, ready to give instances.
+pub trait Model: Send + Sync {
+    /// Makes an instance. Instances run in parallel; one runs one batch at a time.
+    fn instance(&self, placement: &Placement) -> Result<Box<dyn Instance>, BackendError>;
+
+    /// Whether instances can run on a reactor between two polls: no thread pool of their own that
+    /// would need other cores, no blocking on anything but the processor.
+    fn can_run_inline(&self) -> bool {
+        false
+    }
+}
+
+/// One place where a model runs.
+pub trait Instance: Send {
+    /// Runs one batch and returns one entry per output of the signature, in its order; an output
+    /// that is not [`wanted`](Batch::wanted) may be `None`.
+    ///
+    /// # Errors
+    /// The whole batch fails with the message.
+    fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError>;
+}
+
+/// The outputs of a batch, one entry per output of the signature.
+pub type BatchOutputs = SmallVec<[Option<BatchTensor>; 2]>;
+
+/// The inputs of one run.
+pub struct Batch<'a> {
+    /// The number of rows; meaningless for a model without a batch dimension.
+    pub rows: u32,
+    /// One entry per input of the signature, in its order; `None` for an optional one left out.
+    pub inputs: &'a [Option<BatchTensor>],
+    /// For each output of the signature, whether any request of the batch asked for it.
+    pub wanted: &'a [bool],
+    /// Where to take memory for outputs from.
+    pub pool: &'a BufferPool,
+}
+
+/// A tensor of a whole batch, contiguous.
+#[derive(Clone, Debug)]
+pub struct BatchTensor {
+    /// The shape that the model sees, the batch dimension included.
+    pub shape: Shape,
+    /// The elements, little-endian and row-major; for [`DataType::Bytes`] length-prefixed strings.
+    /// Inputs of other types are aligned for their element type.
+    pub data: Bytes,
+}
+
+/// Everything a back end is told about one version of a model.
+#[derive(Clone, Debug)]
+pub struct ModelSource {
+    /// The model's name.
+    pub name: Arc<str>,
+    /// The version.
+    pub version: i64,
+    /// The folder of the model, which holds `config.pbtxt` and the version folders.
+    pub model_dir: PathBuf,
+    /// The folder of this version.
+    pub version_dir: PathBuf,
+    /// The model file or folder inside it.
+    pub model_path: PathBuf,
+    /// The configuration; partial when the source is given to [`Backend::inspect`].
+    pub config: Arc<crate::proto::ModelConfig>,
+    /// The tensors; empty when the source is given to [`Backend::inspect`].
+    pub signature: Arc<Signature>,
+    /// Settings of `--backend-config` for this back end.
+    pub settings: Arc<BTreeMap<String, String>>,
+}
+
+/// Where an instance runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Its name: `{group}_{index}`.
+    pub name: String,
+    /// The device.
+    pub device: PlacementDevice,
+}
+
+/// The device of a [`Placement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlacementDevice {
+    /// The host's processors.
+    Cpu,
+    /// A GPU by its CUDA ordinal.
+    Gpu(i32),
+    /// The model file decides.
+    Model,
+}
+
+/// The tensors that a model's own file declares.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelIo {
+    /// Inputs in the file's order.
+    pub inputs: Vec<ModelIoTensor>,
+    /// Outputs in the file's order.
+    pub outputs: Vec<ModelIoTensor>,
+}
+
+/// One tensor of a [`ModelIo`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelIoTensor {
+    /// The tensor's name.
+    pub name: String,
+    /// Its element type.
+    pub datatype: DataType,
+    /// All its dimensions, a batch dimension included if it has one; `-1` for an unknown size.
+    pub dims: Shape,
+}

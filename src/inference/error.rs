@@ -1,0 +1,197 @@
+use std::fmt;
+
+use super::{DataType, Shape};
+
+/// The eight kinds of failure that the protocol knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Code {
+    Unknown,
+    Internal,
+    NotFound,
+    InvalidArgument,
+    Unavailable,
+    Unsupported,
+    AlreadyExists,
+    Cancelled,
+}
+
+/// What went wrong with a request. The message is what the client reads: it names the thing at
+/// fault, what was expected and what came. Texts that Triton's clients may match are Triton's own.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("Request for unknown model: '{model}' is not found")]
+    UnknownModel { model: String },
+    #[error("Request for unknown model: '{model}' version {version} is not found")]
+    UnknownVersion { model: String, version: i64 },
+    #[error("Request for unknown model: '{model}' has no available versions")]
+    NoAvailableVersions { model: String },
+    #[error("Request for unknown model: '{model}' version {version} is not at ready state")]
+    VersionNotReady { model: String, version: i64 },
+    #[error(
+        "failed to get model version from specified version string '{version}', \
+         version should be an integral value > 0"
+    )]
+    MalformedVersion { version: String },
+    #[error("server is not ready")]
+    NotReady,
+    #[error("server is stopping and takes no new requests")]
+    Stopping,
+
+    #[error("unknown datatype '{name}'")]
+    UnknownDataType { name: String },
+    #[error("unexpected inference input '{input}' for model '{model}'")]
+    UnexpectedInput { input: String, model: String },
+    #[error("unexpected inference output '{output}' for model '{model}'")]
+    UnexpectedOutput { output: String, model: String },
+    #[error("input '{input}' already exists in request")]
+    DuplicateInput { input: String },
+    #[error("output '{output}' already exists in request")]
+    DuplicateOutput { output: String },
+    #[error(
+        "expected {expected} inputs but got {got} inputs for model '{model}'. \
+         Got input(s) {got_names}, but missing required input(s) {missing_names}. \
+         Please provide all required input(s)."
+    )]
+    MissingInputs {
+        model: String,
+        expected: usize,
+        got: usize,
+        got_names: NameList,
+        missing_names: NameList,
+    },
+    #[error(
+        "inference input '{input}' data-type is '{got}', but model '{model}' expects '{expected}'"
+    )]
+    DataTypeMismatch { input: String, model: String, expected: DataType, got: DataType },
+    #[error(
+        "unexpected shape for input '{input}' for model '{model}'. Expected {expected}, got {got}"
+    )]
+    ShapeMismatch { input: String, model: String, expected: Shape, got: Shape },
+    #[error(
+        "input '{input}' for model '{model}' has shape {shape}: a dimension must not be negative"
+    )]
+    NegativeDimension { input: String, model: String, shape: Shape },
+    #[error(
+        "input '{input}' for model '{model}' has shape {shape}: the number of elements is too large"
+    )]
+    ElementCountOverflow { input: String, model: String, shape: Shape },
+    #[error("input '{input}' has no batch dimension for batching model '{model}'")]
+    MissingBatchDimension { input: String, model: String },
+    #[error(
+        "input '{input}' batch size does not match other inputs for '{model}': \
+         expected {expected}, got {got}"
+    )]
+    BatchSizeDisagrees { input: String, model: String, expected: i64, got: i64 },
+    #[error("inference request batch-size must be <= {limit} for '{model}', got {got}")]
+    BatchTooLarge { model: String, limit: u32, got: i64 },
+    #[error("inference request batch-size must be >= 1 for '{model}', got {got}")]
+    BatchTooSmall { model: String, got: i64 },
+    #[error(
+        "input byte size mismatch for input '{input}' for model '{model}'. \
+         Expected {expected}, got {got}"
+    )]
+    ByteSizeMismatch { input: String, model: String, expected: u64, got: u64 },
+    #[error("expected {expected} strings for inference input '{input}', got {got}")]
+    StringCountMismatch { input: String, expected: u64, got: u64 },
+    #[error(
+        "incomplete string length indicator for inference input '{input}', \
+         expecting 4 bytes but only {got} bytes available"
+    )]
+    TruncatedStringLength { input: String, got: usize },
+    #[error(
+        "incomplete string data for inference input '{input}', \
+         expecting string of length {expected} but only {got} bytes available"
+    )]
+    TruncatedString { input: String, expected: usize, got: usize },
+    #[error("{detail}")]
+    MalformedRequest { detail: String },
+    #[error("parameter '{name}' {detail}")]
+    BadParameter { name: String, detail: String },
+    #[error("{detail}")]
+    Unsupported { detail: String },
+    #[error("request of {got} bytes exceeds the limit of {limit} bytes")]
+    RequestTooLarge { limit: usize, got: u64 },
+
+    #[error("Exceeds maximum queue size")]
+    QueueFull,
+    #[error("server is out of its budget of {limit} bytes for requests in flight")]
+    OutOfBudget { limit: usize },
+    #[error("Request timeout expired")]
+    TimeoutExpired,
+    #[error("request deadline expired before the model ran")]
+    DeadlineExpired,
+    #[error("request was cancelled")]
+    Cancelled,
+    #[error("model '{model}' is being unloaded")]
+    Unloading { model: String },
+
+    #[error("{detail}")]
+    Backend { detail: String },
+    #[error("{detail}")]
+    Internal { detail: String },
+}
+
+impl Error {
+    /// The protocol's code for this failure.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::UnknownModel { .. } | Self::UnknownVersion { .. } => Code::NotFound,
+            Self::NoAvailableVersions { .. }
+            | Self::VersionNotReady { .. }
+            | Self::NotReady
+            | Self::Stopping
+            | Self::QueueFull
+            | Self::OutOfBudget { .. }
+            | Self::TimeoutExpired
+            | Self::DeadlineExpired
+            | Self::Unloading { .. } => Code::Unavailable,
+            Self::MalformedVersion { .. }
+            | Self::UnknownDataType { .. }
+            | Self::UnexpectedInput { .. }
+            | Self::UnexpectedOutput { .. }
+            | Self::DuplicateInput { .. }
+            | Self::DuplicateOutput { .. }
+            | Self::MissingInputs { .. }
+            | Self::DataTypeMismatch { .. }
+            | Self::ShapeMismatch { .. }
+            | Self::NegativeDimension { .. }
+            | Self::ElementCountOverflow { .. }
+            | Self::MissingBatchDimension { .. }
+            | Self::BatchSizeDisagrees { .. }
+            | Self::BatchTooLarge { .. }
+            | Self::BatchTooSmall { .. }
+            | Self::ByteSizeMismatch { .. }
+            | Self::StringCountMismatch { .. }
+            | Self::TruncatedStringLength { .. }
+            | Self::TruncatedString { .. }
+            | Self::MalformedRequest { .. }
+            | Self::BadParameter { .. }
+            | Self::RequestTooLarge { .. } => Code::InvalidArgument,
+            Self::Unsupported { .. } => Code::Unsupported,
+            Self::Cancelled => Code::Cancelled,
+            Self::Backend { .. } | Self::Internal { .. } => Code::Internal,
+        }
+    }
+
+    /// A request that is not of the protocol's form.
+    pub fn malformed(detail: impl Into<String>) -> Self {
+        Self::MalformedRequest { detail: detail.into() }
+    }
+}
+
+/// Tensor names as error texts list them: `['A','B']`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameList(pub Vec<String>);
+
+impl fmt::Display for NameList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        for (index, name) in self.0.iter().enumerate() {
+            write!(f, "{}'{name}'", if index > 0 { "," } else { "" })?;
+        }
+        f.write_str("]")
+    }
+}

@@ -1,0 +1,54 @@
+use std::time::Duration;
+
+use compact_str::CompactString;
+use smallvec::SmallVec;
+
+use super::{DataType, Parameters, Rope, Shape, Timestamp};
+
+/// An inference request as an ingress has read it off the wire, not yet held against any model.
+#[derive(Clone, Debug, Default)]
+pub struct InferRequest {
+    /// The model's name.
+    pub model_name: CompactString,
+    /// The version asked for; empty leaves the choice to the server.
+    pub model_version: CompactString,
+    /// The client's name for the request, returned in the response; may be empty.
+    pub id: CompactString,
+    /// Parameters less those that became fields of this struct.
+    pub parameters: Parameters,
+    /// Input tensors in the order they came.
+    pub inputs: SmallVec<[InferInput; 2]>,
+    /// Outputs asked for; none asks for all.
+    pub outputs: SmallVec<[RequestedOutput; 2]>,
+    /// 0 leaves the choice to the model; 1 is the most urgent.
+    pub priority: u64,
+    /// How long the request may wait in the queue, by the client's `timeout` parameter.
+    pub queue_timeout: Option<Duration>,
+    /// When the client stops waiting for the answer.
+    pub deadline: Option<Timestamp>,
+}
+
+/// One input tensor of a request.
+#[derive(Clone, Debug)]
+pub struct InferInput {
+    /// The tensor's name.
+    pub name: CompactString,
+    /// Its element type.
+    pub datatype: DataType,
+    /// Its shape, the batch dimension included.
+    pub shape: Shape,
+    /// Its elements, little-endian and row-major, where they arrived.
+    pub data: Rope,
+}
+
+/// An output that a request asks for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RequestedOutput {
+    /// The tensor's name.
+    pub name: CompactString,
+    /// How many of the largest values to return as classes instead of the tensor; 0 for the tensor.
+    pub classification: u32,
+    /// Whether the tensor travels in binary form behind a JSON response; `None` leaves that to the
+    /// request's default. Only HTTP has a choice.
+    pub binary: Option<bool>,
+}

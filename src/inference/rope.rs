@@ -1,0 +1,139 @@
+use std::ops::Range;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+/// Bytes as they arrived: a sequence of reference-counted pieces that is one piece most of the time.
+///
+/// A tensor that came in several network frames stays in those frames until its one copy.
+#[derive(Clone, Debug, Default)]
+pub struct Rope {
+    pieces: SmallVec<[Bytes; 1]>,
+    len: usize,
+}
+
+impl Rope {
+    /// The number of bytes in all pieces.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The pieces in order; none is empty.
+    pub fn pieces(&self) -> &[Bytes] {
+        &self.pieces
+    }
+
+    /// Appends a piece without copying it.
+    pub fn push(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.len += piece.len();
+            self.pieces.push(piece);
+        }
+    }
+
+    /// The bytes as one slice, if they lie in one piece.
+    pub fn contiguous(&self) -> Option<&[u8]> {
+        match self.pieces.as_slice() {
+            [] => Some(&[]),
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
+    /// The bytes as one piece: without a copy where they already are one.
+    pub fn into_bytes(self) -> Bytes {
+        match self.pieces.len() {
+            0 => Bytes::new(),
+            1 => self.pieces.into_iter().next().unwrap_or_default(),
+            _ => {
+                let mut whole = Vec::with_capacity(self.len);
+                for piece in &self.pieces {
+                    whole.extend_from_slice(piece);
+                }
+                whole.into()
+            }
+        }
+    }
+
+    /// Copies all bytes to the start of `target`, which must be at least as long.
+    ///
+    /// # Panics
+    /// When `target` is shorter than the rope.
+    pub fn copy_to(&self, target: &mut [u8]) {
+        let mut at = 0;
+        for piece in &self.pieces {
+            target[at..at + piece.len()].copy_from_slice(piece);
+            at += piece.len();
+        }
+    }
+
+    /// The bytes of `range`, sharing the pieces.
+    ///
+    /// # Panics
+    /// When `range` reaches past the end.
+    pub fn slice(&self, range: Range<usize>) -> Rope {
+        assert!(range.start <= range.end && range.end <= self.len, "rope range out of bounds");
+        let mut rope = Rope::default();
+        let mut at = 0;
+        for piece in &self.pieces {
+            let start = range.start.clamp(at, at + piece.len());
+            let end = range.end.clamp(at, at + piece.len());
+            if start < end {
+                rope.push(piece.slice(start - at..end - at));
+            }
+            at += piece.len();
+            if at >= range.end {
+                break;
+            }
+        }
+        rope
+    }
+}
+
+impl From<Bytes> for Rope {
+    fn from(piece: Bytes) -> Self {
+        let mut rope = Self::default();
+        rope.push(piece);
+        rope
+    }
+}
+
+impl From<Vec<u8>> for Rope {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_rope_reads_like_its_pieces_joined(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..6),
+            cut in any::<(prop::sample::Index, prop::sample::Index)>(),
+        ) {
+            let joined = pieces.concat();
+            let mut rope = Rope::default();
+            for piece in pieces {
+                rope.push(piece.into());
+            }
+            prop_assert_eq!(rope.len(), joined.len());
+            let (a, b) = (cut.0.index(joined.len() + 1), cut.1.index(joined.len() + 1));
+            let range = a.min(b)..a.max(b);
+            prop_assert_eq!(rope.slice(range.clone()).into_bytes(), &joined[range]);
+            let mut copy = vec![0; joined.len()];
+            rope.copy_to(&mut copy);
+            prop_assert_eq!(&copy, &joined);
+            prop_assert_eq!(rope.into_bytes(), joined);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Where tensors lie: arenas on memfd, buffers in them, and the budget that bounds all of it.
+//!
+//! A [`Buffer`] is written by one owner, then frozen into `Bytes`, which are shared by reference
+//! count; the last reference gives the memory back to its pool. This room knows nothing of requests.
+
+mod pool;
+
+pub use pool::{Buffer, BufferPool, Exhausted};
