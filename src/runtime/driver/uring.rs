@@ -1,0 +1,65 @@
+use std::{
+    future::Future,
+    io, net,
+    os::fd::{FromRawFd, IntoRawFd},
+    time::Duration,
+};
+
+use glommio::{LocalExecutorBuilder, Placement, net::TcpStream, timer::Timer};
+
+use super::yield_now;
+
+pub type UringStream = TcpStream;
+pub type UringSleep = Timer;
+
+/// Registered memory for file I/O, of which a reactor does none; the default pins 10 MiB a core.
+const IO_MEMORY_BYTES: usize = 64 << 10;
+
+/// While its run queue never empties, glommio looks for wakes from other threads only once in this
+/// time; its default is 100 ms.
+const PREEMPT: Duration = Duration::from_millis(1);
+
+fn builder(core: usize, idle_spin: Duration) -> LocalExecutorBuilder {
+    LocalExecutorBuilder::new(Placement::Fixed(core))
+        .io_memory(IO_MEMORY_BYTES)
+        .preempt_timer(PREEMPT)
+        .spin_before_park(idle_spin)
+}
+
+/// Whether an event loop on io_uring can be had, and if not, why.
+pub fn probe() -> Result<(), String> {
+    let probing = std::thread::spawn(|| {
+        LocalExecutorBuilder::new(Placement::Unbound)
+            .io_memory(IO_MEMORY_BYTES)
+            .make()
+            .map(drop)
+            .map_err(|error| error.to_string())
+    });
+    probing.join().unwrap_or_else(|_| Err("setting it up panicked".to_owned()))
+}
+
+pub fn run(core: usize, idle_spin: Duration, main: impl Future<Output = ()>) -> Result<(), String> {
+    let executor = builder(core, idle_spin).make().map_err(|error| error.to_string())?;
+    executor.run(main);
+    Ok(())
+}
+
+/// glommio polls a new task inside `spawn_local`. Yielding first defers it to the next round, so
+/// that the requests of one read are answered in one write; this took the CPU time of a small
+/// request from 12.5 to 8.6 µs.
+pub fn spawn(task: impl Future<Output = ()> + 'static) {
+    glommio::spawn_local(async move {
+        yield_now().await;
+        task.await;
+    })
+    .detach();
+}
+
+pub fn sleep(duration: Duration) -> UringSleep {
+    Timer::new(duration)
+}
+
+pub fn stream(socket: net::TcpStream) -> io::Result<UringStream> {
+    // SAFETY: `into_raw_fd` hands over an open descriptor that nothing else owns.
+    Ok(unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) })
+}

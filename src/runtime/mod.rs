@@ -1,0 +1,31 @@
+//! The thread-per-core runtime: reactors, mailboxes, sockets, timers.
+//!
+//! A [`Reactor`](reactor) is one thread, one core, one event loop. State belongs to one reactor and
+//! is plain data there; the only way in from another thread is a message to its
+//! [`ReactorHandle`], and a message is a closure that the reactor runs. Two drivers stand behind
+//! one interface, io_uring (glommio) and epoll (tokio's current-thread runtime): this is the only
+//! room that names either. It knows nothing of what runs on it.
+
+mod acceptor;
+mod driver;
+mod mailbox;
+mod per_reactor;
+mod reactor;
+mod reply;
+mod stall;
+mod tcp;
+mod timer;
+mod topology;
+
+pub use acceptor::{Acceptor, Listener};
+pub use driver::{Driver, DriverChoice, yield_now};
+pub use mailbox::{Closed, Full, Mailbox};
+pub use per_reactor::PerReactor;
+pub use reactor::{
+    Message, ReactorHandle, ReactorSettings, Reactors, StartError, current, spawn, try_current,
+};
+pub use reply::{ReplyReceiver, ReplySender, reply_channel};
+pub use stall::label;
+pub use tcp::TcpStream;
+pub use timer::{HyperTimer, Sleep, sleep, sleep_until};
+pub use topology::{Topology, pin_to};

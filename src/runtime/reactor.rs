@@ -1,0 +1,446 @@
+use std::{
+    cell::OnceCell,
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use super::{
+    driver::{self, Driver, DriverChoice},
+    mailbox::{Closed, Full, Mailbox},
+    stall::{self, Activity, Label, Watched},
+    topology::{Topology, pin_to},
+};
+
+/// What travels to a reactor: something to do there.
+pub type Message = Box<dyn FnOnce() + Send>;
+
+/// How the reactors are to be run.
+#[derive(Clone, Debug)]
+pub struct ReactorSettings {
+    /// How many.
+    pub count: usize,
+    /// Which event loop drives them.
+    pub driver: DriverChoice,
+    /// How long an idle reactor looks for work before it sleeps; only io_uring heeds it.
+    pub idle_spin: Duration,
+    /// Refusable messages that may wait at one reactor.
+    pub mailbox_capacity: usize,
+}
+
+/// A reactor could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The system did not give a thread or the processors.
+    #[error("cannot start reactor {index} on core {core}: {source}")]
+    Thread {
+        /// The reactor.
+        index: usize,
+        /// The processor it was to run on.
+        core: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// The event loop could not be set up.
+    #[error("cannot start reactor {index} with {driver}: {detail}")]
+    Driver {
+        /// The reactor.
+        index: usize,
+        /// Its event loop.
+        driver: Driver,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// What a reactor shares with the threads that hold its handle.
+pub(super) struct Shared {
+    pub(super) index: usize,
+    pub(super) driver: Driver,
+    mailbox: Mailbox<Message>,
+    connections: AtomicUsize,
+    stopping: AtomicBool,
+    pub(super) activity: Activity,
+}
+
+/// The way to a reactor from any thread.
+#[derive(Clone)]
+pub struct ReactorHandle(Arc<Shared>);
+
+impl ReactorHandle {
+    /// The reactor's number, from 0.
+    pub fn index(&self) -> usize {
+        self.0.index
+    }
+
+    /// The event loop that drives it.
+    pub fn driver(&self) -> Driver {
+        self.0.driver
+    }
+
+    /// Whether the calling thread is this reactor.
+    pub fn is_current(&self) -> bool {
+        CURRENT.with(|current| current.get().is_some_and(|handle| Arc::ptr_eq(&handle.0, &self.0)))
+    }
+
+    /// Runs `message` on the reactor: for completions, cancellations and shutdown, which are never
+    /// refused. The bound on what they answer bounds them.
+    ///
+    /// # Errors
+    /// When the reactor has ended; the message comes back undropped.
+    pub fn send(&self, message: Message) -> Result<(), Closed<Message>> {
+        self.0.mailbox.send(message)
+    }
+
+    /// Runs `message` on the reactor: for new work.
+    ///
+    /// # Errors
+    /// When too much work waits there already, or the reactor has ended.
+    pub fn try_send(&self, message: Message) -> Result<(), Full<Message>> {
+        self.0.mailbox.try_send(message)
+    }
+
+    /// Open connections on this reactor.
+    pub fn connections(&self) -> usize {
+        self.0.connections.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_connection(&self) {
+        self.0.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn uncount_connection(&self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        self.0.activity.is_stalled()
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0
+    }
+}
+
+thread_local! {
+    static CURRENT: OnceCell<ReactorHandle> = const { OnceCell::new() };
+}
+
+/// The reactor that the calling thread is, if it is one.
+pub fn try_current() -> Option<ReactorHandle> {
+    CURRENT.with(|current| current.get().cloned())
+}
+
+/// The number of the reactor that the calling thread is, if it is one.
+pub(super) fn current_index() -> Option<usize> {
+    CURRENT.with(|current| current.get().map(ReactorHandle::index))
+}
+
+/// The reactor that the calling thread is.
+///
+/// # Panics
+/// On a thread that is not a reactor.
+pub fn current() -> ReactorHandle {
+    try_current().expect("this code runs on reactors only")
+}
+
+/// Starts a task on the current reactor. It is first polled in the next round, so that what arrived
+/// in one tick is answered in one write.
+///
+/// # Panics
+/// On a thread that is not a reactor.
+pub fn spawn(label: Label, task: impl Future<Output = ()> + 'static) {
+    let reactor = current();
+    let driver = reactor.driver();
+    driver::spawn(driver, Watched::new(reactor, label, task));
+}
+
+/// All reactors of the process.
+pub struct Reactors {
+    handles: Vec<ReactorHandle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Reactors {
+    /// Starts them, each on its own processor.
+    ///
+    /// # Errors
+    /// When a thread or an event loop cannot be had. With [`DriverChoice::Auto`] a refused io_uring
+    /// is no error: epoll takes its place.
+    pub fn start(settings: &ReactorSettings, topology: &Topology) -> Result<Self, StartError> {
+        let chosen = driver::choose(settings.driver);
+        let mut reactors = Self { handles: Vec::new(), threads: Vec::new() };
+        for (index, core) in topology.reactor_cores(settings.count).into_iter().enumerate() {
+            let handle = ReactorHandle(Arc::new(Shared {
+                index,
+                driver: chosen,
+                mailbox: Mailbox::new(settings.mailbox_capacity),
+                connections: AtomicUsize::new(0),
+                stopping: AtomicBool::new(false),
+                activity: Activity::default(),
+            }));
+            let (report, started) = mpsc::sync_channel(1);
+            let thread = thread::Builder::new()
+                .name(format!("reactor-{index}"))
+                .spawn({
+                    let (handle, idle_spin) = (handle.clone(), settings.idle_spin);
+                    move || run(handle, core, idle_spin, &report)
+                })
+                .map_err(|source| StartError::Thread { index, core, source })?;
+            match started.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(mpsc::RecvError) => {
+                    let detail = "the thread ended before it was ready".to_owned();
+                    return Err(StartError::Driver { index, driver: chosen, detail });
+                }
+            }
+            reactors.handles.push(handle);
+            reactors.threads.push(thread);
+        }
+        let watched = reactors.handles.iter().map(|handle| Arc::downgrade(&handle.0)).collect();
+        let watchdog = thread::Builder::new().name("watchdog".into());
+        if let Err(error) = watchdog.spawn(move || stall::watch(watched)) {
+            log::warn!("cannot start the thread that watches for stalled reactors: {error}");
+        }
+        Ok(reactors)
+    }
+
+    /// The reactors in the order of their numbers.
+    pub fn handles(&self) -> &[ReactorHandle] {
+        &self.handles
+    }
+
+    /// Ends all reactors: tasks that still run are dropped, messages that still wait are run.
+    pub fn stop(self) {
+        for handle in &self.handles {
+            let stopping = handle.clone();
+            let message = Box::new(move || stopping.0.stopping.store(true, Ordering::Relaxed));
+            if handle.send(message).is_err() {
+                log::debug!("reactor {} had ended before it was stopped", handle.index());
+            }
+        }
+        for (index, thread) in self.threads.into_iter().enumerate() {
+            if thread.join().is_err() {
+                log::error!("reactor {index} panicked");
+            }
+        }
+    }
+}
+
+fn run(
+    handle: ReactorHandle,
+    core: usize,
+    idle_spin: Duration,
+    report: &mpsc::SyncSender<Result<(), StartError>>,
+) {
+    let index = handle.index();
+    if let Err(source) = pin_to(&[core]) {
+        let _ = report.send(Err(StartError::Thread { index, core, source }));
+        return;
+    }
+    CURRENT.with(|current| {
+        let _ = current.set(handle.clone());
+    });
+    let reactor = handle.clone();
+    let main = Watched::new(handle.clone(), &"a message from another thread", async move {
+        let _ = report.send(Ok(()));
+        read_mailbox(&reactor).await;
+    });
+    if let Err(detail) = driver::run(handle.driver(), core, idle_spin, main) {
+        let _ = report.send(Err(StartError::Driver { index, driver: handle.driver(), detail }));
+    }
+}
+
+/// Runs messages until one asks the reactor to end, then what still waits. This is the one task
+/// that other threads wake.
+async fn read_mailbox(reactor: &ReactorHandle) {
+    while !reactor.0.stopping.load(Ordering::Relaxed) {
+        for message in reactor.0.mailbox.receive().await {
+            message();
+        }
+    }
+    if let Some(messages) = reactor.0.mailbox.close() {
+        messages.for_each(|message| message());
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{rc::Rc, sync::mpsc::channel, time::Instant};
+
+    use super::*;
+    use crate::runtime::{PerReactor, reply_channel, sleep, yield_now};
+
+    fn start(driver: Driver, count: usize) -> Reactors {
+        let settings = ReactorSettings {
+            count,
+            driver: DriverChoice::Only(driver),
+            idle_spin: Duration::ZERO,
+            mailbox_capacity: 64,
+        };
+        Reactors::start(&settings, &Topology::read().unwrap()).unwrap()
+    }
+
+    fn on_both_drivers(test: impl Fn(&Reactors)) {
+        for driver in [Driver::Epoll, Driver::IoUring] {
+            let reactors = start(driver, 2);
+            test(&reactors);
+            reactors.stop();
+        }
+    }
+
+    #[test]
+    fn a_message_runs_on_its_reactor() {
+        on_both_drivers(|reactors| {
+            for handle in reactors.handles() {
+                let (report, reported) = channel();
+                let there = handle.clone();
+                handle.send(Box::new(move || report.send(there.is_current()).unwrap())).unwrap();
+                assert!(reported.recv().unwrap());
+                assert!(!handle.is_current());
+            }
+        });
+    }
+
+    #[test]
+    fn a_spawned_task_starts_after_the_one_that_spawned_it_pauses() {
+        on_both_drivers(|reactors| {
+            let (report, reported) = channel();
+            let spawning = move || {
+                spawn(&"outer", async move {
+                    let inner = report.clone();
+                    spawn(&"inner", async move { inner.send("inner").unwrap() });
+                    report.send("outer").unwrap();
+                    yield_now().await;
+                });
+            };
+            reactors.handles()[0].send(Box::new(spawning)).unwrap();
+            assert_eq!(reported.recv().unwrap(), "outer");
+            assert_eq!(reported.recv().unwrap(), "inner");
+        });
+    }
+
+    #[test]
+    fn a_busy_reactor_still_hears_other_threads_and_its_timers() {
+        on_both_drivers(|reactors| {
+            let (report, reported) = channel();
+            let busy = move || {
+                let done = Rc::new(std::cell::Cell::new(false));
+                let spinning = done.clone();
+                spawn(&"never idle", async move {
+                    while !spinning.get() {
+                        yield_now().await;
+                    }
+                });
+                spawn(&"timer", async move {
+                    sleep(Duration::from_millis(20)).await;
+                    done.set(true);
+                    report.send(()).unwrap();
+                });
+            };
+            reactors.handles()[0].send(Box::new(busy)).unwrap();
+            let (heard, hearing) = channel();
+            reactors.handles()[0].send(Box::new(move || heard.send(()).unwrap())).unwrap();
+            let patience = Duration::from_secs(10);
+            hearing.recv_timeout(patience).unwrap();
+            reported.recv_timeout(patience).unwrap();
+        });
+    }
+
+    #[test]
+    fn replies_come_home_from_any_thread_and_their_end_is_seen() {
+        on_both_drivers(|reactors| {
+            let (report, reported) = channel();
+            let other = reactors.handles()[1].clone();
+            let asking = move || {
+                let (sender, mut receiver) = reply_channel();
+                other
+                    .send(Box::new(move || {
+                        sender.send(1);
+                        thread::spawn(move || sender.finish(2)).join().unwrap();
+                    }))
+                    .unwrap();
+                spawn(&"asking", async move {
+                    let mut got = Vec::new();
+                    while let Some(reply) = receiver.receive().await {
+                        got.push(reply);
+                    }
+                    report.send(got).unwrap();
+                });
+            };
+            reactors.handles()[0].send(Box::new(asking)).unwrap();
+            assert_eq!(reported.recv_timeout(Duration::from_secs(10)).unwrap(), [1, 2]);
+        });
+    }
+
+    #[test]
+    fn a_sender_learns_that_its_request_was_abandoned() {
+        on_both_drivers(|reactors| {
+            let (report, reported) = channel();
+            let abandoning = move || {
+                let (sender, receiver) = reply_channel::<()>();
+                drop(receiver);
+                thread::spawn(move || report.send(sender.is_abandoned()).unwrap());
+            };
+            reactors.handles()[0].send(Box::new(abandoning)).unwrap();
+            assert!(reported.recv().unwrap());
+        });
+    }
+
+    #[test]
+    fn values_of_reactors_are_dropped_where_they_lived() {
+        struct Tattle(mpsc::Sender<Option<usize>>);
+        impl Drop for Tattle {
+            fn drop(&mut self) {
+                self.0.send(current_index()).unwrap();
+            }
+        }
+        on_both_drivers(|reactors| {
+            let values = Arc::new(PerReactor::new(reactors.handles()));
+            let (report, reported) = channel();
+            for handle in reactors.handles() {
+                let (values, report, (set, is_set)) = (values.clone(), report.clone(), channel());
+                handle
+                    .send(Box::new(move || {
+                        values.set(Tattle(report));
+                        assert!(values.get().is_some());
+                        drop(values);
+                        set.send(()).unwrap();
+                    }))
+                    .unwrap();
+                is_set.recv().unwrap();
+            }
+            assert!(values.get().is_none());
+            drop(values);
+            let mut dropped_on = [reported.recv().unwrap(), reported.recv().unwrap()];
+            dropped_on.sort_unstable();
+            assert_eq!(dropped_on, [Some(0), Some(1)]);
+        });
+    }
+
+    #[test]
+    fn a_stalled_reactor_is_found_and_recovers() {
+        on_both_drivers(|reactors| {
+            let handle = reactors.handles()[0].clone();
+            let (go, release) = channel::<()>();
+            handle.send(Box::new(move || release.recv().unwrap_or_default())).unwrap();
+            let patience = Instant::now() + Duration::from_secs(10);
+            while !handle.is_stalled() {
+                assert!(Instant::now() < patience, "the stall was not found");
+                thread::sleep(Duration::from_millis(10));
+            }
+            drop(go);
+            while handle.is_stalled() {
+                assert!(Instant::now() < patience, "the end of the stall was not seen");
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+    }
+}

@@ -1,0 +1,147 @@
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use send_wrapper::SendWrapper;
+
+use super::reactor::{ReactorHandle, current};
+
+/// A channel whose receiver lives on the current reactor and whose sender may go anywhere: for the
+/// responses to one request.
+///
+/// From its own reactor a send is a function call, from another thread a message. Either way the
+/// receiving task is woken by its own reactor.
+///
+/// # Panics
+/// On a thread that is not a reactor.
+pub fn reply_channel<T: Send + 'static>() -> (ReplySender<T>, ReplyReceiver<T>) {
+    let queue =
+        RefCell::new(Queue { first: None, rest: VecDeque::new(), complete: false, waker: None });
+    let state =
+        Arc::new(State { abandoned: AtomicBool::new(false), queue: SendWrapper::new(queue) });
+    (ReplySender { reactor: current(), state: Some(state.clone()) }, ReplyReceiver(state))
+}
+
+struct State<T> {
+    abandoned: AtomicBool,
+    /// Used and dropped on the receiver's reactor only.
+    queue: SendWrapper<RefCell<Queue<T>>>,
+}
+
+struct Queue<T> {
+    /// The reply that most requests have just one of.
+    first: Option<T>,
+    rest: VecDeque<T>,
+    complete: bool,
+    waker: Option<Waker>,
+}
+
+impl<T> State<T> {
+    fn push(&self, value: Option<T>, complete: bool) {
+        let mut queue = self.queue.borrow_mut();
+        if let Some(value) = value {
+            if queue.first.is_none() && queue.rest.is_empty() {
+                queue.first = Some(value);
+            } else {
+                queue.rest.push_back(value);
+            }
+        }
+        queue.complete |= complete;
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// Sends the replies to one request; dropping it without a reply tells the receiver that none
+/// will come.
+pub struct ReplySender<T: Send + 'static> {
+    reactor: ReactorHandle,
+    /// `None` once the channel is complete.
+    state: Option<Arc<State<T>>>,
+}
+
+impl<T: Send + 'static> ReplySender<T> {
+    /// Sends a reply that others follow.
+    pub fn send(&self, value: T) {
+        if let Some(state) = &self.state {
+            deliver(&self.reactor, state.clone(), Some(value), false);
+        }
+    }
+
+    /// Sends the last reply.
+    pub fn finish(mut self, value: T) {
+        if let Some(state) = self.state.take() {
+            deliver(&self.reactor, state, Some(value), true);
+        }
+    }
+
+    /// Whether nobody waits for replies any more: the client cancelled or left.
+    pub fn is_abandoned(&self) -> bool {
+        self.state.as_ref().is_none_or(|state| state.abandoned.load(Ordering::Relaxed))
+    }
+}
+
+impl<T: Send + 'static> Drop for ReplySender<T> {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.take() {
+            deliver(&self.reactor, state, None, true);
+        }
+    }
+}
+
+fn deliver<T: Send + 'static>(
+    reactor: &ReactorHandle,
+    state: Arc<State<T>>,
+    value: Option<T>,
+    complete: bool,
+) {
+    if state.queue.valid() {
+        state.push(value, complete);
+    } else if let Err(closed) = reactor.send(Box::new(move || state.push(value, complete))) {
+        // The reactor is gone, and only it could have dropped the queue.
+        mem::forget(closed.0);
+    }
+}
+
+/// Receives the replies to one request; dropping it abandons the request.
+pub struct ReplyReceiver<T>(Arc<State<T>>);
+
+impl<T> ReplyReceiver<T> {
+    /// The next reply, or `None` after the last.
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut queue = self.0.queue.borrow_mut();
+        if let Some(value) = queue.first.take() {
+            queue.first = queue.rest.pop_front();
+            return Poll::Ready(Some(value));
+        }
+        if queue.complete {
+            return Poll::Ready(None);
+        }
+        match &mut queue.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// The next reply, or `None` after the last.
+    pub async fn receive(&mut self) -> Option<T> {
+        std::future::poll_fn(|cx| self.poll_receive(cx)).await
+    }
+}
+
+impl<T> Drop for ReplyReceiver<T> {
+    fn drop(&mut self) {
+        self.0.abandoned.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,187 @@
+use std::{
+    io::{self, IoSlice},
+    net,
+    os::fd::{AsRawFd, BorrowedFd},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_lite::io::{AsyncRead as _, AsyncWrite as _};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{
+    driver::{self, Driver, EpollStream, UringStream},
+    reactor::{ReactorHandle, current},
+};
+
+/// A connected socket on the current reactor. It implements the I/O traits of tokio, for h2, and
+/// of hyper.
+pub struct TcpStream {
+    stream: Stream,
+    _load: Load,
+}
+
+enum Stream {
+    Uring(UringStream),
+    Epoll(EpollStream),
+}
+
+impl TcpStream {
+    /// Takes a connected socket onto the current reactor.
+    ///
+    /// # Errors
+    /// When the event loop refuses the socket.
+    pub fn adopt(socket: net::TcpStream) -> io::Result<Self> {
+        Self::adopt_counted(socket, Load::on(&current()))
+    }
+
+    pub(super) fn adopt_counted(socket: net::TcpStream, load: Load) -> io::Result<Self> {
+        let stream = match current().driver() {
+            Driver::IoUring => Stream::Uring(driver::uring_stream(socket)?),
+            Driver::Epoll => Stream::Epoll(driver::epoll_stream(socket)?),
+        };
+        Ok(Self { stream, _load: load })
+    }
+}
+
+/// One connection in a reactor's count, from the moment it is handed over until it is closed.
+pub(super) struct Load(ReactorHandle);
+
+impl Load {
+    pub(super) fn on(reactor: &ReactorHandle) -> Self {
+        reactor.count_connection();
+        Self(reactor.clone())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.uncount_connection();
+    }
+}
+
+impl AsyncRead for TcpStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Uring(stream) => {
+                let count = ready!(Pin::new(stream).poll_read(cx, buf.initialize_unfilled()))?;
+                buf.advance(count);
+                Poll::Ready(Ok(()))
+            }
+            Stream::Epoll(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for TcpStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Uring(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Epoll(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Uring(stream) => match send_vectored(stream, bufs) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // glommio has no vectored write; its plain one finds the socket full too and
+                    // arranges the wake-up.
+                    let first = bufs.iter().find(|buf| !buf.is_empty());
+                    Pin::new(stream).poll_write(cx, first.map_or(&[], |buf| buf))
+                }
+                result => Poll::Ready(result),
+            },
+            Stream::Epoll(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = match &mut self.stream {
+            Stream::Uring(stream) => ready!(Pin::new(stream).poll_close(cx)),
+            Stream::Epoll(stream) => ready!(Pin::new(stream).poll_shutdown(cx)),
+        };
+        match result {
+            // The peer was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            result => Poll::Ready(result),
+        }
+    }
+}
+
+fn send_vectored(stream: &UringStream, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    // SAFETY: the descriptor stays open as long as `stream` is borrowed.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    SockRef::from(&descriptor).send_vectored_with_flags(bufs, flags)
+}
+
+impl hyper::rt::Read for TcpStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        // SAFETY: `ReadBuf` only writes initialised bytes, and `advance` below is told just how
+        // many it filled.
+        let filled = unsafe {
+            let mut read_buf = ReadBuf::uninit(buf.as_mut());
+            ready!(AsyncRead::poll_read(self, cx, &mut read_buf))?;
+            read_buf.filled().len()
+        };
+        // SAFETY: the bytes were filled just above.
+        unsafe { buf.advance(filled) };
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl hyper::rt::Write for TcpStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write(self, cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write_vectored(self, cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_flush(self, cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_shutdown(self, cx)
+    }
+}

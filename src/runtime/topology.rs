@@ -1,0 +1,110 @@
+use std::{fs, io};
+
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+
+/// The processors that this process may use, and how they are divided.
+///
+/// Reactors take the first ones, instance threads the others where there are any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topology {
+    cores: Vec<Core>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Core {
+    id: usize,
+    numa_node: usize,
+}
+
+impl Topology {
+    /// Reads the affinity mask of the process and the NUMA node of every processor in it.
+    ///
+    /// # Errors
+    /// When the system does not tell the affinity mask.
+    pub fn read() -> io::Result<Self> {
+        let mask = sched_getaffinity(Pid::from_raw(0))?;
+        let mut cores: Vec<_> = (0..CpuSet::count())
+            .filter(|&id| mask.is_set(id).unwrap_or(false))
+            .map(|id| Core { id, numa_node: numa_node_of(id) })
+            .collect();
+        cores.sort_by_key(|core| (core.numa_node, core.id));
+        Ok(Self { cores })
+    }
+
+    /// The number of usable processors.
+    pub fn core_count(&self) -> usize {
+        self.cores.len()
+    }
+
+    /// The reactors that run when nobody says how many: half of the cores, one to four.
+    pub fn default_reactors(&self) -> usize {
+        (self.cores.len() / 2).clamp(1, 4)
+    }
+
+    /// The processors of `count` reactors, by their system numbers; they wrap around when there
+    /// are fewer.
+    pub fn reactor_cores(&self, count: usize) -> Vec<usize> {
+        self.cores.iter().map(|core| core.id).cycle().take(count).collect()
+    }
+
+    /// The processors for instance threads beside `reactors` reactors: the others, or all when
+    /// there are no others.
+    pub fn instance_cores(&self, reactors: usize) -> Vec<usize> {
+        let others = self.cores.get(reactors..).unwrap_or_default();
+        let cores = if others.is_empty() { &self.cores[..] } else { others };
+        cores.iter().map(|core| core.id).collect()
+    }
+
+    /// The number of NUMA nodes.
+    pub fn numa_nodes(&self) -> usize {
+        let mut nodes: Vec<_> = self.cores.iter().map(|core| core.numa_node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes.len()
+    }
+}
+
+fn numa_node_of(core: usize) -> usize {
+    let Ok(entries) = fs::read_dir(format!("/sys/devices/system/cpu/cpu{core}")) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Binds the calling thread to these processors.
+///
+/// # Errors
+/// When the system refuses, for example because none of them exists.
+pub fn pin_to(cores: &[usize]) -> io::Result<()> {
+    let mut mask = CpuSet::new();
+    for &core in cores {
+        mask.set(core)?;
+    }
+    Ok(sched_setaffinity(Pid::from_raw(0), &mask)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topology(cores: usize) -> Topology {
+        Topology { cores: (0..cores).map(|id| Core { id, numa_node: 0 }).collect() }
+    }
+
+    #[test]
+    fn cores_are_divided_once() {
+        for (cores, reactors) in [(1, 1), (2, 1), (4, 2), (8, 4), (64, 4)] {
+            assert_eq!(topology(cores).default_reactors(), reactors, "{cores} cores");
+        }
+        assert_eq!(topology(4).reactor_cores(2), [0, 1]);
+        assert_eq!(topology(4).instance_cores(2), [2, 3]);
+        assert_eq!(topology(2).instance_cores(2), [0, 1]);
+        assert_eq!(topology(2).reactor_cores(3), [0, 1, 0]);
+    }
+}
