@@ -4,7 +4,9 @@
 pub mod backend;
 pub mod inference;
 pub mod memory;
+pub mod observe;
 pub mod runtime;
+pub mod scheduler;
 
 /// The messages and services of `proto/`, generated.
 pub mod proto {

@@ -28,6 +28,11 @@ impl Rope {
         &self.pieces
     }
 
+    /// The pieces in order, taken out.
+    pub fn into_pieces(self) -> smallvec::IntoIter<[Bytes; 1]> {
+        self.pieces.into_iter()
+    }
+
     /// Appends a piece without copying it.
     pub fn push(&mut self, piece: Bytes) {
         if !piece.is_empty() {

@@ -1,0 +1,244 @@
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{self, SystemTime, UNIX_EPOCH},
+};
+
+use crate::proto;
+
+/// How often something happened and how long it took in all.
+#[derive(Default)]
+struct Counter {
+    count: AtomicU64,
+    nanos: AtomicU64,
+}
+
+impl Counter {
+    /// Only the owning reactor adds, so a load and a store are enough.
+    fn add(&self, count: u64, time: time::Duration) {
+        bump(&self.count, count);
+        bump(&self.nanos, nanos(time));
+    }
+
+    fn read(&self) -> Duration {
+        Duration {
+            count: self.count.load(Ordering::Relaxed),
+            nanos: self.nanos.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+}
+
+fn nanos(time: time::Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A number of events and their total time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Duration {
+    /// How many.
+    pub count: u64,
+    /// Nanoseconds in all.
+    pub nanos: u64,
+}
+
+impl Duration {
+    fn plus(self, other: Self) -> Self {
+        Self { count: self.count + other.count, nanos: self.nanos + other.nanos }
+    }
+}
+
+impl From<Duration> for proto::StatisticDuration {
+    fn from(duration: Duration) -> Self {
+        Self { count: duration.count, ns: duration.nanos }
+    }
+}
+
+/// What one reactor counted of one model version.
+#[derive(Default)]
+#[repr(align(128))]
+struct Core {
+    success: Counter,
+    fail: Counter,
+    queue: Counter,
+    compute_input: Counter,
+    compute_infer: Counter,
+    compute_output: Counter,
+    inferences: AtomicU64,
+    executions: AtomicU64,
+    pending: AtomicU64,
+    last_inference_ms: AtomicU64,
+    batches: Box<[BatchCounters]>,
+}
+
+/// Executions of one batch size.
+#[derive(Default)]
+struct BatchCounters {
+    compute_input: Counter,
+    compute_infer: Counter,
+    compute_output: Counter,
+}
+
+/// Statistics of one version of a model.
+pub struct ModelStatistics {
+    cores: Box<[Core]>,
+}
+
+/// How long the steps of one batch took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BatchTimes {
+    /// Putting the inputs in place.
+    pub compute_input: time::Duration,
+    /// Running the model.
+    pub compute_infer: time::Duration,
+    /// Taking the outputs apart.
+    pub compute_output: time::Duration,
+}
+
+/// Sums over all reactors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Totals {
+    pub success: Duration,
+    pub fail: Duration,
+    pub queue: Duration,
+    pub compute_input: Duration,
+    pub compute_infer: Duration,
+    pub compute_output: Duration,
+    pub inferences: u64,
+    pub executions: u64,
+    pub pending: u64,
+    pub last_inference_ms: u64,
+}
+
+impl ModelStatistics {
+    /// For a model whose batches have at most `max_batch_size` rows, counted on `reactors` reactors.
+    pub fn new(reactors: usize, max_batch_size: u32) -> Self {
+        let sizes = max_batch_size.max(1) as usize;
+        let core = || Core {
+            batches: (0..sizes).map(|_| BatchCounters::default()).collect(),
+            ..Core::default()
+        };
+        Self { cores: (0..reactors).map(|_| core()).collect() }
+    }
+
+    /// Counts a request that entered the queue. Called, as all that follow, on reactor `reactor`.
+    pub fn enqueued(&self, reactor: usize) {
+        if let Some(core) = self.cores.get(reactor) {
+            bump(&core.pending, 1);
+        }
+    }
+
+    /// Counts a request that left the queue.
+    pub fn dequeued(&self, reactor: usize) {
+        if let Some(core) = self.cores.get(reactor) {
+            bump(&core.pending, 1_u64.wrapping_neg());
+        }
+    }
+
+    /// Counts a batch that ran.
+    pub fn executed(&self, reactor: usize, rows: u32, requests: u64, times: BatchTimes) {
+        let Some(core) = self.cores.get(reactor) else { return };
+        bump(&core.inferences, u64::from(rows));
+        bump(&core.executions, 1);
+        core.compute_input.add(requests, scaled(times.compute_input, requests));
+        core.compute_infer.add(requests, scaled(times.compute_infer, requests));
+        core.compute_output.add(requests, scaled(times.compute_output, requests));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        core.last_inference_ms.store(now_ms, Ordering::Relaxed);
+        if let Some(batch) = core.batches.get((rows as usize).saturating_sub(1)) {
+            batch.compute_input.add(1, times.compute_input);
+            batch.compute_infer.add(1, times.compute_infer);
+            batch.compute_output.add(1, times.compute_output);
+        }
+    }
+
+    /// Counts a request that succeeded after `total`, of which it waited `queued`.
+    pub fn succeeded(&self, reactor: usize, total: time::Duration, queued: time::Duration) {
+        if let Some(core) = self.cores.get(reactor) {
+            core.success.add(1, total);
+            core.queue.add(1, queued);
+        }
+    }
+
+    /// Counts a request that failed after `total`.
+    pub fn failed(&self, reactor: usize, total: time::Duration) {
+        if let Some(core) = self.cores.get(reactor) {
+            core.fail.add(1, total);
+        }
+    }
+
+    /// The sums over all reactors.
+    pub fn totals(&self) -> Totals {
+        let mut sum = Totals::default();
+        for core in &self.cores {
+            sum.success = sum.success.plus(core.success.read());
+            sum.fail = sum.fail.plus(core.fail.read());
+            sum.queue = sum.queue.plus(core.queue.read());
+            sum.compute_input = sum.compute_input.plus(core.compute_input.read());
+            sum.compute_infer = sum.compute_infer.plus(core.compute_infer.read());
+            sum.compute_output = sum.compute_output.plus(core.compute_output.read());
+            sum.inferences += core.inferences.load(Ordering::Relaxed);
+            sum.executions += core.executions.load(Ordering::Relaxed);
+            // A request may enter on one reactor and leave on another: only the sum means anything.
+            sum.pending = sum.pending.wrapping_add(core.pending.load(Ordering::Relaxed));
+            let last = core.last_inference_ms.load(Ordering::Relaxed);
+            sum.last_inference_ms = sum.last_inference_ms.max(last);
+        }
+        sum
+    }
+
+    /// The statistics as the protocol reports them.
+    pub fn to_proto(&self, name: &str, version: i64) -> proto::ModelStatistics {
+        let totals = self.totals();
+        proto::ModelStatistics {
+            name: name.to_owned(),
+            version: version.to_string(),
+            last_inference: totals.last_inference_ms,
+            inference_count: totals.inferences,
+            execution_count: totals.executions,
+            inference_stats: Some(proto::InferStatistics {
+                success: Some(totals.success.into()),
+                fail: Some(totals.fail.into()),
+                queue: Some(totals.queue.into()),
+                compute_input: Some(totals.compute_input.into()),
+                compute_infer: Some(totals.compute_infer.into()),
+                compute_output: Some(totals.compute_output.into()),
+                cache_hit: Some(Duration::default().into()),
+                cache_miss: Some(Duration::default().into()),
+            }),
+            batch_stats: self.batch_statistics(),
+            memory_usage: Vec::new(),
+            response_stats: Default::default(),
+        }
+    }
+
+    fn batch_statistics(&self) -> Vec<proto::InferBatchStatistics> {
+        let sizes = self.cores.first().map_or(0, |core| core.batches.len());
+        (0..sizes)
+            .filter_map(|index| {
+                let sum = |counter: fn(&BatchCounters) -> &Counter| {
+                    self.cores
+                        .iter()
+                        .filter_map(|core| core.batches.get(index))
+                        .fold(Duration::default(), |sum, batch| sum.plus(counter(batch).read()))
+                };
+                let compute_infer = sum(|batch| &batch.compute_infer);
+                (compute_infer.count > 0).then(|| proto::InferBatchStatistics {
+                    batch_size: index as u64 + 1,
+                    compute_input: Some(sum(|batch| &batch.compute_input).into()),
+                    compute_infer: Some(compute_infer.into()),
+                    compute_output: Some(sum(|batch| &batch.compute_output).into()),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Every request of a batch counts the whole of the batch's time, as Triton has it.
+fn scaled(time: time::Duration, requests: u64) -> time::Duration {
+    time.saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
+}

@@ -1,0 +1,545 @@
+use std::{collections::VecDeque, time::Duration};
+
+use crate::inference::{Error, Timestamp};
+
+/// What the queue must know of a request.
+pub trait Queued {
+    /// Rows that it adds to a batch.
+    fn rows(&self) -> u32;
+
+    /// Whether it can be in one batch with `other`: same shapes but for the rows.
+    fn fits_with(&self, other: &Self) -> bool;
+
+    /// Its level, 1 being the most urgent; 0 leaves it to the policy.
+    fn priority(&self) -> u64;
+
+    /// How long it may wait by the client's wish.
+    fn queue_timeout(&self) -> Option<Duration>;
+
+    /// When its client stops waiting.
+    fn deadline(&self) -> Option<Timestamp>;
+
+    /// Whether its client has left.
+    fn is_cancelled(&self) -> bool;
+}
+
+/// How requests are put together, by `dynamic_batching` and `max_batch_size` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchingPolicy {
+    /// The most rows in a batch. 1 where requests run one by one.
+    pub max_batch_size: u32,
+    /// Whether requests are put together at all; without, each runs alone, whatever its rows.
+    pub dynamic: bool,
+    /// Sizes that are run at once when they are reached, ascending; empty when only the delay and
+    /// the largest size count.
+    pub preferred_batch_sizes: Vec<u32>,
+    /// How long the oldest request may wait for others.
+    pub max_queue_delay: Duration,
+    /// The number of priority levels; 0 or 1 for a single one.
+    pub priority_levels: u64,
+    /// The level of requests that name none.
+    pub default_priority_level: u64,
+    /// The policy of levels without one of their own.
+    pub default_queue_policy: QueuePolicy,
+    /// Policies of single levels.
+    pub priority_queue_policies: Vec<(u64, QueuePolicy)>,
+}
+
+impl BatchingPolicy {
+    /// Each request alone, in the order of arrival.
+    pub fn one_by_one() -> Self {
+        Self {
+            max_batch_size: 1,
+            dynamic: false,
+            preferred_batch_sizes: Vec::new(),
+            max_queue_delay: Duration::ZERO,
+            priority_levels: 0,
+            default_priority_level: 0,
+            default_queue_policy: QueuePolicy::default(),
+            priority_queue_policies: Vec::new(),
+        }
+    }
+}
+
+/// How one level of a queue treats the requests in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueuePolicy {
+    /// What happens to a request that has waited too long.
+    pub timeout_action: TimeoutAction,
+    /// How long a request may wait; `None` for as long as it takes.
+    pub default_timeout: Option<Duration>,
+    /// Whether a request may ask for a shorter wait.
+    pub allow_timeout_override: bool,
+    /// The most requests that may wait; 0 for any number.
+    pub max_queue_size: usize,
+}
+
+/// What happens to a request that has waited too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimeoutAction {
+    /// It fails.
+    #[default]
+    Reject,
+    /// It runs when nothing in time is waiting.
+    Delay,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq)]
+pub enum Decision<R> {
+    /// Run these as one batch.
+    Run(Vec<R>),
+    /// Ask again at this time at the latest, or when something arrives.
+    WaitUntil(Timestamp),
+    /// Ask again when something arrives.
+    Idle,
+}
+
+/// The queue of one model: levels of priority, each first in, first out.
+pub struct DynamicQueue<R> {
+    policy: BatchingPolicy,
+    levels: Vec<Level<R>>,
+    len: usize,
+    /// Nothing expires before this.
+    calm_until: Option<Timestamp>,
+}
+
+struct Level<R> {
+    policy: QueuePolicy,
+    waiting: VecDeque<Waiting<R>>,
+    /// Requests whose time is up but that may still run.
+    delayed: VecDeque<Waiting<R>>,
+}
+
+struct Waiting<R> {
+    request: R,
+    since: Timestamp,
+    expires: Option<Timestamp>,
+}
+
+impl<R: Queued> DynamicQueue<R> {
+    /// An empty queue.
+    pub fn new(policy: BatchingPolicy) -> Self {
+        let count = policy.priority_levels.max(1);
+        let levels = (1..=count)
+            .map(|level| Level {
+                policy: policy
+                    .priority_queue_policies
+                    .iter()
+                    .find(|(of, _)| *of == level)
+                    .map_or_else(|| policy.default_queue_policy.clone(), |(_, own)| own.clone()),
+                waiting: VecDeque::new(),
+                delayed: VecDeque::new(),
+            })
+            .collect();
+        Self { policy, levels, len: 0, calm_until: None }
+    }
+
+    /// The number of requests that wait.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no request waits.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Puts a request behind the others of its level.
+    ///
+    /// # Errors
+    /// When its level is full; the request comes back.
+    pub fn push(&mut self, request: R, now: Timestamp) -> Result<(), (R, Error)> {
+        let level = self.level_of(&request);
+        let level = &mut self.levels[level];
+        let limit = level.policy.max_queue_size;
+        if limit > 0 && level.waiting.len() + level.delayed.len() >= limit {
+            return Err((request, Error::QueueFull));
+        }
+        let allowed = match (level.policy.default_timeout, request.queue_timeout()) {
+            (default, Some(asked)) if level.policy.allow_timeout_override => {
+                Some(default.map_or(asked, |default| default.min(asked)))
+            }
+            (default, _) => default,
+        };
+        let expires = allowed.map(|allowed| now + allowed);
+        self.calm_until = earliest([self.calm_until, expires, request.deadline()]);
+        level.waiting.push_back(Waiting { request, since: now, expires });
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Takes out the requests that must not run any more, each with the reason.
+    pub fn expired(&mut self, now: Timestamp) -> Vec<(R, Error)> {
+        let mut gone = Vec::new();
+        if self.calm_until.is_none_or(|calm| now < calm) {
+            return gone;
+        }
+        let mut calm_until = None;
+        for level in &mut self.levels {
+            let delays = level.policy.timeout_action == TimeoutAction::Delay;
+            let mut in_time = VecDeque::with_capacity(level.waiting.len());
+            for mut waiting in level.waiting.drain(..) {
+                let deadline = waiting.request.deadline();
+                if deadline.is_some_and(|deadline| deadline <= now) {
+                    gone.push((waiting.request, Error::DeadlineExpired));
+                } else if waiting.expires.is_none_or(|expires| expires > now) {
+                    calm_until = earliest([calm_until, waiting.expires, deadline]);
+                    in_time.push_back(waiting);
+                } else if delays {
+                    waiting.expires = None;
+                    calm_until = earliest([calm_until, deadline, None]);
+                    level.delayed.push_back(waiting);
+                } else {
+                    gone.push((waiting.request, Error::TimeoutExpired));
+                }
+            }
+            level.waiting = in_time;
+        }
+        self.calm_until = calm_until;
+        self.len -= gone.len();
+        gone
+    }
+
+    /// Takes out requests at the front whose clients have left.
+    pub fn cancelled(&mut self) -> Vec<R> {
+        let mut gone = Vec::new();
+        for level in &mut self.levels {
+            for queue in [&mut level.waiting, &mut level.delayed] {
+                let mut index = 0;
+                // What is further behind is looked at when its turn comes.
+                while index < self.policy.max_batch_size as usize {
+                    match queue.get(index) {
+                        None => break,
+                        Some(waiting) if waiting.request.is_cancelled() => {
+                            gone.extend(queue.remove(index).map(|waiting| waiting.request));
+                        }
+                        Some(_) => index += 1,
+                    }
+                }
+            }
+        }
+        self.len -= gone.len();
+        gone
+    }
+
+    /// What to do now that an instance is free. Expired requests must have been taken out before.
+    pub fn next(&mut self, now: Timestamp) -> Decision<R> {
+        if self.len == 0 {
+            return Decision::Idle;
+        }
+        if !self.policy.dynamic {
+            return Decision::Run(self.take(1));
+        }
+        let pending = self.pending();
+        if let Some(count) = pending.preferred_count {
+            return Decision::Run(self.take(count));
+        }
+        let due = pending.oldest + self.policy.max_queue_delay;
+        if pending.cannot_grow || due <= now {
+            return Decision::Run(self.take(pending.count));
+        }
+        Decision::WaitUntil(due)
+    }
+
+    /// When a request may expire, at the earliest.
+    pub fn next_expiry(&self) -> Option<Timestamp> {
+        self.calm_until
+    }
+
+    /// Takes out everything.
+    pub fn drain(&mut self) -> Vec<R> {
+        self.take(self.len)
+    }
+
+    fn pending(&self) -> Pending {
+        let preferred = &self.policy.preferred_batch_sizes;
+        let largest = preferred.last().copied().unwrap_or(self.policy.max_batch_size);
+        let mut pending = Pending {
+            count: 0,
+            oldest: Timestamp::default(),
+            preferred_count: None,
+            cannot_grow: false,
+        };
+        let mut rows = 0;
+        let mut first: Option<&Waiting<R>> = None;
+        for waiting in self.in_order() {
+            let grown = rows + waiting.request.rows();
+            let fits = first.is_none_or(|first| waiting.request.fits_with(&first.request));
+            if first.is_some() && (grown > largest || !fits) {
+                pending.cannot_grow = true;
+                break;
+            }
+            pending.oldest = first.map_or(waiting.since, |_| pending.oldest.min(waiting.since));
+            first = first.or(Some(waiting));
+            pending.count += 1;
+            rows = grown;
+            if preferred.contains(&rows) {
+                pending.preferred_count = Some(pending.count);
+            }
+            if rows >= largest {
+                pending.cannot_grow = true;
+                break;
+            }
+        }
+        pending
+    }
+
+    /// Requests in the order in which they run: level by level, those in time before those delayed.
+    fn in_order(&self) -> impl Iterator<Item = &Waiting<R>> {
+        let in_time = self.levels.iter().flat_map(|level| &level.waiting);
+        in_time.chain(self.levels.iter().flat_map(|level| &level.delayed))
+    }
+
+    fn take(&mut self, count: usize) -> Vec<R> {
+        let mut taken = Vec::with_capacity(count);
+        let Self { levels, len, .. } = self;
+        for in_time in [true, false] {
+            for level in levels.iter_mut() {
+                let queue = if in_time { &mut level.waiting } else { &mut level.delayed };
+                let share = queue.len().min(count - taken.len());
+                taken.extend(queue.drain(..share).map(|waiting| waiting.request));
+            }
+        }
+        *len -= taken.len();
+        taken
+    }
+
+    fn level_of(&self, request: &R) -> usize {
+        let asked = match request.priority() {
+            0 => self.policy.default_priority_level,
+            asked => asked,
+        };
+        let last = self.levels.len() as u64;
+        (asked.clamp(1, last) - 1) as usize
+    }
+}
+
+/// The batch that could run now.
+struct Pending {
+    count: usize,
+    oldest: Timestamp,
+    /// The requests that make the largest preferred size that was reached.
+    preferred_count: Option<usize>,
+    cannot_grow: bool,
+}
+
+fn earliest(times: [Option<Timestamp>; 3]) -> Option<Timestamp> {
+    times.into_iter().flatten().min()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Fake {
+        name: usize,
+        rows: u32,
+        shape: u8,
+        priority: u64,
+        timeout: Option<Duration>,
+        deadline: Option<Timestamp>,
+        cancelled: bool,
+    }
+
+    fn fake(name: usize, rows: u32) -> Fake {
+        Fake { name, rows, shape: 0, priority: 0, timeout: None, deadline: None, cancelled: false }
+    }
+
+    impl Queued for Fake {
+        fn rows(&self) -> u32 {
+            self.rows
+        }
+        fn fits_with(&self, other: &Self) -> bool {
+            self.shape == other.shape
+        }
+        fn priority(&self) -> u64 {
+            self.priority
+        }
+        fn queue_timeout(&self) -> Option<Duration> {
+            self.timeout
+        }
+        fn deadline(&self) -> Option<Timestamp> {
+            self.deadline
+        }
+        fn is_cancelled(&self) -> bool {
+            self.cancelled
+        }
+    }
+
+    fn batching(max_batch_size: u32, preferred: &[u32], delay_us: u64) -> BatchingPolicy {
+        BatchingPolicy {
+            max_batch_size,
+            dynamic: true,
+            preferred_batch_sizes: preferred.to_vec(),
+            max_queue_delay: Duration::from_micros(delay_us),
+            ..BatchingPolicy::one_by_one()
+        }
+    }
+
+    fn at(us: u64) -> Timestamp {
+        Timestamp::from_nanos(us * 1000)
+    }
+
+    fn names(decision: Decision<Fake>) -> Vec<usize> {
+        match decision {
+            Decision::Run(batch) => batch.into_iter().map(|request| request.name).collect(),
+            other => panic!("expected a batch, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn without_batching_each_request_runs_alone() {
+        let mut queue =
+            DynamicQueue::new(BatchingPolicy { max_batch_size: 8, ..BatchingPolicy::one_by_one() });
+        queue.push(fake(1, 3), at(0)).unwrap();
+        queue.push(fake(2, 1), at(0)).unwrap();
+        assert_eq!(names(queue.next(at(0))), [1]);
+        assert_eq!(names(queue.next(at(0))), [2]);
+        assert_eq!(queue.next(at(0)), Decision::Idle);
+    }
+
+    #[test]
+    fn without_a_delay_whatever_waits_runs_at_once() {
+        let mut queue = DynamicQueue::new(batching(4, &[], 0));
+        for name in 0..6 {
+            queue.push(fake(name, 1), at(0)).unwrap();
+        }
+        assert_eq!(names(queue.next(at(0))), [0, 1, 2, 3]);
+        assert_eq!(names(queue.next(at(0))), [4, 5]);
+    }
+
+    #[test]
+    fn a_batch_waits_for_its_delay_and_closes_early_when_full() {
+        let mut queue = DynamicQueue::new(batching(4, &[], 100));
+        queue.push(fake(0, 1), at(10)).unwrap();
+        assert_eq!(queue.next(at(20)), Decision::WaitUntil(at(110)));
+        queue.push(fake(1, 3), at(30)).unwrap();
+        assert_eq!(names(queue.next(at(30))), [0, 1]);
+        queue.push(fake(2, 1), at(40)).unwrap();
+        assert_eq!(names(queue.next(at(140))), [2]);
+    }
+
+    #[test]
+    fn a_preferred_size_runs_at_once() {
+        let mut queue = DynamicQueue::new(batching(8, &[2, 4], 100));
+        for name in 0..3 {
+            queue.push(fake(name, 1), at(0)).unwrap();
+        }
+        assert_eq!(names(queue.next(at(0))), [0, 1]);
+        assert_eq!(queue.next(at(1)), Decision::WaitUntil(at(100)));
+    }
+
+    #[test]
+    fn shapes_that_differ_are_not_mixed_and_order_is_kept() {
+        let mut queue = DynamicQueue::new(batching(8, &[], 1000));
+        queue.push(fake(0, 1), at(0)).unwrap();
+        queue.push(Fake { shape: 1, ..fake(1, 1) }, at(0)).unwrap();
+        queue.push(fake(2, 1), at(0)).unwrap();
+        assert_eq!(names(queue.next(at(0))), [0]);
+        assert_eq!(names(queue.next(at(0))), [1]);
+        assert_eq!(queue.next(at(0)), Decision::WaitUntil(at(1000)));
+    }
+
+    #[test]
+    fn urgent_levels_go_first() {
+        let policy =
+            BatchingPolicy { priority_levels: 3, default_priority_level: 2, ..batching(2, &[], 0) };
+        let mut queue = DynamicQueue::new(policy);
+        queue.push(fake(0, 1), at(0)).unwrap();
+        queue.push(Fake { priority: 3, ..fake(1, 1) }, at(0)).unwrap();
+        queue.push(Fake { priority: 1, ..fake(2, 1) }, at(0)).unwrap();
+        assert_eq!(names(queue.next(at(0))), [2, 0]);
+        assert_eq!(names(queue.next(at(0))), [1]);
+    }
+
+    #[test]
+    fn timeouts_reject_or_delay_and_deadlines_always_reject() {
+        let late = QueuePolicy {
+            default_timeout: Some(Duration::from_micros(50)),
+            allow_timeout_override: true,
+            ..QueuePolicy::default()
+        };
+        for action in [TimeoutAction::Reject, TimeoutAction::Delay] {
+            let policy = QueuePolicy { timeout_action: action, ..late.clone() };
+            let mut queue = DynamicQueue::new(BatchingPolicy {
+                default_queue_policy: policy,
+                ..batching(8, &[], 1000)
+            });
+            queue.push(fake(0, 1), at(0)).unwrap();
+            let shorter = Some(Duration::from_micros(10));
+            queue.push(Fake { timeout: shorter, ..fake(1, 1) }, at(0)).unwrap();
+            queue.push(Fake { deadline: Some(at(5)), ..fake(2, 1) }, at(0)).unwrap();
+            assert_eq!(queue.next_expiry(), Some(at(5)));
+            assert_eq!(queue.expired(at(4)), []);
+            let gone = queue.expired(at(20));
+            assert_eq!(gone.last().unwrap().1, Error::DeadlineExpired);
+            match action {
+                TimeoutAction::Reject => {
+                    assert_eq!(gone.len(), 2);
+                    assert_eq!(gone[0].1, Error::TimeoutExpired);
+                }
+                TimeoutAction::Delay => {
+                    assert_eq!(gone.len(), 1);
+                    queue.push(fake(3, 1), at(20)).unwrap();
+                    assert_eq!(names(queue.next(at(1000))), [0, 3, 1]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_the_cancelled_leave() {
+        let policy = QueuePolicy { max_queue_size: 2, ..QueuePolicy::default() };
+        let mut queue = DynamicQueue::new(BatchingPolicy {
+            default_queue_policy: policy,
+            ..batching(8, &[], 0)
+        });
+        queue.push(Fake { cancelled: true, ..fake(0, 1) }, at(0)).unwrap();
+        queue.push(fake(1, 1), at(0)).unwrap();
+        assert_eq!(queue.push(fake(2, 1), at(0)).unwrap_err().1, Error::QueueFull);
+        assert_eq!(queue.cancelled().len(), 1);
+        assert_eq!(queue.len(), 1);
+        assert_eq!(names(queue.next(at(0))), [1]);
+    }
+
+    proptest! {
+        /// Every request comes out exactly once, in the order of its level, in batches that hold.
+        #[test]
+        fn nothing_is_lost_doubled_or_starved(
+            arrivals in prop::collection::vec((1_u32..6, 0_u8..2, 0_u64..4, 0_u64..30), 1..80),
+            preferred in prop::sample::subsequence(vec![2_u32, 3, 5, 8], 0..4),
+            delay in 0_u64..200,
+        ) {
+            let policy = BatchingPolicy { priority_levels: 3, default_priority_level: 1, ..batching(8, &preferred, delay) };
+            let mut queue = DynamicQueue::new(policy);
+            let (mut now, mut out) = (0, Vec::new());
+            let mut run = |queue: &mut DynamicQueue<Fake>, now| {
+                while let Decision::Run(batch) = queue.next(at(now)) {
+                    let rows: u32 = batch.iter().map(|request| request.rows).sum();
+                    prop_assert!(rows <= 8);
+                    prop_assert!(batch.iter().all(|request| request.shape == batch[0].shape));
+                    out.extend(batch);
+                }
+                Ok(())
+            };
+            for (name, &(rows, shape, priority, gap)) in arrivals.iter().enumerate() {
+                now += gap;
+                queue.push(Fake { shape, priority, ..fake(name, rows) }, at(now)).unwrap();
+                run(&mut queue, now)?;
+            }
+            run(&mut queue, now + delay)?;
+            prop_assert!(queue.is_empty());
+            let mut all: Vec<_> = out.iter().map(|request| request.name).collect();
+            for level in 1..=3 {
+                let of_level: Vec<_> = out.iter().filter(|request| request.priority.max(1) == level).map(|request| request.name).collect();
+                prop_assert!(of_level.is_sorted());
+            }
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..arrivals.len()).collect::<Vec<_>>());
+        }
+    }
+}
