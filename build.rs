@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_client(false)
         .build_transport(false)
+        .generate_default_stubs(true)
         .compile_fds_with_config(descriptors, messages)?;
     Ok(())
 }

@@ -3,10 +3,12 @@
 
 pub mod backend;
 pub mod inference;
+pub mod ingress;
 pub mod memory;
 pub mod observe;
 pub mod runtime;
 pub mod scheduler;
+pub mod serving;
 
 /// The messages and services of `proto/`, generated.
 pub mod proto {

@@ -42,11 +42,21 @@ pub trait Model: Send + Sync {
     /// Makes an instance. Instances run in parallel; one runs one batch at a time.
     fn instance(&self, placement: &Placement) -> Result<Box<dyn Instance>, BackendError>;
 
-    /// Whether instances can run on a reactor between two polls: no thread pool of their own that
-    /// would need other cores, no blocking on anything but the processor.
-    fn can_run_inline(&self) -> bool {
-        false
+    /// Whether instances can run on a reactor between two polls.
+    fn inline_fitness(&self) -> InlineFitness {
+        InlineFitness::Never
     }
+}
+
+/// Whether a model's instances can run on a reactor between two polls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InlineFitness {
+    /// They use threads of their own, or wait for something.
+    Never,
+    /// They use the calling thread alone: it depends on how long they take.
+    IfFast,
+    /// They take next to no time, whatever the size of the tensors.
+    Always,
 }
 
 /// One place where a model runs.

@@ -77,6 +77,19 @@ impl Rope {
         }
     }
 
+    /// Takes the first `at` bytes off, sharing the piece that is cut.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn split_to(&mut self, at: usize) -> Rope {
+        if at == self.len {
+            return std::mem::take(self);
+        }
+        let front = self.slice(0..at);
+        *self = self.slice(at..self.len);
+        front
+    }
+
     /// The bytes of `range`, sharing the pieces.
     ///
     /// # Panics
@@ -135,6 +148,9 @@ mod tests {
             let (a, b) = (cut.0.index(joined.len() + 1), cut.1.index(joined.len() + 1));
             let range = a.min(b)..a.max(b);
             prop_assert_eq!(rope.slice(range.clone()).into_bytes(), &joined[range]);
+            let mut back = rope.clone();
+            prop_assert_eq!(back.split_to(a).into_bytes(), &joined[..a]);
+            prop_assert_eq!(back.into_bytes(), &joined[a..]);
             let mut copy = vec![0; joined.len()];
             rope.copy_to(&mut copy);
             prop_assert_eq!(&copy, &joined);

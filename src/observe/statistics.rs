@@ -5,6 +5,9 @@ use std::{
 
 use crate::proto;
 
+/// Batches of more rows than this are counted in the totals only.
+const BATCH_SIZES_MAX: usize = 1024;
+
 /// How often something happened and how long it took in all.
 #[derive(Default)]
 struct Counter {
@@ -116,7 +119,7 @@ pub struct Totals {
 impl ModelStatistics {
     /// For a model whose batches have at most `max_batch_size` rows, counted on `reactors` reactors.
     pub fn new(reactors: usize, max_batch_size: u32) -> Self {
-        let sizes = max_batch_size.max(1) as usize;
+        let sizes = (max_batch_size.max(1) as usize).min(BATCH_SIZES_MAX);
         let core = || Core {
             batches: (0..sizes).map(|_| BatchCounters::default()).collect(),
             ..Core::default()

@@ -7,6 +7,7 @@
 //! room that names either. It knows nothing of what runs on it.
 
 mod acceptor;
+mod drain;
 mod driver;
 mod mailbox;
 mod per_reactor;
@@ -18,6 +19,7 @@ mod timer;
 mod topology;
 
 pub use acceptor::{Acceptor, Listener};
+pub use drain::{Draining, draining};
 pub use driver::{Driver, DriverChoice, yield_now};
 pub use mailbox::{Closed, Full, Mailbox};
 pub use per_reactor::PerReactor;

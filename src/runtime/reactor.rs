@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    drain,
     driver::{self, Driver, DriverChoice},
     mailbox::{Closed, Full, Mailbox},
     stall::{self, Activity, Label, Watched},
@@ -215,6 +216,22 @@ impl Reactors {
     /// The reactors in the order of their numbers.
     pub fn handles(&self) -> &[ReactorHandle] {
         &self.handles
+    }
+
+    /// Tells all connections to end once what they have in flight is answered; see [`draining`].
+    ///
+    /// [`draining`]: super::draining
+    pub fn drain(&self) {
+        for handle in &self.handles {
+            if handle.send(Box::new(drain::begin)).is_err() {
+                log::debug!("reactor {} had ended before it was drained", handle.index());
+            }
+        }
+    }
+
+    /// Open connections on all reactors.
+    pub fn connections(&self) -> usize {
+        self.handles.iter().map(ReactorHandle::connections).sum()
     }
 
     /// Ends all reactors: tasks that still run are dropped, messages that still wait are run.

@@ -1,0 +1,94 @@
+//! What the server says of itself and of its models. gRPC sends these messages, HTTP writes them as
+//! JSON.
+
+use crate::{
+    inference::{Error, Shape, TensorSpec},
+    proto::{
+        ModelMetadataResponse, ModelStatisticsResponse, ServerMetadataResponse,
+        model_metadata_response::TensorMetadata,
+    },
+    serving::{LoadedVersion, Server, ServerState},
+};
+
+/// The protocol's extensions that the server offers.
+const EXTENSIONS: [&str; 5] =
+    ["schedule_policy", "model_configuration", "binary_tensor_data", "parameters", "statistics"];
+
+/// The server's name when `--id` gives none. Clients that look for Triton find it.
+pub const SERVER_NAME: &str = "triton";
+
+/// Who the server is.
+pub fn server() -> ServerMetadataResponse {
+    ServerMetadataResponse {
+        name: SERVER_NAME.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+    }
+}
+
+/// Whether the server takes requests.
+pub fn is_ready(server: &Server) -> bool {
+    server.state() == ServerState::Ready
+}
+
+/// Whether a model takes requests; an empty version asks for the newest.
+pub fn is_model_ready(server: &Server, model: &str, version: &str) -> bool {
+    is_ready(server) && server.version(model, version).is_ok()
+}
+
+/// The tensors of a model.
+///
+/// # Errors
+/// When there is no such model or version.
+pub fn model(server: &Server, model: &str, version: &str) -> Result<ModelMetadataResponse, Error> {
+    let asked = server.version(model, version)?;
+    let all = match version.is_empty() {
+        true => server.versions(model)?,
+        false => vec![asked.clone()],
+    };
+    Ok(metadata(&asked, &all))
+}
+
+fn metadata(
+    version: &LoadedVersion,
+    all: &[std::sync::Arc<LoadedVersion>],
+) -> ModelMetadataResponse {
+    let batched = version.signature.max_batch_size > 0;
+    let tensor = |spec: &TensorSpec| TensorMetadata {
+        name: spec.name.to_string(),
+        datatype: spec.datatype.protocol_name().to_owned(),
+        shape: if batched { spec.dims.with_batch(-1) } else { Shape::clone(&spec.dims) }.to_vec(),
+    };
+    let platform = match version.config.platform.as_str() {
+        "" => version.config.backend.clone(),
+        platform => platform.to_owned(),
+    };
+    ModelMetadataResponse {
+        name: version.name.to_string(),
+        versions: all.iter().map(|version| version.version.to_string()).collect(),
+        platform,
+        inputs: version.signature.inputs.iter().map(tensor).collect(),
+        outputs: version.signature.outputs.iter().map(tensor).collect(),
+    }
+}
+
+/// What was counted: of one version, of all versions of a model, or of everything.
+///
+/// # Errors
+/// When there is no such model or version.
+pub fn statistics(
+    server: &Server,
+    model: &str,
+    version: &str,
+) -> Result<ModelStatisticsResponse, Error> {
+    let versions = match (model, version) {
+        ("", _) => server.all_versions(),
+        (model, "") => server.versions(model)?,
+        (model, version) => vec![server.version(model, version)?],
+    };
+    let model_stats = versions
+        .iter()
+        .map(|version| version.statistics.to_proto(&version.name, version.version))
+        .collect();
+    Ok(ModelStatisticsResponse { model_stats })
+}

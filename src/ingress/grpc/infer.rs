@@ -1,0 +1,186 @@
+//! `ModelInfer`: one request, one response.
+
+use std::{
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use h2::{RecvStream, SendStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+
+use super::{connection::Connection, decode, encode, message::MessageReader, status};
+use crate::{
+    inference::{Error, InferResponse, Timestamp},
+    runtime::{ReplyReceiver, sleep},
+    serving::Reply,
+};
+
+/// How long a large response may lie in the batch's memory while its client does not read. After
+/// that it is copied out, so that a slow client holds up nobody's batch.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// Answers a `ModelInfer` call.
+pub async fn answer(
+    connection: Rc<Connection>,
+    headers: HeaderMap,
+    body: RecvStream,
+    mut respond: SendResponse<Bytes>,
+) {
+    match infer(&connection, &headers, body, &mut respond).await {
+        Ok(response) => send(&connection, respond, &response).await,
+        // Nobody is there to be told.
+        Err(Error::Cancelled) => respond.send_reset(h2::Reason::CANCEL),
+        Err(error) => send_trailers_only(respond, status::failed(&error)),
+    }
+}
+
+async fn infer(
+    connection: &Connection,
+    headers: &HeaderMap,
+    body: RecvStream,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<InferResponse, Error> {
+    let deadline = deadline(headers)?;
+    let mut messages = MessageReader::new(body, connection.settings.message_max);
+    let message = messages.next().await?;
+    let message = message.ok_or_else(|| Error::malformed("the call has no request message"))?;
+    let mut request = decode::infer_request(message)?;
+    request.deadline = deadline;
+    let mut answer = connection.server.infer(request)?;
+    let reply = std::future::poll_fn(|cx| poll_answer(&mut answer, respond, cx)).await;
+    reply.unwrap_or_else(|| Err(lost()))
+}
+
+/// Waits for the answer or for the client to leave.
+fn poll_answer(
+    answer: &mut ReplyReceiver<Reply>,
+    respond: &mut SendResponse<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Reply>> {
+    match answer.poll_receive(cx) {
+        Poll::Pending if respond.poll_reset(cx).is_ready() => {
+            Poll::Ready(Some(Err(Error::Cancelled)))
+        }
+        poll => poll,
+    }
+}
+
+/// The failure of a request whose answer was dropped.
+pub fn lost() -> Error {
+    Error::Internal { detail: "the request was dropped without an answer".into() }
+}
+
+async fn send(connection: &Connection, mut respond: SendResponse<Bytes>, response: &InferResponse) {
+    let segments = encode::infer_response(response);
+    let Ok(mut stream) = respond.send_response(response_head(), false) else { return };
+    for segment in segments {
+        if send_segment(connection, &mut stream, segment).await.is_err() {
+            return;
+        }
+    }
+    // An error here means that the client has left.
+    let _ = stream.send_trailers(status::ok());
+}
+
+/// The client has left, or was sent away because it does not read.
+pub struct Gone;
+
+/// Sends a piece of a message, as fast as the client takes it.
+pub async fn send_segment(
+    connection: &Connection,
+    stream: &mut SendStream<Bytes>,
+    mut segment: Bytes,
+) -> Result<(), Gone> {
+    if segment.len() <= encode::COPIED_BYTES_MAX + encode::COPIED_BYTES_MAX {
+        return stream.send_data(segment, false).map_err(|_| Gone);
+    }
+    let mut charge = None;
+    while !segment.is_empty() {
+        stream.reserve_capacity(segment.len());
+        let capacity = std::future::poll_fn(|cx| stream.poll_capacity(cx));
+        let capacity = match charge {
+            Some(_) => capacity.await,
+            None => match select(capacity, sleep(PATIENCE)).await {
+                Either::Left((capacity, _)) => capacity,
+                Either::Right(_) => {
+                    let Some(charged) = connection.unsent.charge(segment.len()) else {
+                        log::debug!("reset a response: its client does not read");
+                        stream.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
+                        return Err(Gone);
+                    };
+                    charge = Some(charged);
+                    segment = Bytes::copy_from_slice(&segment);
+                    continue;
+                }
+            },
+        };
+        let Some(Ok(capacity)) = capacity else { return Err(Gone) };
+        let step = segment.split_to(capacity.min(segment.len()));
+        stream.send_data(step, false).map_err(|_| Gone)?;
+    }
+    Ok(())
+}
+
+/// The head of every gRPC response.
+pub fn response_head() -> Response<()> {
+    let mut response = Response::new(());
+    let content_type = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+/// Ends a call that has no message to give.
+pub fn send_trailers_only(mut respond: SendResponse<Bytes>, trailers: HeaderMap) {
+    let mut response = response_head();
+    *response.status_mut() = StatusCode::OK;
+    response.headers_mut().extend(trailers);
+    // An error here means that the client has left.
+    let _ = respond.send_response(response, true);
+}
+
+/// When the client stops waiting, by its `grpc-timeout` header.
+pub fn deadline(headers: &HeaderMap) -> Result<Option<Timestamp>, Error> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let timeout = value.to_str().ok().and_then(parse_timeout);
+    let timeout = timeout.ok_or_else(|| {
+        Error::malformed(format!(
+            "the header grpc-timeout must be up to 8 digits and a unit of H, M, S, m, u or n, \
+             got {value:?}"
+        ))
+    })?;
+    Ok(Some(Timestamp::now() + timeout))
+}
+
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(parse_timeout("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(parse_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for bad in ["", "m", "100", "123456789S", "-1S", "1s", "1é"] {
+            assert_eq!(parse_timeout(bad), None, "{bad}");
+        }
+    }
+}

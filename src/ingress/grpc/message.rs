@@ -1,0 +1,99 @@
+//! Messages in an HTTP/2 stream: five bytes of header, then the message, over any number of frames.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use h2::RecvStream;
+
+use super::encode::FRAME_HEADER;
+use crate::inference::{Error, Rope};
+
+/// Takes a stream's frames apart into messages without copying them.
+pub struct MessageReader {
+    body: RecvStream,
+    /// What has arrived and belongs to no message yet.
+    arrived: Rope,
+    message_len: Option<usize>,
+    message_max: usize,
+    ended: bool,
+}
+
+impl MessageReader {
+    pub fn new(body: RecvStream, message_max: usize) -> Self {
+        Self { body, arrived: Rope::default(), message_len: None, message_max, ended: false }
+    }
+
+    /// The next message, or `None` at the end of the stream.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Rope>, Error>> {
+        loop {
+            if let Some(message) = self.take_message()? {
+                return Poll::Ready(Ok(Some(message)));
+            }
+            if self.ended {
+                return Poll::Ready(match self.arrived.len() {
+                    0 if self.message_len.is_none() => Ok(None),
+                    got => Err(Error::malformed(format!(
+                        "the stream ended inside a message: expected {} bytes, got {got}",
+                        self.message_len.unwrap_or(FRAME_HEADER)
+                    ))),
+                });
+            }
+            match ready!(self.body.poll_data(cx)) {
+                Some(Ok(frame)) => self.arrived(frame)?,
+                Some(Err(error)) if error.is_reset() || error.is_io() || error.is_go_away() => {
+                    return Poll::Ready(Err(Error::Cancelled));
+                }
+                Some(Err(error)) => {
+                    let detail = format!("the request's stream failed: {error}");
+                    return Poll::Ready(Err(Error::malformed(detail)));
+                }
+                None => self.ended = true,
+            }
+        }
+    }
+
+    /// The next message, or `None` at the end of the stream.
+    pub async fn next(&mut self) -> Result<Option<Rope>, Error> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn arrived(&mut self, frame: Bytes) -> Result<(), Error> {
+        let len = frame.len();
+        self.arrived.push(frame);
+        // The window bounds what a client can send ahead; the message limit what we keep.
+        self.body.flow_control().release_capacity(len).map_err(|_| Error::Cancelled)
+    }
+
+    fn take_message(&mut self) -> Result<Option<Rope>, Error> {
+        let len = match self.message_len {
+            Some(len) => len,
+            None if self.arrived.len() < FRAME_HEADER => return Ok(None),
+            None => {
+                let len = self.read_header()?;
+                self.message_len = Some(len);
+                len
+            }
+        };
+        if self.arrived.len() < len {
+            return Ok(None);
+        }
+        self.message_len = None;
+        Ok(Some(self.arrived.split_to(len)))
+    }
+
+    fn read_header(&mut self) -> Result<usize, Error> {
+        let mut header = [0; FRAME_HEADER];
+        self.arrived.split_to(FRAME_HEADER).copy_to(&mut header);
+        let mut header = &header[..];
+        if header.get_u8() != 0 {
+            return Err(Error::Unsupported {
+                detail: "the request message is compressed, which is not supported".into(),
+            });
+        }
+        let len = header.get_u32() as usize;
+        if len > self.message_max {
+            return Err(Error::RequestTooLarge { limit: self.message_max, got: len as u64 });
+        }
+        Ok(len)
+    }
+}

@@ -1,0 +1,143 @@
+//! `ModelStreamInfer`: requests and responses in one stream, the responses in the order of their
+//! requests.
+
+use std::{collections::VecDeque, future::poll_fn, rc::Rc, task::Poll};
+
+use bytes::Bytes;
+use compact_str::CompactString;
+use h2::{RecvStream, SendStream, server::SendResponse};
+
+use super::{
+    connection::Connection,
+    decode, encode,
+    infer::{lost, response_head, send_segment},
+    message::MessageReader,
+    status,
+};
+use crate::{
+    inference::{Error, Rope},
+    runtime::ReplyReceiver,
+    serving::Reply,
+};
+
+/// Requests of one stream that may be in flight; the client's next ones wait in its window.
+const IN_FLIGHT_MAX: usize = 1024;
+
+/// Answers a `ModelStreamInfer` call.
+pub async fn answer(
+    connection: Rc<Connection>,
+    body: RecvStream,
+    mut respond: SendResponse<Bytes>,
+) {
+    let Ok(mut responses) = respond.send_response(response_head(), false) else { return };
+    let mut requests = MessageReader::new(body, connection.settings.message_max);
+    let mut in_flight = VecDeque::new();
+    let mut reading = true;
+    while reading || !in_flight.is_empty() {
+        match next_event(&mut requests, &mut in_flight, reading).await {
+            Event::Request(message) => in_flight.push_back(begin(&connection, message)),
+            Event::Reply(id, reply) => {
+                if send(&connection, &mut responses, &id, reply).await.is_err() {
+                    return;
+                }
+            }
+            Event::End => reading = false,
+            Event::Broken(Error::Cancelled) => {
+                responses.send_reset(h2::Reason::CANCEL);
+                return;
+            }
+            Event::Broken(error) => {
+                // An error here means that the client has left.
+                let _ = responses.send_trailers(status::failed(&error));
+                return;
+            }
+        }
+    }
+    let _ = responses.send_trailers(status::ok());
+}
+
+/// A request that has been taken in.
+struct InFlight {
+    id: CompactString,
+    answer: Answer,
+}
+
+enum Answer {
+    Coming(ReplyReceiver<Reply>),
+    /// It failed before a model saw it; its turn to be told has not come.
+    Failed(Option<Error>),
+}
+
+enum Event {
+    Request(Rope),
+    /// The oldest request's answer.
+    Reply(CompactString, Reply),
+    /// The client sends no more requests.
+    End,
+    /// What the client sends is no stream of messages.
+    Broken(Error),
+}
+
+async fn next_event(
+    requests: &mut MessageReader,
+    in_flight: &mut VecDeque<InFlight>,
+    reading: bool,
+) -> Event {
+    poll_fn(|cx| {
+        if let Some(oldest) = in_flight.front_mut() {
+            let reply = match &mut oldest.answer {
+                Answer::Coming(answer) => answer.poll_receive(cx),
+                Answer::Failed(error) => Poll::Ready(error.take().map(Err)),
+            };
+            if let Poll::Ready(reply) = reply {
+                let id = std::mem::take(&mut oldest.id);
+                in_flight.pop_front();
+                return Poll::Ready(Event::Reply(id, reply.unwrap_or_else(|| Err(lost()))));
+            }
+        }
+        if !reading || in_flight.len() == IN_FLIGHT_MAX {
+            return Poll::Pending;
+        }
+        requests.poll_next(cx).map(|message| match message {
+            Ok(Some(message)) => Event::Request(message),
+            Ok(None) => Event::End,
+            Err(error) => Event::Broken(error),
+        })
+    })
+    .await
+}
+
+fn begin(connection: &Connection, message: Rope) -> InFlight {
+    let request = match decode::infer_request(message) {
+        Ok(request) => request,
+        Err(error) => {
+            return InFlight { id: CompactString::default(), answer: Answer::Failed(Some(error)) };
+        }
+    };
+    let id = request.id.clone();
+    let answer = match connection.server.infer(request) {
+        Ok(answer) => Answer::Coming(answer),
+        Err(error) => Answer::Failed(Some(error)),
+    };
+    InFlight { id, answer }
+}
+
+async fn send(
+    connection: &Connection,
+    responses: &mut SendStream<Bytes>,
+    id: &str,
+    reply: Reply,
+) -> Result<(), super::infer::Gone> {
+    match reply {
+        Ok(response) => {
+            for segment in encode::stream_response(&response) {
+                send_segment(connection, responses, segment).await?;
+            }
+            Ok(())
+        }
+        Err(error) => {
+            let message = encode::stream_error(&error.to_string(), id);
+            send_segment(connection, responses, message).await
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Requests → the inputs of one run, and its outputs → responses. Pure but for the memory it takes.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::{
+    backend::{BatchOutputs, BatchTensor},
+    inference::{Admitted, AdmittedInput, DataType, Error, InferOutput, Rope, Shape, Signature},
+    memory::BufferPool,
+};
+
+/// One entry per input of the signature.
+pub type BatchInputs = SmallVec<[Option<BatchTensor>; 2]>;
+
+/// The outputs of one request.
+pub type Outputs = SmallVec<[InferOutput; 2]>;
+
+/// Puts the requests' tensors together, one behind the other. A request that is alone is not copied
+/// when its bytes lie in one piece and are aligned for their type.
+///
+/// # Errors
+/// When the memory budget is used up.
+pub fn assemble(
+    signature: &Signature,
+    requests: &[&Admitted],
+    pool: &BufferPool,
+) -> Result<BatchInputs, Error> {
+    let rows: i64 = requests.iter().map(|request| i64::from(request.batch_size)).sum();
+    signature
+        .inputs
+        .iter()
+        .enumerate()
+        .map(|(index, spec)| {
+            let mut parts = requests.iter().filter_map(|request| request.inputs[index].as_ref());
+            let Some(first) = parts.next() else { return Ok(None) };
+            let dims = spec.reshape.as_ref().unwrap_or(&spec.dims);
+            let shape = model_shape(signature, dims, &first.shape, spec.reshape.is_some(), rows);
+            let data = match requests {
+                [_] => alone(first, spec.datatype, pool)?,
+                _ => joined(requests, index, pool)?,
+            };
+            Ok(Some(BatchTensor { shape, data }))
+        })
+        .collect()
+}
+
+/// The shape that the model sees: the client's, with the batch's rows, or the reshaped one, whose
+/// variable dimensions take the client's in order.
+fn model_shape(
+    signature: &Signature,
+    dims: &Shape,
+    given: &Shape,
+    reshaped: bool,
+    rows: i64,
+) -> Shape {
+    let batched = signature.max_batch_size > 0;
+    let given_dims = if batched { given.get(1..).unwrap_or_default() } else { given };
+    let own: Shape = if reshaped {
+        let mut variable = given_dims.iter().zip(dims.iter()).map(|(&given, _)| given);
+        dims.iter().map(|&dim| if dim < 0 { variable.next().unwrap_or(dim) } else { dim }).collect()
+    } else {
+        given_dims.into()
+    };
+    if batched { own.with_batch(rows) } else { own }
+}
+
+fn alone(input: &AdmittedInput, datatype: DataType, pool: &BufferPool) -> Result<Bytes, Error> {
+    let alignment = datatype.size().unwrap_or(1);
+    let in_place =
+        input.data.contiguous().is_some_and(|bytes| bytes.as_ptr().addr() % alignment == 0);
+    if in_place { Ok(input.data.clone().into_bytes()) } else { copied([&input.data], pool) }
+}
+
+fn joined(requests: &[&Admitted], index: usize, pool: &BufferPool) -> Result<Bytes, Error> {
+    let parts = requests.iter().filter_map(|request| request.inputs[index].as_ref());
+    copied(parts.map(|input| &input.data), pool)
+}
+
+fn copied<'a>(
+    parts: impl IntoIterator<Item = &'a Rope> + Clone,
+    pool: &BufferPool,
+) -> Result<Bytes, Error> {
+    let len = parts.clone().into_iter().map(Rope::len).sum();
+    let mut buffer = pool.allocate(len)?;
+    let mut at = 0;
+    for part in parts {
+        part.copy_to(&mut buffer[at..at + part.len()]);
+        at += part.len();
+    }
+    Ok(buffer.freeze())
+}
+
+/// Takes a run's outputs apart: each request gets its rows of the outputs that it asked for, sharing
+/// the batch's memory.
+///
+/// # Errors
+/// When the back end left out an output, or gave one whose rows do not add up.
+pub fn split(
+    signature: &Signature,
+    requests: &[&Admitted],
+    outputs: &BatchOutputs,
+) -> Result<Vec<Outputs>, Error> {
+    let mut responses: Vec<Outputs> = requests.iter().map(|_| Outputs::new()).collect();
+    // Where each output's next row begins, in the order of the signature.
+    let mut cursors: SmallVec<[usize; 4]> = SmallVec::from_elem(0, signature.outputs.len());
+    let rows: usize = requests.iter().map(|request| request.batch_size as usize).sum();
+    for (response, request) in responses.iter_mut().zip(requests) {
+        for (index, cursor) in cursors.iter_mut().enumerate() {
+            let wanted = request.outputs.iter().position(|&wanted| usize::from(wanted) == index);
+            let Some(tensor) = outputs.get(index).and_then(Option::as_ref) else {
+                if wanted.is_some() {
+                    return Err(missing(signature, index));
+                }
+                continue;
+            };
+            let (shape, data) = match signature.max_batch_size {
+                0 => (tensor.shape.clone(), tensor.data.clone()),
+                _ => take_rows(signature, index, tensor, rows, request.batch_size, cursor)?,
+            };
+            if wanted.is_some() {
+                let spec = &signature.outputs[index];
+                let shape = client_shape(signature, index, shape);
+                response.push(InferOutput {
+                    name: spec.name.clone(),
+                    datatype: spec.datatype,
+                    shape,
+                    data,
+                });
+            }
+        }
+        in_order_asked(signature, request, response);
+    }
+    Ok(responses)
+}
+
+fn take_rows(
+    signature: &Signature,
+    index: usize,
+    tensor: &BatchTensor,
+    rows: usize,
+    count: u32,
+    cursor: &mut usize,
+) -> Result<(Shape, Bytes), Error> {
+    let mut shape = tensor.shape.clone();
+    let disagrees = || Error::Internal {
+        detail: format!(
+            "output '{}' of model '{}' has shape {} for a batch of {rows}",
+            signature.outputs[index].name, signature.model, tensor.shape
+        ),
+    };
+    match shape.first_mut() {
+        Some(first) if *first == rows as i64 => *first = i64::from(count),
+        _ => return Err(disagrees()),
+    }
+    let len = match signature.outputs[index].datatype.size() {
+        Some(_) => tensor.data.len() / rows * count as usize,
+        None => {
+            let strings = shape.element_count().ok_or_else(disagrees)?;
+            strings_len(tensor.data.get(*cursor..).unwrap_or_default(), strings)
+                .ok_or_else(disagrees)?
+        }
+    };
+    let range = *cursor..*cursor + len;
+    if range.end > tensor.data.len() {
+        return Err(disagrees());
+    }
+    *cursor = range.end;
+    Ok((shape, tensor.data.slice(range)))
+}
+
+/// The bytes of the first `count` length-prefixed strings; `None` when there are fewer.
+fn strings_len(data: &[u8], count: u64) -> Option<usize> {
+    let mut at = 0_usize;
+    for _ in 0..count {
+        let prefix: [u8; 4] = data.get(at..at.checked_add(4)?)?.try_into().ok()?;
+        at = at.checked_add(4 + u32::from_le_bytes(prefix) as usize)?;
+    }
+    (at <= data.len()).then_some(at)
+}
+
+/// The shape that the client sees: an output that is reshaped shows the dimensions of its
+/// configuration, whose variable ones take the model's in order.
+fn client_shape(signature: &Signature, index: usize, shape: Shape) -> Shape {
+    let spec = &signature.outputs[index];
+    let Some(reshape) = &spec.reshape else { return shape };
+    let batched = signature.max_batch_size > 0;
+    let model_dims = if batched { shape.get(1..).unwrap_or_default() } else { &shape[..] };
+    let variable: SmallVec<[i64; 4]> = reshape
+        .iter()
+        .zip(model_dims)
+        .filter(|(dim, _)| **dim < 0)
+        .map(|(_, &actual)| actual)
+        .collect();
+    let mut variable = variable.into_iter();
+    let dims: Shape = spec
+        .dims
+        .iter()
+        .map(|&dim| if dim < 0 { variable.next().unwrap_or(dim) } else { dim })
+        .collect();
+    match (batched, shape.first()) {
+        (true, Some(&rows)) => dims.with_batch(rows),
+        _ => dims,
+    }
+}
+
+fn in_order_asked(signature: &Signature, request: &Admitted, response: &mut Outputs) {
+    if !request.outputs.is_sorted() {
+        let place = |output: &InferOutput| {
+            request
+                .outputs
+                .iter()
+                .position(|&index| signature.outputs[usize::from(index)].name == output.name)
+        };
+        response.sort_by_key(place);
+    }
+}
+
+fn missing(signature: &Signature, index: usize) -> Error {
+    Error::Internal {
+        detail: format!(
+            "model '{}' gave no output '{}'",
+            signature.model, signature.outputs[index].name
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::TensorSpec;
+
+    fn signature(max_batch_size: u32, datatype: DataType) -> Signature {
+        Signature {
+            model: "m".into(),
+            max_batch_size,
+            inputs: vec![TensorSpec::new("IN", datatype, Shape::from([2]))],
+            outputs: vec![TensorSpec::new("OUT", datatype, Shape::from([2]))],
+        }
+    }
+
+    fn admitted(rows: u32, shape: Shape, data: Vec<u8>) -> Admitted {
+        Admitted {
+            batch_size: rows,
+            inputs: [Some(AdmittedInput { shape, data: data.into() })].into_iter().collect(),
+            outputs: [0].into_iter().collect(),
+        }
+    }
+
+    fn pool() -> BufferPool {
+        BufferPool::new(1 << 20, 1 << 20).unwrap()
+    }
+
+    #[test]
+    fn rows_go_in_and_come_out_in_order() {
+        let signature = signature(8, DataType::Uint8);
+        let first = admitted(1, Shape::from([1, 2]), vec![1, 2]);
+        let second = admitted(2, Shape::from([2, 2]), vec![3, 4, 5, 6]);
+        let requests = [&first, &second];
+        let inputs = assemble(&signature, &requests, &pool()).unwrap();
+        let input = inputs[0].as_ref().unwrap();
+        assert_eq!(input.shape, Shape::from([3, 2]));
+        assert_eq!(&input.data[..], [1, 2, 3, 4, 5, 6]);
+        let outputs = split(&signature, &requests, &inputs).unwrap();
+        assert_eq!(outputs[0][0].shape, Shape::from([1, 2]));
+        assert_eq!(&outputs[0][0].data[..], [1, 2]);
+        assert_eq!(outputs[1][0].shape, Shape::from([2, 2]));
+        assert_eq!(&outputs[1][0].data[..], [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn strings_are_parted_by_their_lengths() {
+        let signature = signature(8, DataType::Bytes);
+        let text = |words: [&str; 2]| {
+            words
+                .iter()
+                .flat_map(|word| (word.len() as u32).to_le_bytes().into_iter().chain(word.bytes()))
+                .collect::<Vec<u8>>()
+        };
+        let first = admitted(1, Shape::from([1, 2]), text(["a", "bcd"]));
+        let second = admitted(1, Shape::from([1, 2]), text(["", "e"]));
+        let requests = [&first, &second];
+        let inputs = assemble(&signature, &requests, &pool()).unwrap();
+        let outputs = split(&signature, &requests, &inputs).unwrap();
+        assert_eq!(&outputs[0][0].data[..], text(["a", "bcd"]));
+        assert_eq!(&outputs[1][0].data[..], text(["", "e"]));
+    }
+
+    #[test]
+    fn a_lone_aligned_request_is_not_copied() {
+        let signature = signature(8, DataType::Fp32);
+        let mut aligned = pool().allocate(16).unwrap();
+        aligned.copy_from_slice(&[7; 16]);
+        let whole = aligned.freeze();
+        for (offset, copied) in [(0, false), (1, true)] {
+            let mut request = admitted(1, Shape::from([1, 2]), Vec::new());
+            let bytes = whole.slice(offset..offset + 8);
+            request.inputs[0].as_mut().unwrap().data = bytes.clone().into();
+            let inputs = assemble(&signature, &[&request], &pool()).unwrap();
+            let data = &inputs[0].as_ref().unwrap().data;
+            assert_eq!(data, &bytes);
+            assert_eq!(data.as_ptr() != bytes.as_ptr(), copied);
+        }
+    }
+
+    #[test]
+    fn an_output_whose_rows_do_not_add_up_fails_with_its_name() {
+        let signature = signature(8, DataType::Uint8);
+        let request = admitted(1, Shape::from([1, 2]), vec![1, 2]);
+        let short = BatchTensor { shape: Shape::from([2, 2]), data: Bytes::from_static(&[0; 4]) };
+        let error = split(&signature, &[&request], &[Some(short)].into_iter().collect());
+        assert!(
+            error.unwrap_err().to_string().contains("output 'OUT' of model 'm' has shape [2,2]")
+        );
+        let error = split(&signature, &[&request], &[None].into_iter().collect());
+        assert_eq!(error.unwrap_err(), missing(&signature, 0));
+    }
+}

@@ -1,0 +1,100 @@
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use smallvec::SmallVec;
+
+use super::{
+    batch::{self, Outputs},
+    job::Job,
+};
+use crate::{
+    backend::{Batch, Instance},
+    inference::{Admitted, Error, InferResponse, Parameters, Timestamp},
+    observe::BatchTimes,
+};
+
+/// A batch that has run, on its way back to the requests' clients.
+pub struct Executed {
+    jobs: Vec<Job>,
+    outcome: Result<Vec<Outputs>, Error>,
+    began: Timestamp,
+    times: BatchTimes,
+}
+
+/// Runs a batch on an instance, on the calling thread. A panic inside the back end fails the batch
+/// and nothing else.
+pub fn execute(instance: &mut dyn Instance, jobs: Vec<Job>) -> Executed {
+    let began = Timestamp::now();
+    let mut times = BatchTimes::default();
+    let outcome = run(instance, &jobs, began, &mut times);
+    Executed { jobs, outcome, began, times }
+}
+
+fn run(
+    instance: &mut dyn Instance,
+    jobs: &[Job],
+    began: Timestamp,
+    times: &mut BatchTimes,
+) -> Result<Vec<Outputs>, Error> {
+    let Some(version) = jobs.first().map(|job| Arc::clone(&job.version)) else {
+        return Ok(Vec::new());
+    };
+    let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
+    let inputs = batch::assemble(&version.signature, &requests, &version.pool)?;
+    let assembled = Timestamp::now();
+    times.compute_input = assembled - began;
+
+    let wanted: SmallVec<[bool; 4]> = (0..version.signature.outputs.len())
+        .map(|index| requests.iter().any(|request| request.outputs.contains(&(index as u16))))
+        .collect();
+    let rows = requests.iter().map(|request| request.batch_size).sum();
+    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool: &version.pool };
+    let outputs = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)))
+        .unwrap_or_else(|panic| Err(crate::backend::BackendError(describe(&*panic))))
+        .map_err(|error| Error::Backend { detail: error.0 })?;
+    let ran = Timestamp::now();
+    times.compute_infer = ran - assembled;
+
+    let responses = batch::split(&version.signature, &requests, &outputs)?;
+    times.compute_output = Timestamp::now() - ran;
+    Ok(responses)
+}
+
+fn describe(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("the back end panicked: {}", text.unwrap_or("no message"))
+}
+
+impl Executed {
+    /// Answers every request of the batch and counts it. Runs on reactor `reactor`.
+    pub fn answer(self, reactor: usize) {
+        let Self { jobs, outcome, began, times } = self;
+        let responses = match outcome {
+            Ok(responses) => responses,
+            Err(error) => {
+                jobs.into_iter().for_each(|job| job.fail(reactor, error.clone()));
+                return;
+            }
+        };
+        let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
+        if let Some(first) = jobs.first() {
+            first.version.statistics.executed(reactor, rows, jobs.len() as u64, times);
+        }
+        let now = Timestamp::now();
+        for (job, outputs) in jobs.into_iter().zip(responses) {
+            let version = &job.version;
+            version.statistics.succeeded(reactor, now - job.arrived, began - job.arrived);
+            let response = InferResponse {
+                model_name: version.name.clone(),
+                model_version: version.version,
+                id: job.id,
+                parameters: Parameters::default(),
+                outputs,
+            };
+            job.reply.finish(Ok(response));
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Which models run inline: on the reactors, between two polls.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::version::VersionSpec;
+use crate::{
+    backend::{Batch, BatchTensor, InlineFitness, Instance},
+    inference::Timestamp,
+    memory::BufferPool,
+};
+
+/// The longest that the largest batch of an inline model may take. A message to an instance thread
+/// and back costs about as much.
+const LONGEST: Duration = Duration::from_micros(50);
+/// Runs before the measured ones, in which caches and allocators settle.
+const WARM_UP_RUNS: u32 = 10;
+/// Measured runs.
+const RUNS: usize = 100;
+/// Of the measured runs, how many may take longer: the 99th percentile counts.
+const OUTLIERS: usize = 1;
+/// The parameter in a model's configuration that forbids inline runs by the value `off`.
+const PARAMETER: &str = "inline_execution";
+
+/// Tries the model with zeros at its largest batch: it runs inline when it is small, of fixed
+/// shapes, needs no threads of its own and its configuration does not forbid it.
+pub fn suits(
+    spec: &VersionSpec,
+    instances: &mut [(String, Box<dyn Instance>)],
+    pool: &BufferPool,
+) -> bool {
+    let forbidden = spec
+        .config
+        .parameters
+        .get(PARAMETER)
+        .is_some_and(|parameter| parameter.string_value.eq_ignore_ascii_case("off"));
+    let Some((_, instance)) = instances.first_mut() else { return false };
+    match spec.model.inline_fitness() {
+        _ if forbidden => return false,
+        InlineFitness::Never => return false,
+        InlineFitness::Always => return true,
+        InlineFitness::IfFast => {}
+    }
+    let Some(inputs) = zeros(spec, pool) else { return false };
+    let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, spec.signature.outputs.len());
+    let batch = Batch {
+        rows: spec.signature.max_batch_size.max(1),
+        inputs: &inputs,
+        wanted: &wanted,
+        pool,
+    };
+    let mut times = Vec::with_capacity(RUNS);
+    for run in 0..WARM_UP_RUNS as usize + RUNS {
+        let began = Timestamp::now();
+        if instance.execute(&batch).is_err() {
+            return false;
+        }
+        if run >= WARM_UP_RUNS as usize {
+            times.push(Timestamp::now() - began);
+        }
+        // One slow run in the beginning is the machine's noise, many are the model.
+        if times.iter().filter(|&&took| took > LONGEST).count() > OUTLIERS {
+            return false;
+        }
+    }
+    true
+}
+
+/// Inputs of the largest batch, all zero; `None` when a shape is not fixed.
+fn zeros(spec: &VersionSpec, pool: &BufferPool) -> Option<SmallVec<[Option<BatchTensor>; 2]>> {
+    let rows = i64::from(spec.signature.max_batch_size);
+    spec.signature
+        .inputs
+        .iter()
+        .map(|input| {
+            let dims = input.reshape.as_ref().unwrap_or(&input.dims);
+            let shape = if rows > 0 { dims.with_batch(rows) } else { dims.clone() };
+            let bytes = shape.element_count()?.checked_mul(input.datatype.size()? as u64)?;
+            let mut data = pool.allocate(usize::try_from(bytes).ok()?).ok()?;
+            data.fill(0);
+            Some(Some(BatchTensor { shape, data: data.freeze() }))
+        })
+        .collect()
+}

@@ -1,0 +1,68 @@
+use std::{sync::Arc, time::Duration};
+
+use compact_str::CompactString;
+
+use super::version::LoadedVersion;
+use crate::{
+    inference::{Admitted, Error, InferResponse, Timestamp},
+    runtime::ReplySender,
+    scheduler::Queued,
+};
+
+/// What comes back for a request.
+pub type Reply = Result<InferResponse, Error>;
+
+/// A request on its way through a model: admitted, queued, batched, answered.
+pub struct Job {
+    /// Keeps the version loaded until the answer is out.
+    pub version: Arc<LoadedVersion>,
+    pub id: CompactString,
+    pub admitted: Admitted,
+    pub priority: u64,
+    pub queue_timeout: Option<Duration>,
+    pub deadline: Option<Timestamp>,
+    pub arrived: Timestamp,
+    pub reply: ReplySender<Reply>,
+}
+
+impl Job {
+    /// Answers with a failure and counts it. Runs on reactor `reactor`.
+    pub fn fail(self, reactor: usize, error: Error) {
+        let statistics = &self.version.statistics;
+        statistics.failed(reactor, Timestamp::now() - self.arrived);
+        self.reply.finish(Err(error));
+    }
+}
+
+impl Queued for Job {
+    fn rows(&self) -> u32 {
+        self.admitted.batch_size
+    }
+
+    fn fits_with(&self, other: &Self) -> bool {
+        let batched = self.version.signature.max_batch_size > 0;
+        let mut pairs = self.admitted.inputs.iter().zip(&other.admitted.inputs);
+        batched
+            && pairs.all(|pair| match pair {
+                (Some(mine), Some(theirs)) => mine.shape.get(1..) == theirs.shape.get(1..),
+                (None, None) => true,
+                _ => false,
+            })
+    }
+
+    fn priority(&self) -> u64 {
+        self.priority
+    }
+
+    fn queue_timeout(&self) -> Option<Duration> {
+        self.queue_timeout
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        self.deadline
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.reply.is_abandoned()
+    }
+}

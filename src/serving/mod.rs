@@ -1,0 +1,20 @@
+//! The server without its wires: which models are loaded, and how a request gets through one.
+//!
+//! [`Server::infer`] is the way in. A loaded version ([`LoadedVersion`]) knows its home, the reactor
+//! that owns its queue; a model that is small enough to run inline has a queue on every reactor
+//! instead. A queue with its instances is a shard: it asks the scheduler's state machine what to run
+//! and runs it, inline or on instance threads. This room ties schedulers to back ends; it knows no
+//! wire format.
+
+mod batch;
+mod execution;
+mod inline;
+mod instance_thread;
+mod job;
+mod server;
+mod shard;
+mod version;
+
+pub use job::Reply;
+pub use server::{Server, ServerState};
+pub use version::{LoadedVersion, Site, VersionError, VersionSpec};

@@ -1,0 +1,167 @@
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use rustc_hash::FxHashMap;
+
+use super::{
+    job::Reply,
+    version::{LoadedVersion, Site, VersionError, VersionSpec},
+};
+use crate::{
+    inference::{Error, InferRequest},
+    memory::BufferPool,
+    runtime::{ReactorHandle, ReplyReceiver},
+};
+
+/// Where the server is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ServerState {
+    /// Models are being loaded.
+    Starting,
+    /// It serves.
+    Ready,
+    /// It answers what it has taken in, and takes in nothing new.
+    Stopping,
+}
+
+/// The models that are loaded, and what they run on.
+pub struct Server {
+    models: ArcSwap<Models>,
+    state: AtomicU8,
+    reactors: Vec<ReactorHandle>,
+    instance_cores: Vec<usize>,
+    pool: BufferPool,
+    next_home: AtomicUsize,
+}
+
+type Models = FxHashMap<Arc<str>, Arc<BTreeMap<i64, Arc<LoadedVersion>>>>;
+
+impl Server {
+    /// A server without models.
+    pub fn new(reactors: &[ReactorHandle], instance_cores: Vec<usize>, pool: BufferPool) -> Self {
+        Self {
+            models: ArcSwap::default(),
+            state: AtomicU8::new(ServerState::Starting as u8),
+            reactors: reactors.to_vec(),
+            instance_cores,
+            pool,
+            next_home: AtomicUsize::new(0),
+        }
+    }
+
+    /// Where the server is in its life.
+    pub fn state(&self) -> ServerState {
+        match self.state.load(Ordering::Relaxed) {
+            0 => ServerState::Starting,
+            1 => ServerState::Ready,
+            _ => ServerState::Stopping,
+        }
+    }
+
+    /// Moves on in life.
+    pub fn enter(&self, state: ServerState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// The tensor memory of all models.
+    pub fn pool(&self) -> &BufferPool {
+        &self.pool
+    }
+
+    /// Starts a version and serves it from then on, in place of one of the same number. Blocks, so
+    /// not for reactors.
+    ///
+    /// # Errors
+    /// When the version cannot be started; what was served before still is.
+    pub fn load(&self, spec: VersionSpec) -> Result<(), VersionError> {
+        let next = self.next_home.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
+        let site = Site {
+            reactors: &self.reactors,
+            home: &self.reactors[next],
+            instance_cores: &self.instance_cores,
+            pool: &self.pool,
+        };
+        let version = LoadedVersion::start(spec, &site)?;
+        self.models.rcu(|models| {
+            let mut models = Models::clone(models);
+            let versions = models.entry(version.name.clone()).or_default();
+            Arc::make_mut(versions).insert(version.version, version.clone());
+            models
+        });
+        Ok(())
+    }
+
+    /// Lets go of all models: each ends when its last request has been answered.
+    pub fn unload_all(&self) {
+        self.models.store(Arc::default());
+    }
+
+    /// Takes a request in. The answer comes to the reactor that calls, which must be one.
+    ///
+    /// # Errors
+    /// When the model is unknown, the request does not fit it, or too much waits already.
+    pub fn infer(&self, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
+        if self.state() == ServerState::Stopping {
+            return Err(Error::Stopping);
+        }
+        let models = self.models.load();
+        find(&models, &request.model_name, &request.model_version)?.infer(request)
+    }
+
+    /// The version that a client means by these two; an empty version means the newest.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn version(&self, model: &str, version: &str) -> Result<Arc<LoadedVersion>, Error> {
+        find(&self.models.load(), model, version).cloned()
+    }
+
+    /// All versions of a model, the oldest first.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn versions(&self, model: &str) -> Result<Vec<Arc<LoadedVersion>>, Error> {
+        match self.models.load().get(model) {
+            Some(versions) => Ok(versions.values().cloned().collect()),
+            None => Err(Error::UnknownModel { model: model.to_owned() }),
+        }
+    }
+
+    /// Every version of every model, by name and number.
+    pub fn all_versions(&self) -> Vec<Arc<LoadedVersion>> {
+        let models = self.models.load();
+        let mut all: Vec<_> =
+            models.values().flat_map(|versions| versions.values()).cloned().collect();
+        all.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
+        all
+    }
+}
+
+fn find<'a>(
+    models: &'a Models,
+    model: &str,
+    version: &str,
+) -> Result<&'a Arc<LoadedVersion>, Error> {
+    let Some(versions) = models.get(model) else {
+        return Err(Error::UnknownModel { model: model.to_owned() });
+    };
+    if version.is_empty() {
+        let newest = versions.values().next_back();
+        return newest.ok_or_else(|| Error::NoAvailableVersions { model: model.to_owned() });
+    }
+    let number: i64 = version
+        .parse()
+        .ok()
+        .filter(|&number| number > 0)
+        .ok_or_else(|| Error::MalformedVersion { version: version.to_owned() })?;
+    versions
+        .get(&number)
+        .ok_or_else(|| Error::UnknownVersion { model: model.to_owned(), version: number })
+}

@@ -1,0 +1,220 @@
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use super::{
+    execution::{Executed, execute},
+    instance_thread::InstanceThread,
+    job::Job,
+};
+use crate::{
+    backend::Instance,
+    inference::{Error, Timestamp},
+    runtime::{Sleep, current, sleep_until, spawn, yield_now},
+    scheduler::{BatchingPolicy, Decision, DynamicQueue},
+};
+
+/// How long inline models may keep a reactor in one tick before others get their turn.
+const INLINE_TICK: Duration = Duration::from_micros(100);
+
+/// One reactor's queue for a version of a model, and the instances that it feeds. All of it lives
+/// on that reactor.
+pub struct Shard {
+    reactor: usize,
+    queue: RefCell<DynamicQueue<Job>>,
+    executor: RefCell<Executor>,
+    bell: Bell,
+    closed: Cell<bool>,
+}
+
+/// Where a shard's batches run.
+pub enum Executor {
+    /// On the reactor itself, between two polls; `None` while it runs.
+    Inline(Option<Box<dyn Instance>>),
+    /// On instance threads, of which `idle` have nothing to do.
+    Threads {
+        /// All of them.
+        threads: Vec<InstanceThread>,
+        /// Their indices.
+        idle: Vec<usize>,
+    },
+}
+
+impl Shard {
+    /// Starts the task that feeds the instances. Requests that arrive in one tick are seen together.
+    pub fn start(policy: BatchingPolicy, executor: Executor) -> ShardHandle {
+        let shard = Rc::new(Self {
+            reactor: current().index(),
+            queue: RefCell::new(DynamicQueue::new(policy)),
+            executor: RefCell::new(executor),
+            bell: Bell::default(),
+            closed: Cell::new(false),
+        });
+        spawn(&"a model's queue", feed(shard.clone()));
+        ShardHandle(shard)
+    }
+
+    /// Queues a request.
+    pub fn submit(&self, job: Job) {
+        let statistics = job.version.statistics.clone();
+        match self.queue.borrow_mut().push(job, Timestamp::now()) {
+            Ok(()) => {
+                statistics.enqueued(self.reactor);
+                self.bell.ring();
+            }
+            Err((job, error)) => job.fail(self.reactor, error),
+        }
+    }
+
+    /// Takes back an instance whose batch has run, and answers the batch.
+    pub fn finished(&self, instance: usize, executed: Executed) {
+        if let Executor::Threads { idle, .. } = &mut *self.executor.borrow_mut() {
+            idle.push(instance);
+        }
+        executed.answer(self.reactor);
+        if !self.queue.borrow().is_empty() {
+            self.bell.ring();
+        }
+    }
+
+    /// Starts every batch that can start. Returns when to be called again, though nothing arrives.
+    async fn pump(&self) -> Option<Timestamp> {
+        let mut inline_since = Timestamp::now();
+        loop {
+            let now = Timestamp::now();
+            if now - inline_since > INLINE_TICK {
+                yield_now().await;
+                inline_since = Timestamp::now();
+                continue;
+            }
+            self.drop_hopeless(now);
+            if !self.executor.borrow().is_free() {
+                return self.queue.borrow().next_expiry();
+            }
+            let decision = self.queue.borrow_mut().next(now);
+            match decision {
+                Decision::Run(jobs) => self.run(jobs),
+                Decision::WaitUntil(due) => {
+                    let expiry = self.queue.borrow().next_expiry();
+                    return Some(expiry.map_or(due, |expiry| due.min(expiry)));
+                }
+                Decision::Idle => return None,
+            }
+        }
+    }
+
+    fn drop_hopeless(&self, now: Timestamp) {
+        let (expired, cancelled) = {
+            let mut queue = self.queue.borrow_mut();
+            (queue.expired(now), queue.cancelled())
+        };
+        let cancelled = cancelled.into_iter().map(|job| (job, Error::Cancelled));
+        for (job, error) in expired.into_iter().chain(cancelled) {
+            job.version.statistics.dequeued(self.reactor);
+            job.fail(self.reactor, error);
+        }
+    }
+
+    fn run(&self, jobs: Vec<Job>) {
+        for job in &jobs {
+            job.version.statistics.dequeued(self.reactor);
+        }
+        let mut executor = self.executor.borrow_mut();
+        match &mut *executor {
+            Executor::Inline(instance) => {
+                let Some(mut taken) = instance.take() else { return };
+                drop(executor);
+                let executed = execute(&mut *taken, jobs);
+                *self.executor.borrow_mut() = Executor::Inline(Some(taken));
+                executed.answer(self.reactor);
+            }
+            Executor::Threads { threads, idle } => {
+                let thread = idle.pop().and_then(|index| threads.get(index));
+                let refused = match thread {
+                    Some(thread) => thread.run(jobs).err(),
+                    None => Some(jobs),
+                };
+                drop(executor);
+                for job in refused.into_iter().flatten() {
+                    let detail = "the instance's thread has ended".to_owned();
+                    job.fail(self.reactor, Error::Internal { detail });
+                }
+            }
+        }
+    }
+}
+
+impl Executor {
+    fn is_free(&self) -> bool {
+        match self {
+            Self::Inline(instance) => instance.is_some(),
+            Self::Threads { idle, .. } => !idle.is_empty(),
+        }
+    }
+}
+
+/// Owns a [`Shard`]; dropping it ends the shard's task.
+pub struct ShardHandle(Rc<Shard>);
+
+impl std::ops::Deref for ShardHandle {
+    type Target = Shard;
+
+    fn deref(&self) -> &Shard {
+        &self.0
+    }
+}
+
+impl Drop for ShardHandle {
+    fn drop(&mut self) {
+        self.0.closed.set(true);
+        self.0.bell.ring();
+    }
+}
+
+async fn feed(shard: Rc<Shard>) {
+    let mut again: Option<Sleep> = None;
+    loop {
+        std::future::poll_fn(|cx| shard.bell.poll_rung(cx, &mut again)).await;
+        if shard.closed.get() {
+            return;
+        }
+        again = shard.pump().await.map(|due| sleep_until(due.to_instant()));
+    }
+}
+
+/// Wakes a shard's task: rung any number of times, it is heard once.
+#[derive(Default)]
+struct Bell {
+    rung: Cell<bool>,
+    listener: Cell<Option<Waker>>,
+}
+
+impl Bell {
+    fn ring(&self) {
+        if !self.rung.replace(true)
+            && let Some(listener) = self.listener.take()
+        {
+            listener.wake();
+        }
+    }
+
+    /// Ready when the bell was rung or `timeout` has passed.
+    fn poll_rung(&self, cx: &mut Context<'_>, timeout: &mut Option<Sleep>) -> Poll<()> {
+        if self.rung.take() {
+            return Poll::Ready(());
+        }
+        if let Some(sleep) = timeout
+            && Pin::new(sleep).poll(cx).is_ready()
+        {
+            *timeout = None;
+            return Poll::Ready(());
+        }
+        self.listener.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+}

@@ -1,0 +1,213 @@
+use std::{
+    io,
+    sync::{Arc, mpsc},
+};
+
+use super::{
+    execution::Executed,
+    inline,
+    instance_thread::InstanceThread,
+    job::{Job, Reply},
+    shard::{Executor, Shard, ShardHandle},
+};
+use crate::{
+    backend::{BackendError, Instance, Model, Placement},
+    inference::{Error, InferRequest, Signature, Timestamp},
+    memory::BufferPool,
+    observe::ModelStatistics,
+    proto,
+    runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
+    scheduler::BatchingPolicy,
+};
+
+/// Everything that a version of a model needs to be served.
+pub struct VersionSpec {
+    /// The model's name.
+    pub name: Arc<str>,
+    /// The version.
+    pub version: i64,
+    /// Its configuration, complete.
+    pub config: Arc<proto::ModelConfig>,
+    /// Its tensors.
+    pub signature: Arc<Signature>,
+    /// How its requests are put together.
+    pub policy: BatchingPolicy,
+    /// Where its instances run.
+    pub placements: Vec<Placement>,
+    /// What runs it.
+    pub model: Arc<dyn Model>,
+}
+
+/// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
+/// instances live on reactors and threads, and end when the last request has been answered.
+pub struct LoadedVersion {
+    /// The model's name.
+    pub name: Arc<str>,
+    /// The version.
+    pub version: i64,
+    /// Its configuration, complete.
+    pub config: Arc<proto::ModelConfig>,
+    /// Its tensors.
+    pub signature: Arc<Signature>,
+    /// What was counted of it.
+    pub statistics: Arc<ModelStatistics>,
+    pub(super) pool: BufferPool,
+    home: ReactorHandle,
+    /// One on every reactor when the model runs inline, else one at home.
+    shards: PerReactor<ShardHandle>,
+}
+
+/// What versions of models are started on.
+pub struct Site<'a> {
+    /// All reactors.
+    pub reactors: &'a [ReactorHandle],
+    /// The one that is to own the queue of a model that does not run inline.
+    pub home: &'a ReactorHandle,
+    /// Where instance threads run.
+    pub instance_cores: &'a [usize],
+    /// Tensor memory.
+    pub pool: &'a BufferPool,
+}
+
+/// Why a version could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum VersionError {
+    /// The back end gave no instance.
+    #[error("{0}")]
+    Backend(#[from] BackendError),
+    /// The system gave no thread.
+    #[error("cannot start the thread of instance '{name}': {source}")]
+    Thread {
+        /// The instance.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The server is stopping.
+    #[error("the reactors have ended")]
+    Stopped,
+}
+
+impl LoadedVersion {
+    /// Makes the instances and starts queues for them. Blocks, so not for reactors.
+    ///
+    /// # Errors
+    /// When an instance or its thread cannot be had.
+    pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
+        let statistics = ModelStatistics::new(site.reactors.len(), spec.signature.max_batch_size);
+        let version = Arc::new(Self {
+            name: spec.name.clone(),
+            version: spec.version,
+            config: spec.config.clone(),
+            signature: spec.signature.clone(),
+            statistics: Arc::new(statistics),
+            pool: site.pool.clone(),
+            home: site.home.clone(),
+            shards: PerReactor::new(site.reactors),
+        });
+        let mut instances = Vec::new();
+        for placement in &spec.placements {
+            instances.push((placement.name.clone(), spec.model.instance(placement)?));
+        }
+        if inline::suits(&spec, &mut instances, site.pool) {
+            let mut instances = instances.into_iter().map(|(_, instance)| instance);
+            for reactor in site.reactors {
+                let instance = match (instances.next(), spec.placements.first()) {
+                    (Some(made), _) => made,
+                    (None, Some(placement)) => spec.model.instance(placement)?,
+                    (None, None) => break,
+                };
+                version.place(reactor, spec.policy.clone(), Executor::Inline(Some(instance)))?;
+            }
+        } else {
+            let executor = version.threads(instances, site)?;
+            version.place(site.home, spec.policy, executor)?;
+        }
+        Ok(version)
+    }
+
+    fn threads(
+        &self,
+        instances: Vec<(String, Box<dyn Instance>)>,
+        site: &Site<'_>,
+    ) -> Result<Executor, VersionError> {
+        let threads = instances
+            .into_iter()
+            .enumerate()
+            .map(|(index, (name, instance))| {
+                let cores = site.instance_cores.to_vec();
+                InstanceThread::start(name.clone(), index, cores, instance, site.home.clone())
+                    .map_err(|source| VersionError::Thread { name, source })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let idle = (0..threads.len()).rev().collect();
+        Ok(Executor::Threads { threads, idle })
+    }
+
+    /// Starts a shard on `reactor` and waits until it is there.
+    fn place(
+        self: &Arc<Self>,
+        reactor: &ReactorHandle,
+        policy: BatchingPolicy,
+        executor: Executor,
+    ) -> Result<(), VersionError> {
+        let (report, placed) = mpsc::channel();
+        let version = self.clone();
+        let message = Box::new(move || {
+            version.shards.set(Shard::start(policy, executor));
+            drop(version);
+            let _ = report.send(());
+        });
+        reactor.send(message).map_err(|_| VersionError::Stopped)?;
+        placed.recv().map_err(|mpsc::RecvError| VersionError::Stopped)
+    }
+
+    /// Takes a request in. The answer comes to the reactor that calls, which must be one.
+    ///
+    /// # Errors
+    /// When the request does not fit the model, or too much waits already.
+    pub fn infer(
+        self: &Arc<Self>,
+        mut request: InferRequest,
+    ) -> Result<ReplyReceiver<Reply>, Error> {
+        let arrived = Timestamp::now();
+        let admitted = self.signature.admit(&mut request)?;
+        let (reply, answer) = reply_channel();
+        let job = Job {
+            version: self.clone(),
+            id: request.id,
+            admitted,
+            priority: request.priority,
+            queue_timeout: request.queue_timeout,
+            deadline: request.deadline,
+            arrived,
+            reply,
+        };
+        match self.shards.get() {
+            Some(shard) => shard.submit(job),
+            None => self.send_home(job)?,
+        }
+        Ok(answer)
+    }
+
+    fn send_home(&self, job: Job) -> Result<(), Error> {
+        let message = Box::new(move || {
+            let version = job.version.clone();
+            match version.shards.get() {
+                Some(shard) => shard.submit(job),
+                None => job.reply.finish(Err(Error::Unloading { model: version.name.to_string() })),
+            }
+        });
+        self.home.try_send(message).map_err(|refused| match refused {
+            Full::Full(_) => Error::QueueFull,
+            Full::Closed(_) => Error::Stopping,
+        })
+    }
+
+    /// Takes back an instance whose batch has run. Runs at home.
+    pub(super) fn executed(&self, instance: usize, executed: Executed) {
+        if let Some(shard) = self.shards.get() {
+            shard.finished(instance, executed);
+        }
+    }
+}
