@@ -3,6 +3,10 @@
 //! A back end is found at run time, never linked. It knows tensors, files and memory; it does not
 //! know who asked, how requests were batched, or which thread it is on.
 
+mod identity;
+
+pub use identity::Identity;
+
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
