@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod inference;
+pub mod ingress;
 pub mod memory;
 
 /// The messages and services of `proto/`, generated.
