@@ -204,7 +204,7 @@ fn what_is_missing_or_of_the_wrong_type_is_named() {
         (
             format!(r#"{{"inputs":[{{{good}}}]"#),
             "failed to parse the request JSON buffer: Missing a comma or '}' after an object \
-             member. at 66"
+             member. at 65"
                 .to_owned(),
         ),
     ] {
@@ -341,7 +341,7 @@ fn elements_are_held_against_their_type() {
              input A"
                 .to_owned(),
         ),
-        ("INT8", "x", "failed to parse the request JSON buffer: Invalid value. at 64".to_owned()),
+        ("INT8", "x", "failed to parse the request JSON buffer: Invalid value. at 61".to_owned()),
     ] {
         assert_eq!(message(&one(datatype, value)), expected, "{datatype} {value}");
     }
@@ -485,7 +485,7 @@ fn everything_that_can_be_many_is_bounded() {
     assert_eq!(
         message(&deep),
         "failed to parse the request JSON buffer: Arrays and objects are nested deeper than 100 \
-         levels. at 150"
+         levels. at 157"
     );
 }
 

@@ -319,10 +319,10 @@ impl<'a> Cursor<'a> {
     }
 
     fn open(&mut self, bracket: u8) -> Result<(), SyntaxError> {
-        self.expect(bracket, Problem::InvalidValue)?;
-        if self.depth >= DEPTH_MAX {
+        if self.peek() == Some(bracket) && self.depth >= DEPTH_MAX {
             return Err(self.error(Problem::TooDeep));
         }
+        self.expect(bracket, Problem::InvalidValue)?;
         self.depth += 1;
         Ok(())
     }
