@@ -100,6 +100,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// What the next value is.
+    #[inline]
     pub fn kind(&mut self) -> Kind {
         match self.peek() {
             Some(b'{') => Kind::Object,
@@ -229,6 +230,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads a number.
+    #[inline]
     pub fn number(&mut self) -> Result<Number<'a>, SyntaxError> {
         self.whitespace();
         let (number, length) = Number::read(self.text, self.at)
@@ -402,23 +404,27 @@ impl<'a> Cursor<'a> {
         if self.take(byte) { Ok(()) } else { Err(self.error(otherwise)) }
     }
 
+    #[inline]
     fn take(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
         self.at += usize::from(found);
         found
     }
 
+    #[inline]
     fn peek(&mut self) -> Option<u8> {
         self.whitespace();
         self.byte()
     }
 
+    #[inline]
     fn whitespace(&mut self) {
         while let Some(b' ' | b'\n' | b'\t' | b'\r') = self.byte() {
             self.at += 1;
         }
     }
 
+    #[inline]
     fn byte(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }

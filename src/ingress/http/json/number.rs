@@ -5,14 +5,17 @@ use super::Problem;
 pub struct Number<'a> {
     text: &'a str,
     negative: bool,
-    /// The digits without sign, point and exponent, as far as they fit.
+    /// The digits without sign, point and exponent, if [`exact`](Self::exact).
     mantissa: u64,
     /// The power of ten that the mantissa is to be multiplied by.
     exponent: i32,
     form: Form,
-    /// Whether all digits are in the mantissa.
+    /// Whether the digits are few enough for the mantissa; of more, the text tells the value.
     exact: bool,
 }
+
+/// As many digits as always fit 64 bits.
+const EXACT_DIGITS: usize = 19;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
@@ -27,30 +30,30 @@ impl<'a> Number<'a> {
     ///
     /// # Errors
     /// What is wrong, and at which offset.
+    #[inline]
     pub fn read(text: &'a str, start: usize) -> Result<(Self, usize), (Problem, usize)> {
         let bytes = text.as_bytes();
         let byte = |at: usize| bytes.get(at).copied();
         let negative = byte(start) == Some(b'-');
         let digits_start = start + usize::from(negative);
-        let mut digits = Digits::default();
-        let mut at = digits_start;
-        let mut form = Form::Integer;
-        match byte(at) {
-            Some(b'0') => at += 1,
-            Some(b'1'..=b'9') => at = digits.read(bytes, at),
+        let mut mantissa = 0;
+        let mut at = match byte(digits_start) {
+            Some(b'0') => digits_start + 1,
+            Some(b'1'..=b'9') => read_digits(bytes, digits_start, &mut mantissa),
             _ => return Self::special(text, start, digits_start, negative),
-        }
-        let mut exponent = digits.dropped;
+        };
+        let mut digits = at - digits_start;
+        let mut exponent = 0_i64;
+        let mut form = Form::Integer;
         if byte(at) == Some(b'.') {
             let fraction = at + 1;
-            let before = digits.dropped;
-            at = digits.read(bytes, fraction);
+            at = read_digits(bytes, fraction, &mut mantissa);
             if at == fraction {
                 return Err((Problem::MissingFraction, at));
             }
             form = Form::Decimal;
-            let kept = (at - fraction) as i64 - (digits.dropped - before);
-            exponent -= kept;
+            digits += at - fraction;
+            exponent = -((at - fraction) as i64);
         }
         if let Some(b'e' | b'E') = byte(at) {
             at += 1;
@@ -71,10 +74,10 @@ impl<'a> Number<'a> {
         let number = Self {
             text: text.get(start..at).unwrap_or_default(),
             negative,
-            mantissa: digits.mantissa,
+            mantissa,
             exponent: exponent.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32,
             form,
-            exact: digits.dropped == 0,
+            exact: digits <= EXACT_DIGITS,
         };
         Ok((number, at - start))
     }
@@ -109,17 +112,26 @@ impl<'a> Number<'a> {
 
     /// The value, if it is an integer of that range.
     pub fn to_u64(self) -> Option<u64> {
-        let value = (self.is_integer() && self.exact).then_some(self.mantissa)?;
+        let value = self.magnitude()?;
         (!self.negative || value == 0).then_some(value)
     }
 
     /// The value, if it is an integer of that range.
     pub fn to_i64(self) -> Option<i64> {
-        let magnitude = (self.is_integer() && self.exact).then_some(self.mantissa)?;
+        let magnitude = self.magnitude()?;
         if self.negative {
             0_i64.checked_sub_unsigned(magnitude)
         } else {
             i64::try_from(magnitude).ok()
+        }
+    }
+
+    /// An integer without its sign.
+    fn magnitude(self) -> Option<u64> {
+        match self.is_integer() {
+            true if self.exact => Some(self.mantissa),
+            true => self.text.trim_start_matches('-').parse().ok(),
+            false => None,
         }
     }
 
@@ -173,30 +185,42 @@ impl<'a> Number<'a> {
     }
 }
 
-/// Decimal digits, gathered until they no longer fit.
-#[derive(Default)]
-struct Digits {
-    mantissa: u64,
-    dropped: i64,
+/// Appends the digits from `at` on to `mantissa`, which wraps, and returns the offset behind them.
+/// Eight bytes are looked at in one step, however many of them are digits.
+#[inline]
+fn read_digits(bytes: &[u8], mut at: usize, mantissa: &mut u64) -> usize {
+    const STEP: u32 = 8;
+    const ZEROS: u64 = 0x3030_3030_3030_3030;
+    const TO_HIGH_BIT: u64 = 0x7676_7676_7676_7676;
+    const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
+    const POWERS: [u64; 9] =
+        [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
+    while let Some(eight) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let digits = u64::from_le_bytes(*eight) ^ ZEROS;
+        let others = (digits.wrapping_add(TO_HIGH_BIT) | digits) & HIGH_BITS;
+        let count = others.trailing_zeros() / STEP;
+        if count == 0 {
+            return at;
+        }
+        // The first digit is in the lowest byte; zeros go below it where there are fewer than eight.
+        let value = value_of_eight(digits << ((STEP - count) * u8::BITS));
+        *mantissa = mantissa.wrapping_mul(POWERS[count as usize]).wrapping_add(value);
+        at += count as usize;
+        if count < STEP {
+            return at;
+        }
+    }
+    while let Some(digit @ b'0'..=b'9') = bytes.get(at).copied() {
+        *mantissa = mantissa.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+        at += 1;
+    }
+    at
 }
 
-impl Digits {
-    /// Gathers the digits from `at` on and returns the offset behind them.
-    fn read(&mut self, bytes: &[u8], mut at: usize) -> usize {
-        while let Some(digit @ b'0'..=b'9') = bytes.get(at).copied() {
-            let longer = match self.dropped {
-                0 => self
-                    .mantissa
-                    .checked_mul(10)
-                    .and_then(|mantissa| mantissa.checked_add(u64::from(digit - b'0'))),
-                _ => None,
-            };
-            match longer {
-                Some(mantissa) => self.mantissa = mantissa,
-                None => self.dropped += 1,
-            }
-            at += 1;
-        }
-        at
-    }
+/// The number of which each byte is a digit, the lowest byte the first: pairs, fours, then all.
+#[inline]
+fn value_of_eight(digits: u64) -> u64 {
+    let pairs = (digits.wrapping_mul(10).wrapping_add(digits >> 8)) & 0x00FF_00FF_00FF_00FF;
+    let fours = (pairs.wrapping_mul(100).wrapping_add(pairs >> 16)) & 0x0000_FFFF_0000_FFFF;
+    fours.wrapping_mul(10_000).wrapping_add(fours >> 32) & 0xFFFF_FFFF
 }
