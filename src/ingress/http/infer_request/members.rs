@@ -98,7 +98,10 @@ pub fn object<'a>(
 ) -> Result<(), Error> {
     match cursor.kind() {
         Kind::Object => cursor.object(|cursor, name| member(cursor, &name)),
-        Kind::Null => Ok(drop(cursor.skip()?)),
+        Kind::Null => {
+            cursor.skip()?;
+            Ok(())
+        }
         _ => Err(mismatch(cursor, owner, "object")),
     }
 }

@@ -132,7 +132,9 @@ impl BodyReader<'_> {
             "outputs" if self.outputs.is_none() => {
                 self.outputs = Some(tensors::outputs(cursor)?);
             }
-            _ => drop(cursor.skip()?),
+            _ => {
+                cursor.skip()?;
+            }
         }
         Ok(())
     }

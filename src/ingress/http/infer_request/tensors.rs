@@ -77,7 +77,9 @@ impl<'a> InputReader<'a> {
                         members::string(cursor, "shared_memory_region")?;
                         self.in_shared_memory = true;
                     }
-                    _ => drop(cursor.skip()?),
+                    _ => {
+                        cursor.skip()?;
+                    }
                 }
                 Ok(())
             })?,
@@ -90,7 +92,9 @@ impl<'a> InputReader<'a> {
                     _ => Data::At(cursor.skip()?),
                 });
             }
-            _ => drop(cursor.skip()?),
+            _ => {
+                cursor.skip()?;
+            }
         }
         Ok(())
     }
@@ -156,11 +160,15 @@ fn output(cursor: &mut Cursor<'_>) -> Result<RequestedOutput, Error> {
                         members::string(cursor, "shared_memory_region")?;
                         in_shared_memory = true;
                     }
-                    _ => drop(cursor.skip()?),
+                    _ => {
+                        cursor.skip()?;
+                    }
                 }
                 Ok(())
             })?,
-            _ => drop(cursor.skip()?),
+            _ => {
+                cursor.skip()?;
+            }
         }
         Ok(())
     })?;

@@ -278,9 +278,15 @@ impl<'a> Cursor<'a> {
                         continue;
                     }
                 }
-                Kind::String => drop(self.string()?),
-                Kind::Number => drop(self.number()?),
-                Kind::Bool => drop(self.boolean()?),
+                Kind::String => {
+                    self.string()?;
+                }
+                Kind::Number => {
+                    self.number()?;
+                }
+                Kind::Bool => {
+                    self.boolean()?;
+                }
                 Kind::Null | Kind::Invalid => {
                     if !self.literal("null") {
                         return Err(self.error(Problem::InvalidValue));
