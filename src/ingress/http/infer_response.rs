@@ -30,14 +30,9 @@ impl EncodedResponse {
         if self.tails.is_empty() { "application/json" } else { "application/octet-stream" }
     }
 
-    /// The number of bytes in all parts.
-    pub fn len(&self) -> usize {
+    /// The value of the header `Content-Length`: the bytes of all parts.
+    pub fn content_length(&self) -> usize {
         self.parts().map(Bytes::len).sum()
-    }
-
-    /// Whether there are no bytes; there always are.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The parts of the body in their order.

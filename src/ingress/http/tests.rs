@@ -74,7 +74,7 @@ fn an_answer_has_tritons_members_in_tritons_order() {
     assert_eq!(encoded.tails[0].as_ptr(), response.outputs[3].data.as_ptr());
     assert_eq!(encoded.json_length(), Some(encoded.json.len()));
     assert_eq!(encoded.content_type(), "application/octet-stream");
-    assert_eq!(encoded.len(), encoded.json.len() + 4);
+    assert_eq!(encoded.content_length(), encoded.json.len() + 4);
 
     response.outputs.clear();
     let encoded = encode(&response, &ResponseForm::default()).unwrap();
