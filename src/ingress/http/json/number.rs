@@ -181,8 +181,7 @@ impl<'a> Number<'a> {
                 if self.exponent < 0 { mantissa / power } else { mantissa * power }
             }
         };
-        // No branch: the signs of a tensor's elements are hard to predict.
-        Some(f64::from_bits(magnitude.to_bits() | u64::from(self.negative) << 63))
+        Some(if self.negative { -magnitude } else { magnitude })
     }
 }
 
