@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::{
-    Backend, BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, ModelIo, ModelSource, Placement,
+    Backend, BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, ModelIo,
+    ModelSource, Placement,
 };
 
 /// Output `i` is input `i`, by reference.

@@ -7,4 +7,4 @@
 
 mod describe;
 pub mod grpc;
-mod parameters;
+pub mod http;

@@ -4,12 +4,14 @@ use bytes::Buf as _;
 use prost::{Message as _, encoding::WireType};
 use smallvec::SmallVec;
 
-use super::wire::{WireReader, malformed};
+use super::{
+    parameters::{self, TensorParameters},
+    wire::{WireReader, malformed},
+};
 use crate::{
     inference::{
         DataType, Error, InferInput, InferRequest, Parameter, RequestedOutput, Rope, Shape,
     },
-    ingress::parameters::{self, TensorParameters},
     proto::InferTensorContents,
 };
 

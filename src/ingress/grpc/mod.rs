@@ -6,6 +6,7 @@ mod decode;
 mod encode;
 mod infer;
 mod message;
+mod parameters;
 mod service;
 mod status;
 mod stream_infer;

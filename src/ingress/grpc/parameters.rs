@@ -1,5 +1,4 @@
-//! Parameters with a meaning: what the protocol reserves, taken out of the free ones. gRPC and HTTP
-//! share these rules.
+//! Parameters with a meaning: what the protocol reserves, taken out of the free ones.
 
 use std::time::Duration;
 

@@ -1,0 +1,268 @@
+use std::{borrow::Cow, collections::HashSet};
+
+use smallvec::SmallVec;
+
+use super::{RANK_MAX, TENSORS_MAX, Tail, elements, members};
+use crate::{
+    inference::{DataType, Error, InferInput, RequestedOutput, Rope, Shape},
+    ingress::http::json::{Cursor, Kind},
+};
+
+/// Reads the array of inputs and takes what they have in binary form from the tail.
+pub fn inputs(
+    cursor: &mut Cursor<'_>,
+    model: &str,
+    tail: &mut Tail<'_>,
+) -> Result<SmallVec<[InferInput; 2]>, Error> {
+    let mut inputs = SmallVec::<[InferInput; 2]>::new();
+    members::array(cursor, "inputs", |cursor| {
+        check_count("inputs", inputs.len())?;
+        let mut reader = InputReader::default();
+        tensor(cursor, "inputs", |cursor, name| reader.member(cursor, name))?;
+        inputs.push(reader.finish(model, tail)?);
+        Ok(())
+    })?;
+    match first_duplicate(inputs.iter().map(|input| input.name.as_str())) {
+        Some(name) => Err(Error::DuplicateInput { input: name.to_owned() }),
+        None => Ok(inputs),
+    }
+}
+
+/// Reads the array of requested outputs.
+pub fn outputs(cursor: &mut Cursor<'_>) -> Result<SmallVec<[RequestedOutput; 2]>, Error> {
+    let mut outputs = SmallVec::<[RequestedOutput; 2]>::new();
+    members::array(cursor, "outputs", |cursor| {
+        check_count("outputs", outputs.len())?;
+        outputs.push(output(cursor)?);
+        Ok(())
+    })?;
+    match first_duplicate(outputs.iter().map(|output| output.name.as_str())) {
+        Some(name) => Err(Error::DuplicateOutput { output: name.to_owned() }),
+        None => Ok(outputs),
+    }
+}
+
+/// The members of one input, as far as they were met.
+#[derive(Default)]
+struct InputReader<'a> {
+    name: Option<Cow<'a, str>>,
+    datatype: Option<Cow<'a, str>>,
+    shape: Option<Shape>,
+    binary_data_size: Option<u64>,
+    in_shared_memory: bool,
+    data: Option<Data<'a>>,
+}
+
+/// The member `data`: read already if name, type and shape came before it, or its place.
+enum Data<'a> {
+    Read(Vec<u8>),
+    At(Cursor<'a>),
+}
+
+impl<'a> InputReader<'a> {
+    fn member(&mut self, cursor: &mut Cursor<'a>, name: &str) -> Result<(), Error> {
+        match name {
+            "name" if self.name.is_none() => self.name = Some(members::string(cursor, "name")?),
+            "datatype" if self.datatype.is_none() => {
+                self.datatype = Some(members::string(cursor, "datatype")?);
+            }
+            "shape" if self.shape.is_none() => self.shape = Some(shape(cursor)?),
+            "parameters" => members::object(cursor, "parameters", |cursor, name| {
+                match name {
+                    "binary_data_size" if self.binary_data_size.is_none() => {
+                        let size = members::unsigned(cursor, "binary_data_size")?;
+                        self.binary_data_size = Some(size);
+                    }
+                    "shared_memory_region" => {
+                        members::string(cursor, "shared_memory_region")?;
+                        self.in_shared_memory = true;
+                    }
+                    _ => {
+                        cursor.skip()?;
+                    }
+                }
+                Ok(())
+            })?,
+            "data" if self.data.is_none() => {
+                self.data = Some(match (&self.name, &self.datatype, &self.shape) {
+                    (Some(name), Some(datatype), Some(shape)) => {
+                        let datatype = parse_datatype(name, datatype)?;
+                        Data::Read(elements::read(cursor, name, datatype, shape)?)
+                    }
+                    _ => Data::At(cursor.skip()?),
+                });
+            }
+            _ => {
+                cursor.skip()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, model: &str, tail: &mut Tail<'_>) -> Result<InferInput, Error> {
+        self.check_one_source()?;
+        let name = self.name.ok_or_else(|| members::missing("name"))?;
+        let datatype = self.datatype.ok_or_else(|| members::missing("datatype"))?;
+        let shape = self.shape.ok_or_else(|| members::missing("shape"))?;
+        let datatype = parse_datatype(&name, &datatype)?;
+        let data = match (self.data, self.binary_data_size) {
+            (Some(Data::Read(elements)), _) => elements.into(),
+            (Some(Data::At(mut cursor)), _) => {
+                elements::read(&mut cursor, &name, datatype, &shape)?.into()
+            }
+            (None, Some(size)) => tail.take(size).map_err(|missing| {
+                Error::malformed(format!(
+                    "unexpected size for input '{name}', expecting {missing} additional bytes for \
+                     model '{model}'"
+                ))
+            })?,
+            (None, None) if self.in_shared_memory => return Err(shared_memory("input", &name)),
+            (None, None) => Rope::default(),
+        };
+        Ok(InferInput { name: name.as_ref().into(), datatype, shape, data })
+    }
+
+    fn check_one_source(&self) -> Result<(), Error> {
+        let sources = [
+            (self.data.is_some(), " 'data'"),
+            (self.binary_data_size.is_some(), " 'binary_data_size'"),
+            (self.in_shared_memory, " 'shared_memory_region'"),
+        ];
+        let set: String = sources.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+        let said = match sources.iter().filter(|(set, _)| *set).count() {
+            1 => return Ok(()),
+            0 => " no field is set".to_owned(),
+            _ => format!(" set{set}"),
+        };
+        let name = self.name.as_deref().unwrap_or_default();
+        Err(Error::malformed(format!(
+            "Input must set only one of the following fields: 'data', 'binary_data_size' in \
+             'parameters', 'shared_memory_region' in 'parameters'. But{said} for input '{name}'"
+        )))
+    }
+}
+
+fn output(cursor: &mut Cursor<'_>) -> Result<RequestedOutput, Error> {
+    let mut output_name = None;
+    let mut binary = None;
+    let mut classification = None;
+    let mut in_shared_memory = false;
+    tensor(cursor, "outputs", |cursor, name| {
+        match name {
+            "name" if output_name.is_none() => output_name = Some(members::string(cursor, "name")?),
+            "parameters" => members::object(cursor, "parameters", |cursor, name| {
+                match name {
+                    "binary_data" => binary = Some(members::boolean(cursor, "binary_data")?),
+                    "classification" => {
+                        classification = Some(members::unsigned(cursor, "classification")?);
+                    }
+                    "shared_memory_region" => {
+                        members::string(cursor, "shared_memory_region")?;
+                        in_shared_memory = true;
+                    }
+                    _ => {
+                        cursor.skip()?;
+                    }
+                }
+                Ok(())
+            })?,
+            _ => {
+                cursor.skip()?;
+            }
+        }
+        Ok(())
+    })?;
+    let name = output_name.ok_or_else(|| members::missing("name"))?;
+    if in_shared_memory {
+        let other = match (classification, binary) {
+            (Some(_), _) => "classification",
+            (None, Some(true)) => "binary_data",
+            _ => return Err(shared_memory("output", &name)),
+        };
+        return Err(Error::malformed(format!(
+            "Output can't set both 'shared_memory_region' and '{other}' for output '{name}'"
+        )));
+    }
+    let classes = classification.unwrap_or(0);
+    Ok(RequestedOutput {
+        name: name.as_ref().into(),
+        classification: u32::try_from(classes).map_err(|_| {
+            Error::malformed(format!(
+                "Unable to parse 'classification': output '{name}' asks for {classes} classes, \
+                 expected at most {}",
+                u32::MAX
+            ))
+        })?,
+        // An output that is named and says nothing travels as JSON whatever the request's default
+        // is: that default is for outputs that are not named.
+        binary: Some(binary.unwrap_or(false)),
+    })
+}
+
+/// Reads one element of `owner`, which must be an object.
+fn tensor<'a>(
+    cursor: &mut Cursor<'a>,
+    owner: &str,
+    member: impl FnMut(&mut Cursor<'a>, &str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if cursor.kind() == Kind::Null {
+        cursor.skip()?;
+        return Err(members::missing("name"));
+    }
+    members::object(cursor, owner, member)
+}
+
+fn shape(cursor: &mut Cursor<'_>) -> Result<Shape, Error> {
+    let mut shape = Shape::scalar();
+    members::array(cursor, "shape", |cursor| {
+        if shape.len() == RANK_MAX {
+            return Err(Error::malformed(format!(
+                "Unable to parse 'shape': a tensor may have {RANK_MAX} dimensions, got more"
+            )));
+        }
+        let dim = members::unsigned(cursor, "shape")?;
+        shape.push(i64::try_from(dim).map_err(|_| {
+            Error::malformed(format!(
+                "Unable to parse 'shape': dimension {dim} is larger than {}",
+                i64::MAX
+            ))
+        })?);
+        Ok(())
+    })?;
+    Ok(shape)
+}
+
+fn parse_datatype(input: &str, name: &str) -> Result<DataType, Error> {
+    name.parse().map_err(|_| {
+        Error::malformed(format!("invalid datatype for input {input}: unknown datatype '{name}'"))
+    })
+}
+
+/// Tensors in shared memory are not served over HTTP.
+fn shared_memory(what: &str, name: &str) -> Error {
+    Error::Unsupported {
+        detail: format!("{what} '{name}' is in shared memory, which is not supported over HTTP"),
+    }
+}
+
+fn check_count(what: &str, count: usize) -> Result<(), Error> {
+    if count < TENSORS_MAX {
+        return Ok(());
+    }
+    Err(Error::malformed(format!("a request may have {TENSORS_MAX} {what}, got more")))
+}
+
+fn first_duplicate<'a>(names: impl ExactSizeIterator<Item = &'a str> + Clone) -> Option<&'a str> {
+    const FEW: usize = 16;
+    if names.len() <= FEW {
+        let mut rest = names;
+        while let Some(name) = rest.next() {
+            if rest.clone().any(|other| other == name) {
+                return Some(name);
+            }
+        }
+        return None;
+    }
+    let mut seen = HashSet::with_capacity(names.len());
+    names.into_iter().find(|name| !seen.insert(*name))
+}

@@ -1,0 +1,54 @@
+/// Appends `text` as a JSON string.
+pub fn write_string(json: &mut Vec<u8>, text: &str) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    json.push(b'"');
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(|&byte| matches!(byte, ..0x20 | b'"' | b'\\')) {
+        let (plain, from) = rest.split_at(at);
+        json.extend_from_slice(plain);
+        if let [byte, tail @ ..] = from {
+            match byte {
+                b'"' => json.extend_from_slice(b"\\\""),
+                b'\\' => json.extend_from_slice(b"\\\\"),
+                8 => json.extend_from_slice(b"\\b"),
+                9 => json.extend_from_slice(b"\\t"),
+                10 => json.extend_from_slice(b"\\n"),
+                12 => json.extend_from_slice(b"\\f"),
+                13 => json.extend_from_slice(b"\\r"),
+                _ => {
+                    json.extend_from_slice(b"\\u00");
+                    json.push(HEX[usize::from(byte >> 4)]);
+                    json.push(HEX[usize::from(byte & 15)]);
+                }
+            }
+            rest = tail;
+        }
+    }
+    json.extend_from_slice(rest);
+    json.push(b'"');
+}
+
+/// Appends an integer.
+pub fn write_integer(json: &mut Vec<u8>, value: impl itoa::Integer) {
+    json.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+/// Appends the shortest number that reads back as `value`.
+pub fn write_f32(json: &mut Vec<u8>, value: f32) {
+    write_float(json, value, f64::from(value));
+}
+
+/// Appends the shortest number that reads back as `value`.
+pub fn write_f64(json: &mut Vec<u8>, value: f64) {
+    write_float(json, value, value);
+}
+
+fn write_float(json: &mut Vec<u8>, value: impl zmij::Float, wide: f64) {
+    if wide.is_finite() {
+        json.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes());
+    } else if wide.is_nan() {
+        json.extend_from_slice(b"NaN");
+    } else {
+        json.extend_from_slice(if wide > 0.0 { b"Infinity".as_slice() } else { b"-Infinity" });
+    }
+}
