@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from connection import Connection, Label, argument_parser, connect
+from connection import Connection, Label, argument_parser, connect, run
 
 MODEL = "image_classifier"
 IMAGE_SIZE = 224
@@ -46,4 +46,4 @@ def preprocess(picture: Image.Image) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -11,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
-from tritonclient.utils import np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -122,3 +123,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--url", help=f"host:port of the server, if not {' or '.join(DEFAULT_URLS.values())}")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="the folder that fetch_models.py filled")
     return parser
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs an example and puts what went wrong into one line."""
+    try:
+        main()
+    except (InferenceServerException, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from connection import Connection, argument_parser, connect
+from connection import Connection, argument_parser, connect, run
 
 MODEL = "text_embedding"
 TOKENS_MAX = 256
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def load_tokenizer(assets: Path) -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(assets / "tokenizer.json"))
+    tokenizer = Tokenizer.from_str((assets / "tokenizer.json").read_text("utf-8"))
     tokenizer.enable_truncation(TOKENS_MAX)
     tokenizer.enable_padding()
     return tokenizer
@@ -60,4 +60,4 @@ def tokenize(tokenizer: Tokenizer, sentences: list[str]) -> dict[str, np.ndarray
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

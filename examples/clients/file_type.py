@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from connection import Connection, argument_parser, connect
+from connection import Connection, argument_parser, connect, run
 
 MODEL = "file_type"
 BLOCK_SIZE = 4096
@@ -66,4 +66,4 @@ def preprocess(content: bytes) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from connection import Connection, argument_parser, connect
+from connection import Connection, argument_parser, connect, run
 from text_boxes import Box, find_boxes
 
 DETECTION, RECOGNITION = "text_detection", "text_recognition"
@@ -105,4 +105,4 @@ def rounded_up(value: int, multiple: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -67,7 +67,9 @@ def urls(examples, request, tmp_path_factory) -> Iterator[dict[str, str]]:
 def server(request, urls):
     from connection import connect
 
-    return connect(request.param, urls[request.param])
+    connection = connect(request.param, urls[request.param])
+    yield connection
+    connection.client.close()
 
 
 def run_server(binary: str, models: Path, log: Path, session: pytest.Session) -> Iterator[dict[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +27,34 @@ SENTENCES = [
     "Tax returns are due in April.",
     "Nereids are the nymphs of the sea.",
 ]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize(
+    ("client", "arguments", "words"),
+    [
+        ("ocr.py", ["{images}/sign.png"], ["NEREID", "Open daily", "TICKETS"]),
+        ("classify.py", ["--count=2", "{images}/clock.png"], ["wall clock", "analog clock"]),
+        ("embed.py", SENTENCES, ["'At sunrise the boat sailed.'"]),
+        ("file_type.py", ["{images}/sign.png", "{images}/draw.py", "/dev/null"], ["png", "python", "too short"]),
+    ],
+)
+def test_client_program(urls, examples, images, protocol, client, arguments, words):
+    program = [sys.executable, str(images.parent / "clients" / client)]
+    options = [f"--protocol={protocol}", f"--url={urls[protocol]}", f"--assets={examples / 'assets'}"]
+    arguments = [argument.format(images=images) for argument in arguments]
+    run = subprocess.run([*program, *options, *arguments], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    for word in words:
+        assert word in run.stdout
+
+
+def test_client_program_says_in_one_line_what_is_wrong(urls, images):
+    program = [sys.executable, str(images.parent / "clients" / "classify.py"), f"--url={urls['http']}"]
+    run = subprocess.run([*program, "no-such-file.png"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: ") and "no-such-file.png" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
 
 
 def test_ocr_reads_the_sign(server, direct, examples, images):
@@ -80,9 +110,7 @@ def test_the_model_without_a_configuration_is_completed(urls):
 
 def test_requests_in_flight_together_keep_their_own_answers(server, direct, images):
     picture = Image.open(images / "clock.png")
-    requests = [
-        {"image": classify.preprocess(picture.rotate(15 * turn))[np.newaxis]} for turn in range(REQUESTS)
-    ]
+    requests = [{"image": classify.preprocess(picture.rotate(15 * turn))[np.newaxis]} for turn in range(REQUESTS)]
     answers = server.infer_each(classify.MODEL, requests, "probabilities")
     expected = direct.infer_each(classify.MODEL, requests, "probabilities")
     for answer, row in zip(answers, expected, strict=True):
@@ -93,13 +121,15 @@ def test_requests_in_flight_together_share_batches(urls, images):
     client = tritonclient.http.InferenceServerClient(urls["http"])
     before = counts(client, classify.MODEL)
     image = classify.preprocess(Image.open(images / "clock.png"))[np.newaxis]
-    connect("grpc", urls["grpc"]).infer_each(classify.MODEL, REQUESTS * [{"image": image}], "probabilities")
+    connection = connect("grpc", urls["grpc"])
+    connection.infer_each(classify.MODEL, REQUESTS * [{"image": image}], "probabilities")
+    connection.client.close()
     inferences, executions = np.subtract(counts(client, classify.MODEL), before)
     assert inferences == REQUESTS
     assert executions < REQUESTS
 
 
-def test_several_clients_at_once(urls, direct, examples, images, sample_requests):
+def test_several_clients_at_once(urls, direct, sample_requests):
     """All models under load together, each client with a connection of its own."""
 
     def client(number: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -107,7 +137,9 @@ def test_several_clients_at_once(urls, direct, examples, images, sample_requests
         connection = connect(protocol, urls[protocol])
         model, inputs, output = sample_requests[number % len(sample_requests)]
         expected = direct.infer(model, inputs, output)
-        return [(model, answer, expected) for answer in connection.infer_each(model, 4 * [inputs], output)]
+        answers = connection.infer_each(model, 4 * [inputs], output)
+        connection.client.close()
+        return [(model, answer, expected) for answer in answers]
 
     # Sessions are made before the threads start, which would otherwise make them twice.
     for model, inputs, output in sample_requests:
