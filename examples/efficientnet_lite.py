@@ -108,9 +108,7 @@ class Network:
             auto_pad="SAME_UPPER",
         )
         parameters = [self.weight(f"{normalisation}.{p}") for p in ("weight", "bias", "running_mean", "running_var")]
-        x = self.node(
-            "BatchNormalization", [x, *parameters], f"{normalisation}.output", epsilon=BATCH_NORM_EPSILON
-        )
+        x = self.node("BatchNormalization", [x, *parameters], f"{normalisation}.output", epsilon=BATCH_NORM_EPSILON)
         if not activate:
             return x
         return self.node("Clip", [x, "zero", "six"], f"{normalisation}.relu6")

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from connection import Connection, argument_parser, connect, run
-from text_boxes import Box, find_boxes
+from text_boxes import Box, find_boxes, in_reading_order
 
 DETECTION, RECOGNITION = "text_detection", "text_recognition"
 DETECTION_SIDE_MAX = 960
@@ -49,7 +49,7 @@ def load_charset(assets: Path) -> list[str]:
 
 
 def read(connection: Connection, charset: list[str], picture: Image.Image) -> list[Line]:
-    """The lines of text in a picture from top to bottom."""
+    """The pieces of text in a picture, row by row, each row from left to right."""
     picture = picture.convert("RGB")
     boxes = find_text(connection, picture)
     cutouts = [{"x": recognition_input(picture.crop(box))} for box in boxes]
@@ -63,7 +63,7 @@ def find_text(connection: Connection, picture: Image.Image) -> list[Box]:
     height, width = probabilities.shape
     boxes = find_boxes(probabilities)
     scaled = [box.scaled(picture.width / width, picture.height / height, picture.size) for box in boxes]
-    return sorted(scaled, key=lambda box: (box.top, box.left))
+    return in_reading_order(scaled)
 
 
 def detection_input(picture: Image.Image) -> np.ndarray:

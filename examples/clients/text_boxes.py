@@ -51,6 +51,17 @@ def find_boxes(probabilities: np.ndarray) -> list[Box]:
     return boxes
 
 
+def in_reading_order(boxes: list[Box]) -> list[Box]:
+    """Row by row from left to right; a box whose middle is above the bottom of a row belongs to it."""
+    rows: list[list[Box]] = []
+    for box in sorted(boxes, key=lambda box: box.top):
+        if rows and (box.top + box.bottom) / 2 < rows[-1][0].bottom:
+            rows[-1].append(box)
+        else:
+            rows.append([box])
+    return [box for row in rows for box in sorted(row)]
+
+
 def connected_areas(mask: np.ndarray) -> list[Box]:
     """The bounding boxes of the areas of True pixels that touch, also by a corner.
 

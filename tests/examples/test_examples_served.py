@@ -78,7 +78,7 @@ def test_classifier_names_classes(server, direct, images):
     answers, expected = (classify.classify(connection, pictures, count=5) for connection in (server, direct))
     assert [[label.index for label in row] for row in answers] == [[label.index for label in row] for row in expected]
     assert [[label.name for label in row] for row in answers] == [[label.name for label in row] for row in expected]
-    for row, expected_row in zip(answers, expected):
+    for row, expected_row in zip(answers, expected, strict=True):
         assert [label.score for label in row] == pytest.approx([label.score for label in expected_row], abs=TOLERANCE)
 
 
