@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from connection import connect
 TOLERANCE = 1e-5
 REQUESTS = 24
 CLIENTS = 6
+SETTLED_S = 0.5
 SENTENCES = [
     "The ship left the harbour at dawn.",
     "At sunrise the boat sailed.",
@@ -119,12 +121,12 @@ def test_requests_in_flight_together_keep_their_own_answers(server, direct, imag
 
 def test_requests_in_flight_together_share_batches(urls, images):
     client = tritonclient.http.InferenceServerClient(urls["http"])
-    before = counts(client, classify.MODEL)
+    before = settled_counts(client, classify.MODEL)
     image = classify.preprocess(Image.open(images / "clock.png"))[np.newaxis]
     connection = connect("grpc", urls["grpc"])
     connection.infer_each(classify.MODEL, REQUESTS * [{"image": image}], "probabilities")
     connection.client.close()
-    inferences, executions = np.subtract(counts(client, classify.MODEL), before)
+    inferences, executions = np.subtract(settled_counts(client, classify.MODEL), before)
     assert inferences == REQUESTS
     assert executions < REQUESTS
 
@@ -171,6 +173,16 @@ def sample_files(images: Path) -> list[Path]:
 def same(server, direct, model: str, inputs: dict[str, np.ndarray], output: str) -> None:
     expected = direct.infer(model, inputs, output)
     np.testing.assert_allclose(server.infer(model, inputs, output), expected, atol=TOLERANCE)
+
+
+def settled_counts(client: tritonclient.http.InferenceServerClient, model: str) -> tuple[int, int]:
+    """Inferences and executions once they stand still: a server may count after it has answered."""
+    last, since = counts(client, model), time.monotonic()
+    while time.monotonic() < since + SETTLED_S:
+        time.sleep(SETTLED_S / 10)
+        if (now := counts(client, model)) != last:
+            last, since = now, time.monotonic()
+    return last
 
 
 def counts(client: tritonclient.http.InferenceServerClient, model: str) -> tuple[int, int]:
