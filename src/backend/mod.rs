@@ -3,6 +3,9 @@
 //! A back end is found at run time, never linked. It knows tensors, files and memory; it does not
 //! know who asked, how requests were batched, or which thread it is on.
 
+pub mod directory;
+pub mod onnxruntime;
+
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
