@@ -1,7 +1,7 @@
 //! Opening and inspecting model files, and what instances share.
 
 use super::{
-    model::{Dim, Graph, mlp, unary},
+    model::{Dim, Graph, attribute, mlp, unary},
     *,
 };
 use crate::{
@@ -55,14 +55,18 @@ fn what_cannot_be_opened_names_the_model_and_the_reason() {
         .node("SequenceConstruct", &["x"], &["y"])
         .output("y", model::FLOAT, &dims)
         .into_model();
-    let unknown_type = unary("Identity", model::COMPLEX64, &dims);
+    let unknown_type = Graph::default()
+        .input("x", model::FLOAT, &dims)
+        .node_with("Cast", &["x"], &["y"], &[attribute("to", model::FLOAT8)])
+        .output("y", model::FLOAT8, &dims)
+        .into_model();
     let cases = [
         (b"no model at all".to_vec(), "onnx runtime error"),
         (Vec::new(), "onnx runtime error"),
         (cut, "onnx runtime error"),
         (unary("NoSuchOperator", model::FLOAT, &dims), "NoSuchOperator"),
         (sequence, "onnx runtime error"),
-        (unknown_type, "unsupported ONNX element type 14 for 'x'"),
+        (unknown_type, "unsupported ONNX element type 17 for 'y'"),
     ];
     for (file, expected) in cases {
         let case = Case::new(&file, &[("x", DataType::Fp32, &[1])], &[("y", DataType::Fp32, &[1])]);

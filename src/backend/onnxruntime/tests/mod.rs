@@ -3,6 +3,7 @@
 mod execution;
 mod loading;
 mod model;
+mod options;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 

@@ -17,8 +17,8 @@ pub const FLOAT16: i64 = 10;
 pub const DOUBLE: i64 = 11;
 pub const UINT32: i64 = 12;
 pub const UINT64: i64 = 13;
-pub const COMPLEX64: i64 = 14;
 pub const BFLOAT16: i64 = 16;
+pub const FLOAT8: i64 = 17;
 
 /// A dimension of a declared tensor.
 #[derive(Clone, Copy)]
@@ -126,9 +126,9 @@ impl Graph {
 
     /// The whole model file.
     pub fn into_model(self) -> Vec<u8> {
-        let opset = Message::default().text(1, "").integer(2, 17);
+        let opset = Message::default().text(1, "").integer(2, 19);
         let graph = self.0.text(2, "test");
-        Message::default().integer(1, 8).message(8, &opset).message(7, &graph).into_bytes()
+        Message::default().integer(1, 9).message(8, &opset).message(7, &graph).into_bytes()
     }
 }
 
