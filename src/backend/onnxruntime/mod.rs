@@ -1,6 +1,6 @@
-//! ONNX Runtime as a back end, over its C API: one session per model version and device, shared by
-//! all instances there, since `Run` may be called from many threads at once and the weights would
-//! otherwise be there once per instance.
+//! ONNX Runtime as a back end, over its C API: one session per model version serves all instances on
+//! the host, since `Run` may be called from many threads at once and the weights would otherwise be
+//! there once per instance.
 //!
 //! This room knows the library, model files, tensors and memory. It must not know requests,
 //! schedulers or wire formats. The library is opened at run time (`library`); what the

@@ -67,13 +67,16 @@ impl OnnxModel {
         Ok(Arc::new(Execution::new(session, plan)))
     }
 
-    /// The session for a further instance on a device.
+    /// The session for a further instance on a device. On the host one serves them all, so that the
+    /// weights are there once; on a GPU, where a session is what can overlap with another, each
+    /// instance has its own as in Triton. The model's configuration can ask for either.
     pub fn execution(&self, device: Device) -> Result<Arc<Execution>, BackendError> {
         // Held while a session opens, so that two instances do not open one each.
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = self.settings.shared.unwrap_or(device == Device::Host);
         let found = sessions.iter().position(|(of, _)| *of == device);
         match found {
-            Some(index) if self.settings.shared => {
+            Some(index) if shared => {
                 if let Some((_, execution)) = sessions.get(index) {
                     return Ok(execution.clone());
                 }
@@ -82,7 +85,7 @@ impl OnnxModel {
             None => {}
         }
         let execution = self.open(device)?;
-        if self.settings.shared {
+        if shared {
             sessions.push((device, execution.clone()));
         }
         Ok(execution)

@@ -36,8 +36,8 @@ pub(super) struct SessionSettings {
     pub entries: BTreeMap<String, String>,
     /// The devices, such as `cpu:0;gpu:0`, whose unused arena memory is given back after each run.
     pub arena_shrinkage: Option<String>,
-    /// Whether instances on one device share a session. Unlike Triton's the default is yes.
-    pub shared: bool,
+    /// Whether instances on one device share a session, if the model says so.
+    pub shared: Option<bool>,
     pub custom_op_libraries: Vec<PathBuf>,
     /// Execution providers for an instance on the host, most preferred first.
     pub host_providers: Vec<Provider>,
@@ -94,7 +94,7 @@ impl SessionSettings {
             arena_shrinkage: parameters
                 .text("memory.enable_memory_arena_shrinkage")
                 .map(Into::into),
-            shared: parameters.boolean("share_session_between_instances")?.unwrap_or(true),
+            shared: parameters.boolean("share_session_between_instances")?,
             custom_op_libraries: custom_op_libraries(source),
             host_providers: host_providers(source)?,
             gpu_providers: gpu_providers(&parameters)?,

@@ -271,19 +271,29 @@ fn instances_of_one_session_run_at_once() {
         Case::new(&mlp(), &[("x", DataType::Fp32, &[64])], &[("logits", DataType::Fp32, &[10])])
             .batching(8);
     let loaded = case.load(&runtime).unwrap();
-    let input = |thread: usize| numbers(&[1, 64], vec![thread as f32; 64]);
-    let mut expected = Vec::new();
-    for thread in 0..4 {
-        expected.push(case.run(&runtime, 1, &[input(thread)]).unwrap()[0].data.clone());
-    }
+    // Each thread has values of its own and changes the shape from run to run.
+    let input =
+        |thread: usize, rows: usize| numbers(&[rows as i64, 64], vec![thread as f32; rows * 64]);
     std::thread::scope(|scope| {
-        for (thread, expected) in expected.iter().enumerate() {
+        for thread in 0..4 {
+            let expected = case.run(&runtime, 1, &[input(thread, 1)]).unwrap()[0].data.clone();
             let mut instance = loaded.instance(&on(PlacementDevice::Cpu)).unwrap();
             scope.spawn(move || {
                 let pool = pool();
-                for _ in 0..200 {
-                    let output = execute(&mut *instance, 1, &[input(thread)], &pool).unwrap();
-                    assert_eq!(output[0].as_ref().unwrap().data, expected);
+                for run in 0..400 {
+                    let rows = 1 + (run + thread) % 8;
+                    let input = input(thread, rows);
+                    let output = execute(&mut *instance, rows as u32, &[input], &pool).unwrap();
+                    let output = output[0].as_ref().unwrap();
+                    assert_eq!(output.shape, Shape::from([rows as i64, 10]));
+                    let (expected, _) = expected.as_chunks::<4>();
+                    let (got, _) = output.data.as_chunks::<4>();
+                    for (&expected, &got) in expected.iter().cycle().zip(got) {
+                        let (expected, got) =
+                            (f32::from_le_bytes(expected), f32::from_le_bytes(got));
+                        // Kernels of one and of more rows may sum in another order.
+                        assert!((expected - got).abs() <= 1e-3 * expected.abs().max(1.0));
+                    }
                 }
             });
         }
