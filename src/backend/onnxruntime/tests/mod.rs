@@ -32,11 +32,7 @@ fn runtime() -> Option<OnnxRuntime> {
             assert!(!required, "{error}");
             // Past the test harness, which hides the output of tests that pass.
             use std::io::Write as _;
-            let notice = "skipped: ONNX Runtime is not installed";
-            let _ = writeln!(
-                std::io::stderr(),
-                "{notice} (run `nereid backend install onnxruntime`): {error}"
-            );
+            let _ = writeln!(std::io::stderr(), "skipped: {error}");
             None
         }
     }
