@@ -33,7 +33,8 @@ mod tests {
 
     #[test]
     fn the_nearest_variable_wins() {
-        let cases: &[(&[(&str, &str)], Option<&str>)] = &[
+        type Case<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>);
+        let cases: [Case<'_>; 5] = [
             (&[(ENVIRONMENT, "/b"), ("XDG_DATA_HOME", "/x"), ("HOME", "/h")], Some("/b")),
             (&[("XDG_DATA_HOME", "/x"), ("HOME", "/h")], Some("/x/nereid/backends")),
             (&[("XDG_DATA_HOME", "x"), ("HOME", "/h")], Some("/h/.local/share/nereid/backends")),

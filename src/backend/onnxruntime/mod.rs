@@ -4,7 +4,7 @@
 //!
 //! This room knows the library, model files, tensors and memory. It must not know requests,
 //! schedulers or wire formats. The library is opened at run time (`library`); what the
-//! configuration asks of a session is read by `options` and applied by `session`; `plan` ties a
+//! configuration asks of a session is read by `settings` and applied by `options`; `plan` ties a
 //! model's signature to the tensors of its file; `execution` runs a batch.
 
 mod execution;
@@ -14,6 +14,7 @@ mod model;
 mod options;
 mod plan;
 mod session;
+mod settings;
 mod strings;
 
 #[cfg(test)]
@@ -24,7 +25,7 @@ use std::{path::Path, sync::Arc};
 use self::{
     library::Runtime,
     model::{OnnxModel, first_device, inspect_file},
-    options::SessionSettings,
+    settings::SessionSettings,
 };
 use super::{Backend, BackendError, Model, ModelIo, ModelSource};
 

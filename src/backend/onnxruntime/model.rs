@@ -10,9 +10,9 @@ use ort_sys::GraphOptimizationLevel;
 use super::{
     execution::Execution,
     library::Runtime,
-    options::SessionSettings,
     plan::Plan,
     session::{Device, Port, Session},
+    settings::SessionSettings,
 };
 use crate::{
     backend::{

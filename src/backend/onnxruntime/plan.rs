@@ -273,7 +273,8 @@ mod tests {
     #[test]
     fn sizes_come_from_the_file_the_rows_and_equal_names() {
         let input = [port("x", DataType::Fp32, &[named("n"), Extent::Fixed(3), named("h")])];
-        let cases: [(&[Extent], u32, Option<&[i64]>); 5] = [
+        type Case<'a> = (&'a [Extent], u32, Option<&'a [i64]>);
+        let cases: [Case<'_>; 5] = [
             (&[Extent::Fixed(7)], 0, Some(&[7])),
             (&[named("h"), named("n")], 0, Some(&[9, 4])),
             (&[Extent::Any, named("h")], 8, Some(&[4, 9])),

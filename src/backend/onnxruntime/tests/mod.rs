@@ -3,7 +3,7 @@
 mod execution;
 mod loading;
 mod model;
-mod options;
+mod settings;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 

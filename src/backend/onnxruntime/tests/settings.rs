@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    backend::onnxruntime::options::{ProviderKind, SessionSettings},
+    backend::onnxruntime::settings::{ProviderKind, SessionSettings},
     proto::{
         ModelOperations, ModelOptimizationPolicy,
         model_optimization_policy::{
