@@ -353,7 +353,7 @@ unsafe fn value_over(
 }
 
 /// Whether a run failed because an output turned out to have another shape than the value given for
-/// it: the one failure for which the C API has no code of its own.
+/// it. The C API has no code of its own for that.
 fn is_shape_mismatch(error: &OrtError) -> bool {
-    error.message.contains("shape")
+    error.message.contains("The output OrtValue provided for output")
 }

@@ -173,6 +173,10 @@ fn open_session(
             path.display()
         )));
     }
+    // Registering custom operators is not safe beside another session's (onnxruntime issue 27089).
+    static CUSTOM_OPERATORS: Mutex<()> = Mutex::new(());
+    let _guard = (!settings.custom_op_libraries.is_empty())
+        .then(|| CUSTOM_OPERATORS.lock().unwrap_or_else(PoisonError::into_inner));
     Session::open(runtime, name, &path, settings, device).map_err(|error| {
         let place = match device {
             Device::Host => String::new(),

@@ -1,7 +1,7 @@
 //! Runs: types, shapes, who owns the memory, and what goes wrong at run time.
 
 use super::{
-    model::{Dim, Graph, graph_attribute, mlp, mlp_weights, unary},
+    model::{Dim, Graph, attribute, graph_attribute, mlp, mlp_weights, unary},
     *,
 };
 
@@ -121,22 +121,40 @@ fn an_output_of_unknown_shape_outlives_its_model() {
     assert_eq!(pool.used(), 0, "nothing was copied into the pool");
 }
 
+/// By a node of the graph, and by one in a branch, whose outputs take another way.
 #[test]
 fn a_size_that_the_file_foretells_wrongly_does_not_fail_the_batch() {
     let Some(runtime) = runtime() else { return };
-    let file = Graph::default()
-        .input("x", model::FLOAT, &[Dim::Named("n")])
-        .node("NonZero", &["x"], &["y"])
-        .output("y", model::INT64, &[Dim::Fixed(1), Dim::Named("n")])
-        .into_model();
-    let case =
-        Case::new(&file, &[("x", DataType::Fp32, &[-1])], &[("y", DataType::Int64, &[1, -1])]);
-    let mut instance = case.instance(&runtime);
-    for values in [vec![1.0_f32, 1.0], vec![0.0, 1.0, 1.0], vec![0.0]] {
-        let expected = values.iter().filter(|&&value| value != 0.0).count() as i64;
-        let input = numbers(&[values.len() as i64], values);
-        let output = execute(&mut *instance, 1, &[input], &pool()).unwrap();
-        assert_eq!(output[0].as_ref().unwrap().shape, Shape::from([1, expected]));
+    let promised = [Dim::Fixed(1), Dim::Named("n")];
+    let branch = || {
+        let dims = [Dim::Fixed(1), Dim::Any];
+        Graph::default().node("NonZero", &["x"], &["z"]).output("z", model::INT64, &dims)
+    };
+    let branches =
+        [graph_attribute("then_branch", branch()), graph_attribute("else_branch", branch())];
+    let graph = Graph::default().input("x", model::FLOAT, &[Dim::Named("n")]);
+    let graphs = [
+        graph.clone().node("NonZero", &["x"], &["y"]),
+        graph
+            .node("ReduceSum", &["x"], &["sum"])
+            .node_with("Cast", &["sum"], &["flag"], &[attribute("to", model::BOOL)])
+            .node("Squeeze", &["flag"], &["chosen"])
+            .node_with("If", &["chosen"], &["y"], &branches),
+    ];
+    for graph in graphs {
+        let file = graph.output("y", model::INT64, &promised).into_model();
+        let case =
+            Case::new(&file, &[("x", DataType::Fp32, &[-1])], &[("y", DataType::Int64, &[1, -1])]);
+        let mut instance = case.instance(&runtime);
+        for values in [vec![1.0_f32, 1.0], vec![0.0, 1.0, 1.0], vec![0.0]] {
+            let expected: Vec<i64> =
+                (0_i64..).zip(&values).filter(|(_, value)| **value != 0.0).map(|it| it.0).collect();
+            let input = numbers(&[values.len() as i64], values);
+            let output = execute(&mut *instance, 1, &[input], &pool()).unwrap();
+            let output = output[0].as_ref().unwrap();
+            assert_eq!(output.shape, Shape::from([1, expected.len() as i64]));
+            assert_eq!(&output.data[..], bytemuck::cast_slice::<i64, u8>(&expected));
+        }
     }
 }
 
