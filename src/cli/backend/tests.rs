@@ -171,3 +171,25 @@ fn the_published_package_has_what_is_kept_of_it() {
 fn onnxruntime_version() -> &'static str {
     crate::backend::onnxruntime::VERSION
 }
+
+#[test]
+fn the_words_of_the_command_line_are_understood() {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: Command,
+    }
+    let parse = |words: &[&str]| {
+        <Line as clap::Parser>::try_parse_from([&["nereid-backend"], words].concat())
+            .map(|line| line.command)
+    };
+    let place = |directory: Option<PathBuf>| directory.map(|path| path.display().to_string());
+    match parse(&["install", "onnxruntime", "--directory", "/b"]).unwrap() {
+        Command::Install { name, directory } => {
+            assert_eq!((name.as_str(), place(directory).as_deref()), ("onnxruntime", Some("/b")));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(parse(&["list"]).unwrap(), Command::List { directory: None }));
+    assert!(parse(&["install"]).is_err());
+}
