@@ -3,9 +3,9 @@
 //! A back end is found at run time, never linked. It knows tensors, files and memory; it does not
 //! know who asked, how requests were batched, or which thread it is on.
 
+pub mod directory;
 mod identity;
-
-pub use identity::Identity;
+pub mod onnxruntime;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -16,6 +16,8 @@ use crate::{
     inference::{DataType, Shape, Signature},
     memory::BufferPool,
 };
+
+pub use self::identity::Identity;
 
 /// Why a back end could not load or run something. The message names the thing at fault.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -1,0 +1,196 @@
+//! Loaded models and their instances.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ort_sys::GraphOptimizationLevel;
+
+use super::{
+    execution::Execution,
+    library::Runtime,
+    plan::Plan,
+    session::{Device, Port, Session},
+    settings::SessionSettings,
+};
+use crate::{
+    backend::{
+        BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, ModelIo, ModelIoTensor,
+        ModelSource, Placement, PlacementDevice,
+    },
+    proto::{ModelConfig, model_instance_group::Kind},
+};
+
+/// One version of a model: its settings, and a session per device.
+pub(super) struct OnnxModel {
+    runtime: &'static Runtime,
+    source: ModelSource,
+    settings: SessionSettings,
+    /// Sessions that instances to come can use; few, so a list.
+    sessions: Mutex<Vec<(Device, Arc<Execution>)>>,
+}
+
+impl OnnxModel {
+    /// Reads the settings and, unless all instances are to be on GPUs, opens the file on the host.
+    pub fn load(runtime: &'static Runtime, source: &ModelSource) -> Result<Self, BackendError> {
+        let settings = SessionSettings::read(source)?;
+        let groups = &source.config.instance_group;
+        let all_on_gpu = !groups.is_empty() && groups.iter().all(|group| group.kind() == Kind::Gpu);
+        if source.settings.get("enable-global-threadpool").is_some_and(|value| value == "1") {
+            log::warn!(
+                target: "onnxruntime",
+                "setting 'enable-global-threadpool' has no effect: sessions have pools of their own"
+            );
+        }
+        let model =
+            Self { runtime, source: source.clone(), settings, sessions: Mutex::new(Vec::new()) };
+        if !all_on_gpu {
+            let execution = model.open(Device::Host)?;
+            let sessions = model.sessions.lock();
+            sessions.unwrap_or_else(PoisonError::into_inner).push((Device::Host, execution));
+        }
+        Ok(model)
+    }
+
+    fn open(&self, device: Device) -> Result<Arc<Execution>, BackendError> {
+        let session = open_session(self.runtime, &self.source, &self.settings, device)?;
+        // What sequences and batch inputs add is not the client's to give.
+        let config = &self.source.config;
+        let all_inputs = config.batch_input.is_empty()
+            && !matches!(
+                config.scheduling_choice,
+                Some(crate::proto::model_config::SchedulingChoice::SequenceBatching(_))
+            );
+        let plan =
+            Plan::new(&self.source.signature, &session.inputs, &session.outputs, all_inputs)?;
+        Ok(Arc::new(Execution::new(session, plan)))
+    }
+
+    /// The session for a further instance on a device. On the host one serves them all, so that the
+    /// weights are there once; on a GPU, where a session is what can overlap with another, each
+    /// instance has its own as in Triton. The model's configuration can ask for either.
+    pub fn execution(&self, device: Device) -> Result<Arc<Execution>, BackendError> {
+        // Held while a session opens, so that two instances do not open one each.
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = self.settings.shared.unwrap_or(device == Device::Host);
+        let found = sessions.iter().position(|(of, _)| *of == device);
+        match found {
+            Some(index) if shared => {
+                if let Some((_, execution)) = sessions.get(index) {
+                    return Ok(execution.clone());
+                }
+            }
+            Some(index) => return Ok(sessions.swap_remove(index).1),
+            None => {}
+        }
+        let execution = self.open(device)?;
+        if shared {
+            sessions.push((device, execution.clone()));
+        }
+        Ok(execution)
+    }
+}
+
+impl Model for OnnxModel {
+    fn instance(&self, placement: &Placement) -> Result<Box<dyn Instance>, BackendError> {
+        let device = match placement.device {
+            PlacementDevice::Cpu | PlacementDevice::Model => Device::Host,
+            PlacementDevice::Gpu(ordinal) => Device::Gpu(ordinal),
+        };
+        let execution = self.execution(device)?;
+        Ok(Box::new(OnnxInstance { model: self.source.name.clone(), execution }))
+    }
+
+    fn inline_fitness(&self) -> InlineFitness {
+        let alone = self.settings.runs_on_one_thread()
+            && !self.settings.any_gpu
+            && self.settings.host_providers.is_empty();
+        if alone { InlineFitness::IfFast } else { InlineFitness::Never }
+    }
+}
+
+struct OnnxInstance {
+    model: Arc<str>,
+    execution: Arc<Execution>,
+}
+
+impl Instance for OnnxInstance {
+    fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
+        self.execution
+            .run(batch)
+            .map_err(|error| BackendError(format!("model '{}': {error}", self.model)))
+    }
+}
+
+/// Reads the tensors that a model file declares. The file is opened for this alone, so nothing in it
+/// is optimised.
+pub(super) fn inspect_file(
+    runtime: &'static Runtime,
+    source: &ModelSource,
+    settings: &SessionSettings,
+    device: Device,
+) -> Result<ModelIo, BackendError> {
+    let settings = SessionSettings {
+        optimization: GraphOptimizationLevel::ORT_DISABLE_ALL,
+        ..settings.clone()
+    };
+    let session = open_session(runtime, source, &settings, device)?;
+    let tensors = |ports: &[Port]| -> Result<Vec<ModelIoTensor>, BackendError> {
+        ports
+            .iter()
+            .map(|port| {
+                let tensor = port.tensor.as_ref().map_err(|why| {
+                    BackendError(format!("failed to load model '{}': {why}", source.name))
+                })?;
+                Ok(ModelIoTensor {
+                    name: port.name.clone(),
+                    datatype: tensor.datatype,
+                    dims: tensor.shape(),
+                })
+            })
+            .collect()
+    };
+    Ok(ModelIo { inputs: tensors(&session.inputs)?, outputs: tensors(&session.outputs)? })
+}
+
+/// The device to inspect a model on: some models run on no other than they ask for.
+pub(super) fn first_device(config: &ModelConfig) -> Device {
+    let on_gpu = config.instance_group.iter().find(|group| group.kind() == Kind::Gpu);
+    on_gpu.map_or(Device::Host, |group| Device::Gpu(group.gpus.first().copied().unwrap_or(0)))
+}
+
+fn open_session(
+    runtime: &'static Runtime,
+    source: &ModelSource,
+    settings: &SessionSettings,
+    device: Device,
+) -> Result<Session, BackendError> {
+    let name = &source.name;
+    let path = model_file(source);
+    if !path.exists() {
+        return Err(BackendError(format!(
+            "unable to find '{}' for model '{name}'",
+            path.display()
+        )));
+    }
+    // Registering custom operators is not safe beside another session's (onnxruntime issue 27089).
+    static CUSTOM_OPERATORS: Mutex<()> = Mutex::new(());
+    let _guard = (!settings.custom_op_libraries.is_empty())
+        .then(|| CUSTOM_OPERATORS.lock().unwrap_or_else(PoisonError::into_inner));
+    Session::open(runtime, name, &path, settings, device).map_err(|error| {
+        let place = match device {
+            Device::Host => String::new(),
+            Device::Gpu(ordinal) => format!(" on GPU {ordinal}"),
+        };
+        BackendError(format!("failed to load model '{name}'{place}: {error}"))
+    })
+}
+
+/// The model file; a folder in its place holds it as `model.onnx`, beside external weights.
+fn model_file(source: &ModelSource) -> PathBuf {
+    match source.model_path.is_dir() {
+        true => source.model_path.join("model.onnx"),
+        false => source.model_path.clone(),
+    }
+}
