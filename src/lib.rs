@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod inference;
 pub mod memory;
+pub mod repository;
 
 /// The messages and services of `proto/`, generated.
 pub mod proto {
