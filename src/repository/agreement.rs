@@ -65,8 +65,8 @@ fn check_input_count(config: &ModelConfig, io: &ModelIo) -> Result<(), Fault> {
         return Err(Fault::new(
             field,
             format!(
-                "configuration specified sequence control, state or batch input '{name}', but model \
-                 does not provide that input"
+                "configuration specified sequence control, state or batch input '{name}', but \
+                 model does not provide that input"
             ),
         ));
     }
@@ -159,9 +159,9 @@ fn check_dims(config: &ModelConfig, dims: &[i64], tensor: &ModelIoTensor) -> Res
         return Ok(());
     }
     Err(format!(
-        "model '{model}', tensor '{name}': the model expects {} dimensions (shape {}) but the model \
-         configuration specifies {} dimensions (an initial batch dimension because max_batch_size > \
-         0 followed by the explicit tensor shape, making complete shape {full})",
+        "model '{model}', tensor '{name}': the model expects {} dimensions (shape {}) but the \
+         model configuration specifies {} dimensions (an initial batch dimension because \
+         max_batch_size > 0 followed by the explicit tensor shape, making complete shape {full})",
         tensor.dims.len(),
         tensor.dims,
         full.len()

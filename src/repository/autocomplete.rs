@@ -72,6 +72,9 @@ fn complete_batching(
     io: &ModelIo,
     default_max_batch_size: u32,
 ) -> Result<(), Fault> {
+    if io.inputs.is_empty() && io.outputs.is_empty() {
+        return Ok(());
+    }
     let can_batch =
         io.inputs.iter().chain(&io.outputs).all(|tensor| tensor.dims.first() == Some(&-1));
     if !can_batch {
@@ -81,8 +84,8 @@ fn complete_batching(
             Err(Fault::new(
                 "max_batch_size",
                 format!(
-                    "autofill failed for model '{}': model does not support batching while non-zero \
-                     max_batch_size is specified",
+                    "autofill failed for model '{}': model does not support batching while \
+                     non-zero max_batch_size is specified",
                     config.name
                 ),
             ))

@@ -158,8 +158,8 @@ impl Draft {
         })
     }
 
-    /// Completes the configuration from what the back end found in the model's file, if it looked and
-    /// found anything, and makes of it what is served.
+    /// Completes the configuration from what the back end found in the model's file, if it looked
+    /// and found anything, and makes of it what is served.
     ///
     /// # Errors
     /// The complete configuration breaks a rule or does not agree with the model's file, or a label

@@ -1,7 +1,7 @@
 //! A configuration as JSON, as Triton prints and reads it.
 //!
-//! Names are those of the `.proto` file and in its order, enum values are names, 64-bit integers are
-//! numbers, and every field without presence is printed, so a reader finds `"input": []` and
+//! Names are those of the `.proto` file and in its order, enum values are names, 64-bit integers
+//! are numbers, and every field without presence is printed, so a reader finds `"input": []` and
 //! `"max_batch_size": 0` rather than nothing.
 
 use std::fmt::Write as _;

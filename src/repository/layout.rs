@@ -50,7 +50,8 @@ impl Repository {
     /// All models, by name. A name that begins with a dot is not a model.
     ///
     /// # Errors
-    /// A repository that cannot be listed; a model that cannot be read is an [`Entry`] with an error.
+    /// A repository that cannot be listed; a model that cannot be read is an [`Entry`] with an
+    /// error.
     pub fn scan(&self) -> Result<Vec<Entry>, Error> {
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
         for root in &self.roots {

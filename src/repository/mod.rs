@@ -1,10 +1,11 @@
 //! Model repositories: folders of models, their `config.pbtxt`, and what follows from it.
 //!
-//! A model is read in two steps, because what a configuration leaves out is in the model's own file,
-//! which only its back end can read: [`Draft::read`] parses, derives the back end and checks what can
-//! be checked; then the caller lets [`Backend::inspect`](crate::backend::Backend::inspect) look at
-//! [`Draft::source_for_inspect`]; then [`Draft::complete`] makes the [`Definition`] that is served.
-//! [`check()`] does all of it for `nereid check`, without serving.
+//! A model is read in two steps, because what a configuration leaves out is in the model's own
+//! file, which only its back end can read: [`Draft::read`] parses, derives the back end and checks
+//! what can be checked; then the caller lets
+//! [`Backend::inspect`](crate::backend::Backend::inspect) look at [`Draft::source_for_inspect`];
+//! then [`Draft::complete`] makes the [`Definition`] that is served. [`check()`] does all of it for
+//! `nereid check`, without serving.
 //!
 //! This room may use the vocabulary, the protocol's messages and the back ends' plain data. It must
 //! not know how models run, who asks for them, or when they are loaded.

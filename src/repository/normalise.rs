@@ -35,7 +35,10 @@ pub(super) fn config(config: &mut ModelConfig) {
                 prefer_largest(&mut oldest.preferred_batch_size);
             }
         }
-        Some(SchedulingChoice::EnsembleScheduling(_)) => return,
+        Some(SchedulingChoice::EnsembleScheduling(_)) => {
+            config.model_transaction_policy.get_or_insert_default();
+            return;
+        }
         None => {}
     }
     let optimization = config.optimization.get_or_insert_default();

@@ -1,5 +1,5 @@
-//! Which back end runs a model, and which file holds it: derived from the configuration's `backend`,
-//! `platform` and `default_model_filename` and from the files present, as Triton does.
+//! Which back end runs a model, and which file holds it: derived from the configuration's
+//! `backend`, `platform` and `default_model_filename` and from the files present, as Triton does.
 
 use std::{fs, path::Path};
 
@@ -65,8 +65,8 @@ impl Format {
     }
 }
 
-/// Fills `backend`, `platform` and `default_model_filename` where empty. `version_dir` is a version's
-/// folder to look into, if the model has one.
+/// Fills `backend`, `platform` and `default_model_filename` where empty. `version_dir` is a
+/// version's folder to look into, if the model has one.
 ///
 /// # Errors
 /// Nothing says what the model is.
@@ -90,8 +90,8 @@ pub(super) fn complete(config: &mut ModelConfig, version_dir: Option<&Path>) -> 
             return Err(Fault::new(
                 "",
                 format!(
-                    "Invalid model name: Could not determine backend for model '{}' with no backend \
-                     in model configuration. Expected model name of the form \
+                    "Invalid model name: Could not determine backend for model '{}' with no \
+                     backend in model configuration. Expected model name of the form \
                      'model.<backend_name>'.",
                     config.name
                 ),

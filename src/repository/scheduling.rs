@@ -191,8 +191,8 @@ pub struct EnsembleStep {
 }
 
 impl Scheduling {
-    /// The settings of a normalised, validated configuration; an unknown data type gives the error's
-    /// text.
+    /// The settings of a normalised, validated configuration; an unknown data type gives the
+    /// error's text.
     pub(super) fn new(config: &ModelConfig) -> Result<Self, String> {
         Ok(match &config.scheduling_choice {
             None => Self::Plain,

@@ -97,7 +97,8 @@ fn check_step(
     for input in signature.inputs.iter().filter(|input| !input.optional) {
         if !step.inputs.contains_key(&*input.name) {
             faults.push(format!(
-                "in ensemble {ensemble}, input {} in model {} is not mapped to any ensemble tensors",
+                "in ensemble {ensemble}, input {} in model {} is not mapped to any ensemble \
+                 tensors",
                 input.name, step.model
             ));
         }
@@ -120,8 +121,8 @@ fn check_step(
         let (known, owner) = types.entry(ensemble_tensor.clone()).or_insert_with(|| here.clone());
         if *known != spec.datatype {
             faults.push(format!(
-                "in ensemble {ensemble}, ensemble tensor {ensemble_tensor}: inconsistent data type: \
-                 {known} is inferred from {owner} while {} is inferred from model '{}'",
+                "in ensemble {ensemble}, ensemble tensor {ensemble_tensor}: inconsistent data \
+                 type: {known} is inferred from {owner} while {} is inferred from model '{}'",
                 spec.datatype, step.model
             ));
         }

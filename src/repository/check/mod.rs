@@ -50,8 +50,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// How a caller lets a back end look at a model: `Ok(None)` where the back end cannot tell, or is not
-/// installed and shall not be missed.
+/// How a caller lets a back end look at a model: `Ok(None)` where the back end cannot tell, or is
+/// not installed and shall not be missed.
 pub type Inspect<'a> = dyn FnMut(&ModelSource) -> Result<Option<ModelIo>, BackendError> + 'a;
 
 /// Checks every model of the repositories in `roots`, then the ensembles across them. Findings come

@@ -94,9 +94,10 @@ fn what_the_server_feeds_is_no_input_of_the_client() {
         &[("x", &[-1, 3]), ("start", &[-1, 1]), ("in", &[-1, 5])],
         &[("y", &[-1]), ("out", &[-1, 5])],
     );
-    let config = "sequence_batching { control_input { name: 'start' control { kind: CONTROL_SEQUENCE_START \
-                  fp32_false_true: [ 0, 1 ] } } state { input_name: 'in' output_name: 'out' \
-                  data_type: TYPE_FP32 dims: 5 initial_state { name: 'zero' data_type: TYPE_FP32 dims: 5 zero_data: true } } }";
+    let config = "sequence_batching { control_input { name: 'start' control { kind: \
+                  CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } } state { input_name: 'in' \
+                  output_name: 'out' data_type: TYPE_FP32 dims: 5 initial_state { name: 'zero' \
+                  data_type: TYPE_FP32 dims: 5 zero_data: true } } }";
     let definition = served(config, &file);
     assert_eq!(definition.config.input.len(), 1);
     assert_eq!(definition.config.output.len(), 1);
@@ -109,8 +110,8 @@ fn what_the_server_feeds_is_no_input_of_the_client() {
     assert_eq!(sequence.states[0].initial.as_ref().unwrap().data, InitialStateData::Zero);
     assert_eq!(
         refused(config, &io(&[("x", &[-1, 3]), ("in", &[-1, 5])], &[("y", &[-1])])),
-        "configuration specified sequence control, state or batch input 'start', but model does not \
-         provide that input"
+        "configuration specified sequence control, state or batch input 'start', but model does \
+         not provide that input"
     );
 }
 
@@ -137,25 +138,27 @@ fn disagreement_with_the_file_is_refused() {
         ),
         (
             config("{ name: 'x' data_type: TYPE_INT32 dims: 3 }", y),
-            "unable to load model 'm', configuration expects datatype TYPE_INT32 for input 'x', model \
-             provides TYPE_FP32",
+            "unable to load model 'm', configuration expects datatype TYPE_INT32 for input 'x', \
+             model provides TYPE_FP32",
         ),
         (
             config("{ name: 'x' data_type: TYPE_FP32 dims: 4 }", y),
             "model 'm', tensor 'x': the model expects 2 dimensions (shape [-1,3]) but the model \
-             configuration specifies 2 dimensions (an initial batch dimension because max_batch_size \
-             > 0 followed by the explicit tensor shape, making complete shape [-1,4])",
+             configuration specifies 2 dimensions (an initial batch dimension because \
+             max_batch_size > 0 followed by the explicit tensor shape, making complete shape \
+             [-1,4])",
         ),
         (
-            "input { name: 'x' data_type: TYPE_FP32 dims: 3 } output { name: 'y' data_type: TYPE_FP32 dims: [ -1, 2 ] }"
+            "input { name: 'x' data_type: TYPE_FP32 dims: 3 } output { name: 'y' data_type: \
+             TYPE_FP32 dims: [ -1, 2 ] }"
                 .to_owned(),
             "model 'm', tensor 'x': the model expects 2 dimensions (shape [-1,3]) but the model \
              configuration specifies 1 dimensions (shape [3])",
         ),
         (
             config("{ name: 'x' data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true }", y),
-            "unable to load model 'm', configuration expects model provides input with shape [-1] for \
-             ragged input 'x', model provides [-1,3]",
+            "unable to load model 'm', configuration expects model provides input with shape [-1] \
+             for ragged input 'x', model provides [-1,3]",
         ),
     ];
     for (config, expected) in cases {
@@ -170,7 +173,8 @@ fn disagreement_with_the_file_is_refused() {
     let scalar = io(&[("x", &[])], &[("y", &[2])]);
     assert_eq!(
         refused(
-            "input { name: 'x' data_type: TYPE_FP32 dims: 3 } output { name: 'y' data_type: TYPE_FP32 dims: 2 }",
+            "input { name: 'x' data_type: TYPE_FP32 dims: 3 } output { name: 'y' data_type: \
+             TYPE_FP32 dims: 2 }",
             &scalar
         ),
         "unable to load model 'm', scalar tensor 'x', should only provide 1 in the model \
@@ -180,16 +184,19 @@ fn disagreement_with_the_file_is_refused() {
 
 #[test]
 fn agreement_minds_reshape_optional_and_ragged() {
-    let reshaped = "max_batch_size: 4 input { name: 'x' data_type: TYPE_FP32 dims: 12 reshape { shape: [ 3, 4 ] } } \
-                    output { name: 'y' data_type: TYPE_FP32 dims: 1 reshape { shape: [ ] } }";
+    let reshaped = "max_batch_size: 4 input { name: 'x' data_type: TYPE_FP32 dims: 12 reshape { \
+                    shape: [ 3, 4 ] } } output { name: 'y' data_type: TYPE_FP32 dims: 1 reshape { \
+                    shape: [ ] } }";
     served(reshaped, &io(&[("x", &[-1, 3, 4])], &[("y", &[-1])]));
-    let optional = "input [ { name: 'x' data_type: TYPE_FP32 dims: 1 }, { name: 'w' data_type: TYPE_FP32 dims: 1 optional: true } ] \
-                    output { name: 'y' data_type: TYPE_FP32 dims: 1 }";
+    let optional = "input [ { name: 'x' data_type: TYPE_FP32 dims: 1 }, { name: 'w' data_type: \
+                    TYPE_FP32 dims: 1 optional: true } ] output { name: 'y' data_type: TYPE_FP32 \
+                    dims: 1 }";
     let definition = served(optional, &io(&[("x", &[1])], &[("y", &[1])]));
     assert!(definition.signature.inputs[1].optional);
-    let ragged = "max_batch_size: 4 input { name: 'x' data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true } \
-                  batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT target_name: 'n' data_type: TYPE_FP32 source_input: 'x' } \
-                  output { name: 'y' data_type: TYPE_FP32 dims: 1 }";
+    let ragged = "max_batch_size: 4 input { name: 'x' data_type: TYPE_FP32 dims: -1 \
+                  allow_ragged_batch: true } batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT \
+                  target_name: 'n' data_type: TYPE_FP32 source_input: 'x' } output { name: 'y' \
+                  data_type: TYPE_FP32 dims: 1 }";
     served(ragged, &io(&[("x", &[-1]), ("n", &[-1])], &[("y", &[-1, 1])]));
 }
 
@@ -269,7 +276,11 @@ fn instances_go_where_the_groups_say() {
         "instance group m_0 of model m has kind KIND_CPU but specifies one or more GPUs"
     );
     assert_eq!(
-        placed("instance_group [ { name: 'a' gpus: 1 }, { kind: KIND_MODEL }, { kind: KIND_CPU passive: true } ]").0,
+        placed(
+            "instance_group [ { name: 'a' gpus: 1 }, { kind: KIND_MODEL }, { kind: KIND_CPU \
+                passive: true } ]"
+        )
+        .0,
         [at("a_0", OnGpu(1)), at("m_1_0", Model)]
     );
 }
@@ -289,9 +300,10 @@ fn defaults_are_echoed() {
 #[test]
 fn queue_settings_are_typed() {
     let config = "max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 8, 4, 8 ] \
-        max_queue_delay_microseconds: 100 priority_levels: 3 default_priority_level: 2 \
-        default_queue_policy { max_queue_size: 7 allow_timeout_override: true } \
-        priority_queue_policy { key: 1 value { timeout_action: DELAY default_timeout_microseconds: 5 } } }";
+                  max_queue_delay_microseconds: 100 priority_levels: 3 default_priority_level: 2 \
+                  default_queue_policy { max_queue_size: 7 allow_timeout_override: true } \
+                  priority_queue_policy { key: 1 value { timeout_action: DELAY \
+                  default_timeout_microseconds: 5 } } }";
     let definition = onnx(config).draft("m", &Options::default()).unwrap().complete(None).unwrap();
     let Scheduling::Dynamic(batching) = definition.scheduling else { panic!("not dynamic") };
     let micros = std::time::Duration::from_micros;
@@ -318,11 +330,14 @@ fn dims() -> impl Strategy<Value = Vec<i64>> {
 proptest! {
     #[test]
     fn a_completed_configuration_agrees_and_completes_to_itself(
-        inputs in prop::collection::vec(dims(), 1..4), outputs in prop::collection::vec(dims(), 1..4),
+        inputs in prop::collection::vec(dims(), 1..4),
+        outputs in prop::collection::vec(dims(), 1..4),
     ) {
         let named = |prefix: &str, list: Vec<Vec<i64>>| -> Vec<ModelIoTensor> {
-            let tensors = list.iter().enumerate();
-            tensors.map(|(index, dims)| tensor(&format!("{prefix}{index}"), DataType::Int64, dims)).collect()
+            let with_name = |(index, dims): (usize, &Vec<i64>)| {
+                tensor(&format!("{prefix}{index}"), DataType::Int64, dims)
+            };
+            list.iter().enumerate().map(with_name).collect()
         };
         let io = ModelIo { inputs: named("x", inputs), outputs: named("y", outputs) };
         let first = served("", &io);

@@ -56,7 +56,8 @@ fn paths_do_not_leave_the_model() {
         assert_eq!(
             error,
             format!(
-                "{expected} of model 'm' leaves the model's folder: expected a relative path without '..'"
+                "{expected} of model 'm' leaves the model's folder: expected a relative path \
+                 without '..'"
             )
         );
     }

@@ -36,9 +36,10 @@ fn json_has_every_field_that_triton_prints() {
 
 #[test]
 fn floats_print_as_short_as_they_are() {
-    let text = "name: 'm' sequence_batching { direct { minimum_slot_utilization: 0.1 } control_input { \
-                name: 's' control { fp32_false_true: [ 0, 1, -2.5 ] } } } \
-                model_metrics { metric_control { histogram_options { buckets: [ 100, 0.25, inf ] } } }";
+    let text = "name: 'm' sequence_batching { direct { minimum_slot_utilization: 0.1 } \
+                control_input { name: 's' control { fp32_false_true: [ 0, 1, -2.5 ] } } } \
+                model_metrics { metric_control { histogram_options { buckets: [ 100, 0.25, inf ] \
+                } } }";
     let config = text::parse(Path::new("f"), text).unwrap().config;
     let json = to_json(&config);
     for part in [r#""minimum_slot_utilization":0.1"#, r#"[0,1,-2.5]"#, r#"[100,0.25,"Infinity"]"#] {

@@ -48,7 +48,11 @@ fn a_sound_repository_has_no_findings() {
 fn every_model_gets_its_findings_with_their_places() {
     let fixture = Fixture::new()
         .with("a/config.pbtxt", "backend: 'onnxruntime'\nmax_batchsize: 4")
-        .with("b/config.pbtxt", "backend: 'onnxruntime'\nmax_batch_size: 4\ndynamic_batching {\n  preferred_batch_size: [ 2, 8 ]\n}")
+        .with(
+            "b/config.pbtxt",
+            "backend: 'onnxruntime'\nmax_batch_size: 4\ndynamic_batching {\n  \
+             preferred_batch_size: [ 2, 8 ]\n}",
+        )
         .with("b/1/model.onnx", "")
         .with("c/config.pbtxt", "backend: 'onnxruntime' version_policy { all { } }")
         .with("c/1/model.onnx", "")
@@ -66,16 +70,20 @@ fn every_model_gets_its_findings_with_their_places() {
     assert_eq!(
         found,
         [
-            "a/config.pbtxt:2:1: error: field 'max_batchsize' not found for message 'inference.ModelConfig'",
-            "b/config.pbtxt:4:30: error: dynamic batching preferred size must be <= max batch size for b",
-            "c: warning: ignore version directory '03' which contains leading zeros in its directory name",
+            "a/config.pbtxt:2:1: error: field 'max_batchsize' not found for message \
+             'inference.ModelConfig'",
+            "b/config.pbtxt:4:30: error: dynamic batching preferred size must be <= max batch \
+             size for b",
+            "c: warning: ignore version directory '03' which contains leading zeros in its \
+             directory name",
             "c/2/model.onnx: error: unable to find 'c/2/model.onnx' for model 'c'",
-            "d/config.pbtxt:2:19: error: model 'd', tensor 'x': the model expects 2 dimensions (shape \
-             [-1,5]) but the model configuration specifies 2 dimensions (an initial batch dimension \
-             because max_batch_size > 0 followed by the explicit tensor shape, making complete shape \
-             [-1,3])",
-            "e: error: Invalid model name: Could not determine backend for model 'e' with no backend \
-             in model configuration. Expected model name of the form 'model.<backend_name>'.",
+            "d/config.pbtxt:2:19: error: model 'd', tensor 'x': the model expects 2 dimensions \
+             (shape [-1,5]) but the model configuration specifies 2 dimensions (an initial batch \
+             dimension because max_batch_size > 0 followed by the explicit tensor shape, making \
+             complete shape [-1,3])",
+            "e: error: Invalid model name: Could not determine backend for model 'e' with no \
+             backend in model configuration. Expected model name of the form \
+             'model.<backend_name>'.",
             "f/1/model.onnx: error: the file is no model",
         ]
     );
@@ -103,8 +111,8 @@ fn ensembles_are_held_against_their_models() {
         ),
         (
             ensemble(&step("m", ("x", "x"), ("y", "y"))).replacen("TYPE_FP32", "TYPE_INT8", 1),
-            "in ensemble e, ensemble tensor x: inconsistent data type: INT8 is inferred from ensemble \
-             'e' while FP32 is inferred from model 'm'",
+            "in ensemble e, ensemble tensor x: inconsistent data type: INT8 is inferred from \
+             ensemble 'e' while FP32 is inferred from model 'm'",
         ),
         (
             ensemble(&step("m", ("x", "x"), ("y", "y")).replace("-1", "7")),

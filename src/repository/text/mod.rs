@@ -1,8 +1,8 @@
 //! The protobuf text format of `config.pbtxt`.
 //!
-//! The parser is prost-reflect's. It wants a colon between a field's name and `[`, which most public
-//! configurations leave out as protobuf's own parser lets them, so [`scan`] adds it first; the same
-//! pass remembers where each field stands, for errors found later.
+//! The parser is prost-reflect's. It wants a colon between a field's name and `[`, which most
+//! public configurations leave out as protobuf's own parser lets them, so [`scan`] adds it first;
+//! the same pass remembers where each field stands, for errors found later.
 
 mod scan;
 #[cfg(test)]

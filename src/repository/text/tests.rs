@@ -27,7 +27,8 @@ fn tensors_are_written_in_many_ways() {
         r#"input < name: "a" data_type: TYPE_FP32 dims: 3, dims: 4, >"#,
         r#"input: < name: 'a' data_type: 11 dims: [0x3, 04] >"#,
         r#"input [ < name: "a" data_type: TYPE_FP32 dims [ 3, 4 ] > ]"#,
-        "input [\n  {\n    name: \"a\"\r\n    data_type: TYPE_FP32 # [ { in a comment\n\tdims: [\n3\n,\n4\n]\n  }\n]\n",
+        "input [\n  {\n    name: \"a\"\r\n    data_type: TYPE_FP32 # [ { in a comment\n\tdims: \
+         [\n3\n,\n4\n]\n  }\n]\n",
         r#"input{name:"a" data_type:TYPE_FP32 dims:[3,4]}"#,
         r#"input [ { name: "a" data_type: TYPE_FP32 dims: [ 3, 4 ] } ],"#,
         "\u{feff}input { name: \"a\" data_type: TYPE_FP32 dims: [ 3, 4 ] };",
@@ -48,7 +49,8 @@ fn tensors_are_written_in_many_ways() {
 fn lists_may_be_empty_repeated_and_of_several() {
     let config = parsed(
         r#"input [ { name: "a" }, { name: "b" dims: [ ] } ] input { name: "c" dims: [ -1 ] }
-           output [ ] output: [ ] instance_group [ { kind: KIND_CPU gpus: [ ] }, { kind: 1 gpus [ 0, 1 ] } ]"#,
+           output [ ] output: [ ]
+           instance_group [ { kind: KIND_CPU gpus: [ ] }, { kind: 1 gpus [ 0, 1 ] } ]"#,
     );
     let names: Vec<&str> = config.input.iter().map(|input| input.name.as_str()).collect();
     assert_eq!(names, ["a", "b", "c"]);
@@ -202,9 +204,21 @@ fn faults_are_told_with_their_place_in_the_file() {
 
 #[test]
 fn the_outline_finds_a_field_or_what_is_around_it() {
-    let text = "name: \"m\"\ninput [\n  { name: \"a\" },\n  { name: \"b\"\n    dims: [ 1, 0 ] }\n]\n\
-                input { name: \"c\" }\ndynamic_batching {\n  preferred_batch_size: [ 4,\n    9 ]\n}\n";
-    let outline = parse(Path::new("config.pbtxt"), text).unwrap().outline;
+    let text = [
+        "name: 'm'",
+        "input [",
+        "  { name: 'a' },",
+        "  { name: 'b'",
+        "    dims: [ 1, 0 ] }",
+        "]",
+        "input { name: 'c' }",
+        "dynamic_batching {",
+        "  preferred_batch_size: [ 4,",
+        "    9 ]",
+        "}",
+    ]
+    .join("\n");
+    let outline = parse(Path::new("config.pbtxt"), &text).unwrap().outline;
     let cases = [
         ("name", Some((1, 1))),
         ("input[0]", Some((3, 3))),
@@ -274,7 +288,9 @@ fn token() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn any_text_gives_a_configuration_or_a_place(tokens in prop::collection::vec(token(), 0..40), gap in "[ \n]?") {
+    fn any_text_gives_a_configuration_or_a_place(
+        tokens in prop::collection::vec(token(), 0..40), gap in "[ \n]?",
+    ) {
         let text = tokens.join(&gap);
         match parse(Path::new("f"), &text) {
             Ok(_) => {}
@@ -287,8 +303,11 @@ proptest! {
     }
 
     #[test]
-    fn what_the_format_prints_is_read_back(name in ".{0,20}", dims in prop::collection::vec(-1_i64.., 1..5), rows in 0..9_i32) {
-        let mut config = ModelConfig { name: name.clone(), max_batch_size: rows, ..ModelConfig::default() };
+    fn what_the_format_prints_is_read_back(
+        name in ".{0,20}", dims in prop::collection::vec(-1_i64.., 1..5), rows in 0..9_i32,
+    ) {
+        let mut config =
+            ModelConfig { name: name.clone(), max_batch_size: rows, ..ModelConfig::default() };
         config.input.push(crate::proto::ModelInput { name, dims, ..Default::default() });
         let mut message = DynamicMessage::new(model_config_descriptor());
         message.transcode_from(&config).unwrap();

@@ -66,8 +66,8 @@ fn check_ordering(name: &str, batching: &ModelDynamicBatching) -> Result<(), Fau
         Err(Fault::new(
             format!("dynamic_batching.{field}"),
             format!(
-                "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true \
-                 for {name}"
+                "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is \
+                 true for {name}"
             ),
         ))
     };

@@ -23,7 +23,8 @@ pub(super) fn check(config: &ModelConfig, ensemble: &ModelEnsembling) -> Result<
         return Err(Fault::new(
             FIELD,
             format!(
-                "ensemble scheduling cannot be set for model '{name}' whose platform is not ensemble"
+                "ensemble scheduling cannot be set for model '{name}' whose platform is not \
+                 ensemble"
             ),
         ));
     }
@@ -71,7 +72,8 @@ fn build<'a>(name: &str, ensemble: &'a ModelEnsembling) -> Result<Graph<'a>, Fau
             .map_or(usize::MAX, |count| connections.saturating_add(count));
         if connections > CONNECTIONS_MAX {
             return Err(at(format!(
-                "ensemble '{name}' connects more than {CONNECTIONS_MAX} pairs of tensors by step {index}"
+                "ensemble '{name}' connects more than {CONNECTIONS_MAX} pairs of tensors by \
+                 step {index}"
             )));
         }
         for tensor in step.output_map.values() {

@@ -52,7 +52,8 @@ pub(super) fn check(config: &ModelConfig, batching: &ModelSequenceBatching) -> R
             Err(Fault::new(
                 format!("{FIELD}.direct.minimum_slot_utilization"),
                 format!(
-                    "sequence batching minimum slot utilization must be in range (0.0, 1.0] for {name}"
+                    "sequence batching minimum slot utilization must be in range (0.0, 1.0] for \
+                     {name}"
                 ),
             ))
         }

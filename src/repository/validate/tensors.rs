@@ -117,8 +117,8 @@ fn check_tensor(tensor: &Tensor<'_>, config: &ModelConfig) -> Result<(), String>
     }
 }
 
-/// The number of elements between variable-size dimensions: `[2, 4, -1, 6]` gives 8 and 6. A reshape
-/// keeps each of them. `None` when a number passes `i64::MAX`.
+/// The number of elements between variable-size dimensions: `[2, 4, -1, 6]` gives 8 and 6. A
+/// reshape keeps each of them. `None` when a number passes `i64::MAX`.
 fn chunk_sizes(dims: &[i64]) -> Option<Vec<i64>> {
     dims.split(|&dim| dim == WILDCARD)
         .map(|chunk| chunk.iter().try_fold(1_i64, |size, &dim| size.checked_mul(dim)))
