@@ -17,8 +17,34 @@ use super::{
 use crate::{
     backend::{ModelIo, ModelSource, PlacementDevice},
     inference::Signature,
-    proto::ModelConfig,
+    proto::{
+        ModelConfig, model_config::SchedulingChoice,
+        model_sequence_batching::initial_state::StateData, model_warmup::input::InputDataType,
+    },
 };
+
+/// The files of data folders that a configuration names: the field, the folder, the file.
+pub(super) fn data_files(
+    config: &ModelConfig,
+) -> impl Iterator<Item = (&'static str, &'static str, &String)> {
+    let warmups = config.model_warmup.iter().flat_map(|warmup| warmup.inputs.values());
+    let warmup_files = warmups.filter_map(|input| match &input.input_data_type {
+        Some(InputDataType::InputDataFile(file)) => {
+            Some(("input_data_file", layout::WARMUP_FOLDER, file))
+        }
+        _ => None,
+    });
+    let states = match &config.scheduling_choice {
+        Some(SchedulingChoice::SequenceBatching(batching)) => batching.state.as_slice(),
+        _ => &[],
+    };
+    let initial = states.iter().flat_map(|state| &state.initial_state);
+    let state_files = initial.filter_map(|state| match &state.state_data {
+        Some(StateData::DataFile(file)) => Some(("data_file", layout::INITIAL_STATE_FOLDER, file)),
+        _ => None,
+    });
+    warmup_files.chain(state_files)
+}
 
 /// A model whose configuration is read and not yet complete.
 #[derive(Debug)]
@@ -221,12 +247,9 @@ impl Draft {
         let by_capability =
             config.cc_model_filenames.values().map(|file| ("cc_model_filenames", file));
         let labels = config.output.iter().map(|output| ("label_filename", &output.label_filename));
-        match default
-            .into_iter()
-            .chain(by_capability)
-            .chain(labels)
-            .find(|(_, path)| !layout::stays_inside(path))
-        {
+        let data = data_files(config).map(|(field, _, file)| (field, file));
+        let all = default.into_iter().chain(by_capability).chain(labels).chain(data);
+        match all.into_iter().find(|(_, path)| !layout::stays_inside(path)) {
             None => Ok(()),
             Some((field, path)) => {
                 Err(Error::PathEscapes { field, value: path.clone(), model: config.name.clone() })

@@ -7,7 +7,8 @@
 use std::fmt::Write as _;
 
 use prost_reflect::{
-    DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _, Value,
+    DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor,
+    ReflectMessage as _, Value,
 };
 
 use super::{error::Error, text::model_config_descriptor};
@@ -29,16 +30,45 @@ pub fn to_json(config: &ModelConfig) -> String {
 pub fn from_json(json: &str) -> Result<ModelConfig, Error> {
     let invalid =
         |error: &dyn std::fmt::Display| Error::invalid(format!("Invalid config override: {error}"));
-    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let descriptor = model_config_descriptor();
+    let mut value = serde_json::from_str(json).map_err(|error| invalid(&error))?;
+    correct_enums(&descriptor, &mut value);
     let options = DeserializeOptions::new().deny_unknown_fields(true);
-    let message = DynamicMessage::deserialize_with_options(
-        model_config_descriptor(),
-        &mut deserializer,
-        &options,
-    )
-    .map_err(|error| invalid(&error))?;
-    deserializer.end().map_err(|error| invalid(&error))?;
-    message.transcode_to().map_err(|error| invalid(&error))
+    DynamicMessage::deserialize_with_options(descriptor, value, &options)
+        .map_err(|error| invalid(&error))?
+        .transcode_to()
+        .map_err(|error| invalid(&error))
+}
+
+/// Writes the names of enum values as the `.proto` file does: Triton takes them in any case.
+fn correct_enums(descriptor: &MessageDescriptor, value: &mut serde_json::Value) {
+    let Some(members) = value.as_object_mut() else { return };
+    for (name, value) in members {
+        let field =
+            descriptor.get_field_by_name(name).or_else(|| descriptor.get_field_by_json_name(name));
+        let Some(kind) = field.map(|field| field.kind()) else { continue };
+        let (kind, values): (Kind, Vec<&mut serde_json::Value>) = match (kind, value) {
+            (Kind::Message(entry), serde_json::Value::Object(entries)) if entry.is_map_entry() => {
+                (entry.map_entry_value_field().kind(), entries.values_mut().collect())
+            }
+            (kind, serde_json::Value::Array(values)) => (kind, values.iter_mut().collect()),
+            (kind, value) => (kind, vec![value]),
+        };
+        for value in values {
+            match &kind {
+                Kind::Message(message) => correct_enums(message, value),
+                Kind::Enum(names) => {
+                    let known = value.as_str().and_then(|given| {
+                        names.values().find(|known| known.name().eq_ignore_ascii_case(given))
+                    });
+                    if let Some(known) = known {
+                        *value = known.name().into();
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 fn write_message(json: &mut String, message: &DynamicMessage) {

@@ -14,8 +14,12 @@ use super::error::Error;
 pub(super) const CONFIG_FILE: &str = "config.pbtxt";
 /// The folder of configurations that `--model-config-name` chooses from.
 const CONFIGS_FOLDER: &str = "configs";
+/// The folder of the files that warm-up requests take their inputs from.
+pub(super) const WARMUP_FOLDER: &str = "warmup";
+/// The folder of the files that sequences take their first state from.
+pub(super) const INITIAL_STATE_FOLDER: &str = "initial_state";
 /// Folders of a model that hold data, not versions.
-const DATA_FOLDERS: [&str; 3] = [CONFIGS_FOLDER, "warmup", "initial_state"];
+const DATA_FOLDERS: [&str; 3] = [CONFIGS_FOLDER, WARMUP_FOLDER, INITIAL_STATE_FOLDER];
 /// The largest configuration or label file that is read.
 pub(super) const TEXT_BYTES_MAX: u64 = 16 << 20;
 

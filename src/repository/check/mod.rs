@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Definition, Draft, Entry, Error, Options, Repository, layout};
+use super::{Definition, Draft, Entry, Error, Options, Repository, draft::data_files, layout};
 use crate::backend::{BackendError, ModelIo, ModelSource};
 
 /// Something wrong or odd in a repository.
@@ -123,6 +123,13 @@ fn check_model(
                     ..warning(&source.model_path, reason)
                 });
             }
+        }
+    }
+    for (field, folder, file) in data_files(&definition.config) {
+        let path = entry.dir.join(folder).join(file);
+        if !path.is_file() {
+            let message = format!("no such file, which {field} of model '{}' names", entry.name);
+            findings.push(Finding { severity: Severity::Error, ..warning(&path, message) });
         }
     }
     Ok(definition)

@@ -49,6 +49,11 @@ fn paths_do_not_leave_the_model() {
         ("default_model_filename: '../../secret'", "default_model_filename '../../secret'"),
         ("default_model_filename: '/etc/passwd'", "default_model_filename '/etc/passwd'"),
         ("cc_model_filenames { key: '9.0' value: 'a/../../b' }", "cc_model_filenames 'a/../../b'"),
+        (
+            "model_warmup { inputs { key: 'x' value { input_data_file: '../x' } } }",
+            "input_data_file '../x'",
+        ),
+        ("sequence_batching { state { initial_state { data_file: '/x' } } }", "data_file '/x'"),
         ("output { name: 'y' label_filename: '../labels' }", "label_filename '../labels'"),
     ];
     for (config, expected) in cases {

@@ -51,10 +51,11 @@ fn floats_print_as_short_as_they_are() {
 #[test]
 fn an_override_is_read_as_clients_write_it() {
     let json = r#"{ "backend": "onnxruntime", "maxBatchSize": 8, "dynamic_batching": {},
-        "input": [ { "name": "x", "data_type": "TYPE_INT64", "dims": [ "3", -1 ] } ],
+        "input": [ { "name": "x", "data_type": "type_int64", "dims": [ "3", -1 ] } ],
         "parameters": { "k": { "string_value": "v" } }, "instance_group": [ { "kind": 2 } ] }"#;
     let config = from_json(json).unwrap();
     assert_eq!(config.max_batch_size, 8);
+    assert_eq!(config.input[0].data_type(), crate::proto::DataType::TypeInt64);
     assert_eq!(config.input[0].dims, [3, -1]);
     assert_eq!(config.instance_group[0].kind, 2);
     let fixture = onnx("max_batch_size: 1");

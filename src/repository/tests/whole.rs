@@ -54,10 +54,16 @@ fn every_model_gets_its_findings_with_their_places() {
              preferred_batch_size: [ 2, 8 ]\n}",
         )
         .with("b/1/model.onnx", "")
-        .with("c/config.pbtxt", "backend: 'onnxruntime' version_policy { all { } }")
+        .with(
+            "c/config.pbtxt",
+            "backend: 'onnxruntime' version_policy { all { } } model_warmup { \
+             inputs [ { key: 'a' value { input_data_file: 'there' } }, { key: 'b' value { \
+             input_data_file: 'absent' } } ] }",
+        )
         .with("c/1/model.onnx", "")
         .with("c/2/", "")
         .with("c/03/", "")
+        .with("c/warmup/there", "")
         .with("d/config.pbtxt", format!("backend: 'onnxruntime'\n{TENSORS}"))
         .with("d/1/model.onnx", "")
         .with("e/1/", "")
@@ -77,6 +83,7 @@ fn every_model_gets_its_findings_with_their_places() {
             "c: warning: ignore version directory '03' which contains leading zeros in its \
              directory name",
             "c/2/model.onnx: error: unable to find 'c/2/model.onnx' for model 'c'",
+            "c/warmup/absent: error: no such file, which input_data_file of model 'c' names",
             "d/config.pbtxt:2:19: error: model 'd', tensor 'x': the model expects 2 dimensions \
              (shape [-1,5]) but the model configuration specifies 2 dimensions (an initial batch \
              dimension because max_batch_size > 0 followed by the explicit tensor shape, making \
