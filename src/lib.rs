@@ -7,6 +7,7 @@ pub mod inference;
 pub mod ingress;
 pub mod memory;
 pub mod observe;
+pub mod repository;
 pub mod runtime;
 pub mod scheduler;
 pub mod serving;

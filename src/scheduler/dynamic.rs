@@ -1,6 +1,9 @@
 use std::{collections::VecDeque, time::Duration};
 
-use crate::inference::{Error, Timestamp};
+use crate::{
+    inference::{Error, Timestamp},
+    repository::{DynamicBatching, QueuePolicy, TimeoutAction},
+};
 
 /// What the queue must know of a request.
 pub trait Queued {
@@ -23,65 +26,13 @@ pub trait Queued {
     fn is_cancelled(&self) -> bool;
 }
 
-/// How requests are put together, by `dynamic_batching` and `max_batch_size` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How requests are put together.
+#[derive(Clone, Debug, PartialEq)]
 pub struct BatchingPolicy {
-    /// The most rows in a batch. 1 where requests run one by one.
+    /// The most rows in a batch; 0 for a model whose tensors have no batch dimension.
     pub max_batch_size: u32,
-    /// Whether requests are put together at all; without, each runs alone, whatever its rows.
-    pub dynamic: bool,
-    /// Sizes that are run at once when they are reached, ascending; empty when only the delay and
-    /// the largest size count.
-    pub preferred_batch_sizes: Vec<u32>,
-    /// How long the oldest request may wait for others.
-    pub max_queue_delay: Duration,
-    /// The number of priority levels; 0 or 1 for a single one.
-    pub priority_levels: u64,
-    /// The level of requests that name none.
-    pub default_priority_level: u64,
-    /// The policy of levels without one of their own.
-    pub default_queue_policy: QueuePolicy,
-    /// Policies of single levels.
-    pub priority_queue_policies: Vec<(u64, QueuePolicy)>,
-}
-
-impl BatchingPolicy {
-    /// Each request alone, in the order of arrival.
-    pub fn one_by_one() -> Self {
-        Self {
-            max_batch_size: 1,
-            dynamic: false,
-            preferred_batch_sizes: Vec::new(),
-            max_queue_delay: Duration::ZERO,
-            priority_levels: 0,
-            default_priority_level: 0,
-            default_queue_policy: QueuePolicy::default(),
-            priority_queue_policies: Vec::new(),
-        }
-    }
-}
-
-/// How one level of a queue treats the requests in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct QueuePolicy {
-    /// What happens to a request that has waited too long.
-    pub timeout_action: TimeoutAction,
-    /// How long a request may wait; `None` for as long as it takes.
-    pub default_timeout: Option<Duration>,
-    /// Whether a request may ask for a shorter wait.
-    pub allow_timeout_override: bool,
-    /// The most requests that may wait; 0 for any number.
-    pub max_queue_size: usize,
-}
-
-/// What happens to a request that has waited too long.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TimeoutAction {
-    /// It fails.
-    #[default]
-    Reject,
-    /// It runs when nothing in time is waiting.
-    Delay,
+    /// How requests wait for each other; without it each runs alone, in the order of arrival.
+    pub dynamic: Option<DynamicBatching>,
 }
 
 /// What to do next.
@@ -120,14 +71,14 @@ struct Waiting<R> {
 impl<R: Queued> DynamicQueue<R> {
     /// An empty queue.
     pub fn new(policy: BatchingPolicy) -> Self {
-        let count = policy.priority_levels.max(1);
-        let levels = (1..=count)
+        let count = policy.dynamic.as_ref().map_or(0, |dynamic| dynamic.priority_levels);
+        let levels = (1..=count.max(1))
             .map(|level| Level {
                 policy: policy
-                    .priority_queue_policies
-                    .iter()
-                    .find(|(of, _)| *of == level)
-                    .map_or_else(|| policy.default_queue_policy.clone(), |(_, own)| own.clone()),
+                    .dynamic
+                    .as_ref()
+                    .map(|dynamic| dynamic.policy(level).clone())
+                    .unwrap_or_default(),
                 waiting: VecDeque::new(),
                 delayed: VecDeque::new(),
             })
@@ -152,8 +103,8 @@ impl<R: Queued> DynamicQueue<R> {
     pub fn push(&mut self, request: R, now: Timestamp) -> Result<(), (R, Error)> {
         let level = self.level_of(&request);
         let level = &mut self.levels[level];
-        let limit = level.policy.max_queue_size;
-        if limit > 0 && level.waiting.len() + level.delayed.len() >= limit {
+        let waiting = level.waiting.len() + level.delayed.len();
+        if level.policy.max_queue_size.is_some_and(|limit| waiting >= limit as usize) {
             return Err((request, Error::QueueFull));
         }
         let allowed = match (level.policy.default_timeout, request.queue_timeout()) {
@@ -208,7 +159,7 @@ impl<R: Queued> DynamicQueue<R> {
             for queue in [&mut level.waiting, &mut level.delayed] {
                 let mut index = 0;
                 // What is further behind is looked at when its turn comes.
-                while index < self.policy.max_batch_size as usize {
+                while index < self.policy.max_batch_size.max(1) as usize {
                     match queue.get(index) {
                         None => break,
                         Some(waiting) if waiting.request.is_cancelled() => {
@@ -228,14 +179,12 @@ impl<R: Queued> DynamicQueue<R> {
         if self.len == 0 {
             return Decision::Idle;
         }
-        if !self.policy.dynamic {
-            return Decision::Run(self.take(1));
-        }
-        let pending = self.pending();
+        let Some(dynamic) = &self.policy.dynamic else { return Decision::Run(self.take(1)) };
+        let pending = self.pending(&dynamic.preferred_sizes);
         if let Some(count) = pending.preferred_count {
             return Decision::Run(self.take(count));
         }
-        let due = pending.oldest + self.policy.max_queue_delay;
+        let due = pending.oldest + dynamic.max_queue_delay;
         if pending.cannot_grow || due <= now {
             return Decision::Run(self.take(pending.count));
         }
@@ -252,8 +201,7 @@ impl<R: Queued> DynamicQueue<R> {
         self.take(self.len)
     }
 
-    fn pending(&self) -> Pending {
-        let preferred = &self.policy.preferred_batch_sizes;
+    fn pending(&self, preferred: &[u32]) -> Pending {
         let largest = preferred.last().copied().unwrap_or(self.policy.max_batch_size);
         let mut pending = Pending {
             count: 0,
@@ -306,8 +254,9 @@ impl<R: Queued> DynamicQueue<R> {
     }
 
     fn level_of(&self, request: &R) -> usize {
+        let default = self.policy.dynamic.as_ref().map_or(0, |dynamic| dynamic.default_priority);
         let asked = match request.priority() {
-            0 => self.policy.default_priority_level,
+            0 => default,
             asked => asked,
         };
         let last = self.levels.len() as u64;
@@ -371,13 +320,18 @@ mod tests {
     }
 
     fn batching(max_batch_size: u32, preferred: &[u32], delay_us: u64) -> BatchingPolicy {
-        BatchingPolicy {
+        with(
             max_batch_size,
-            dynamic: true,
-            preferred_batch_sizes: preferred.to_vec(),
-            max_queue_delay: Duration::from_micros(delay_us),
-            ..BatchingPolicy::one_by_one()
-        }
+            DynamicBatching {
+                preferred_sizes: preferred.to_vec(),
+                max_queue_delay: Duration::from_micros(delay_us),
+                ..DynamicBatching::default()
+            },
+        )
+    }
+
+    fn with(max_batch_size: u32, dynamic: DynamicBatching) -> BatchingPolicy {
+        BatchingPolicy { max_batch_size, dynamic: Some(dynamic) }
     }
 
     fn at(us: u64) -> Timestamp {
@@ -393,8 +347,7 @@ mod tests {
 
     #[test]
     fn without_batching_each_request_runs_alone() {
-        let mut queue =
-            DynamicQueue::new(BatchingPolicy { max_batch_size: 8, ..BatchingPolicy::one_by_one() });
+        let mut queue = DynamicQueue::new(BatchingPolicy { max_batch_size: 8, dynamic: None });
         queue.push(fake(1, 3), at(0)).unwrap();
         queue.push(fake(2, 1), at(0)).unwrap();
         assert_eq!(names(queue.next(at(0))), [1]);
@@ -446,8 +399,12 @@ mod tests {
 
     #[test]
     fn urgent_levels_go_first() {
-        let policy =
-            BatchingPolicy { priority_levels: 3, default_priority_level: 2, ..batching(2, &[], 0) };
+        let dynamic = DynamicBatching {
+            priority_levels: 3,
+            default_priority: 2,
+            ..DynamicBatching::default()
+        };
+        let policy = with(2, dynamic);
         let mut queue = DynamicQueue::new(policy);
         queue.push(fake(0, 1), at(0)).unwrap();
         queue.push(Fake { priority: 3, ..fake(1, 1) }, at(0)).unwrap();
@@ -465,10 +422,14 @@ mod tests {
         };
         for action in [TimeoutAction::Reject, TimeoutAction::Delay] {
             let policy = QueuePolicy { timeout_action: action, ..late.clone() };
-            let mut queue = DynamicQueue::new(BatchingPolicy {
-                default_queue_policy: policy,
-                ..batching(8, &[], 1000)
-            });
+            let mut queue = DynamicQueue::new(with(
+                8,
+                DynamicBatching {
+                    default_policy: policy,
+                    max_queue_delay: Duration::from_millis(1),
+                    ..DynamicBatching::default()
+                },
+            ));
             queue.push(fake(0, 1), at(0)).unwrap();
             let shorter = Some(Duration::from_micros(10));
             queue.push(Fake { timeout: shorter, ..fake(1, 1) }, at(0)).unwrap();
@@ -493,11 +454,9 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_and_the_cancelled_leave() {
-        let policy = QueuePolicy { max_queue_size: 2, ..QueuePolicy::default() };
-        let mut queue = DynamicQueue::new(BatchingPolicy {
-            default_queue_policy: policy,
-            ..batching(8, &[], 0)
-        });
+        let policy = QueuePolicy { max_queue_size: Some(2), ..QueuePolicy::default() };
+        let dynamic = DynamicBatching { default_policy: policy, ..DynamicBatching::default() };
+        let mut queue = DynamicQueue::new(with(8, dynamic));
         queue.push(Fake { cancelled: true, ..fake(0, 1) }, at(0)).unwrap();
         queue.push(fake(1, 1), at(0)).unwrap();
         assert_eq!(queue.push(fake(2, 1), at(0)).unwrap_err().1, Error::QueueFull);
@@ -514,7 +473,13 @@ mod tests {
             preferred in prop::sample::subsequence(vec![2_u32, 3, 5, 8], 0..4),
             delay in 0_u64..200,
         ) {
-            let policy = BatchingPolicy { priority_levels: 3, default_priority_level: 1, ..batching(8, &preferred, delay) };
+            let policy = with(8, DynamicBatching {
+                priority_levels: 3,
+                default_priority: 1,
+                preferred_sizes: preferred.clone(),
+                max_queue_delay: Duration::from_micros(delay),
+                ..DynamicBatching::default()
+            });
             let mut queue = DynamicQueue::new(policy);
             let (mut now, mut out) = (0, Vec::new());
             let mut run = |queue: &mut DynamicQueue<Fake>, now| {

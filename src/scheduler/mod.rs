@@ -5,4 +5,4 @@
 
 mod dynamic;
 
-pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, QueuePolicy, Queued, TimeoutAction};
+pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};

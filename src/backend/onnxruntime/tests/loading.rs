@@ -5,7 +5,10 @@ use super::{
     *,
 };
 use crate::{
-    backend::onnxruntime::{VERSION, model::OnnxModel, session::Device},
+    backend::{
+        InlineFitness, Model as _,
+        onnxruntime::{VERSION, model::OnnxModel, session::Device},
+    },
     proto::{ModelInstanceGroup, model_instance_group::Kind},
 };
 

@@ -1,0 +1,176 @@
+//! Everything about repositories that can be found wrong without serving them.
+
+mod ensembles;
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Definition, Draft, Entry, Error, Options, Repository, draft::data_files, layout};
+use crate::backend::{BackendError, ModelIo, ModelSource};
+
+/// Something wrong or odd in a repository.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// The line, from 1, when it is known.
+    pub line: Option<usize>,
+    /// The column, from 1, when it is known.
+    pub column: Option<usize>,
+    /// Whether it keeps the model from being served.
+    pub severity: Severity,
+    /// What it is.
+    pub message: String,
+}
+
+/// How bad a [`Finding`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The model is served all the same.
+    Warning,
+    /// The model cannot be served.
+    Error,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        if let (Some(line), Some(column)) = (self.line, self.column) {
+            write!(f, ":{line}:{column}")?;
+        }
+        let severity = match self.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        write!(f, ": {severity}: {}", self.message)
+    }
+}
+
+/// How a caller lets a back end look at a model: `Ok(None)` where the back end cannot tell, or is
+/// not installed and shall not be missed.
+pub type Inspect<'a> = dyn FnMut(&ModelSource) -> Result<Option<ModelIo>, BackendError> + 'a;
+
+/// Checks every model of the repositories in `roots`, then the ensembles across them. Findings come
+/// in the order of the models' names.
+pub fn check(roots: &[PathBuf], options: &Arc<Options>, inspect: &mut Inspect<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let entries = match Repository::new(roots.to_vec()).scan() {
+        Ok(entries) => entries,
+        Err(error) => {
+            return vec![finding(roots.first().map_or(Path::new(""), PathBuf::as_path), &error)];
+        }
+    };
+    if entries.is_empty() {
+        for root in roots {
+            findings.push(warning(root, "the repository has no models".to_owned()));
+        }
+    }
+    let mut definitions = BTreeMap::new();
+    for entry in &entries {
+        match check_model(entry, roots, options, inspect, &mut findings) {
+            Ok(definition) => {
+                definitions.insert(entry.name.as_str(), Some(definition));
+            }
+            Err(error) => {
+                findings.push(finding(place(entry, roots), &error));
+                definitions.insert(entry.name.as_str(), None);
+            }
+        }
+    }
+    ensembles::check(&definitions, &mut findings);
+    findings
+}
+
+fn check_model(
+    entry: &Entry,
+    roots: &[PathBuf],
+    options: &Arc<Options>,
+    inspect: &mut Inspect<'_>,
+    findings: &mut Vec<Finding>,
+) -> Result<Definition, Error> {
+    if let Some(error) = &entry.error {
+        return Err(error.clone());
+    }
+    let draft = Draft::read(&entry.name, &entry.dir, options)?;
+    for message in draft.warnings() {
+        findings.push(warning(place(entry, roots), message.clone()));
+    }
+    let io = match draft.source_for_inspect() {
+        Some(source) if source.model_path.exists() => {
+            inspect(&source).map_err(|error| Error::unreadable(&source.model_path, error))?
+        }
+        _ => None,
+    };
+    let definition = draft.complete(io.as_ref())?;
+    if definition.backend_name().is_some() {
+        for &version in &definition.versions {
+            let source = definition.source(version);
+            if let Err(error) = fs::metadata(&source.model_path) {
+                let reason = match error.kind() {
+                    std::io::ErrorKind::NotFound => format!(
+                        "unable to find '{}' for model '{}'",
+                        source.model_path.display(),
+                        entry.name
+                    ),
+                    _ => error.to_string(),
+                };
+                findings.push(Finding {
+                    severity: Severity::Error,
+                    ..warning(&source.model_path, reason)
+                });
+            }
+        }
+    }
+    for (field, folder, file) in data_files(&definition.config) {
+        let path = entry.dir.join(folder).join(file);
+        if !path.is_file() {
+            let message = format!("no such file, which {field} of model '{}' names", entry.name);
+            findings.push(Finding { severity: Severity::Error, ..warning(&path, message) });
+        }
+    }
+    Ok(definition)
+}
+
+/// The folder to blame for a model; of a name in several repositories, the first.
+fn place<'a>(entry: &'a Entry, roots: &'a [PathBuf]) -> &'a Path {
+    if entry.dir.as_os_str().is_empty() {
+        roots.first().map_or(Path::new(""), PathBuf::as_path)
+    } else {
+        &entry.dir
+    }
+}
+
+fn warning(path: &Path, message: String) -> Finding {
+    Finding {
+        path: path.to_owned(),
+        line: None,
+        column: None,
+        severity: Severity::Warning,
+        message,
+    }
+}
+
+fn finding(model_dir: &Path, error: &Error) -> Finding {
+    let (path, message) = match error {
+        Error::Unreadable { path, reason } => (path.clone(), reason.clone()),
+        _ => {
+            let config = model_dir.join(layout::CONFIG_FILE);
+            let path = if config.is_file() { config } else { model_dir.to_owned() };
+            (path, error.message())
+        }
+    };
+    match error.location() {
+        Some(location) => Finding {
+            path: location.file.clone(),
+            line: Some(location.line),
+            column: Some(location.column),
+            severity: Severity::Error,
+            message,
+        },
+        None => Finding { path, line: None, column: None, severity: Severity::Error, message },
+    }
+}

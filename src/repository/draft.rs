@@ -1,0 +1,296 @@
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    agreement, autocomplete,
+    definition::{self, Definition},
+    error::{Error, Fault, Location},
+    labels, layout, normalise,
+    options::Options,
+    platform,
+    scheduling::Scheduling,
+    text::{self, Outline},
+    validate, versions,
+};
+use crate::{
+    backend::{ModelIo, ModelSource, PlacementDevice},
+    inference::Signature,
+    proto::{
+        ModelConfig, model_config::SchedulingChoice,
+        model_sequence_batching::initial_state::StateData, model_warmup::input::InputDataType,
+    },
+};
+
+/// The files of data folders that a configuration names: the field, the folder, the file.
+pub(super) fn data_files(
+    config: &ModelConfig,
+) -> impl Iterator<Item = (&'static str, &'static str, &String)> {
+    let warmups = config.model_warmup.iter().flat_map(|warmup| warmup.inputs.values());
+    let warmup_files = warmups.filter_map(|input| match &input.input_data_type {
+        Some(InputDataType::InputDataFile(file)) => {
+            Some(("input_data_file", layout::WARMUP_FOLDER, file))
+        }
+        _ => None,
+    });
+    let states = match &config.scheduling_choice {
+        Some(SchedulingChoice::SequenceBatching(batching)) => batching.state.as_slice(),
+        _ => &[],
+    };
+    let initial = states.iter().flat_map(|state| &state.initial_state);
+    let state_files = initial.filter_map(|state| match &state.state_data {
+        Some(StateData::DataFile(file)) => Some(("data_file", layout::INITIAL_STATE_FOLDER, file)),
+        _ => None,
+    });
+    warmup_files.chain(state_files)
+}
+
+/// A model whose configuration is read and not yet complete.
+#[derive(Debug)]
+pub struct Draft {
+    dir: PathBuf,
+    config: ModelConfig,
+    /// The file that the configuration came from, and where its fields stand in it.
+    origin: Option<(PathBuf, Outline)>,
+    versions: Vec<i64>,
+    warnings: Vec<String>,
+    options: Arc<Options>,
+}
+
+impl Draft {
+    /// Reads the configuration of the model `name` in `dir`.
+    ///
+    /// # Errors
+    /// The configuration cannot be read or breaks a rule; no version is there to serve.
+    pub fn read(name: &str, dir: &Path, options: &Arc<Options>) -> Result<Self, Error> {
+        let path = layout::config_path(dir, options.config_name.as_deref());
+        let is_absent = std::fs::symlink_metadata(&path)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if is_absent && options.auto_complete {
+            return Self::new(name, dir, ModelConfig::default(), None, options);
+        }
+        let parsed = text::parse(&path, &layout::read_text(&path)?)?;
+        Self::new(name, dir, parsed.config, Some((path, parsed.outline)), options)
+    }
+
+    /// Takes `config`, such as a load request gives, in place of the file's.
+    ///
+    /// # Errors
+    /// As for [`Draft::read`].
+    pub fn with_config(
+        name: &str,
+        dir: &Path,
+        config: ModelConfig,
+        options: &Arc<Options>,
+    ) -> Result<Self, Error> {
+        Self::new(name, dir, config, None, options)
+    }
+
+    fn new(
+        name: &str,
+        dir: &Path,
+        config: ModelConfig,
+        origin: Option<(PathBuf, Outline)>,
+        options: &Arc<Options>,
+    ) -> Result<Self, Error> {
+        if !layout::is_model_name(name) {
+            return Err(Error::BadModelName { name: name.to_owned() });
+        }
+        let folders = layout::version_folders(dir)?;
+        let mut draft = Self {
+            dir: dir.to_owned(),
+            config,
+            origin,
+            versions: Vec::new(),
+            warnings: Vec::new(),
+            options: options.clone(),
+        };
+        if draft.config.name.is_empty() || options.rename {
+            draft.config.name = name.to_owned();
+        }
+        draft.check_paths()?;
+        let some_version = folders.versions.first().map(|version| dir.join(version.to_string()));
+        platform::complete(&mut draft.config, some_version.as_deref())
+            .map_err(|fault| draft.locate(fault))?;
+        normalise::config(&mut draft.config);
+        draft.validate()?;
+        if draft.config.name != name {
+            return Err(draft.locate(Fault::new(
+                "name",
+                format!(
+                    "unexpected directory name '{name}' for model '{}', directory name must equal \
+                     model name",
+                    draft.config.name
+                ),
+            )));
+        }
+        draft.versions = versions::select(&draft.config, &folders.versions)
+            .map_err(|fault| draft.locate(fault))?;
+        draft.warn_of_folders(&folders);
+        Ok(draft)
+    }
+
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// The configuration as far as it is known.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The versions to serve, ascending.
+    pub fn versions(&self) -> &[i64] {
+        &self.versions
+    }
+
+    /// What is odd and does not keep the model from being served.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The name of the back end; `None` for an ensemble.
+    pub fn backend_name(&self) -> Option<&str> {
+        Some(self.config.backend.as_str()).filter(|name| !name.is_empty())
+    }
+
+    /// What the back end is to [inspect](crate::backend::Backend::inspect): the latest version that
+    /// is served. `None` for an ensemble.
+    pub fn source_for_inspect(&self) -> Option<ModelSource> {
+        let backend = self.backend_name()?;
+        let version = *self.versions.last()?;
+        let version_dir = self.dir.join(version.to_string());
+        let name: Arc<str> = self.config.name.as_str().into();
+        Some(ModelSource {
+            name: name.clone(),
+            version,
+            model_dir: self.dir.clone(),
+            model_path: definition::model_path(
+                &self.config,
+                version_dir.clone(),
+                self.compute_capability().as_deref(),
+            ),
+            version_dir,
+            config: Arc::new(self.config.clone()),
+            signature: Arc::new(Signature {
+                model: name,
+                max_batch_size: 0,
+                inputs: Vec::new(),
+                outputs: Vec::new(),
+            }),
+            settings: self.options.settings(backend),
+        })
+    }
+
+    /// Completes the configuration from what the back end found in the model's file, if it looked
+    /// and found anything, and makes of it what is served.
+    ///
+    /// # Errors
+    /// The complete configuration breaks a rule or does not agree with the model's file, or a label
+    /// file cannot be read.
+    pub fn complete(mut self, io: Option<&ModelIo>) -> Result<Definition, Error> {
+        if let Some(io) = io.filter(|_| self.options.auto_complete) {
+            let default_max_batch_size =
+                self.options.default_max_batch_size(&self.config.backend)?;
+            autocomplete::complete(&mut self.config, io, default_max_batch_size)
+                .map_err(|fault| self.locate(fault))?;
+        }
+        normalise::config(&mut self.config);
+        normalise::instance_groups(&mut self.config, &self.options);
+        validate::config(&self.config)
+            .and_then(|()| validate::instances(&self.config, &self.options))
+            .and_then(|()| validate::tensors(&self.config))
+            .and_then(|()| io.map_or(Ok(()), |io| agreement::check(&self.config, io)))
+            .map_err(|fault| self.locate(fault))?;
+        let placements = definition::placements(&self.config);
+        let compute_capability = placements.iter().find_map(|placement| match placement.device {
+            PlacementDevice::Gpu(ordinal) => self.options.compute_capability(ordinal),
+            _ => None,
+        });
+        let signature = definition::signature(&self.config).ok_or_else(|| {
+            Error::invalid(format!("model '{}' has a tensor of unknown type", self.config.name))
+        })?;
+        let scheduling = Scheduling::new(&self.config).map_err(|message| {
+            self.locate(Fault::new(
+                "sequence_batching",
+                format!("{message} for {}", self.config.name),
+            ))
+        })?;
+        Ok(Definition {
+            name: signature.model.clone(),
+            labels: Arc::new(labels::read(&self.config, &self.dir)?),
+            signature: Arc::new(signature),
+            placements,
+            scheduling,
+            settings: self.options.settings(&self.config.backend),
+            compute_capability,
+            dir: self.dir,
+            versions: self.versions,
+            config: Arc::new(self.config),
+        })
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        validate::config(&self.config)
+            .and_then(|()| {
+                if self.options.auto_complete { Ok(()) } else { validate::tensors(&self.config) }
+            })
+            .map_err(|fault| self.locate(fault))
+    }
+
+    /// No name in the configuration may lead out of the model's folder.
+    fn check_paths(&self) -> Result<(), Error> {
+        let config = &self.config;
+        let default = [("default_model_filename", &config.default_model_filename)];
+        let by_capability =
+            config.cc_model_filenames.values().map(|file| ("cc_model_filenames", file));
+        let labels = config.output.iter().map(|output| ("label_filename", &output.label_filename));
+        let data = data_files(config).map(|(field, _, file)| (field, file));
+        let all = default.into_iter().chain(by_capability).chain(labels).chain(data);
+        match all.into_iter().find(|(_, path)| !layout::stays_inside(path)) {
+            None => Ok(()),
+            Some((field, path)) => {
+                Err(Error::PathEscapes { field, value: path.clone(), model: config.name.clone() })
+            }
+        }
+    }
+
+    fn warn_of_folders(&mut self, folders: &layout::VersionFolders) {
+        for name in &folders.ignored {
+            self.warnings.push(if name.starts_with('0') {
+                format!(
+                    "ignore version directory '{name}' which contains leading zeros in its \
+                     directory name"
+                )
+            } else {
+                format!(
+                    "ignore version directory '{name}' which fails to convert to integral number"
+                )
+            });
+        }
+        for version in versions::absent(&self.config, &folders.versions) {
+            self.warnings.push(format!(
+                "version {version} is specified for model '{}', but the version directory is not \
+                 present",
+                self.config.name
+            ));
+        }
+    }
+
+    /// The compute capability of the first GPU, on which the latest version is looked at.
+    fn compute_capability(&self) -> Option<String> {
+        let first = self.options.supported_gpus().next()?;
+        self.options.compute_capability(first)
+    }
+
+    /// Turns a broken rule into an error that points at the configuration's file.
+    fn locate(&self, fault: Fault) -> Error {
+        let location = self.origin.as_ref().and_then(|(file, outline)| {
+            let (line, column) = outline.position(&fault.field)?;
+            Some(Location { file: file.clone(), line, column })
+        });
+        Error::Invalid { message: fault.message, location }
+    }
+}

@@ -1,0 +1,103 @@
+use std::{fmt, path::PathBuf};
+
+use crate::inference::Code;
+
+/// A place in a text file, both numbers counted from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The file.
+    pub file: PathBuf,
+    /// The line.
+    pub line: usize,
+    /// The column, in characters.
+    pub column: usize,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
+    }
+}
+
+/// Why a model of a repository cannot be served. Texts that Triton's users know are Triton's own.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum Error {
+    /// A configuration that is not of the text format or names what the format does not have.
+    #[error("{location}: {message}")]
+    Text { location: Location, message: String },
+    /// A configuration that is well-formed and wrong; `location` says where, when it is known.
+    #[error("{message}")]
+    Invalid { message: String, location: Option<Location> },
+    #[error("cannot read '{}': {reason}", path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    #[error("failed to poll model '{model}': model not found in any model repository.")]
+    UnknownModel { model: String },
+    #[error("failed to poll model '{model}': not unique across all model repositories")]
+    NotUnique { model: String },
+    #[error(
+        "model name {name:?} is not a folder's name: \
+         expected one path component of UTF-8 without '/' or NUL, other than '.' and '..'"
+    )]
+    BadModelName { name: String },
+    #[error(
+        "{field} '{value}' of model '{model}' leaves the model's folder: \
+         expected a relative path without '..'"
+    )]
+    PathEscapes { field: &'static str, value: String, model: String },
+}
+
+impl Error {
+    /// The protocol's code for this failure.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::UnknownModel { .. } => Code::NotFound,
+            Self::Unreadable { .. } => Code::Internal,
+            Self::Text { .. }
+            | Self::Invalid { .. }
+            | Self::NotUnique { .. }
+            | Self::BadModelName { .. }
+            | Self::PathEscapes { .. } => Code::InvalidArgument,
+        }
+    }
+
+    /// Where in a file the fault lies, when that is known.
+    pub fn location(&self) -> Option<&Location> {
+        match self {
+            Self::Text { location, .. } => Some(location),
+            Self::Invalid { location, .. } => location.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The message without the location that [`Error::Text`] shows in front of it.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Text { message, .. } => message.clone(),
+            other => other.to_string(),
+        }
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into(), location: None }
+    }
+
+    pub(super) fn unreadable(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
+        Self::Unreadable { path: path.into(), reason: reason.to_string() }
+    }
+}
+
+/// A rule that a configuration breaks: what to tell, and which field to point at, such as
+/// `input[1].dims`. It becomes an [`Error`] where the file is known.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Fault {
+    pub field: String,
+    pub message: String,
+}
+
+impl Fault {
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}

@@ -1,0 +1,193 @@
+//! Folders and files of model repositories: which names are models, which are versions, and reading
+//! small files without surprises.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::Read as _,
+    path::{Component, Path, PathBuf},
+};
+
+use super::error::Error;
+
+/// The name of a model's configuration file.
+pub(super) const CONFIG_FILE: &str = "config.pbtxt";
+/// The folder of configurations that `--model-config-name` chooses from.
+const CONFIGS_FOLDER: &str = "configs";
+/// The folder of the files that warm-up requests take their inputs from.
+pub(super) const WARMUP_FOLDER: &str = "warmup";
+/// The folder of the files that sequences take their first state from.
+pub(super) const INITIAL_STATE_FOLDER: &str = "initial_state";
+/// Folders of a model that hold data, not versions.
+const DATA_FOLDERS: [&str; 3] = [CONFIGS_FOLDER, WARMUP_FOLDER, INITIAL_STATE_FOLDER];
+/// The largest configuration or label file that is read.
+pub(super) const TEXT_BYTES_MAX: u64 = 16 << 20;
+
+/// A model found in a repository.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The model's name, which is its folder's.
+    pub name: String,
+    /// Its folder; empty when several repositories have one.
+    pub dir: PathBuf,
+    /// Why it cannot be read, if that is already clear.
+    pub error: Option<Error>,
+}
+
+/// Folders of models.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    roots: Vec<PathBuf>,
+}
+
+impl Repository {
+    /// The models of all `roots`.
+    pub fn new(roots: Vec<PathBuf>) -> Self {
+        Self { roots }
+    }
+
+    /// The folders of models.
+    pub fn roots(&self) -> &[PathBuf] {
+        &self.roots
+    }
+
+    /// All models, by name. A name that begins with a dot is not a model.
+    ///
+    /// # Errors
+    /// A repository that cannot be listed; a model that cannot be read is an [`Entry`] with an
+    /// error.
+    pub fn scan(&self) -> Result<Vec<Entry>, Error> {
+        let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
+        for root in &self.roots {
+            let unreadable = |error| Error::unreadable(root, describe(&error));
+            for found in fs::read_dir(root).map_err(unreadable)? {
+                let Some(entry) = model_entry(&found.map_err(unreadable)?) else { continue };
+                let duplicate = Entry {
+                    name: entry.name.clone(),
+                    dir: PathBuf::new(),
+                    error: Some(Error::NotUnique { model: entry.name.clone() }),
+                };
+                entries
+                    .entry(entry.name.clone())
+                    .and_modify(|known| *known = duplicate)
+                    .or_insert(entry);
+            }
+        }
+        Ok(entries.into_values().collect())
+    }
+
+    /// The folder of the model `name`.
+    ///
+    /// # Errors
+    /// The name is not a folder's name, or no repository or more than one has it.
+    pub fn find(&self, name: &str) -> Result<PathBuf, Error> {
+        if !is_model_name(name) {
+            return Err(Error::BadModelName { name: name.to_owned() });
+        }
+        let mut found = self.roots.iter().map(|root| root.join(name)).filter(|dir| dir.is_dir());
+        let dir = found.next().ok_or_else(|| Error::UnknownModel { model: name.to_owned() })?;
+        match found.next() {
+            None => Ok(dir),
+            Some(_) => Err(Error::NotUnique { model: name.to_owned() }),
+        }
+    }
+}
+
+fn model_entry(found: &fs::DirEntry) -> Option<Entry> {
+    let (dir, file_name) = (found.path(), found.file_name());
+    let name = file_name.to_string_lossy().into_owned();
+    if name.starts_with('.') {
+        return None;
+    }
+    let error = match fs::metadata(&dir) {
+        Ok(metadata) if !metadata.is_dir() => return None,
+        Ok(_) if file_name.to_str().is_none() => Some(Error::BadModelName { name: name.clone() }),
+        Ok(_) => None,
+        Err(error) => Some(Error::unreadable(&dir, describe(&error))),
+    };
+    Some(Entry { name, dir, error })
+}
+
+/// Whether `name` can be the name of a model: one component of a path.
+pub(super) fn is_model_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
+/// Whether `path` stays inside the folder that it is relative to.
+pub(super) fn stays_inside(path: &str) -> bool {
+    !path.contains('\0')
+        && Path::new(path)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// The configuration file of a model: `configs/<name>.pbtxt` if it is there, else `config.pbtxt`.
+pub(super) fn config_path(model_dir: &Path, config_name: Option<&str>) -> PathBuf {
+    let chosen = config_name
+        .filter(|name| is_model_name(name))
+        .map(|name| model_dir.join(CONFIGS_FOLDER).join(format!("{name}.pbtxt")))
+        .filter(|path| path.exists());
+    chosen.unwrap_or_else(|| model_dir.join(CONFIG_FILE))
+}
+
+/// The versions in a model's folder.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct VersionFolders {
+    /// In ascending order.
+    pub versions: Vec<i64>,
+    /// Names of folders that look like versions and are none.
+    pub ignored: Vec<String>,
+}
+
+/// The folders of `model_dir` whose name is a version: a positive number without leading zeros.
+pub(super) fn version_folders(model_dir: &Path) -> Result<VersionFolders, Error> {
+    let unreadable = |error| Error::unreadable(model_dir, describe(&error));
+    let mut folders = VersionFolders::default();
+    for found in fs::read_dir(model_dir).map_err(unreadable)? {
+        let found = found.map_err(unreadable)?;
+        let file_name = found.file_name();
+        let name = file_name.to_string_lossy();
+        if name.starts_with('.') || DATA_FOLDERS.contains(&name.as_ref()) || !found.path().is_dir()
+        {
+            continue;
+        }
+        let is_version = name.bytes().all(|byte| byte.is_ascii_digit()) && !name.starts_with('0');
+        match name.parse() {
+            Ok(version) if is_version => folders.versions.push(version),
+            _ => folders.ignored.push(name.into_owned()),
+        }
+    }
+    folders.versions.sort_unstable();
+    folders.ignored.sort_unstable();
+    Ok(folders)
+}
+
+/// The text of a regular file of at most [`TEXT_BYTES_MAX`] bytes of UTF-8.
+pub(super) fn read_text(path: &Path) -> Result<String, Error> {
+    let unreadable = |error: io::Error| Error::unreadable(path, describe(&error));
+    // Asked before opening, because opening a named pipe would wait for a writer.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(Error::unreadable(path, "it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(unreadable)?;
+    file.take(TEXT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > TEXT_BYTES_MAX {
+        return Err(Error::unreadable(path, format!("it is larger than {TEXT_BYTES_MAX} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::unreadable(path, format!("it is not UTF-8: invalid byte at offset {at}"))
+    })
+}
+
+/// The system's words for an error, without its number.
+fn describe(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ELOOP) => "symbolic links form a cycle".to_owned(),
+        _ => {
+            let text = error.to_string();
+            text.split(" (os error").next().unwrap_or(&text).to_owned()
+        }
+    }
+}

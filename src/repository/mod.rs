@@ -1,0 +1,44 @@
+//! Model repositories: folders of models, their `config.pbtxt`, and what follows from it.
+//!
+//! A model is read in two steps, because what a configuration leaves out is in the model's own
+//! file, which only its back end can read: [`Draft::read`] parses, derives the back end and checks
+//! what can be checked; then the caller lets
+//! [`Backend::inspect`](crate::backend::Backend::inspect) look at [`Draft::source_for_inspect`];
+//! then [`Draft::complete`] makes the [`Definition`] that is served. [`check()`] does all of it for
+//! `nereid check`, without serving.
+//!
+//! This room may use the vocabulary, the protocol's messages and the back ends' plain data. It must
+//! not know how models run, who asks for them, or when they are loaded.
+
+mod agreement;
+mod autocomplete;
+mod check;
+mod definition;
+mod draft;
+mod error;
+mod json;
+mod labels;
+mod layout;
+mod normalise;
+mod options;
+mod platform;
+mod scheduling;
+#[cfg(test)]
+mod tests;
+mod text;
+mod validate;
+mod versions;
+
+pub use check::{Finding, Inspect, Severity, check};
+pub use definition::Definition;
+pub use draft::Draft;
+pub use error::{Error, Location};
+pub use json::{from_json, to_json};
+pub use labels::Labels;
+pub use layout::{Entry, Repository};
+pub use options::{Gpu, Options};
+pub use scheduling::{
+    DynamicBatching, Ensemble, EnsembleStep, InitialState, InitialStateData, QueuePolicy,
+    Scheduling, SequenceBatching, SequenceControl, SequenceControlKind, SequenceState,
+    SequenceStrategy, TimeoutAction,
+};
