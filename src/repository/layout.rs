@@ -140,6 +140,8 @@ pub(super) struct VersionFolders {
 }
 
 /// The folders of `model_dir` whose name is a version: a positive number without leading zeros.
+///
+/// `0` is none, as Triton documents; its server would serve it, though no request could name it.
 pub(super) fn version_folders(model_dir: &Path) -> Result<VersionFolders, Error> {
     let unreadable = |error| Error::unreadable(model_dir, describe(&error));
     let mut folders = VersionFolders::default();
