@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     backend::{
-        InlineFitness, Model as _,
+        InlineFitness,
         onnxruntime::{VERSION, model::OnnxModel, session::Device},
     },
     proto::{ModelInstanceGroup, model_instance_group::Kind},
