@@ -1,0 +1,88 @@
+"""Asks the real Triton every question of the differential tests and writes down what it answers.
+
+    build/venv/bin/python -m tests.differential.record
+
+The file it writes is committed: with it the tests run where the real server is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parents[1] / "benches" / "peer"))
+
+import servers  # noqa: E402
+
+from . import grpc_cases, http_cases, repository  # noqa: E402
+
+GOLDEN = FOLDER / "triton-2.51.json"
+
+# What a set-up starts a server with, besides the repository.
+SETUPS: dict[str, tuple[str, ...]] = {
+    "default": ("--model-control-mode=none", "--allow-http=true"),
+    "explicit": ("--model-control-mode=explicit", "--load-model=identity"),
+}
+
+
+def all_cases() -> list:
+    """Every case, in order; names are unique."""
+    found = [*http_cases.cases(), *grpc_cases.cases()]
+    names = [each.name for each in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"cases with the same name: {', '.join(twice)}")
+    return found
+
+
+def ask(name: str, binary: pathlib.Path, cases: list, flags: tuple[str, ...] = ()) -> dict[str, dict]:
+    """Every case's answer from a fresh server per set-up.
+
+    A server that a case has ended is started anew for the next one.
+    """
+    answers: dict[str, dict] = {}
+    for setup, setup_flags in SETUPS.items():
+        chosen = [each for each in cases if each.setup == setup]
+        if not chosen:
+            continue
+        folder = servers.ROOT / "build" / "differential" / f"{name}-{setup}"
+        repository.write(folder, broken=setup == "explicit")
+        server = None
+        try:
+            for case in chosen:
+                if server is None:
+                    server = servers.Server(name, binary, folder, (*setup_flags, *flags))
+                    server.wait_ready()
+                answers[case.name] = case.send(server)
+                if "broken" in answers[case.name] and _has_ended(server):
+                    answers[case.name]["server"] = "ended"
+                    server = None
+        finally:
+            if server is not None:
+                server.stop()
+    return answers
+
+
+def _has_ended(server: servers.Server) -> bool:
+    try:
+        server.process.wait(3)
+    except Exception:
+        return False
+    return True
+
+
+def main() -> None:
+    """Records the real server's answers."""
+    cases = all_cases()
+    answers = ask("triton", servers.TRITON, cases)
+    golden = {
+        case.name: {"request": case.request(), "answer": answers[case.name]} for case in cases
+    }
+    GOLDEN.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
+    print(f"{len(golden)} answers written to {GOLDEN.relative_to(servers.ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
