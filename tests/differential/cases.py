@@ -193,4 +193,11 @@ def _shown(message: Any) -> Any:
         for index, each in enumerate(fields.get(raw, ())):
             if len(each) > 400:
                 fields[raw][index] = f"{len(base64.b64decode(each))} bytes"
-    return steady(fields)
+    return steady(_sorted(fields))
+
+
+def _sorted(value: Any) -> Any:
+    """The value with its keys in order: protobuf maps have none of their own."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(each) for each in value] if isinstance(value, list) else value

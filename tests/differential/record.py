@@ -73,6 +73,17 @@ def _has_ended(server: servers.Server) -> bool:
     return True
 
 
+def written(golden: dict) -> str:
+    """The recorded file's text: a line for each request and one for each answer."""
+    lines = (
+        f"{json.dumps(name)}: {{\n"
+        f' "request": {json.dumps(each["request"], ensure_ascii=False)},\n'
+        f' "answer": {json.dumps(each["answer"], ensure_ascii=False)}\n}}'
+        for name, each in golden.items()
+    )
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def main() -> None:
     """Records the real server's answers."""
     cases = all_cases()
@@ -80,7 +91,7 @@ def main() -> None:
     golden = {
         case.name: {"request": case.request(), "answer": answers[case.name]} for case in cases
     }
-    GOLDEN.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
+    GOLDEN.write_text(written(golden))
     print(f"{len(golden)} answers written to {GOLDEN.relative_to(servers.ROOT)}")
 
 
