@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
+import subprocess
 import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parent
@@ -19,6 +21,8 @@ import servers  # noqa: E402
 from . import grpc_cases, http_cases, repository  # noqa: E402
 
 GOLDEN = FOLDER / "triton-2.51.json"
+# Why a model's configuration was refused goes to the real server's log only.
+POLL_FAILURES = FOLDER / "triton-2.51-poll-failures.json"
 
 # What a set-up starts a server with, besides the repository.
 SETUPS: dict[str, tuple[str, ...]] = {
@@ -53,7 +57,8 @@ def ask(name: str, binary: pathlib.Path, cases: list, flags: tuple[str, ...] = (
         try:
             for case in chosen:
                 if server is None:
-                    server = servers.Server(name, binary, folder, (*setup_flags, *flags))
+                    log = folder.with_name(f"{name}.log")
+                    server = servers.Server(name, binary, folder, (*setup_flags, *flags), log)
                     server.wait_ready()
                 answers[case.name] = case.send(server)
                 if "broken" in answers[case.name] and _has_ended(server):
@@ -68,7 +73,7 @@ def ask(name: str, binary: pathlib.Path, cases: list, flags: tuple[str, ...] = (
 def _has_ended(server: servers.Server) -> bool:
     try:
         server.process.wait(3)
-    except Exception:
+    except subprocess.TimeoutExpired:
         return False
     return True
 
@@ -87,11 +92,21 @@ def written(golden: dict) -> str:
 def main() -> None:
     """Records the real server's answers."""
     cases = all_cases()
+    log = servers.ROOT / "build" / "differential" / "triton.log"
+    log.unlink(missing_ok=True)
     answers = ask("triton", servers.TRITON, cases)
     golden = {
         case.name: {"request": case.request(), "answer": answers[case.name]} for case in cases
     }
     GOLDEN.write_text(written(golden))
+    failures = re.findall(
+        r"\"Poll failed for model directory '(.*?)': (.*)\"$", log.read_text(), re.MULTILINE
+    )
+    folder = str(log.parent / "triton-explicit")
+    texts = [
+        {"model": model, "reason": reason.replace(folder, "REPOSITORY")} for model, reason in failures
+    ]
+    POLL_FAILURES.write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     print(f"{len(golden)} answers written to {GOLDEN.relative_to(servers.ROOT)}")
 
 
