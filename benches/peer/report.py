@@ -59,13 +59,24 @@ def spread(samples: list[Sample]) -> float:
     return (max(values) - min(values)) / statistics.median(values)
 
 
-def findings(work: Work, peer: Sample, subject: Sample, driver: str) -> list[Finding]:
+def ratio(peer: list[Sample], subject: list[Sample], figure: str) -> float:
+    """The subject's figure over the peer's: the median of the rounds' own ratios.
+
+    The two samples of a round were taken one right after the other, so what the machine did besides
+    weighs on both and leaves their ratio alone.
+    """
+    return statistics.median(
+        getattr(mine, figure) / getattr(theirs, figure) for theirs, mine in zip(peer, subject)
+    )
+
+
+def findings(work: Work, peer: list[Sample], subject: list[Sample], driver: str) -> list[Finding]:
     """What a line says of its goals."""
     found = []
     if (goal := cpu_goal(work, driver)) is not None:
-        found.append(Finding(f"{work.name}: server CPU", subject.cpu_us / peer.cpu_us, goal))
+        found.append(Finding(f"{work.name}: server CPU", ratio(peer, subject, "cpu_us"), goal))
     if (goal := p50_goal(work)) is not None:
-        found.append(Finding(f"{work.name}: p50", subject.p50_us / peer.p50_us, goal))
+        found.append(Finding(f"{work.name}: p50", ratio(peer, subject, "p50_us"), goal))
     return found
 
 
@@ -82,7 +93,7 @@ def table(rows: list[tuple[Work, list[Sample], list[Sample]]], names: tuple[str,
         apart = max(spread(peer_samples), spread(subject_samples))
         lines.append(
             f"| {work.name} | {peer.cpu_us:.1f} | {subject.cpu_us:.1f} "
-            f"| {subject.cpu_us / peer.cpu_us:.2f} | {'' if goal is None else f'{goal:.2f}'} "
+            f"| {ratio(peer_samples, subject_samples, 'cpu_us'):.2f} | {'' if goal is None else f'{goal:.2f}'} "
             f"| {peer.throughput:,.0f} → {subject.throughput:,.0f} "
             f"| {peer.p50_us:,.0f} → {subject.p50_us:,.0f} "
             f"| {peer.p99_us:,.0f} → {subject.p99_us:,.0f} | {apart:.0%} |"

@@ -5,8 +5,8 @@
     python3 benches/peer/run.py --quick --only 'grpc 64 B'
 
 Both servers serve the same models with an identity back end. Every line of work is measured against one,
-then the other, in alternation, so that whatever else the machine does hits both; the medians over the
-rounds are compared. Absolute figures say little on a shared machine, ratios say much. The exit status is 1
+then the other, in alternation, so that whatever else the machine does hits both; what is compared is the
+median of the rounds' ratios. Absolute figures say little on a shared machine, ratios say much. The exit status is 1
 when a goal is missed.
 """
 
@@ -54,9 +54,7 @@ def main() -> int:
     found = [
         finding
         for work, peer, subject in rows
-        for finding in report.findings(
-            work, report.medians(peer), report.medians(subject), options.io_driver or ""
-        )
+        for finding in report.findings(work, peer, subject, options.io_driver or "")
     ]
     if lives:
         found += report.lifecycle_findings(lives[options.name])

@@ -67,7 +67,7 @@ class Server:
         log: pathlib.Path | None = None,
     ):
         self.name = name
-        self.http_port, self.grpc_port = free_ports(2)
+        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.log = log or ROOT / "build" / "bench" / f"{name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [
@@ -77,7 +77,8 @@ class Server:
             f"--http-port={self.http_port}",
             "--grpc-address=127.0.0.1",
             f"--grpc-port={self.grpc_port}",
-            "--allow-metrics=false",
+            "--metrics-address=127.0.0.1",
+            f"--metrics-port={self.metrics_port}",
             *([f"--backend-directory={BACKENDS}"] if binary == TRITON else []),
             *flags,
         ]
