@@ -21,20 +21,32 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 SERVICE = "/inference.GRPCInferenceService/"
 SECONDS_MAX = 15.0
 KEPT_HEADERS = ("content-type", "content-encoding", "inference-header-content-length", "allow")
-# Keys whose value is a time or belongs to one build of a server.
-VOLATILE_KEYS = {"ns", "last_inference"}
+VARIES = "(varies)"
 
 
 def steady(value: Any) -> Any:
     """The value with everything that differs from run to run replaced by a mark."""
     if isinstance(value, dict):
-        return {
-            key: "(varies)" if key in VOLATILE_KEYS and value[key] not in (0, "0") else steady(each)
-            for key, each in value.items()
-        }
+        marked = {key: steady(each) for key, each in value.items()}
+        # How long something took, beside how often it was done.
+        if value.keys() <= {"count", "ns"} and value.get("count") not in (None, 0, "0"):
+            marked["ns"] = VARIES
+        if value.get("last_inference") not in (None, 0, "0"):
+            marked["last_inference"] = VARIES
+        return marked
     if isinstance(value, list):
         return [steady(each) for each in value]
     return value
+
+
+def steady_metrics(text: str) -> list[str]:
+    """The lines of a metrics page, in order of their text, with times and sizes replaced by a mark."""
+    lines = []
+    for line in text.splitlines():
+        name = line.rpartition(" ")[0]
+        is_count = name.startswith("nv_inference_") and "_us{" not in name
+        lines.append(line if line.startswith("#") or is_count else f"{name} {VARIES}")
+    return sorted(lines)
 
 
 def printable(data: bytes) -> str:
@@ -55,12 +67,13 @@ class HttpCase:
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     setup: str = "default"
+    service: str = "http"
 
     def request(self) -> dict:
         """The request for a reader of the recorded file."""
         shown = printable(self.body)
         return {
-            "protocol": "http",
+            "protocol": self.service,
             "method": self.method,
             "path": self.path,
             **({"headers": dict(self.headers)} if self.headers else {}),
@@ -69,17 +82,21 @@ class HttpCase:
 
     def send(self, server) -> dict:
         """The answer of one server."""
-        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=SECONDS_MAX)
+        port = server.metrics_port if self.service == "metrics" else server.http_port
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS_MAX)
         try:
             connection.request(
                 self.method, self.path, body=self.body or None, headers=dict(self.headers)
             )
             response = connection.getresponse()
-            return self._answer(response, response.read())
+            answer = self._answer(response, response.read())
         except (OSError, http.client.HTTPException) as error:
             return {"broken": type(error).__name__}
         finally:
             connection.close()
+        if self.service == "metrics" and "text" in answer:
+            answer["text"] = steady_metrics(answer["text"])
+        return answer
 
     @staticmethod
     def _answer(response: http.client.HTTPResponse, body: bytes) -> dict:

@@ -29,7 +29,7 @@ def nereid_answers() -> dict[str, dict]:
     binary = pathlib.Path(os.environ.get("NEREID", record.servers.NEREID))
     if not binary.is_file():
         pytest.skip(f"{binary} is not there: build it, or name it in NEREID")
-    return record.ask("nereid", binary, record.all_cases())
+    return record.ask("nereid", binary, record.all_cases(), record.NEREID_FLAGS)
 
 
 @pytest.fixture(scope="session")

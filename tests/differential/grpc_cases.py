@@ -11,6 +11,8 @@ from tritonclient.grpc import service_pb2 as pb
 from .cases import GrpcCase, HttpCase, StreamCase
 from .repository import BROKEN
 
+SHARED_KEY = "/nereid_differential"
+SHARED_BYTES = 8192
 FLOATS = struct.pack("<2f", 1.5, -2.25)
 TWO = {"name": "INPUT0", "datatype": "FP32", "shape": [2]}
 FOUR = {"name": "INPUT0", "datatype": "FP32", "shape": [1, 4]}
@@ -226,6 +228,65 @@ def _metadata():
     yield _call("logging/set_bad_format", "LogSettings", settings={"log_format": {"string_param": "x"}})
 
 
+def shared_memory():
+    """With a shared-memory object of `SHARED_BYTES` bytes that holds 0.0, 1.0, 2.0 …"""
+
+    def call(case, method, /, **fields):
+        return _call(case, method, "shared_memory", **fields)
+
+    def infer(case, region_in=None, region_out=None, tensor=TWO, raw=(), model="identity"):
+        inputs = [{**tensor, **_parameters(**region_in)}] if region_in else [tensor]
+        outputs = [{"name": "OUTPUT0", **_parameters(**region_out)}] if region_out else []
+        message = _request(inputs, raw, model, outputs=outputs)
+        return GrpcCase(f"shared_memory/infer_{case}", "ModelInfer", message, "shared_memory")
+
+    def region(name="r", size=8, offset=None):
+        place = {"shared_memory_region": name, "shared_memory_byte_size": size}
+        return place if offset is None else {**place, "shared_memory_offset": offset}
+
+    register = "SystemSharedMemoryRegister"
+    key = SHARED_KEY
+    yield call("register_over_end", register, name="x", key=key, byte_size=SHARED_BYTES + 1)
+    yield call("register_offset_over_end", register, name="x", key=key, offset=SHARED_BYTES, byte_size=8)
+    yield call("register_size_zero", register, name="x", key=key)
+    yield call("register_wraps", register, name="x", key=key, offset=(1 << 64) - 8, byte_size=16)
+    yield call("register_key_with_slashes", register, name="x", key="/a/../b", byte_size=8)
+    yield call("register_name_empty", register, key=key, byte_size=8)
+    yield call("unregister_leftovers", "SystemSharedMemoryUnregister")
+    yield call("register", register, name="r", key=key, byte_size=64)
+    yield call("register_again", register, name="r", key=key, byte_size=64)
+    yield call("register_offset_not_of_a_page", register, name="u", key=key, offset=64, byte_size=64)
+    yield call("register_same_key", register, name="s", key=key, offset=4096, byte_size=64)
+    yield call("status", "SystemSharedMemoryStatus")
+    yield call("status_one", "SystemSharedMemoryStatus", name="s")
+    yield infer("in", region())
+    yield infer("in_offset", region(offset=16))
+    yield infer("in_second_region", region("s"))
+    yield infer("in_size_wrong", region(size=12))
+    yield infer("in_over_end", region(offset=60))
+    yield infer("in_offset_at_end", region(offset=64))
+    yield infer("in_offset_huge", region(offset=1 << 62))
+    yield infer("in_offset_negative", region(offset=-4))
+    yield infer("in_size_over_region", region(size=1000))
+    yield infer("out", None, region(offset=32), raw=(FLOATS,))
+    yield infer("out_read_back", region(offset=32))
+    yield infer("out_too_small", None, region(size=4), raw=(FLOATS,))
+    yield infer("out_larger", None, region(size=32, offset=32), raw=(FLOATS,))
+    yield infer("out_over_end", None, region(offset=60), raw=(FLOATS,))
+    yield infer("in_and_out", region(offset=4), region("s", offset=8))
+    yield infer("in_and_out_read_back", region("s", offset=8))
+    yield infer("batched", region(size=16), None, FOUR, model="identity_batched")
+    yield infer("unaligned", region(offset=2))
+    yield HttpCase("shared_memory/http_status", "/v2/systemsharedmemory/status", setup="shared_memory")
+    yield HttpCase("shared_memory/http_register_again", "/v2/systemsharedmemory/region/r/register", "POST", json.dumps({"key": key, "byte_size": 64}).encode(), setup="shared_memory")
+    body = {"inputs": [{**TWO, "parameters": region()}], "outputs": [{"name": "OUTPUT0", "parameters": region(offset=48)}]}
+    yield HttpCase("shared_memory/http_infer", "/v2/models/identity/infer", "POST", json.dumps(body).encode(), setup="shared_memory")
+    yield call("unregister", "SystemSharedMemoryUnregister", name="r")
+    yield infer("unregistered", region())
+    yield call("unregister_all", "SystemSharedMemoryUnregister")
+    yield call("status_end", "SystemSharedMemoryStatus")
+
+
 def _streams():
     bad = _request([{**TWO, "shape": [1, 2]}])
     unknown = _request(model="no_such")
@@ -245,7 +306,8 @@ def _streams():
     yield StreamCase("grpc/stream/good_as_status", (_request(id="1"),), (("triton_grpc_error", "true"),))
 
 
-def _killers():
+def killers():
+    """Shapes whose size in bytes does not fit 64 bits."""
     yield _infer("shape_huge", [{**TWO, "shape": [1 << 62]}])
     yield _infer("shape_huge_contents", [_contents("fp32_contents", [1], shape=[1 << 62])], ())
     yield _infer("shape_overflow", [{**TWO, "shape": [1 << 32, 1 << 32]}], model="identity_batched")
@@ -254,7 +316,7 @@ def _killers():
     yield _infer("shape_wraps_to_match", [{**TWO, "shape": [(1 << 62) + 2]}])
 
 
-def _loading():
+def loading():
     """In order: each request builds on what the earlier ones left loaded."""
 
     def load(name, model, **parameters):
@@ -316,6 +378,6 @@ def _loading():
 
 
 def cases():
-    """All of them, in the order in which they are sent."""
-    for group in (_metadata, _good, _bad, _streams, _killers, _loading):
+    """Those that need no set-up of their own, in the order in which they are sent."""
+    for group in (_metadata, _good, _bad, _streams):
         yield from group()

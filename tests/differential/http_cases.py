@@ -313,7 +313,6 @@ def _classification():
     yield _infer("classification_no_labels", {**_one(), "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 2}}]})
     yield _infer("classification_ensemble", {"inputs": [ROWS], "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 1}}]}, model="ensemble")
     yield _infer("classification_integers", {"inputs": [{"name": "INPUT_INT32", "datatype": "INT32", "shape": [3], "data": [5, -7, 9]}], "outputs": [{"name": "OUTPUT_INT32", "parameters": {"classification": 2}}]}, model="identity_types")
-    yield _infer("classification_bytes", {"inputs": [{"name": "INPUT_STRING", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}], "outputs": [{"name": "OUTPUT_STRING", "parameters": {"classification": 2}}]}, model="identity_types")
     yield _infer("shared_memory_unknown_in", _one(data=None, parameters={"shared_memory_region": "no_such", "shared_memory_byte_size": 8}))
     yield _infer("shared_memory_unknown_out", {**_one(), "outputs": [{"name": "OUTPUT0", "parameters": {"shared_memory_region": "no_such", "shared_memory_byte_size": 8}}]})
     yield _infer("shared_memory_no_size", _one(data=None, parameters={"shared_memory_region": "no_such"}))
@@ -452,8 +451,19 @@ def _extensions():
     yield _get("unload/not_allowed", "/v2/repository/models/identity/unload", "POST")
 
 
-def _killers():
-    """Last, because the real server does not survive all of them."""
+def closing():
+    """What the requests before have left in the counters."""
+    for model in ("identity", "identity_batched", "identity_two", "identity_sequence", "identity_decoupled", "ensemble"):
+        yield _get(f"stats/{model}", f"/v2/models/{model}/stats")
+    yield HttpCase("metrics/page", "/metrics", service="metrics")
+    yield HttpCase("metrics/slash", "/metrics/", service="metrics")
+    yield HttpCase("metrics/unknown", "/other", service="metrics")
+    yield HttpCase("metrics/post", "/metrics", "POST", service="metrics")
+
+
+def killers():
+    """For the end, because the real server does not survive all of them."""
+    yield _infer("classification_bytes", {"inputs": [{"name": "INPUT_STRING", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}], "outputs": [{"name": "OUTPUT_STRING", "parameters": {"classification": 2}}]}, model="identity_types")
     yield _infer("shape_huge", _one(shape=[1 << 62], data=[1]))
     yield _infer("shape_overflow", _one(shape=[1 << 32, 1 << 32], data=[1]), model="identity_batched")
     yield _infer("shape_huge_binary", _binary(8, (1 << 62,)), FLOATS)
@@ -464,5 +474,5 @@ def _killers():
 
 def cases():
     """All of them, in the order in which they are sent."""
-    for group in (_metadata, _good, _types, _bad_documents, _bad_tensors, _bad_binary, _classification, _generate, _extensions, _killers):
+    for group in (_metadata, _good, _types, _bad_documents, _bad_tensors, _bad_binary, _classification, _generate, _extensions):
         yield from group()

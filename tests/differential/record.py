@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import struct
 import subprocess
 import sys
 
@@ -28,12 +29,24 @@ POLL_FAILURES = FOLDER / "triton-2.51-poll-failures.json"
 SETUPS: dict[str, tuple[str, ...]] = {
     "default": ("--model-control-mode=none", "--allow-http=true"),
     "explicit": ("--model-control-mode=explicit", "--load-model=identity"),
+    "shared_memory": (),
 }
+# The release that was recorded has no such flag: it lets every client register memory.
+NEREID_FLAGS = ("--allow-client-shm=true",)
+SHARED_FILE = pathlib.Path("/dev/shm" + grpc_cases.SHARED_KEY)
 
 
 def all_cases() -> list:
     """Every case, in order; names are unique."""
-    found = [*http_cases.cases(), *grpc_cases.cases()]
+    found = [
+        *http_cases.cases(),
+        *grpc_cases.cases(),
+        *http_cases.closing(),
+        *http_cases.killers(),
+        *grpc_cases.killers(),
+        *grpc_cases.loading(),
+        *grpc_cases.shared_memory(),
+    ]
     names = [each.name for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -54,6 +67,8 @@ def ask(name: str, binary: pathlib.Path, cases: list, flags: tuple[str, ...] = (
         folder = servers.ROOT / "build" / "differential" / f"{name}-{setup}"
         repository.write(folder, broken=setup == "explicit")
         server = None
+        floats = range(grpc_cases.SHARED_BYTES // 4)
+        SHARED_FILE.write_bytes(struct.pack(f"<{len(floats)}f", *floats))
         try:
             for case in chosen:
                 if server is None:
@@ -65,6 +80,7 @@ def ask(name: str, binary: pathlib.Path, cases: list, flags: tuple[str, ...] = (
                     answers[case.name]["server"] = "ended"
                     server = None
         finally:
+            SHARED_FILE.unlink(missing_ok=True)
             if server is not None:
                 server.stop()
     return answers
