@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 from .cases import GrpcCase, HttpCase, StreamCase
 from .repository import BROKEN
 
-SHARED_KEY = "/nereid_differential"
+SHARED_KEYS = ("/nereid_differential_a", "/nereid_differential_b", "/nereid_differential_c")
 SHARED_BYTES = 8192
 FLOATS = struct.pack("<2f", 1.5, -2.25)
 TWO = {"name": "INPUT0", "datatype": "FP32", "shape": [2]}
@@ -229,7 +229,7 @@ def _metadata():
 
 
 def shared_memory():
-    """With a shared-memory object of `SHARED_BYTES` bytes that holds 0.0, 1.0, 2.0 …"""
+    """With shared-memory objects of `SHARED_BYTES` bytes that hold 0.0, 1.0, 2.0 …"""
 
     def call(case, method, /, **fields):
         return _call(case, method, "shared_memory", **fields)
@@ -245,7 +245,7 @@ def shared_memory():
         return place if offset is None else {**place, "shared_memory_offset": offset}
 
     register = "SystemSharedMemoryRegister"
-    key = SHARED_KEY
+    key, second, third = SHARED_KEYS
     yield call("register_over_end", register, name="x", key=key, byte_size=SHARED_BYTES + 1)
     yield call("register_offset_over_end", register, name="x", key=key, offset=SHARED_BYTES, byte_size=8)
     yield call("register_size_zero", register, name="x", key=key)
@@ -255,8 +255,9 @@ def shared_memory():
     yield call("unregister_leftovers", "SystemSharedMemoryUnregister")
     yield call("register", register, name="r", key=key, byte_size=64)
     yield call("register_again", register, name="r", key=key, byte_size=64)
-    yield call("register_offset_not_of_a_page", register, name="u", key=key, offset=64, byte_size=64)
-    yield call("register_same_key", register, name="s", key=key, offset=4096, byte_size=64)
+    yield call("register_second", register, name="s", key=second, offset=4096, byte_size=64)
+    yield call("register_offset_not_of_a_page", register, name="u", key=third, offset=64, byte_size=64)
+    yield call("unregister_offset_not_of_a_page", "SystemSharedMemoryUnregister", name="u")
     yield call("status", "SystemSharedMemoryStatus")
     yield call("status_one", "SystemSharedMemoryStatus", name="s")
     yield infer("in", region())

@@ -33,7 +33,7 @@ SETUPS: dict[str, tuple[str, ...]] = {
 }
 # The release that was recorded has no such flag: it lets every client register memory.
 NEREID_FLAGS = ("--allow-client-shm=true",)
-SHARED_FILE = pathlib.Path("/dev/shm" + grpc_cases.SHARED_KEY)
+SHARED_FILES = [pathlib.Path("/dev/shm" + key) for key in grpc_cases.SHARED_KEYS]
 
 
 def all_cases() -> list:
@@ -68,7 +68,8 @@ def ask(name: str, binary: pathlib.Path, cases: list, flags: tuple[str, ...] = (
         repository.write(folder, broken=setup == "explicit")
         server = None
         floats = range(grpc_cases.SHARED_BYTES // 4)
-        SHARED_FILE.write_bytes(struct.pack(f"<{len(floats)}f", *floats))
+        for file in SHARED_FILES:
+            file.write_bytes(struct.pack(f"<{len(floats)}f", *floats))
         try:
             for case in chosen:
                 if server is None:
@@ -80,7 +81,8 @@ def ask(name: str, binary: pathlib.Path, cases: list, flags: tuple[str, ...] = (
                     answers[case.name]["server"] = "ended"
                     server = None
         finally:
-            SHARED_FILE.unlink(missing_ok=True)
+            for file in SHARED_FILES:
+                file.unlink(missing_ok=True)
             if server is not None:
                 server.stop()
     return answers

@@ -16,9 +16,15 @@ def test_answers_as_the_real_server_does(case_name, golden, nereid_answers):
     expected = _comparable(case_name, golden[case_name]["answer"])
     got = _comparable(case_name, nereid_answers[case_name])
     if case_name in ACCEPTED:
+        difference = ACCEPTED[case_name]
         assert "broken" not in got, f"no answer at all: {got}"
-        assert got != expected, f"no longer differs, strike it from accepted.py: {ACCEPTED[case_name]}"
-        return
+        assert got != expected, f"no longer differs, strike it from accepted.py: {difference.reason}"
+        if difference.status is None:
+            return
+        expected = {**expected, "status": difference.status}
+    if case_name.startswith("metrics/") and "text" in expected:
+        # Families of our own may stand beside the real server's.
+        got = {**got, "text": [line for line in got["text"] if line in expected["text"]]}
     assert got == expected, json.dumps(golden[case_name]["request"], ensure_ascii=False)
 
 
