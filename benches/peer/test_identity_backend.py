@@ -8,6 +8,7 @@ from __future__ import annotations
 import pathlib
 import sys
 import threading
+import time
 
 import numpy
 import pytest
@@ -71,9 +72,16 @@ def test_batches_are_formed_and_counted(triton):
     for thread in threads:
         thread.join()
 
-    after = triton.get_json("/v2/models/identity_batched/stats")["model_stats"][0]
+    # A back end reports its statistics after it has answered.
+    deadline = time.monotonic() + 5
+    done = before["inference_count"] + clients * requests
+    while True:
+        after = triton.get_json("/v2/models/identity_batched/stats")["model_stats"][0]
+        if after["inference_count"] >= done or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
     assert not wrong
-    assert after["inference_count"] - before["inference_count"] == clients * requests
+    assert after["inference_count"] == done
     assert 0 < after["execution_count"] - before["execution_count"] < clients * requests
     rows_counted = sum(
         each["batch_size"] * each["compute_infer"]["count"] for each in after["batch_stats"]
