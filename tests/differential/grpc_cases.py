@@ -229,7 +229,12 @@ def _metadata():
 
 
 def shared_memory():
-    """With shared-memory objects of `SHARED_BYTES` bytes that hold 0.0, 1.0, 2.0 …"""
+    """With shared-memory objects of `SHARED_BYTES` bytes that hold 0.0, 1.0, 2.0 …
+
+    Two things are left out because the real server's answer is a matter of chance: a second region on
+    a key that has one (it uses a closed descriptor), and inference from a region that was registered
+    with an offset (it reads memory beyond its mapping).
+    """
 
     def call(case, method, /, **fields):
         return _call(case, method, "shared_memory", **fields)
@@ -255,7 +260,7 @@ def shared_memory():
     yield call("unregister_leftovers", "SystemSharedMemoryUnregister")
     yield call("register", register, name="r", key=key, byte_size=64)
     yield call("register_again", register, name="r", key=key, byte_size=64)
-    yield call("register_second", register, name="s", key=second, offset=4096, byte_size=64)
+    yield call("register_second", register, name="s", key=second, byte_size=64)
     yield call("register_offset_not_of_a_page", register, name="u", key=third, offset=64, byte_size=64)
     yield call("unregister_offset_not_of_a_page", "SystemSharedMemoryUnregister", name="u")
     yield call("status", "SystemSharedMemoryStatus")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(FOLDER.parents[1] / "benches" / "peer"))
 
 import servers  # noqa: E402
 
-from . import grpc_cases, http_cases, repository  # noqa: E402
+from . import grpc_cases, http_cases, http_infer_cases, repository  # noqa: E402
 
 GOLDEN = FOLDER / "triton-2.51.json"
 # Why a model's configuration was refused goes to the real server's log only.
@@ -42,7 +42,7 @@ def all_cases() -> list:
         *http_cases.cases(),
         *grpc_cases.cases(),
         *http_cases.closing(),
-        *http_cases.killers(),
+        *http_infer_cases.killers(),
         *grpc_cases.killers(),
         *grpc_cases.loading(),
         *grpc_cases.shared_memory(),
