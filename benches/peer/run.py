@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import socket
@@ -156,6 +157,8 @@ def _stop_seconds(name: str, binary, flags, empty: pathlib.Path, out: pathlib.Pa
 def as_json(rows, names, lives, found, options) -> dict:
     """Everything measured, for a program."""
     return {
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
         "client": options.client,
         "io_driver": options.io_driver,
         "rounds": options.rounds,

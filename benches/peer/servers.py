@@ -94,7 +94,7 @@ class Server:
         self.ready_seconds = 0.0
         self.stop_seconds = 0.0
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Server:
         try:
             self.wait_ready()
         except BaseException:
