@@ -73,9 +73,7 @@ def write_repository(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def measure(
-    server: servers.Server, work: Work, client: pathlib.Path, window_seconds: float
-) -> Sample:
+def measure(server: servers.Server, work: Work, client: pathlib.Path, window_seconds: float) -> Sample:
     """Runs the client once against the server.
 
     CPU time and throughput are the server's own, over an interval within the client's load: its CPU

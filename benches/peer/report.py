@@ -125,6 +125,4 @@ def lifecycle_findings(life: dict[str, float | None]) -> list[Finding]:
         ("memory_mib", "resident memory without models, MiB", MEMORY_MIB_MAX),
         ("stop_s", "stop with an idle keep-alive connection, s", STOP_SECONDS_MAX),
     )
-    return [
-        Finding(name, life[key], goal) for key, name, goal in goals if life.get(key) is not None
-    ]
+    return [Finding(name, life[key], goal) for key, name, goal in goals if life.get(key) is not None]

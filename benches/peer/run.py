@@ -78,7 +78,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--client", choices=("perf_analyzer", "nereid-bench"), default="perf_analyzer")
     parser.add_argument("--only", help="only lines whose name matches this regular expression")
     parser.add_argument("--rounds", type=int, help="how often each line is measured (5; 1 if quick)")
-    parser.add_argument("--window", type=float, help="seconds of one of a client's 3 windows (2; 0.7 if quick)")
+    parser.add_argument(
+        "--window", type=float, help="seconds of one of a client's 3 windows (2; 0.7 if quick)"
+    )
     parser.add_argument("--quick", action="store_true", help="one short round, as a smoke test")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 5)
@@ -94,9 +96,7 @@ def rounds(subjects: dict, out: pathlib.Path, options) -> list:
     repository = load.write_repository(out / "repository")
     with contextlib.ExitStack() as stack:
         running = [
-            stack.enter_context(
-                servers.Server(name, binary, repository, flags, _fresh_log(out, name))
-            )
+            stack.enter_context(servers.Server(name, binary, repository, flags, _fresh_log(out, name)))
             for name, (binary, flags) in subjects.items()
         ]
         for number in range(options.rounds):

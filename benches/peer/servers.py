@@ -125,8 +125,7 @@ class Server:
         while time.perf_counter() < deadline:
             if not self.is_running():
                 raise ServerError(
-                    f"{self.name} ended with {self.process.returncode} before it was ready: "
-                    f"{self.log_tail()}"
+                    f"{self.name} ended with {self.process.returncode} before it was ready: {self.log_tail()}"
                 )
             if self._answers_ready():
                 self.ready_seconds = time.perf_counter() - self._started

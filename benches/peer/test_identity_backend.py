@@ -1,6 +1,6 @@
 """The identity back end of the peer bench gives back what it is given, one by one and in batches.
 
-    build/venv/bin/python -m pytest benches/peer
+build/venv/bin/python -m pytest benches/peer
 """
 
 from __future__ import annotations
@@ -83,7 +83,5 @@ def test_batches_are_formed_and_counted(triton):
     assert not wrong
     assert after["inference_count"] == done
     assert 0 < after["execution_count"] - before["execution_count"] < clients * requests
-    rows_counted = sum(
-        each["batch_size"] * each["compute_infer"]["count"] for each in after["batch_stats"]
-    )
+    rows_counted = sum(each["batch_size"] * each["compute_infer"]["count"] for each in after["batch_stats"])
     assert rows_counted == after["inference_count"]

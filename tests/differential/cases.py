@@ -85,9 +85,7 @@ class HttpCase:
         port = server.metrics_port if self.service == "metrics" else server.http_port
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS_MAX)
         try:
-            connection.request(
-                self.method, self.path, body=self.body or None, headers=dict(self.headers)
-            )
+            connection.request(self.method, self.path, body=self.body or None, headers=dict(self.headers))
             response = connection.getresponse()
             answer = self._answer(response, response.read())
         except (OSError, http.client.HTTPException) as error:
@@ -100,11 +98,7 @@ class HttpCase:
 
     @staticmethod
     def _answer(response: http.client.HTTPResponse, body: bytes) -> dict:
-        headers = {
-            key.lower(): value
-            for key, value in response.getheaders()
-            if key.lower() in KEPT_HEADERS
-        }
+        headers = {key.lower(): value for key, value in response.getheaders() if key.lower() in KEPT_HEADERS}
         encoding = headers.get("content-encoding")
         if encoding == "gzip":
             body = gzip.decompress(body)

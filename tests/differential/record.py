@@ -113,17 +113,13 @@ def main() -> None:
     log = servers.ROOT / "build" / "differential" / "triton.log"
     log.unlink(missing_ok=True)
     answers = ask("triton", servers.TRITON, cases)
-    golden = {
-        case.name: {"request": case.request(), "answer": answers[case.name]} for case in cases
-    }
+    golden = {case.name: {"request": case.request(), "answer": answers[case.name]} for case in cases}
     GOLDEN.write_text(written(golden))
     failures = re.findall(
         r"\"Poll failed for model directory '(.*?)': (.*)\"$", log.read_text(), re.MULTILINE
     )
     folder = str(log.parent / "triton-explicit")
-    texts = [
-        {"model": model, "reason": reason.replace(folder, "REPOSITORY")} for model, reason in failures
-    ]
+    texts = [{"model": model, "reason": reason.replace(folder, "REPOSITORY")} for model, reason in failures]
     POLL_FAILURES.write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     print(f"{len(golden)} answers written to {GOLDEN.relative_to(servers.ROOT)}")
 

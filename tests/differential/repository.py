@@ -11,9 +11,7 @@ input [{ name: "INPUT0" data_type: TYPE_FP32 dims: [ -1 ] }]
 output [{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [ -1 ] }]
 """
 
-TYPES = (
-    "BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 BF16 FP32 FP64 STRING".split()
-)
+TYPES = "BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 BF16 FP32 FP64 STRING".split()
 
 
 def _typed_tensors() -> str:
@@ -211,9 +209,7 @@ BROKEN: dict[str, tuple[str | None, tuple[int, ...]]] = {
         (1,),
     ),
     "bad_reshape_unbatched": (
-        _ID
-        + 'input [{ name: "INPUT0" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [ ] } }]\n'
-        + _OUT,
+        _ID + 'input [{ name: "INPUT0" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [ ] } }]\n' + _OUT,
         (1,),
     ),
     "bad_ragged_unbatched": (
@@ -334,10 +330,7 @@ BROKEN: dict[str, tuple[str | None, tuple[int, ...]]] = {
         (1,),
     ),
     "bad_cache_decoupled": (
-        _ID
-        + "response_cache { enable: true } model_transaction_policy { decoupled: true }\n"
-        + _IN
-        + _OUT,
+        _ID + "response_cache { enable: true } model_transaction_policy { decoupled: true }\n" + _IN + _OUT,
         (1,),
     ),
     "bad_agent": (
@@ -395,8 +388,7 @@ BROKEN: dict[str, tuple[str | None, tuple[int, ...]]] = {
         (1,),
     ),
     "bad_ensemble_instances": (
-        _ensemble(_step("identity_batched", "INPUT0", "OUTPUT0"))
-        + "\ninstance_group [{ kind: KIND_CPU }]",
+        _ensemble(_step("identity_batched", "INPUT0", "OUTPUT0")) + "\ninstance_group [{ kind: KIND_CPU }]",
         (1,),
     ),
 }
