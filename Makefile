@@ -1,0 +1,143 @@
+# What one does with this project. `make help` lists it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+CARGO ?= cargo
+FUZZ_SECONDS ?= 60
+export PYTHON FUZZ_SECONDS MAKE
+
+# Back ends for tests lie in the build folder, so that a test changes nothing in the user's home.
+TEST_BACKENDS := $(CURDIR)/build/backends
+RELEASE := $(CURDIR)/target/release/nereid
+DEBUG := $(CURDIR)/target/debug/nereid
+TEST_PYTHON := $(CURDIR)/build/venv/bin/python
+EXAMPLES_PYTHON := $(CURDIR)/build/venv-examples/bin/python
+PYTEST := -m pytest --quiet -p no:cacheprovider
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
+
+# --- Use
+
+.PHONY: serve
+serve: release examples ## Build the server and serve the example models on 127.0.0.1
+	@$(RELEASE) backend install onnxruntime
+	@cat scripts/first_requests.txt
+	@exec $(RELEASE) --model-repository=build/examples/models --http-address=127.0.0.1 \
+		--grpc-address=127.0.0.1 --metrics-address=127.0.0.1
+
+.PHONY: release
+release: ## Build the server as it is used
+	@scripts/require.sh rust cc
+	$(CARGO) build --release
+
+.PHONY: examples
+examples: ## Fetch the example models into build/examples
+	@scripts/require.sh python
+	@$(PYTHON) examples/fetch_models.py
+
+# --- Tests
+
+.PHONY: test
+test: ## Everything that a change must pass, in order, up to the first failure
+	@scripts/require.sh rust cc python fmt clippy
+	@scripts/stages.sh check test-unit test-loom test-clients test-examples test-differential
+
+.PHONY: check
+check: ## Formatting, lints, house style, licences
+	@scripts/require.sh rust cc fmt clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
+	$(CARGO) test --quiet --locked --test tidy --test compatibility
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check licenses bans sources; \
+	else \
+		echo "skipped: cargo deny (licences, bans, sources), because it is missing (cargo install cargo-deny)"; \
+	fi
+
+.PHONY: test-unit
+test-unit: test-backends ## Tests in Rust, with a real ONNX Runtime
+	NEREID_BACKEND_DIR=$(TEST_BACKENDS) NEREID_REQUIRE_BACKENDS=1 $(CARGO) test --quiet --locked
+
+.PHONY: test-loom
+test-loom: ## The lock-free parts, under every order of their operations (bounded preemptions)
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-2} \
+		$(CARGO) test --quiet --locked --package nereid-loom
+
+.PHONY: test-clients
+test-clients: debug test-backends test-python ## Real Triton clients against the server, on both event loops
+	@if [ ! -d tests/clients ]; then echo "skipped: tests/clients, because there are none yet"; exit 0; fi; \
+	for driver in io_uring epoll; do \
+		echo "--- $$driver"; \
+		NEREID_IO_DRIVER=$$driver NEREID_BINARY=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
+			$(TEST_PYTHON) $(PYTEST) tests/clients; \
+	done
+
+.PHONY: test-examples
+test-examples: debug test-backends examples build/venv-examples/stamp ## The example models and programs, on both event loops
+	@for driver in io_uring epoll; do \
+		echo "--- $$driver"; \
+		NEREID_ARGUMENTS=--io-driver=$$driver NEREID_BINARY=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
+			$(EXAMPLES_PYTHON) $(PYTEST) tests/examples; \
+	done
+
+.PHONY: test-differential
+test-differential: debug test-python ## Every answer beside the recorded answer of the real Triton
+	NEREID=$(DEBUG) $(TEST_PYTHON) $(PYTEST) tests/differential
+
+.PHONY: fuzz
+fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); needs nightly and cargo-fuzz
+	@scripts/require.sh rust cc
+	@scripts/fuzz.sh
+
+# --- Speed
+
+.PHONY: bench
+bench: test-backends ## Benches of single parts (criterion)
+	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked
+
+.PHONY: bench-bare
+bench-bare: test-backends ## ONNX Runtime behind our traits beside a bare loop around it
+	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked --bench onnxruntime
+
+.PHONY: bench-peer
+bench-peer: release ## Side by side with the real Triton; BENCH_FLAGS are run.py's
+	scripts/setup_peer.sh
+	$(PYTHON) benches/peer/run.py $(BENCH_FLAGS)
+
+# --- Papers
+
+.PHONY: book
+book: ## Build the book in docs/ (mdbook)
+	@scripts/require.sh mdbook
+	mdbook build docs
+
+.PHONY: clean
+clean: ## Remove all that was built or fetched
+	rm -rf target build fuzz/target
+
+# --- What others need
+
+.PHONY: debug
+debug:
+	@$(CARGO) build --quiet --locked
+
+.PHONY: test-backends
+test-backends: debug
+	@$(DEBUG) backend install onnxruntime --directory $(TEST_BACKENDS)
+
+.PHONY: test-python
+test-python:
+	@scripts/require.sh python
+	@scripts/setup_python.sh
+
+build/venv-examples/stamp: requirements/examples.txt
+	@scripts/require.sh python
+	rm -rf build/venv-examples
+	$(PYTHON) -m venv build/venv-examples
+	$(EXAMPLES_PYTHON) -m pip install --quiet --disable-pip-version-check --requirement requirements/examples.txt
+	@touch $@

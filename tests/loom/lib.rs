@@ -1,0 +1,6 @@
+//! What `make test-loom` checks. Each file carries its own loom tests; this package only brings them
+//! together, by their paths, and is empty without `--cfg loom`.
+#![cfg(loom)]
+
+#[path = "../../src/runtime/mailbox.rs"]
+pub mod mailbox;
