@@ -77,7 +77,7 @@ impl<R: Queued> DynamicQueue<R> {
                 policy: policy
                     .dynamic
                     .as_ref()
-                    .map(|dynamic| dynamic.policy(level).clone())
+                    .map(|dynamic| *dynamic.policy(level))
                     .unwrap_or_default(),
                 waiting: VecDeque::new(),
                 delayed: VecDeque::new(),
@@ -421,7 +421,7 @@ mod tests {
             ..QueuePolicy::default()
         };
         for action in [TimeoutAction::Reject, TimeoutAction::Delay] {
-            let policy = QueuePolicy { timeout_action: action, ..late.clone() };
+            let policy = QueuePolicy { timeout_action: action, ..late };
             let mut queue = DynamicQueue::new(with(
                 8,
                 DynamicBatching {

@@ -260,7 +260,7 @@ proptest! {
         body in prop::collection::vec(any::<u8>(), 0..200),
         header in prop::option::of("-?[0-9]{0,3}|\\PC{0,4}"),
     ) {
-        if let Ok(length) = json_length(header.as_ref().map(|text| text.as_bytes()), body.len()) {
+        if let Ok(length) = json_length(header.as_ref().map(String::as_bytes), body.len()) {
             let _ = parse_soundly(&body.into(), length);
         }
     }
