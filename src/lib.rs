@@ -2,6 +2,7 @@
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks, missing_docs)]
 
 pub mod backend;
+pub mod cli;
 pub mod inference;
 pub mod memory;
 pub mod runtime;

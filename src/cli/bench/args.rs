@@ -1,0 +1,366 @@
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, ValueEnum};
+
+use super::load::Distribution;
+use crate::runtime::DriverChoice;
+
+/// Measures how fast a Triton-compatible server answers inference requests.
+///
+/// Options that perf_analyzer has too bear its names.
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// The model to send requests to.
+    #[arg(short = 'm', long, value_name = "NAME")]
+    pub model_name: String,
+
+    /// The version of the model; the server chooses when none is given.
+    #[arg(short = 'x', long, value_name = "VERSION", default_value = "")]
+    pub model_version: String,
+
+    /// The server's HOST:PORT [default: localhost:8000 for http, localhost:8001 for grpc].
+    #[arg(short = 'u', long)]
+    pub url: Option<String>,
+
+    /// The protocol to speak.
+    #[arg(short = 'i', long, visible_alias = "via", value_enum, default_value_t = Protocol::Http,
+        ignore_case = true)]
+    pub protocol: Protocol,
+
+    /// Requests kept in flight, START[:END[:STEP]]: each one is followed by the next as soon as it
+    /// is answered [default: 1].
+    #[arg(long, value_name = "RANGE", conflicts_with = "request_rate_range")]
+    pub concurrency_range: Option<Range<usize>>,
+
+    /// Requests sent per second, START[:END[:STEP]], whether earlier ones are answered or not.
+    /// Latency counts from the moment at which a request was due, so a server that stalls does not
+    /// look better for having delayed the client.
+    #[arg(long, value_name = "RANGE")]
+    pub request_rate_range: Option<Range<f64>>,
+
+    /// How the requests of a rate are spread over time.
+    #[arg(long, value_enum, default_value_t = Distribution::Constant,
+        requires = "request_rate_range")]
+    pub request_distribution: Distribution,
+
+    /// Requests of a rate that may be unanswered at a time; further ones wait, and their wait
+    /// counts.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
+    pub max_in_flight: usize,
+
+    /// Inferences in a request.
+    #[arg(short = 'b', long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub batch_size: usize,
+
+    /// The dimensions of an input of variable shape, without the batch: NAME:D1,D2. Repeatable.
+    #[arg(long, value_name = "NAME:DIMS")]
+    pub shape: Vec<InputShape>,
+
+    /// What the inputs hold: zeros, or random values (integers 0 to 127, fractions 0 to 1).
+    #[arg(long, value_enum, default_value_t = InputData::Random)]
+    pub input_data: InputData,
+
+    /// The length of the strings in BYTES inputs.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub string_length: usize,
+
+    /// Sends over ModelStreamInfer, one stream for every request in flight; grpc only.
+    #[arg(long)]
+    pub streaming: bool,
+
+    /// Connections that the requests in flight share; http carries one request per connection at a
+    /// time and opens as many as there are requests in flight [default for grpc: 4, but no more
+    /// than requests in flight and no fewer than client threads].
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub connections: Option<usize>,
+
+    /// Threads that send and receive, each on a processor of its own, counted from the last one
+    /// that the process may use: servers tend to take the first.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub client_threads: usize,
+
+    /// The event loop of the client: auto, io_uring or epoll.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub io_driver: DriverChoice,
+
+    /// The length of a measurement window in milliseconds.
+    #[arg(short = 'p', long, value_name = "MS", default_value = "5000", value_parser = millis)]
+    pub measurement_interval: Duration,
+
+    /// Requests answered before measuring begins.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub warmup_request_count: u64,
+
+    /// Time spent sending before measuring begins, in milliseconds.
+    #[arg(long, value_name = "MS", default_value = "0", value_parser = millis_or_none)]
+    pub warmup_interval: Duration,
+
+    /// How far, in percent of their mean, the throughput and latency of three windows in a row may
+    /// be from that mean to count as stable.
+    #[arg(short = 's', long, value_name = "PERCENT", default_value_t = 10.0,
+        value_parser = percentage)]
+    pub stability_percentage: f64,
+
+    /// Windows after which a load that does not get stable is reported as it is.
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 10, value_parser = positive)]
+    pub max_trials: usize,
+
+    /// The latency percentile that has to be stable; it is reported beside the usual ones.
+    #[arg(long, value_name = "P", default_value_t = 99.0, value_parser = percentage)]
+    pub percentile: f64,
+
+    /// The process of a server on this machine, whose CPU time is reported together with that of
+    /// its child processes.
+    #[arg(long, value_name = "PID")]
+    pub server_pid: Option<i32>,
+
+    /// Seeds the random inputs and the poisson distribution.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub random_seed: u64,
+
+    /// Writes the results to FILE as CSV.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub filename: Option<PathBuf>,
+
+    /// Writes the results to FILE as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Prints no progress and no table.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+impl BenchArgs {
+    /// The server's HOST:PORT.
+    pub(super) fn authority(&self) -> String {
+        let url = self.url.as_deref().unwrap_or(match self.protocol {
+            Protocol::Http => "localhost:8000",
+            Protocol::Grpc => "localhost:8001",
+        });
+        let url = url.split_once("://").map_or(url, |(_, rest)| rest);
+        url.trim_end_matches('/').to_owned()
+    }
+
+    /// Connections over which `in_flight` requests go.
+    pub(super) fn connections_for(&self, in_flight: usize) -> usize {
+        match (self.protocol, self.connections) {
+            (Protocol::Http, _) => in_flight,
+            (Protocol::Grpc, Some(wanted)) => wanted.min(in_flight),
+            (Protocol::Grpc, None) => 4.max(self.client_threads).min(in_flight),
+        }
+    }
+}
+
+/// The protocols of a Triton-compatible server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// HTTP/1.1 with JSON and the binary tensor extension.
+    Http,
+    /// gRPC.
+    Grpc,
+}
+
+/// What the inputs hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InputData {
+    /// Zeros; strings of the digit zero.
+    Zero,
+    /// Random values; strings of random letters.
+    Random,
+}
+
+/// Numbers from `start` to `end`, `step` apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range<T> {
+    start: T,
+    end: T,
+    step: T,
+}
+
+impl Range<usize> {
+    /// Only `value`.
+    pub const fn only(value: usize) -> Self {
+        Self { start: value, end: value, step: 1 }
+    }
+
+    /// The numbers of the range.
+    pub fn values(self) -> impl Iterator<Item = usize> {
+        (self.start..=self.end).step_by(self.step)
+    }
+}
+
+impl Range<f64> {
+    /// The numbers of the range.
+    pub fn values(self) -> impl Iterator<Item = f64> {
+        // The allowance lets 0.1:0.3:0.1 reach its end.
+        let end = self.end + self.step * 1e-9;
+        (0..).map(move |n| self.start + f64::from(n) * self.step).take_while(move |&v| v <= end)
+    }
+}
+
+impl FromStr for Range<usize> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = parse_range(text, 1)?;
+        if range.start == 0 || range.step == 0 || range.end < range.start {
+            return Err(bad_range(text));
+        }
+        Ok(range)
+    }
+}
+
+impl FromStr for Range<f64> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = parse_range(text, 1.0)?;
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        if !positive(range.start) || !positive(range.step) || !range.end.is_finite() {
+            return Err(bad_range(text));
+        }
+        if range.end < range.start || (range.end - range.start) / range.step > 1e6 {
+            return Err(bad_range(text));
+        }
+        Ok(range)
+    }
+}
+
+fn parse_range<T: FromStr + Copy>(text: &str, step: T) -> Result<Range<T>, String> {
+    let number = |part: &str| part.trim().parse::<T>().map_err(|_| bad_range(text));
+    match text.split(':').collect::<Vec<_>>()[..] {
+        [start] => number(start).map(|start| Range { start, end: start, step }),
+        [start, end] => Ok(Range { start: number(start)?, end: number(end)?, step }),
+        [start, end, step] => {
+            Ok(Range { start: number(start)?, end: number(end)?, step: number(step)? })
+        }
+        _ => Err(bad_range(text)),
+    }
+}
+
+fn bad_range(text: &str) -> String {
+    format!(
+        "expected START[:END[:STEP]] with positive numbers and END not before START, got '{text}'"
+    )
+}
+
+/// The dimensions that `--shape` gives an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputShape {
+    /// The input.
+    pub name: String,
+    /// Its dimensions, without the batch.
+    pub dims: Vec<i64>,
+}
+
+impl FromStr for InputShape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("expected NAME:D1,D2,… with dimensions of at least 1, got '{text}'");
+        // Names of inputs may hold colons, dimensions never.
+        let (name, dims) = text.rsplit_once(':').ok_or_else(bad)?;
+        let dims = dims.split(',').map(|dim| dim.trim().parse::<i64>());
+        let dims = dims.collect::<Result<Vec<_>, _>>().map_err(|_| bad())?;
+        if name.is_empty() || dims.iter().any(|&dim| dim < 1) {
+            return Err(bad());
+        }
+        Ok(Self { name: name.to_owned(), dims })
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("expected a whole number of at least 1, got '{text}'")),
+        Ok(number) => Ok(number),
+    }
+}
+
+fn millis(text: &str) -> Result<Duration, String> {
+    positive(text).map(|millis| Duration::from_millis(millis as u64))
+}
+
+fn millis_or_none(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { millis(text) }
+}
+
+fn percentage(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent),
+        _ => Err(format!("expected a number above 0 and up to 100, got '{text}'")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    fn parse(line: &str) -> Result<BenchArgs, clap::Error> {
+        Line::try_parse_from(format!("bench {line}").split_whitespace()).map(|line| line.bench)
+    }
+
+    #[test]
+    fn ranges_of_concurrency() {
+        for (text, expected) in [
+            ("4", vec![4]),
+            ("1:4", vec![1, 2, 3, 4]),
+            ("1:8:3", vec![1, 4, 7]),
+            ("8:8:100", vec![8]),
+        ] {
+            let range: Range<usize> = text.parse().unwrap();
+            assert_eq!(range.values().collect::<Vec<_>>(), expected, "{text}");
+        }
+        for text in ["", "0", "4:1", "1:4:0", "1:2:3:4", "-1", "x", "1:"] {
+            assert!(text.parse::<Range<usize>>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ranges_of_rates() {
+        for (text, expected) in [("0.5", 1), ("100:300:100", 3), ("0.1:0.3:0.1", 3), ("1:4", 4)] {
+            let range: Range<f64> = text.parse().unwrap();
+            assert_eq!(range.values().count(), expected, "{text}");
+        }
+        for text in ["0", "-1", "nan", "inf", "1:inf", "2:1", "1:2:0", "1:1e300:1e-300"] {
+            assert!(text.parse::<Range<f64>>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn shapes_of_inputs() {
+        let shape: InputShape = "in:put:3,224".parse().unwrap();
+        assert_eq!((shape.name.as_str(), &shape.dims[..]), ("in:put", &[3, 224][..]));
+        for text in ["", "x", "x:", ":1", "x:0", "x:-1", "x:1,,2", "x:99999999999999999999"] {
+            assert!(text.parse::<InputShape>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_protocol_decides_the_address_and_the_connections() {
+        let args = parse("-m x -i GRPC").unwrap();
+        assert_eq!((args.authority().as_str(), args.connections_for(64)), ("localhost:8001", 4));
+        assert_eq!(args.connections_for(2), 2);
+        let args = parse("-m x --via grpc --client-threads 8").unwrap();
+        assert_eq!(args.connections_for(64), 8);
+        let args = parse("-m x -u http://host:80/").unwrap();
+        assert_eq!((args.authority().as_str(), args.connections_for(64)), ("host:80", 64));
+    }
+
+    #[test]
+    fn loads_exclude_each_other() {
+        assert!(parse("-m x --concurrency-range 1 --request-rate-range 1").is_err());
+        assert!(parse("-m x --request-distribution poisson").is_err());
+        assert!(parse("-m x --percentile 0").is_err());
+        assert!(parse("-m x --measurement-interval 0").is_err());
+        assert!(parse("").is_err());
+    }
+}
