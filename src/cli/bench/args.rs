@@ -3,7 +3,13 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use clap::{Args, ValueEnum};
 
 use super::load::Distribution;
-use crate::runtime::DriverChoice;
+use crate::runtime::{Driver, DriverChoice};
+
+/// The most of anything that is counted in options: requests in flight, connections, threads.
+const COUNT_MAX: usize = 65_536;
+
+/// The most loads in a range.
+const LOADS_MAX: f64 = 10_000.0;
 
 /// Measures how fast a Triton-compatible server answers inference requests.
 ///
@@ -45,11 +51,11 @@ pub struct BenchArgs {
 
     /// Requests of a rate that may be unanswered at a time; further ones wait, and their wait
     /// counts.
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count)]
     pub max_in_flight: usize,
 
     /// Inferences in a request.
-    #[arg(short = 'b', long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    #[arg(short = 'b', long, value_name = "N", default_value_t = 1, value_parser = count)]
     pub batch_size: usize,
 
     /// The dimensions of an input of variable shape, without the batch: NAME:D1,D2. Repeatable.
@@ -71,17 +77,19 @@ pub struct BenchArgs {
     /// Connections that the requests in flight share; http carries one request per connection at a
     /// time and opens as many as there are requests in flight [default for grpc: 4, but no more
     /// than requests in flight and no fewer than client threads].
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = count)]
     pub connections: Option<usize>,
 
     /// Threads that send and receive, each on a processor of its own, counted from the last one
     /// that the process may use: servers tend to take the first.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
     pub client_threads: usize,
 
-    /// The event loop of the client: auto, io_uring or epoll.
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub io_driver: DriverChoice,
+    /// The event loop of the client: auto, io_uring or epoll [default: epoll for a concurrency,
+    /// which costs the client less; auto for a rate, since io_uring has the finer timers. With
+    /// epoll a rate keeps the client's processors busy to be on time].
+    #[arg(long, value_name = "NAME")]
+    pub io_driver: Option<DriverChoice>,
 
     /// The length of a measurement window in milliseconds.
     #[arg(short = 'p', long, value_name = "MS", default_value = "5000", value_parser = millis)]
@@ -98,11 +106,11 @@ pub struct BenchArgs {
     /// How far, in percent of their mean, the throughput and latency of three windows in a row may
     /// be from that mean to count as stable.
     #[arg(short = 's', long, value_name = "PERCENT", default_value_t = 10.0,
-        value_parser = percentage)]
+        value_parser = tolerance)]
     pub stability_percentage: f64,
 
     /// Windows after which a load that does not get stable is reported as it is.
-    #[arg(short = 'r', long, value_name = "N", default_value_t = 10, value_parser = positive)]
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 10, value_parser = count)]
     pub max_trials: usize,
 
     /// The latency percentile that has to be stable; it is reported beside the usual ones.
@@ -140,6 +148,14 @@ impl BenchArgs {
         });
         let url = url.split_once("://").map_or(url, |(_, rest)| rest);
         url.trim_end_matches('/').to_owned()
+    }
+
+    /// The event loop of the client.
+    pub(super) fn driver(&self) -> DriverChoice {
+        self.io_driver.unwrap_or(match self.request_rate_range {
+            Some(_) => DriverChoice::Auto,
+            None => DriverChoice::Only(Driver::Epoll),
+        })
     }
 
     /// Connections over which `in_flight` requests go.
@@ -207,6 +223,9 @@ impl FromStr for Range<usize> {
         if range.start == 0 || range.step == 0 || range.end < range.start {
             return Err(bad_range(text));
         }
+        if range.end > COUNT_MAX || range.values().count() as f64 > LOADS_MAX {
+            return Err(long_range(text));
+        }
         Ok(range)
     }
 }
@@ -220,8 +239,11 @@ impl FromStr for Range<f64> {
         if !positive(range.start) || !positive(range.step) || !range.end.is_finite() {
             return Err(bad_range(text));
         }
-        if range.end < range.start || (range.end - range.start) / range.step > 1e6 {
+        if range.end < range.start {
             return Err(bad_range(text));
+        }
+        if (range.end - range.start) / range.step > LOADS_MAX {
+            return Err(long_range(text));
         }
         Ok(range)
     }
@@ -243,6 +265,10 @@ fn bad_range(text: &str) -> String {
     format!(
         "expected START[:END[:STEP]] with positive numbers and END not before START, got '{text}'"
     )
+}
+
+fn long_range(text: &str) -> String {
+    format!("expected a range of at most {LOADS_MAX} loads, {COUNT_MAX} in flight, got '{text}'")
 }
 
 /// The dimensions that `--shape` gives an input.
@@ -270,19 +296,29 @@ impl FromStr for InputShape {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(0) | Err(_) => Err(format!("expected a whole number of at least 1, got '{text}'")),
-        Ok(number) => Ok(number),
+        Ok(count) if (1..=COUNT_MAX).contains(&count) => Ok(count),
+        _ => Err(format!("expected a whole number from 1 to {COUNT_MAX}, got '{text}'")),
     }
 }
 
 fn millis(text: &str) -> Result<Duration, String> {
-    positive(text).map(|millis| Duration::from_millis(millis as u64))
+    match text.parse::<u32>() {
+        Ok(0) | Err(_) => Err(format!("expected milliseconds, 1 to {}, got '{text}'", u32::MAX)),
+        Ok(millis) => Ok(Duration::from_millis(millis.into())),
+    }
 }
 
 fn millis_or_none(text: &str) -> Result<Duration, String> {
     if text == "0" { Ok(Duration::ZERO) } else { millis(text) }
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent > 0.0 => Ok(percent),
+        _ => Err(format!("expected a number above 0, got '{text}'")),
+    }
 }
 
 fn percentage(text: &str) -> Result<f64, String> {
@@ -293,10 +329,8 @@ fn percentage(text: &str) -> Result<f64, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) fn parse(line: &str) -> Result<BenchArgs, clap::Error> {
     use clap::Parser;
-
-    use super::*;
 
     #[derive(Parser)]
     struct Line {
@@ -304,9 +338,12 @@ mod tests {
         bench: BenchArgs,
     }
 
-    fn parse(line: &str) -> Result<BenchArgs, clap::Error> {
-        Line::try_parse_from(format!("bench {line}").split_whitespace()).map(|line| line.bench)
-    }
+    Line::try_parse_from(format!("bench {line}").split_whitespace()).map(|line| line.bench)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn ranges_of_concurrency() {
@@ -319,7 +356,7 @@ mod tests {
             let range: Range<usize> = text.parse().unwrap();
             assert_eq!(range.values().collect::<Vec<_>>(), expected, "{text}");
         }
-        for text in ["", "0", "4:1", "1:4:0", "1:2:3:4", "-1", "x", "1:"] {
+        for text in ["", "0", "4:1", "1:4:0", "1:2:3:4", "-1", "x", "1:", "1:65536", "65537"] {
             assert!(text.parse::<Range<usize>>().is_err(), "{text}");
         }
     }
@@ -356,11 +393,21 @@ mod tests {
     }
 
     #[test]
-    fn loads_exclude_each_other() {
+    fn the_load_decides_the_driver() {
+        let driver = |line| parse(line).unwrap().driver();
+        assert_eq!(driver("-m x"), DriverChoice::Only(Driver::Epoll));
+        assert_eq!(driver("-m x --request-rate-range 5"), DriverChoice::Auto);
+        assert_eq!(driver("-m x --io-driver io_uring"), DriverChoice::Only(Driver::IoUring));
+    }
+
+    #[test]
+    fn bad_options_are_refused() {
         assert!(parse("-m x --concurrency-range 1 --request-rate-range 1").is_err());
         assert!(parse("-m x --request-distribution poisson").is_err());
         assert!(parse("-m x --percentile 0").is_err());
         assert!(parse("-m x --measurement-interval 0").is_err());
+        assert!(parse("-m x -s 0").is_err());
+        assert!(parse("-m x -b 65537").is_err());
         assert!(parse("").is_err());
     }
 }

@@ -128,7 +128,7 @@ fn start_reactors(args: &BenchArgs) -> Result<Reactors, BenchError> {
     pin_to(last).map_err(client)?;
     let settings = ReactorSettings {
         count: args.client_threads,
-        driver: args.io_driver,
+        driver: args.driver(),
         idle_spin: Duration::ZERO,
         mailbox_capacity: MAILBOX,
     };

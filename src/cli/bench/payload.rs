@@ -192,19 +192,11 @@ fn fill(
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-    use crate::cli::bench::model::Input;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        bench: BenchArgs,
-    }
+    use crate::cli::bench::{args, model::Input};
 
     fn args(line: &str) -> BenchArgs {
-        Line::parse_from(format!("bench -m m {line}").split_whitespace()).bench
+        args::parse(&format!("-m m {line}")).unwrap()
     }
 
     fn model(decoupled: bool) -> Model {

@@ -320,8 +320,8 @@ mod tests {
         let refused = |message: &str| Err(Failure::Refused(message.to_owned()));
         let got = outcomes(&[
             &[
-                "HTTP/1.1 200 OK\r\nContent-Length: 19\r\n",
-                "Inference-Header-Content-Length: 15\r\n\r\n{\"outp",
+                "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n",
+                "Inference-Header-Content-Length: 16\r\n\r\n{\"outp",
                 "uts\":[{}]}\0\0\0\0",
             ],
             &[

@@ -1,21 +1,14 @@
 use std::time::Duration;
 
-use clap::Parser;
-
 use super::*;
 use crate::cli::bench::{
+    args,
     recorder::Recorder,
     statistics::{ServerStatistics, Total},
 };
 
-#[derive(Parser)]
-struct Line {
-    #[command(flatten)]
-    bench: BenchArgs,
-}
-
 fn figures(level: Level, line: &str) -> (BenchArgs, Figures) {
-    let args = Line::parse_from(format!("bench -m m {line}").split_whitespace()).bench;
+    let args = args::parse(&format!("-m m {line}")).unwrap();
     let start = std::time::Instant::now();
     let mut recorder = Recorder::new(start);
     (1..=1000).for_each(|us| recorder.window().answered(Duration::from_micros(us)));
