@@ -68,9 +68,9 @@ pub fn measure(
     progress: &Progress,
 ) -> Result<Measurement, BenchError> {
     warm_up(load, level, args, progress)?;
+    load.cut()?;
     let mut marks = vec![Mark::now(args, control)?];
     let (mut windows, mut readings) = (Vec::new(), Vec::new());
-    load.cut()?;
     loop {
         progress.rest(args.measurement_interval);
         let window = load.cut()?;

@@ -134,3 +134,6 @@ fn start_reactors(args: &BenchArgs) -> Result<Reactors, BenchError> {
     };
     Ok(Reactors::start(&settings, &Topology::read().map_err(client)?)?)
 }
+
+#[cfg(test)]
+mod tests;
