@@ -19,14 +19,16 @@ mod progress;
 mod recorder;
 mod report;
 mod statistics;
+mod values;
 mod window;
 
 use std::{fs, path::Path, time::Duration};
 
 pub use self::{
-    args::{BenchArgs, InputData, InputShape, Protocol, Range},
+    args::{BenchArgs, InputData, Protocol},
     error::BenchError,
     load::Distribution,
+    values::{InputShape, Range},
 };
 use self::{
     client::Payload,

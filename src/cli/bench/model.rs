@@ -1,6 +1,6 @@
 use serde::Deserialize;
 
-use super::{BenchError, args::InputShape};
+use super::{BenchError, values::InputShape};
 use crate::{
     inference::DataType,
     proto::{ModelConfig, ModelMetadataResponse},
