@@ -83,8 +83,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let (arena, budget) = args.memory();
     let pool = BufferPool::new(arena, budget)
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
-    let server =
-        Arc::new(Server::new(reactors.handles(), topology.instance_cores(count), pool));
+    let server = Arc::new(Server::new(reactors.handles(), topology.instance_cores(count), pool));
 
     let listeners = listen(args, &server)?;
     startup::log_listeners(&listeners);
@@ -156,30 +155,42 @@ fn listen(
     if args.allow_grpc {
         let service = GrpcService::new(server.clone());
         let settings = GrpcSettings::default();
-        bind("gRPC", &args.grpc_address, args.grpc_port, args.reuse_grpc_port, Arc::new(
-            move |stream, _| {
+        bind(
+            "gRPC",
+            &args.grpc_address,
+            args.grpc_port,
+            args.reuse_grpc_port,
+            Arc::new(move |stream, _| {
                 let (service, settings) = (service.clone(), settings.clone());
                 spawn(&"a gRPC connection", grpc::serve(stream, service, settings));
-            },
-        ))?;
+            }),
+        )?;
     }
     if args.allow_http {
         let server = server.clone();
         let settings = HttpSettings { body_max: args.http_max_input_size };
-        bind("HTTP", &args.http_address, args.http_port, args.reuse_http_port, Arc::new(
-            move |stream, _| {
+        bind(
+            "HTTP",
+            &args.http_address,
+            args.http_port,
+            args.reuse_http_port,
+            Arc::new(move |stream, _| {
                 let (server, settings) = (server.clone(), settings.clone());
                 spawn(&"an HTTP connection", http::serve(stream, server, settings));
-            },
-        ))?;
+            }),
+        )?;
     }
     if args.allow_metrics {
         let server = server.clone();
-        bind("metrics", args.metrics_address(), args.metrics_port, false, Arc::new(
-            move |stream, _| {
+        bind(
+            "metrics",
+            args.metrics_address(),
+            args.metrics_port,
+            false,
+            Arc::new(move |stream, _| {
                 spawn(&"a metrics connection", http::serve_metrics(stream, server.clone()));
-            },
-        ))?;
+            }),
+        )?;
     }
     Ok(listeners)
 }

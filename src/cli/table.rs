@@ -7,7 +7,8 @@ pub fn frame<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
         cells.chain([head[column].len()]).max().unwrap_or(0)
     };
     let widths: [usize; N] = std::array::from_fn(width);
-    let rule = widths.iter().fold("+".to_owned(), |rule, width| rule + &"-".repeat(width + 2) + "+");
+    let rule =
+        widths.iter().fold("+".to_owned(), |rule, width| rule + &"-".repeat(width + 2) + "+");
     let line = |cells: [&str; N]| {
         cells.iter().zip(widths).fold("|".to_owned(), |line, (cell, width)| {
             let padding = width - cell.chars().count();

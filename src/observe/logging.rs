@@ -1,3 +1,5 @@
+//! The log: lines in Triton's form, on standard error or in a file.
+
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
