@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `nereid`; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nereid::cli::run()
+}

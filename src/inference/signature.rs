@@ -48,6 +48,8 @@ pub struct Admitted {
     pub inputs: SmallVec<[Option<AdmittedInput>; 2]>,
     /// Indices into the signature's outputs, in the order to answer.
     pub outputs: SmallVec<[u16; 4]>,
+    /// Of these, the ones to answer as classes, with the number of classes.
+    pub classes: SmallVec<[(u16, u32); 1]>,
 }
 
 /// One tensor of an [`Admitted`] request.
@@ -102,6 +104,7 @@ impl Signature {
         Ok(Admitted {
             batch_size: u32::try_from(batch_size.unwrap_or(1)).unwrap_or(1),
             inputs,
+            classes: self.requested_classes(request),
             outputs: self.requested_outputs(request)?,
         })
     }
@@ -223,6 +226,16 @@ impl Signature {
             indices.push(index);
         }
         Ok(indices)
+    }
+
+    fn requested_classes(&self, request: &InferRequest) -> SmallVec<[(u16, u32); 1]> {
+        let asked = request.outputs.iter().filter(|output| output.classification > 0);
+        asked
+            .filter_map(|output| {
+                let index = self.outputs.iter().position(|spec| *spec.name == *output.name)?;
+                Some((u16::try_from(index).ok()?, output.classification))
+            })
+            .collect()
     }
 
     fn input_index(&self, name: &str) -> Result<usize, Error> {

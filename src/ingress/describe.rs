@@ -3,6 +3,7 @@
 
 use crate::{
     inference::{Error, Shape, TensorSpec},
+    observe::prometheus::{self, ModelMetrics, PoolMetrics},
     proto::{
         ModelMetadataResponse, ModelStatisticsResponse, ServerMetadataResponse,
         model_metadata_response::TensorMetadata,
@@ -11,8 +12,14 @@ use crate::{
 };
 
 /// The protocol's extensions that the server offers.
-const EXTENSIONS: [&str; 5] =
-    ["schedule_policy", "model_configuration", "binary_tensor_data", "parameters", "statistics"];
+const EXTENSIONS: [&str; 6] = [
+    "classification",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+];
 
 /// The server's name when `--id` gives none. Clients that look for Triton find it.
 pub const SERVER_NAME: &str = "triton";
@@ -91,4 +98,21 @@ pub fn statistics(
         .map(|version| version.statistics.to_proto(&version.name, version.version))
         .collect();
     Ok(ModelStatisticsResponse { model_stats })
+}
+
+/// What Prometheus reads.
+pub fn metrics(server: &Server) -> String {
+    let versions = server.all_versions();
+    let models: Vec<_> = versions
+        .iter()
+        .map(|version| ModelMetrics {
+            model: &version.name,
+            version: version.version,
+            totals: version.statistics.totals(),
+            load_seconds: version.load_time.as_secs_f64(),
+        })
+        .collect();
+    let pool = server.pool();
+    let pool = PoolMetrics { total_bytes: pool.arena_bytes(), used_bytes: pool.used() };
+    prometheus::render(&models, pool)
 }

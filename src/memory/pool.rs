@@ -104,6 +104,11 @@ impl BufferPool {
         self.0.used.load(Ordering::Relaxed)
     }
 
+    /// The size of the arena.
+    pub fn arena_bytes(&self) -> usize {
+        self.0.arena.len()
+    }
+
     /// The most bytes that may be in use.
     pub fn budget(&self) -> usize {
         self.0.budget

@@ -65,6 +65,8 @@ impl From<Duration> for proto::StatisticDuration {
 struct Core {
     success: Counter,
     fail: Counter,
+    /// Failures by [`Failure`].
+    failures: [AtomicU64; 4],
     queue: Counter,
     compute_input: Counter,
     compute_infer: Counter,
@@ -89,6 +91,19 @@ pub struct ModelStatistics {
     cores: Box<[Core]>,
 }
 
+/// Why a request failed, as the metrics tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The queue was full or the request waited too long.
+    Rejected,
+    /// Its client left.
+    Cancelled,
+    /// The back end failed.
+    Backend,
+    /// Anything else.
+    Other,
+}
+
 /// How long the steps of one batch took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchTimes {
@@ -110,6 +125,10 @@ pub struct Totals {
     pub compute_input: Duration,
     pub compute_infer: Duration,
     pub compute_output: Duration,
+    pub rejected: u64,
+    pub cancelled: u64,
+    pub backend_failures: u64,
+    pub other_failures: u64,
     pub inferences: u64,
     pub executions: u64,
     pub pending: u64,
@@ -168,9 +187,10 @@ impl ModelStatistics {
     }
 
     /// Counts a request that failed after `total`.
-    pub fn failed(&self, reactor: usize, total: time::Duration) {
+    pub fn failed(&self, reactor: usize, failure: Failure, total: time::Duration) {
         if let Some(core) = self.cores.get(reactor) {
             core.fail.add(1, total);
+            bump(&core.failures[failure as usize], 1);
         }
     }
 
@@ -180,6 +200,12 @@ impl ModelStatistics {
         for core in &self.cores {
             sum.success = sum.success.plus(core.success.read());
             sum.fail = sum.fail.plus(core.fail.read());
+            let failures =
+                |failure: Failure| core.failures[failure as usize].load(Ordering::Relaxed);
+            sum.rejected += failures(Failure::Rejected);
+            sum.cancelled += failures(Failure::Cancelled);
+            sum.backend_failures += failures(Failure::Backend);
+            sum.other_failures += failures(Failure::Other);
             sum.queue = sum.queue.plus(core.queue.read());
             sum.compute_input = sum.compute_input.plus(core.compute_input.read());
             sum.compute_infer = sum.compute_infer.plus(core.compute_infer.read());

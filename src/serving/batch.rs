@@ -243,6 +243,7 @@ mod tests {
             batch_size: rows,
             inputs: [Some(AdmittedInput { shape, data: data.into() })].into_iter().collect(),
             outputs: [0].into_iter().collect(),
+            classes: SmallVec::new(),
         }
     }
 

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::{
     batch::{self, Outputs},
+    classification,
     job::Job,
 };
 use crate::{
@@ -84,8 +85,14 @@ impl Executed {
             first.version.statistics.executed(reactor, rows, jobs.len() as u64, times);
         }
         let now = Timestamp::now();
-        for (job, outputs) in jobs.into_iter().zip(responses) {
+        for (job, mut outputs) in jobs.into_iter().zip(responses) {
             let version = &job.version;
+            if !job.admitted.classes.is_empty()
+                && let Err(error) = classification::apply(version, &job.admitted, &mut outputs)
+            {
+                job.fail(reactor, error);
+                continue;
+            }
             version.statistics.succeeded(reactor, now - job.arrived, began - job.arrived);
             let response = InferResponse {
                 model_name: version.name.clone(),

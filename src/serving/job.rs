@@ -5,6 +5,7 @@ use compact_str::CompactString;
 use super::version::LoadedVersion;
 use crate::{
     inference::{Admitted, Error, InferResponse, Timestamp},
+    observe::Failure,
     runtime::ReplySender,
     scheduler::Queued,
 };
@@ -28,8 +29,14 @@ pub struct Job {
 impl Job {
     /// Answers with a failure and counts it. Runs on reactor `reactor`.
     pub fn fail(self, reactor: usize, error: Error) {
-        let statistics = &self.version.statistics;
-        statistics.failed(reactor, Timestamp::now() - self.arrived);
+        let failure = match &error {
+            Error::QueueFull | Error::TimeoutExpired | Error::DeadlineExpired => Failure::Rejected,
+            Error::Cancelled => Failure::Cancelled,
+            Error::Backend { .. } => Failure::Backend,
+            _ => Failure::Other,
+        };
+        let took = Timestamp::now() - self.arrived;
+        self.version.statistics.failed(reactor, failure, took);
         self.reply.finish(Err(error));
     }
 }

@@ -7,14 +7,17 @@
 //! wire format.
 
 mod batch;
+mod classification;
 mod execution;
 mod inline;
 mod instance_thread;
 mod job;
+mod load;
 mod server;
 mod shard;
 mod version;
 
 pub use job::Reply;
+pub use load::{Backends, ModelStatus, load_all};
 pub use server::{Server, ServerState};
 pub use version::{LoadedVersion, Site, VersionError, VersionSpec};

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     inference::{Error, InferRequest},
     memory::BufferPool,
-    runtime::{ReactorHandle, ReplyReceiver},
+    runtime::{ReactorHandle, ReplyReceiver, pin_to},
 };
 
 /// Where the server is in its life.
@@ -68,6 +68,21 @@ impl Server {
     /// Moves on in life.
     pub fn enter(&self, state: ServerState) {
         self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// The reactors that it runs on.
+    pub fn reactors(&self) -> &[ReactorHandle] {
+        &self.reactors
+    }
+
+    /// Binds the calling thread, and all that it starts, to the cores of instance threads.
+    pub(super) fn leave_reactor_cores(&self) {
+        if let Err(error) = pin_to(&self.instance_cores) {
+            log::warn!(
+                "a loading thread cannot be bound to cores {:?}: {error}",
+                self.instance_cores
+            );
+        }
     }
 
     /// The tensor memory of all models.

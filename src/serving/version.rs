@@ -1,6 +1,7 @@
 use std::{
     io,
     sync::{Arc, mpsc},
+    time::Duration,
 };
 
 use super::{
@@ -16,6 +17,7 @@ use crate::{
     memory::BufferPool,
     observe::ModelStatistics,
     proto,
+    repository::Labels,
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
     scheduler::BatchingPolicy,
 };
@@ -30,12 +32,16 @@ pub struct VersionSpec {
     pub config: Arc<proto::ModelConfig>,
     /// Its tensors.
     pub signature: Arc<Signature>,
+    /// The names of classes, for outputs that have them.
+    pub labels: Arc<Labels>,
     /// How its requests are put together.
     pub policy: BatchingPolicy,
     /// Where its instances run.
     pub placements: Vec<Placement>,
     /// What runs it.
     pub model: Arc<dyn Model>,
+    /// When loading it began.
+    pub began: Timestamp,
 }
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
@@ -49,8 +55,12 @@ pub struct LoadedVersion {
     pub config: Arc<proto::ModelConfig>,
     /// Its tensors.
     pub signature: Arc<Signature>,
+    /// The names of classes, for outputs that have them.
+    pub labels: Arc<Labels>,
     /// What was counted of it.
     pub statistics: Arc<ModelStatistics>,
+    /// How long it took to load.
+    pub load_time: Duration,
     pub(super) pool: BufferPool,
     home: ReactorHandle,
     /// One on every reactor when the model runs inline, else one at home.
@@ -94,22 +104,25 @@ impl LoadedVersion {
     /// # Errors
     /// When an instance or its thread cannot be had.
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
+        let mut instances = Vec::new();
+        for placement in &spec.placements {
+            instances.push((placement.name.clone(), spec.model.instance(placement)?));
+        }
+        let runs_inline = inline::suits(&spec, &mut instances, site.pool);
         let statistics = ModelStatistics::new(site.reactors.len(), spec.signature.max_batch_size);
         let version = Arc::new(Self {
             name: spec.name.clone(),
             version: spec.version,
             config: spec.config.clone(),
             signature: spec.signature.clone(),
+            labels: spec.labels.clone(),
             statistics: Arc::new(statistics),
+            load_time: Timestamp::now() - spec.began,
             pool: site.pool.clone(),
             home: site.home.clone(),
             shards: PerReactor::new(site.reactors),
         });
-        let mut instances = Vec::new();
-        for placement in &spec.placements {
-            instances.push((placement.name.clone(), spec.model.instance(placement)?));
-        }
-        if inline::suits(&spec, &mut instances, site.pool) {
+        if runs_inline {
             let mut instances = instances.into_iter().map(|(_, instance)| instance);
             for reactor in site.reactors {
                 let instance = match (instances.next(), spec.placements.first()) {

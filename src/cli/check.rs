@@ -1,0 +1,50 @@
+//! `nereid check`: validates model repositories without serving them.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::Args;
+
+use super::serve;
+use crate::{
+    backend::{ModelSource, directory},
+    repository::{self, Options, Severity},
+};
+
+/// What to check, and how strictly.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// Model repositories
+    #[arg(required = true, value_name = "REPOSITORY")]
+    repositories: Vec<PathBuf>,
+    /// Take every configuration as it is, completing nothing from the model
+    #[arg(long)]
+    disable_auto_complete_config: bool,
+    /// Prefer configs/<NAME>.pbtxt to config.pbtxt
+    #[arg(long, value_name = "NAME")]
+    model_config_name: Option<String>,
+    /// Where back ends lie [default: $NEREID_BACKEND_DIR or ~/.local/share/nereid/backends]
+    #[arg(long, value_name = "DIR")]
+    backend_directory: Option<PathBuf>,
+}
+
+/// Prints what it finds as `file:line:column: severity: message`, and fails if anything is wrong.
+pub fn run(args: &CheckArgs) -> ExitCode {
+    let options = Arc::new(Options {
+        auto_complete: !args.disable_auto_complete_config,
+        config_name: args.model_config_name.clone(),
+        ..Options::default()
+    });
+    let backends = serve::find_backends(args.backend_directory.clone().or_else(directory::default));
+    let mut inspect = |source: &ModelSource| match backends.available.get(&*source.config.backend) {
+        Some(backend) => backend.inspect(source),
+        None => Ok(None),
+    };
+    let findings = repository::check(&args.repositories, &options, &mut inspect);
+    findings.iter().for_each(|finding| println!("{finding}"));
+    for (name, reason) in &backends.unavailable {
+        println!("note: models of back end '{name}' were not looked into: {reason}");
+    }
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    println!("{errors} error(s), {} warning(s)", findings.len() - errors);
+    if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

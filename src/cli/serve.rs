@@ -1,0 +1,224 @@
+//! `nereid serve`: starts the server, keeps it until it is told to stop, and stops it in order.
+
+mod args;
+mod startup;
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::{SigSet, Signal};
+
+pub use self::args::ServeArgs;
+use crate::{
+    backend::{Identity, onnxruntime::OnnxRuntime},
+    ingress::{
+        grpc::{self, GrpcService, GrpcSettings},
+        http::{self, HttpSettings},
+    },
+    memory::BufferPool,
+    observe::logging,
+    repository::{self, Repository},
+    runtime::{Acceptor, Listener, Reactors, StartError, Topology, spawn},
+    serving::{Backends, Server, ServerState, load_all},
+};
+
+/// How often the end of the last connections is looked for while the server stops.
+const DRAIN_POLL: Duration = Duration::from_millis(2);
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("--model-repository is missing: the folder of the models to serve")]
+    NoRepository,
+    #[error("cannot start the log: {0}")]
+    Log(io::Error),
+    #[error("cannot block signals: {0}")]
+    Signals(nix::Error),
+    #[error("cannot read the processors that this process may use: {0}")]
+    Topology(io::Error),
+    #[error("{0}")]
+    Reactors(#[from] StartError),
+    #[error("cannot reserve {bytes} bytes of tensor memory: {source}")]
+    Memory { bytes: usize, source: io::Error },
+    #[error("cannot listen on '{address}' for {what}: {source}")]
+    Listen { what: &'static str, address: String, source: io::Error },
+    #[error("{0}")]
+    Repository(#[from] repository::Error),
+    #[error("{failed} model(s) failed to load; --exit-on-error=false serves the others")]
+    Models { failed: usize },
+    #[error("cannot start to accept connections: {0}")]
+    Accept(io::Error),
+}
+
+/// Serves until SIGINT or SIGTERM.
+pub fn run(args: ServeArgs) -> ExitCode {
+    match serve(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: &ServeArgs) -> Result<(), ServeError> {
+    if args.model_repository.is_empty() {
+        return Err(ServeError::NoRepository);
+    }
+    logging::start(&args.log_settings()).map_err(ServeError::Log)?;
+    // Before any thread starts, so that all of them leave these signals to this one.
+    let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    stop_signals.thread_block().map_err(ServeError::Signals)?;
+
+    let topology = Topology::read().map_err(ServeError::Topology)?;
+    let count = args.reactors().unwrap_or_else(|| topology.default_reactors());
+    let reactors = Reactors::start(&args.reactor_settings(count), &topology)?;
+    let (arena, budget) = args.memory();
+    let pool = BufferPool::new(arena, budget)
+        .map_err(|source| ServeError::Memory { bytes: arena, source })?;
+    let server = Arc::new(Server::new(reactors.handles(), topology.instance_cores(count), pool));
+
+    let listeners = listen(args, &server)?;
+    startup::log_listeners(&listeners);
+    let acceptor = Acceptor::start(
+        listeners.into_iter().map(|(_, listener)| listener).collect(),
+        reactors.handles().to_vec(),
+    )
+    .map_err(ServeError::Accept)?;
+
+    let loaded = load(args, &server);
+    let stopped = loaded.map(|()| {
+        server.enter(ServerState::Ready);
+        let signal = stop_signals.wait();
+        log::info!("{}: stopping", signal.map_or("a signal", Signal::as_str));
+    });
+    stop(&server, acceptor, reactors, Duration::from_secs(args.exit_timeout_secs));
+    stopped
+}
+
+fn load(args: &ServeArgs, server: &Server) -> Result<(), ServeError> {
+    let backends = find_backends(args.backend_directory());
+    startup::log_backends(&backends);
+    let repository = Repository::new(args.model_repository.clone());
+    let options = Arc::new(args.repository_options());
+    let threads = args.model_load_thread_count;
+    let models = load_all(server, &repository, &options, &backends, threads)?;
+    startup::log_models(&models);
+    startup::log_options(args, server);
+    let failed = models.iter().filter(|model| model.outcome.is_err()).count();
+    if failed > 0 && args.exit_on_error {
+        return Err(ServeError::Models { failed });
+    }
+    Ok(())
+}
+
+/// The back ends that this machine has.
+pub fn find_backends(directory: Option<PathBuf>) -> Backends {
+    let mut backends = Backends::default();
+    backends.available.insert("identity", Arc::new(Identity));
+    let opened = match &directory {
+        Some(directory) => OnnxRuntime::open(directory).map_err(|error| error.to_string()),
+        None => Err("neither --backend-directory, $NEREID_BACKEND_DIR nor $HOME is set".into()),
+    };
+    match opened {
+        Ok(onnxruntime) => {
+            backends.available.insert("onnxruntime", Arc::new(onnxruntime));
+        }
+        Err(reason) => {
+            backends.unavailable.insert("onnxruntime", reason);
+        }
+    }
+    backends
+}
+
+fn listen(
+    args: &ServeArgs,
+    server: &Arc<Server>,
+) -> Result<Vec<(&'static str, Listener)>, ServeError> {
+    let mut listeners = Vec::new();
+    let mut bind = |what, address: &str, port: u16, reuse, serve| {
+        let bound = resolve(address, port).and_then(|at| Listener::bind(at, reuse, serve));
+        let listener = bound.map_err(|source| {
+            let address = format!("{address}:{port}");
+            ServeError::Listen { what, address, source }
+        })?;
+        listeners.push((what, listener));
+        Ok::<_, ServeError>(())
+    };
+    if args.allow_grpc {
+        let service = GrpcService::new(server.clone());
+        let settings = GrpcSettings::default();
+        bind(
+            "gRPC",
+            &args.grpc_address,
+            args.grpc_port,
+            args.reuse_grpc_port,
+            Arc::new(move |stream, _| {
+                let (service, settings) = (service.clone(), settings.clone());
+                spawn(&"a gRPC connection", grpc::serve(stream, service, settings));
+            }),
+        )?;
+    }
+    if args.allow_http {
+        let server = server.clone();
+        let settings = HttpSettings { body_max: args.http_max_input_size };
+        bind(
+            "HTTP",
+            &args.http_address,
+            args.http_port,
+            args.reuse_http_port,
+            Arc::new(move |stream, _| {
+                let (server, settings) = (server.clone(), settings.clone());
+                spawn(&"an HTTP connection", http::serve(stream, server, settings));
+            }),
+        )?;
+    }
+    if args.allow_metrics {
+        let server = server.clone();
+        bind(
+            "metrics",
+            args.metrics_address(),
+            args.metrics_port,
+            false,
+            Arc::new(move |stream, _| {
+                spawn(&"a metrics connection", http::serve_metrics(stream, server.clone()));
+            }),
+        )?;
+    }
+    Ok(listeners)
+}
+
+fn resolve(address: &str, port: u16) -> io::Result<SocketAddr> {
+    use std::net::ToSocketAddrs as _;
+    (address, port)
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+}
+
+/// Closes the ports, answers what is in flight, and ends. Idle connections are closed at once;
+/// requests still unanswered after `patience` are not waited for.
+fn stop(server: &Server, acceptor: Acceptor, reactors: Reactors, patience: Duration) {
+    server.enter(ServerState::Stopping);
+    acceptor.stop();
+    reactors.drain();
+    let until = Instant::now() + patience;
+    while reactors.connections() > 0 && Instant::now() < until {
+        thread::sleep(DRAIN_POLL);
+    }
+    if reactors.connections() > 0 {
+        log::warn!(
+            "{} connection(s) did not end within {patience:?} and are cut off",
+            reactors.connections()
+        );
+    }
+    server.unload_all();
+    reactors.stop();
+}

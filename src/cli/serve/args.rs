@@ -1,0 +1,196 @@
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Args;
+
+use crate::{
+    backend::directory,
+    cli::flags::{BackendSetting, switch},
+    observe::logging::{LogFormat, LogSettings},
+    repository::Options,
+    runtime::{DriverChoice, ReactorSettings},
+};
+
+/// Requests from other cores that may wait at one reactor.
+const MAILBOX_CAPACITY: usize = 64 << 10;
+
+/// tritonserver's flags, and a few of our own.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// A folder of models; may be given several times
+    #[arg(long, alias = "model-store", value_name = "DIR")]
+    pub model_repository: Vec<PathBuf>,
+    /// Which models are loaded when
+    #[arg(long, value_name = "MODE", default_value = "none", value_parser = ["none"])]
+    pub model_control_mode: String,
+    /// Take every configuration as it is, completing nothing from the model
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "false", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub disable_auto_complete_config: bool,
+    /// Older form of --disable-auto-complete-config
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          value_parser = switch(), action = clap::ArgAction::Set, hide = true)]
+    pub strict_model_config: Option<bool>,
+    /// Prefer configs/<NAME>.pbtxt of a model to its config.pbtxt
+    #[arg(long, value_name = "NAME")]
+    pub model_config_name: Option<String>,
+    /// Threads that load models
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub model_load_thread_count: usize,
+    /// Where back ends lie [default: $NEREID_BACKEND_DIR or ~/.local/share/nereid/backends]
+    #[arg(long, value_name = "DIR")]
+    pub backend_directory: Option<PathBuf>,
+    /// A setting of a back end, as <BACKEND>,<SETTING>=<VALUE>; may be given several times
+    #[arg(long, value_name = "SETTING")]
+    pub backend_config: Vec<BackendSetting>,
+    /// Do not start when a model fails to load
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub exit_on_error: bool,
+    /// Seconds that requests in flight have when the server is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub exit_timeout_secs: u64,
+
+    /// Whether HTTP is served
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub allow_http: bool,
+    /// The address for HTTP
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
+    pub http_address: String,
+    /// The port for HTTP; 0 lets the system choose
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub http_port: u16,
+    /// Let other processes listen on the HTTP port too
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "false", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub reuse_http_port: bool,
+    /// The largest HTTP request body in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    pub http_max_input_size: usize,
+
+    /// Whether gRPC is served
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub allow_grpc: bool,
+    /// The address for gRPC
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
+    pub grpc_address: String,
+    /// The port for gRPC; 0 lets the system choose
+    #[arg(long, value_name = "PORT", default_value_t = 8001)]
+    pub grpc_port: u16,
+    /// Let other processes listen on the gRPC port too
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "false", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub reuse_grpc_port: bool,
+
+    /// Whether metrics are served
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub allow_metrics: bool,
+    /// The address for metrics [default: that of HTTP]
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_address: Option<String>,
+    /// The port for metrics; 0 lets the system choose
+    #[arg(long, value_name = "PORT", default_value_t = 8002)]
+    pub metrics_port: u16,
+
+    /// Bytes of tensor memory in one piece, which is pinned when there is a GPU
+    #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
+    pub pinned_memory_pool_byte_size: usize,
+    /// Bytes of tensor memory in all; beyond it requests are refused
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 30)]
+    pub memory_budget_byte_size: usize,
+    /// Event loops, each on a core of its own [default: half of the cores, 1 to 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    reactors: Option<u16>,
+    /// What drives the event loops: auto, io_uring or epoll
+    #[arg(long, value_name = "DRIVER", default_value = "auto")]
+    pub io_driver: DriverChoice,
+    /// Microseconds that an idle event loop looks for work before it sleeps (io_uring only)
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    pub idle_spin_us: u64,
+
+    /// 0 for no details in the log, 1 for some, 2 and more for all
+    #[arg(long, value_name = "LEVEL", default_value_t = 0)]
+    pub log_verbose: u32,
+    /// Whether informational messages are logged
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub log_info: bool,
+    /// Whether warnings are logged
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub log_warning: bool,
+    /// Whether errors are logged
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub log_error: bool,
+    /// How the log writes times: default or ISO8601
+    #[arg(long, value_name = "FORMAT", default_value = "default",
+          value_parser = ["default", "ISO8601"])]
+    pub log_format: String,
+    /// A file for the log [default: standard error]
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+}
+
+impl ServeArgs {
+    /// The number of reactors that is asked for.
+    pub fn reactors(&self) -> Option<usize> {
+        self.reactors.map(usize::from)
+    }
+
+    pub fn reactor_settings(&self, count: usize) -> ReactorSettings {
+        ReactorSettings {
+            count,
+            driver: self.io_driver,
+            idle_spin: Duration::from_micros(self.idle_spin_us),
+            mailbox_capacity: MAILBOX_CAPACITY,
+        }
+    }
+
+    /// The bytes of the tensor arena, and of all tensors together.
+    pub fn memory(&self) -> (usize, usize) {
+        let arena = self.pinned_memory_pool_byte_size;
+        (arena, self.memory_budget_byte_size.max(arena))
+    }
+
+    pub fn metrics_address(&self) -> &str {
+        self.metrics_address.as_deref().unwrap_or(&self.http_address)
+    }
+
+    pub fn backend_directory(&self) -> Option<PathBuf> {
+        self.backend_directory.clone().or_else(directory::default)
+    }
+
+    pub fn repository_options(&self) -> Options {
+        let mut settings = BTreeMap::<String, BTreeMap<String, String>>::new();
+        for BackendSetting { backend, name, value } in &self.backend_config {
+            settings.entry(backend.clone()).or_default().insert(name.clone(), value.clone());
+        }
+        let strict = self.strict_model_config.unwrap_or(false);
+        Options {
+            auto_complete: !self.disable_auto_complete_config && !strict,
+            config_name: self.model_config_name.clone(),
+            backend_settings: settings
+                .into_iter()
+                .map(|(backend, settings)| (backend, Arc::new(settings)))
+                .collect(),
+            ..Options::default()
+        }
+    }
+
+    pub fn log_settings(&self) -> LogSettings {
+        LogSettings {
+            info: self.log_info,
+            warning: self.log_warning,
+            error: self.log_error,
+            verbose: self.log_verbose,
+            format: match self.log_format.as_str() {
+                "ISO8601" => LogFormat::Iso8601,
+                _ => LogFormat::Default,
+            },
+            file: self.log_file.clone(),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What the log says when the server starts.
+
+use super::args::ServeArgs;
+use crate::{
+    cli::table,
+    runtime::Listener,
+    serving::{Backends, ModelStatus, Server},
+};
+
+pub fn log_listeners(listeners: &[(&'static str, Listener)]) {
+    for (what, listener) in listeners {
+        match listener.address() {
+            Ok(address) => log::info!("Started {what} service at {address}"),
+            Err(error) => log::warn!("Started {what} service at an address unknown: {error}"),
+        }
+    }
+}
+
+pub fn log_backends(backends: &Backends) {
+    let available = backends
+        .available
+        .iter()
+        .map(|(name, backend)| [(*name).to_owned(), backend.version(), "OK".to_owned()]);
+    let unavailable = backends
+        .unavailable
+        .iter()
+        .map(|(name, reason)| [(*name).to_owned(), "-".to_owned(), reason.clone()]);
+    let rows: Vec<_> = available.chain(unavailable).collect();
+    log::info!("\n{}", table::frame(["Backend", "Version", "Status"], &rows));
+}
+
+pub fn log_models(models: &[ModelStatus]) {
+    let rows: Vec<_> = models
+        .iter()
+        .map(|model| {
+            let version = model.version.map_or("-".to_owned(), |version| version.to_string());
+            let status = match &model.outcome {
+                Ok(()) => "READY".to_owned(),
+                Err(reason) => format!("UNAVAILABLE: {reason}"),
+            };
+            [model.name.clone(), version, status]
+        })
+        .collect();
+    log::info!("\n{}", table::frame(["Model", "Version", "Status"], &rows));
+}
+
+pub fn log_options(args: &ServeArgs, server: &Server) {
+    let repositories: Vec<_> =
+        args.model_repository.iter().map(|path| path.display().to_string()).collect();
+    let drivers = server.reactors().first().map(|reactor| reactor.driver().to_string());
+    let rows = [
+        ("server_version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("model_repository_path", repositories.join(", ")),
+        ("model_control_mode", args.model_control_mode.clone()),
+        ("reactors", server.reactors().len().to_string()),
+        ("io_driver", drivers.unwrap_or_default()),
+        ("pinned_memory_pool_byte_size", args.memory().0.to_string()),
+        ("memory_budget_byte_size", args.memory().1.to_string()),
+        ("exit_timeout", args.exit_timeout_secs.to_string()),
+    ];
+    let rows = rows.map(|(option, value)| [option.to_owned(), value]);
+    log::info!("\n{}", table::frame(["Option", "Value"], &rows));
+}

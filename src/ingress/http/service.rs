@@ -1,0 +1,335 @@
+//! HTTP/1.1 connections, and what answers each call.
+
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    request,
+};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use smallvec::{SmallVec, smallvec};
+
+use super::{
+    encoding::{self, Encoding},
+    error,
+    infer_request::{self, ResponseForm},
+    infer_response, metadata,
+    route::{self, Model, Route},
+};
+use crate::{
+    inference::{Error, InferRequest, Rope},
+    ingress::describe,
+    runtime::{HyperTimer, TcpStream, draining, sleep},
+    serving::Server,
+};
+
+/// How long a client may take to send the head of its next request; an idle connection counts.
+const HEAD_MAX: Duration = Duration::from_secs(300);
+/// How long a client may pause inside a body.
+const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A connection's buffer for heads and small bodies, and the most of a body that is read at once.
+const BUFFER_MAX: usize = 512 << 10;
+
+const HEADER_LENGTH: &str = "inference-header-content-length";
+
+/// What an operator can set.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// The largest body in bytes, packed or not.
+    pub body_max: usize,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { body_max: 64 << 20 }
+    }
+}
+
+/// Serves a connection of the inference port until it ends.
+pub async fn serve(stream: TcpStream, server: Arc<Server>, settings: HttpSettings) {
+    let calls = Arc::new(Calls { server, settings });
+    carry(stream, move |request| {
+        let calls = calls.clone();
+        async move { calls.answer(request).await }
+    })
+    .await;
+}
+
+/// Serves a connection of the metrics port until it ends.
+pub async fn serve_metrics(stream: TcpStream, server: Arc<Server>) {
+    carry(stream, move |request: Request<Incoming>| {
+        let answer = match request.uri().path() {
+            "/metrics" | "/metrics/" if request.method() == Method::GET => {
+                let text = Bytes::from(describe::metrics(&server));
+                with_type(Segments::one(text), "text/plain; charset=utf-8")
+            }
+            _ => failure(StatusCode::NOT_FOUND, "Not Found"),
+        };
+        std::future::ready(answer)
+    })
+    .await;
+}
+
+async fn carry<Answer, Answering>(stream: TcpStream, answer: Answer)
+where
+    Answer: Fn(Request<Incoming>) -> Answering,
+    Answering: Future<Output = Response<Segments>>,
+{
+    let service = service_fn(|request| {
+        let answering = answer(request);
+        async move { Ok::<_, Infallible>(answering.await) }
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(HyperTimer)
+            .header_read_timeout(HEAD_MAX)
+            .max_buf_size(BUFFER_MAX)
+            .pipeline_flush(true)
+            .serve_connection(stream, service)
+    );
+    let ended = match select(connection.as_mut(), draining()).await {
+        Either::Left((ended, _)) => ended,
+        Either::Right(_) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        log::debug!("an HTTP connection ended: {error}");
+    }
+}
+
+struct Calls {
+    server: Arc<Server>,
+    settings: HttpSettings,
+}
+
+impl Calls {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Segments> {
+        let (head, body) = request.into_parts();
+        let route = match route::route(&head.method, head.uri.path()) {
+            Ok(route) => route,
+            Err(wrong) => {
+                let mut response = failure(wrong.status(), &wrong.to_string());
+                if let route::RouteError::MethodNotAllowed { allow } = wrong {
+                    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+                }
+                return response;
+            }
+        };
+        let answered = match route {
+            Route::Infer(model) => self.infer(&model, &head, body).await,
+            other => self.describe(&other),
+        };
+        answered.unwrap_or_else(|error| {
+            let (status, text) = error::answer(&error);
+            let mut response = json(text);
+            *response.status_mut() = status;
+            response
+        })
+    }
+
+    fn describe(&self, route: &Route<'_>) -> Result<Response<Segments>, Error> {
+        let server = &self.server;
+        Ok(match route {
+            Route::ServerLive => ready(true),
+            Route::ServerReady => ready(describe::is_ready(server)),
+            Route::ServerMetadata => json(metadata::server_metadata(&describe::server())),
+            Route::ModelReady(model) => {
+                ready(describe::is_model_ready(server, &model.name, model.version))
+            }
+            Route::ModelMetadata(model) => {
+                let described = describe::model(server, &model.name, model.version)?;
+                json(metadata::model_metadata(&described))
+            }
+            Route::ModelConfig(model) => {
+                let version = server.version(&model.name, model.version)?;
+                json(metadata::model_config(&version.config)?)
+            }
+            Route::ModelStatistics(model) => {
+                let statistics = describe::statistics(server, &model.name, model.version)?;
+                json(metadata::model_statistics(&statistics))
+            }
+            Route::AllStatistics => {
+                json(metadata::model_statistics(&describe::statistics(server, "", "")?))
+            }
+            other => {
+                let call = format!("{other:?}");
+                let call = call.split([' ', '(']).next().unwrap_or_default();
+                let detail = format!("the call {call} is not supported");
+                return Err(Error::Unsupported { detail });
+            }
+        })
+    }
+
+    async fn infer(
+        &self,
+        model: &Model<'_>,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        let body = self.read(head, body).await?;
+        let (request, form) = self.parse(model, &head.headers, &body)?;
+        drop(body);
+        let mut answer = self.server.infer(request)?;
+        let reply = answer.receive().await;
+        let response = reply.unwrap_or_else(|| {
+            Err(Error::Internal { detail: "the request was dropped without an answer".into() })
+        })?;
+        let encoded = infer_response::encode(&response, &form)?;
+        let json_length = encoded.json_length();
+        let content_type = encoded.content_type();
+        let accepted = head.headers.get(ACCEPT_ENCODING).map(HeaderValue::as_bytes);
+        let packing = Encoding::of_response(accepted);
+        let (body, packed_as) = match packing {
+            Encoding::Identity => (Segments::many(encoded), None),
+            _ => {
+                let packed = encoding::compress(packing, encoded.parts())?;
+                (Segments::one(packed), Some(packing.name()))
+            }
+        };
+        let mut response = with_type(body, content_type);
+        let headers = response.headers_mut();
+        if let Some(length) = json_length {
+            headers.insert(HEADER_LENGTH, HeaderValue::from(length));
+        }
+        if let Some(name) = packed_as {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
+        }
+        Ok(response)
+    }
+
+    fn parse(
+        &self,
+        model: &Model<'_>,
+        headers: &HeaderMap,
+        body: &Rope,
+    ) -> Result<(InferRequest, ResponseForm), Error> {
+        let header = headers.get(HEADER_LENGTH).map(HeaderValue::as_bytes);
+        match infer_request::json_length(header, body.len())? {
+            0 if header.is_some() => {
+                let version = self.server.version(&model.name, model.version)?;
+                let body = body.clone();
+                infer_request::raw_infer_request(&version.signature, model.version, body)
+            }
+            length => infer_request::parse(&model.name, model.version, body, length),
+        }
+    }
+
+    /// The body of a request, unpacked.
+    async fn read(&self, head: &request::Parts, mut body: Incoming) -> Result<Rope, Error> {
+        let limit = self.settings.body_max;
+        let packing = head.headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
+        let packing = Encoding::of_request(packing)?;
+        let announced = head
+            .headers
+            .get(CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if let Some(got) = announced.filter(|&got| got > limit as u64) {
+            return Err(Error::RequestTooLarge { limit, got });
+        }
+        let mut rope = Rope::default();
+        loop {
+            let frame = match select(pin!(body.frame()), pin!(late())).await {
+                Either::Left((Some(frame), _)) => frame,
+                Either::Left((None, _)) => break,
+                Either::Right(_) => {
+                    return Err(Error::malformed(format!(
+                        "the request's body paused for over {BODY_PAUSE_MAX:?}"
+                    )));
+                }
+            };
+            let frame = frame.map_err(|error| {
+                Error::malformed(format!("the request's body could not be read: {error}"))
+            })?;
+            if let Ok(data) = frame.into_data() {
+                rope.push(data);
+            }
+            if rope.len() > limit {
+                return Err(Error::RequestTooLarge { limit, got: rope.len() as u64 });
+            }
+        }
+        encoding::decompress(packing, rope, limit)
+    }
+}
+
+/// The pause that no body may have. The timer is set only once there is something to wait for.
+async fn late() {
+    crate::runtime::yield_now().await;
+    sleep(BODY_PAUSE_MAX).await;
+}
+
+fn ready(ready: bool) -> Response<Segments> {
+    let mut response = Response::new(Segments::default());
+    if !ready {
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+    }
+    response
+}
+
+fn json(body: Bytes) -> Response<Segments> {
+    with_type(Segments::one(body), "application/json")
+}
+
+fn failure(status: StatusCode, message: &str) -> Response<Segments> {
+    let mut response = json(error::body(message));
+    *response.status_mut() = status;
+    response
+}
+
+fn with_type(body: Segments, content_type: &'static str) -> Response<Segments> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// A body whose pieces lie in different places and are written from there.
+#[derive(Default)]
+struct Segments {
+    /// In reverse, so that the next is the last.
+    pieces: SmallVec<[Bytes; 3]>,
+}
+
+impl Segments {
+    fn one(piece: Bytes) -> Self {
+        Self { pieces: smallvec![piece] }
+    }
+
+    fn many(encoded: infer_response::EncodedResponse) -> Self {
+        let mut pieces: SmallVec<[Bytes; 3]> = smallvec![encoded.json];
+        pieces.extend(encoded.tails);
+        pieces.reverse();
+        Self { pieces }
+    }
+}
+
+impl Body for Segments {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.pieces.pop().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.pieces.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
