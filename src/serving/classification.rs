@@ -37,7 +37,7 @@ fn classes(
         Some(&rows) if batched => usize::try_from(rows).unwrap_or(0),
         _ => 1,
     };
-    let row_len = if rows == 0 { 0 } else { values.len() / rows };
+    let row_len = values.len().checked_div(rows).unwrap_or(0);
     let count = count.min(row_len);
     let mut data = Vec::new();
     for row in 0..rows {
