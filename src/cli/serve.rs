@@ -124,6 +124,7 @@ fn load(args: &ServeArgs, server: &Server) -> Result<(), ServeError> {
     startup::log_models(&models);
     startup::log_options(args, server);
     let failed = models.iter().filter(|model| model.outcome.is_err()).count();
+    server.set_incomplete(failed > 0 && args.strict_readiness);
     if failed > 0 && args.exit_on_error {
         return Err(ServeError::Models { failed });
     }

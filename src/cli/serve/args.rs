@@ -53,6 +53,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
     pub exit_on_error: bool,
+    /// Be ready only when every model is
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub strict_readiness: bool,
     /// Seconds that requests in flight have when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub exit_timeout_secs: u64,
