@@ -35,14 +35,17 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         ..Options::default()
     });
     let backends = serve::find_backends(args.backend_directory.clone().or_else(directory::default));
-    let mut inspect = |source: &ModelSource| match backends.available.get(&*source.config.backend) {
-        Some(backend) => backend.inspect(source),
-        None => Ok(None),
+    let mut inspect = |source: &ModelSource| match backends.find(&source.config.backend) {
+        Some(Ok(backend)) => backend.inspect(source),
+        // Not installed here: that is no fault of the repository.
+        Some(Err(_)) | None => Ok(None),
     };
     let findings = repository::check(&args.repositories, &options, &mut inspect);
     findings.iter().for_each(|finding| println!("{finding}"));
-    for (name, reason) in &backends.unavailable {
-        println!("note: models of back end '{name}' were not looked into: {reason}");
+    for (name, opened) in backends.opened() {
+        if let Err(reason) = opened {
+            println!("note: models of back end '{name}' were not looked into: {reason}");
+        }
     }
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     println!("{errors} error(s), {} warning(s)", findings.len() - errors);

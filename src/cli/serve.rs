@@ -17,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 pub use self::args::ServeArgs;
 use crate::{
-    backend::{Identity, onnxruntime::OnnxRuntime},
+    backend::{BackendError, Identity, onnxruntime::OnnxRuntime},
     ingress::{
         grpc::{self, GrpcService, GrpcSettings},
         http::{self, HttpSettings},
@@ -51,6 +51,8 @@ enum ServeError {
     Listen { what: &'static str, address: String, source: io::Error },
     #[error("{0}")]
     Repository(#[from] repository::Error),
+    #[error("--load-model names the model '{name}', which no repository has")]
+    UnknownModel { name: String },
     #[error("{failed} model(s) failed to load; --exit-on-error=false serves the others")]
     Models { failed: usize },
     #[error("cannot start to accept connections: {0}")]
@@ -104,37 +106,45 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
 }
 
 fn load(args: &ServeArgs, server: &Server) -> Result<(), ServeError> {
+    if args.allow_client_shm {
+        log::warn!("--allow-client-shm has no effect: shared memory is not supported yet");
+    }
     let backends = find_backends(args.backend_directory());
-    startup::log_backends(&backends);
     let repository = Repository::new(args.model_repository.clone());
+    let mut entries = repository.scan()?;
+    for name in args.load_model.iter().filter(|name| *name != "*") {
+        if !entries.iter().any(|entry| entry.name == *name) {
+            return Err(ServeError::UnknownModel { name: name.clone() });
+        }
+    }
+    entries.retain(|entry| args.loads(&entry.name));
     let options = Arc::new(args.repository_options());
-    let threads = args.model_load_thread_count;
-    let models = load_all(server, &repository, &options, &backends, threads)?;
+    let models = load_all(server, entries, &options, &backends, args.model_load_thread_count);
+    startup::log_backends(&backends);
     startup::log_models(&models);
     startup::log_options(args, server);
     let failed = models.iter().filter(|model| model.outcome.is_err()).count();
+    server.set_incomplete(failed > 0 && args.strict_readiness);
     if failed > 0 && args.exit_on_error {
         return Err(ServeError::Models { failed });
     }
     Ok(())
 }
 
-/// The back ends that this machine has.
+/// The back ends that this machine may have. Each is opened when a model first needs it.
 pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     let mut backends = Backends::default();
-    backends.available.insert("identity", Arc::new(Identity));
-    let opened = match &directory {
-        Some(directory) => OnnxRuntime::open(directory).map_err(|error| error.to_string()),
-        None => Err("neither --backend-directory, $NEREID_BACKEND_DIR nor $HOME is set".into()),
-    };
-    match opened {
-        Ok(onnxruntime) => {
-            backends.available.insert("onnxruntime", Arc::new(onnxruntime));
-        }
-        Err(reason) => {
-            backends.unavailable.insert("onnxruntime", reason);
-        }
-    }
+    backends.add("identity", || Ok(Arc::new(Identity)));
+    backends.add("onnxruntime", move || {
+        let directory = directory.as_ref().ok_or_else(|| {
+            BackendError(
+                "neither --backend-directory, $NEREID_BACKEND_DIR nor $HOME says where back ends \
+                 lie"
+                .to_owned(),
+            )
+        })?;
+        Ok(Arc::new(OnnxRuntime::open(directory)?))
+    });
     backends
 }
 

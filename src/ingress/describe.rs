@@ -33,14 +33,9 @@ pub fn server() -> ServerMetadataResponse {
     }
 }
 
-/// Whether the server takes requests.
-pub fn is_ready(server: &Server) -> bool {
-    server.state() == ServerState::Ready
-}
-
 /// Whether a model takes requests; an empty version asks for the newest.
 pub fn is_model_ready(server: &Server, model: &str, version: &str) -> bool {
-    is_ready(server) && server.version(model, version).is_ok()
+    server.state() == ServerState::Ready && server.version(model, version).is_ok()
 }
 
 /// The tensors of a model.

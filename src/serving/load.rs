@@ -1,6 +1,6 @@
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     thread,
 };
 
@@ -11,17 +11,48 @@ use super::{
 use crate::{
     backend::{Backend, BackendError},
     inference::Timestamp,
-    repository::{self, Definition, Draft, Entry, Options, Repository, Scheduling},
+    repository::{self, Definition, Draft, Entry, Options, Scheduling},
     scheduler::BatchingPolicy,
 };
 
-/// The back ends that are there, by name.
-#[derive(Clone, Default)]
-pub struct Backends {
-    /// Those that models can run on.
-    pub available: BTreeMap<&'static str, Arc<dyn Backend>>,
-    /// Those that are known but cannot be used, with the reason.
-    pub unavailable: BTreeMap<&'static str, String>,
+/// The back ends that there may be, by name. Each is opened when a model first needs it, because
+/// a library costs time and memory.
+#[derive(Default)]
+pub struct Backends(BTreeMap<&'static str, LazyBackend>);
+
+struct LazyBackend {
+    open: Box<OpenBackend>,
+    opened: OnceLock<OpenedBackend>,
+}
+
+type OpenedBackend = Result<Arc<dyn Backend>, BackendError>;
+type OpenBackend = dyn Fn() -> OpenedBackend + Send + Sync;
+
+impl Backends {
+    /// Adds the back end `name`, which `open` opens.
+    pub fn add(
+        &mut self,
+        name: &'static str,
+        open: impl Fn() -> OpenedBackend + Send + Sync + 'static,
+    ) {
+        self.0.insert(name, LazyBackend { open: Box::new(open), opened: OnceLock::new() });
+    }
+
+    /// The back end `name`, if there is one of that name; it may have failed to open.
+    pub fn find(&self, name: &str) -> Option<OpenedBackend> {
+        let backend = self.0.get(name)?;
+        Some(backend.opened.get_or_init(|| (backend.open)()).clone())
+    }
+
+    /// The back ends that have been opened, or failed to.
+    pub fn opened(&self) -> impl Iterator<Item = (&'static str, &OpenedBackend)> {
+        self.0.iter().filter_map(|(name, backend)| Some((*name, backend.opened.get()?)))
+    }
+
+    /// The names of all.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.keys().copied()
+    }
 }
 
 /// What became of one version of a model, for the table at the start. A model that failed before
@@ -45,10 +76,7 @@ enum LoadError {
     Backend(#[from] BackendError),
     #[error("{0}")]
     Version(#[from] VersionError),
-    #[error(
-        "unable to find backend '{name}' for model '{model}': it is not installed \
-         (known back ends: {known})"
-    )]
+    #[error("unable to find backend '{name}' for model '{model}': this server has {known}")]
     UnknownBackend { name: String, model: String, known: String },
     #[error("backend '{name}' for model '{model}' cannot be used: {reason}")]
     UnavailableBackend { name: String, model: String, reason: String },
@@ -56,19 +84,16 @@ enum LoadError {
     Unsupported { model: String, feature: &'static str },
 }
 
-/// Loads every model of the repository on `threads` threads, and says what became of each. One that
-/// fails keeps none of the others from being served.
-///
-/// # Errors
-/// When the repository cannot be listed.
+/// Loads models on `threads` threads, and says what became of each. One that fails keeps none of the
+/// others from being served.
 pub fn load_all(
     server: &Server,
-    repository: &Repository,
+    entries: Vec<Entry>,
     options: &Arc<Options>,
     backends: &Backends,
     threads: usize,
-) -> Result<Vec<ModelStatus>, repository::Error> {
-    let entries = Mutex::new(repository.scan()?.into_iter());
+) -> Vec<ModelStatus> {
+    let entries = Mutex::new(entries.into_iter());
     let statuses = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..threads.max(1) {
@@ -86,7 +111,7 @@ pub fn load_all(
     });
     let mut statuses = statuses.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     statuses.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
-    Ok(statuses)
+    statuses
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -153,18 +178,17 @@ fn find_backend(
     name: &str,
     model: &str,
 ) -> Result<Arc<dyn Backend>, LoadError> {
-    if let Some(backend) = backends.available.get(name) {
-        return Ok(backend.clone());
-    }
-    let (name, model) = (name.to_owned(), model.to_owned());
-    Err(match backends.unavailable.get(&*name) {
-        Some(reason) => LoadError::UnavailableBackend { name, model, reason: reason.clone() },
-        None => {
-            let known = backends.available.keys().chain(backends.unavailable.keys());
-            let known = known.copied().collect::<Vec<_>>().join(", ");
-            LoadError::UnknownBackend { name, model, known }
+    let (owned_name, model) = (name.to_owned(), model.to_owned());
+    match backends.find(name) {
+        Some(Ok(backend)) => Ok(backend),
+        Some(Err(BackendError(reason))) => {
+            Err(LoadError::UnavailableBackend { name: owned_name, model, reason })
         }
-    })
+        None => {
+            let known = backends.names().collect::<Vec<_>>().join(", ");
+            Err(LoadError::UnknownBackend { name: owned_name, model, known })
+        }
+    }
 }
 
 fn load_version(

@@ -2,7 +2,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
 };
 
@@ -39,6 +39,8 @@ pub struct Server {
     instance_cores: Vec<usize>,
     pool: BufferPool,
     next_home: AtomicUsize,
+    /// Whether a model that should be served is not.
+    incomplete: AtomicBool,
 }
 
 type Models = FxHashMap<Arc<str>, Arc<BTreeMap<i64, Arc<LoadedVersion>>>>;
@@ -53,6 +55,7 @@ impl Server {
             instance_cores,
             pool,
             next_home: AtomicUsize::new(0),
+            incomplete: AtomicBool::new(false),
         }
     }
 
@@ -68,6 +71,17 @@ impl Server {
     /// Moves on in life.
     pub fn enter(&self, state: ServerState) {
         self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Whether clients should send requests: it serves, and no model is missing.
+    pub fn is_ready(&self) -> bool {
+        self.state() == ServerState::Ready && !self.incomplete.load(Ordering::Relaxed)
+    }
+
+    /// Says whether a model that should be served is not; then the server is not ready, though it
+    /// serves the others.
+    pub fn set_incomplete(&self, incomplete: bool) {
+        self.incomplete.store(incomplete, Ordering::Relaxed);
     }
 
     /// The reactors that it runs on.

@@ -32,7 +32,7 @@ SETUPS: dict[str, tuple[str, ...]] = {
     "shared_memory": (),
 }
 # The release that was recorded has no such flag: it lets every client register memory.
-NEREID_FLAGS = ("--allow-client-shm=true",)
+NEREID_FLAGS = ("--allow-client-shm=true", "--exit-on-error=false", "--strict-readiness=false")
 SHARED_FILES = [pathlib.Path("/dev/shm" + key) for key in grpc_cases.SHARED_KEYS]
 
 

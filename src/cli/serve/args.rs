@@ -19,9 +19,16 @@ pub struct ServeArgs {
     /// A folder of models; may be given several times
     #[arg(long, alias = "model-store", value_name = "DIR")]
     pub model_repository: Vec<PathBuf>,
-    /// Which models are loaded when
-    #[arg(long, value_name = "MODE", default_value = "none", value_parser = ["none"])]
+    /// Which models are loaded: all (none) or those of --load-model (explicit)
+    #[arg(long, value_name = "MODE", default_value = "none", value_parser = ["none", "explicit"])]
     pub model_control_mode: String,
+    /// A model to load in explicit mode, or * for all; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub load_model: Vec<String>,
+    /// Whether clients may name shared memory of their choice; without effect so far
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "false", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub allow_client_shm: bool,
     /// Take every configuration as it is, completing nothing from the model
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           default_value = "false", value_parser = switch(), action = clap::ArgAction::Set)]
@@ -46,6 +53,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
     pub exit_on_error: bool,
+    /// Be ready only when every model is
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub strict_readiness: bool,
     /// Seconds that requests in flight have when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub exit_timeout_secs: u64,
@@ -147,6 +158,12 @@ impl ServeArgs {
             idle_spin: Duration::from_micros(self.idle_spin_us),
             mailbox_capacity: MAILBOX_CAPACITY,
         }
+    }
+
+    /// Whether the model `name` is to be loaded at the start.
+    pub fn loads(&self, name: &str) -> bool {
+        self.model_control_mode == "none"
+            || self.load_model.iter().any(|wanted| wanted == "*" || wanted == name)
     }
 
     /// The bytes of the tensor arena, and of all tensors together.

@@ -17,15 +17,13 @@ pub fn log_listeners(listeners: &[(&'static str, Listener)]) {
 }
 
 pub fn log_backends(backends: &Backends) {
-    let available = backends
-        .available
-        .iter()
-        .map(|(name, backend)| [(*name).to_owned(), backend.version(), "OK".to_owned()]);
-    let unavailable = backends
-        .unavailable
-        .iter()
-        .map(|(name, reason)| [(*name).to_owned(), "-".to_owned(), reason.clone()]);
-    let rows: Vec<_> = available.chain(unavailable).collect();
+    let rows: Vec<_> = backends
+        .opened()
+        .map(|(name, opened)| match opened {
+            Ok(backend) => [name.to_owned(), backend.version(), "OK".to_owned()],
+            Err(reason) => [name.to_owned(), "-".to_owned(), reason.to_string()],
+        })
+        .collect();
     log::info!("\n{}", table::frame(["Backend", "Version", "Status"], &rows));
 }
 

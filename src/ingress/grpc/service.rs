@@ -89,7 +89,7 @@ impl GrpcInferenceService for Calls {
         &self,
         _: tonic::Request<ServerReadyRequest>,
     ) -> Answer<ServerReadyResponse> {
-        answer(Ok(ServerReadyResponse { ready: describe::is_ready(&self.server) }))
+        answer(Ok(ServerReadyResponse { ready: self.server.is_ready() }))
     }
 
     async fn model_ready(
@@ -149,7 +149,7 @@ impl Health for Calls {
         if !SERVICES.contains(&service.as_str()) {
             return Err(Status::not_found(format!("unknown service '{service}'")));
         }
-        let status = match describe::is_ready(&self.server) {
+        let status = match self.server.is_ready() {
             true => ServingStatus::Serving,
             false => ServingStatus::NotServing,
         };

@@ -144,7 +144,7 @@ impl Calls {
         let server = &self.server;
         Ok(match route {
             Route::ServerLive => ready(true),
-            Route::ServerReady => ready(describe::is_ready(server)),
+            Route::ServerReady => ready(server.is_ready()),
             Route::ServerMetadata => json(metadata::server_metadata(&describe::server())),
             Route::ModelReady(model) => {
                 ready(describe::is_model_ready(server, &model.name, model.version))
