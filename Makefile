@@ -16,6 +16,8 @@ DEBUG := $(CURDIR)/target/debug/nereid
 TEST_PYTHON := $(CURDIR)/build/venv/bin/python
 EXAMPLES_PYTHON := $(CURDIR)/build/venv-examples/bin/python
 PYTEST := -m pytest --quiet -p no:cacheprovider
+# A server that never answers fails its stage instead of holding it up.
+LIMIT := timeout --kill-after=10 900
 
 .PHONY: help
 help: ## List the targets
@@ -74,7 +76,7 @@ test-clients: debug test-backends test-python ## Real Triton clients against the
 	for driver in io_uring epoll; do \
 		echo "--- $$driver"; \
 		NEREID_IO_DRIVER=$$driver NEREID_BINARY=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
-			$(TEST_PYTHON) $(PYTEST) tests/clients; \
+			$(LIMIT) $(TEST_PYTHON) $(PYTEST) tests/clients; \
 	done
 
 .PHONY: test-examples
@@ -82,12 +84,12 @@ test-examples: debug test-backends examples build/venv-examples/stamp ## The exa
 	@for driver in io_uring epoll; do \
 		echo "--- $$driver"; \
 		NEREID_ARGUMENTS=--io-driver=$$driver NEREID_BINARY=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
-			$(EXAMPLES_PYTHON) $(PYTEST) tests/examples; \
+			$(LIMIT) $(EXAMPLES_PYTHON) $(PYTEST) tests/examples; \
 	done
 
 .PHONY: test-differential
 test-differential: debug test-python ## Every answer beside the recorded answer of the real Triton
-	NEREID=$(DEBUG) $(TEST_PYTHON) $(PYTEST) tests/differential
+	NEREID=$(DEBUG) $(LIMIT) $(TEST_PYTHON) $(PYTEST) tests/differential
 
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); needs nightly and cargo-fuzz
@@ -103,6 +105,10 @@ bench: test-backends ## Benches of single parts (criterion)
 .PHONY: bench-bare
 bench-bare: test-backends ## ONNX Runtime behind our traits beside a bare loop around it
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked --bench onnxruntime
+
+.PHONY: bench-scaling
+bench-scaling: release ## Throughput over the number of reactors; BENCH_FLAGS are scaling.py's
+	$(PYTHON) benches/scaling.py $(BENCH_FLAGS)
 
 .PHONY: bench-peer
 bench-peer: release ## Side by side with the real Triton; BENCH_FLAGS are run.py's

@@ -73,7 +73,7 @@ def throughput(repository: pathlib.Path, processors: list[int], count: int, argu
         command += [f"--concurrency-range={connections * IN_FLIGHT_PER_CONNECTION}", "--warmup-interval=500"]
         command += [f"-p={arguments.window_ms}", f"-r={WINDOWS}", "-s=99", f"--json={report.name}", "--quiet"]
         subprocess.run(command, check=True, timeout=60 + WINDOWS * arguments.window_ms / 1000)
-        return json.loads(pathlib.Path(report.name).read_text())["results"][0]["throughput"]
+        return json.loads(pathlib.Path(report.name).read_text())["results"][0]["infer_per_s"]
 
 
 if __name__ == "__main__":
