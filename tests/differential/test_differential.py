@@ -38,6 +38,11 @@ def test_every_accepted_difference_is_a_case():
     assert set(ACCEPTED) <= {each.name for each in all_cases()}
 
 
+def test_every_pending_case_is_a_case(pending):
+    """Here too."""
+    assert pending <= {each.name for each in all_cases()}
+
+
 def test_the_recording_holds_every_case(golden):
     """A new case is recorded before it is committed."""
     requests = {each.name: each.request() for each in all_cases()}
