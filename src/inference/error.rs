@@ -195,9 +195,3 @@ impl fmt::Display for NameList {
         f.write_str("]")
     }
 }
-
-impl From<crate::memory::Exhausted> for Error {
-    fn from(exhausted: crate::memory::Exhausted) -> Self {
-        Self::OutOfBudget { limit: exhausted.budget }
-    }
-}

@@ -5,4 +5,4 @@
 
 mod pool;
 
-pub use pool::{Buffer, BufferPool, Exhausted};
+pub use pool::{Buffer, BufferPool, Exhausted, Reservation};

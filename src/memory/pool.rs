@@ -14,6 +14,8 @@ use crossbeam_queue::ArrayQueue;
 use memmap2::MmapRaw;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::inference::Error;
+
 /// Buffers are aligned to this: the widest vector registers and a cache line.
 const ALIGNMENT: usize = 64;
 /// The smallest class of the arena; whatever is smaller takes one of these.
@@ -56,6 +58,12 @@ pub struct Exhausted {
     pub budget: usize,
 }
 
+impl From<Exhausted> for Error {
+    fn from(exhausted: Exhausted) -> Self {
+        Self::OutOfBudget { limit: exhausted.budget }
+    }
+}
+
 impl BufferPool {
     /// Reserves an arena of `arena_bytes`, whose pages are taken only as they are used, and allows
     /// `budget_bytes` in arena and heap together.
@@ -87,11 +95,7 @@ impl BufferPool {
     /// When the budget is used up.
     pub fn allocate(&self, len: usize) -> Result<Buffer, Exhausted> {
         let inner = &self.0;
-        let used = inner.used.fetch_add(len, Ordering::Relaxed);
-        if used.saturating_add(len) > inner.budget {
-            inner.used.fetch_sub(len, Ordering::Relaxed);
-            return Err(Exhausted { asked: len, used, budget: inner.budget });
-        }
+        inner.charge(len)?;
         let place = match inner.take_block(len) {
             Some(offset) => Place::Arena { offset },
             None => Place::Heap { block: HeapBlock::new(len) },
@@ -99,7 +103,12 @@ impl BufferPool {
         Ok(Buffer { pool: self.clone(), len, place })
     }
 
-    /// Bytes of all buffers that are alive.
+    /// A charge against the budget, of nothing yet, for memory that was not taken from the pool.
+    pub fn reservation(&self) -> Reservation {
+        Reservation { pool: self.clone(), bytes: 0 }
+    }
+
+    /// Bytes of all buffers and reservations that are alive.
     pub fn used(&self) -> usize {
         self.0.used.load(Ordering::Relaxed)
     }
@@ -121,6 +130,15 @@ impl BufferPool {
 }
 
 impl Inner {
+    fn charge(&self, len: usize) -> Result<(), Exhausted> {
+        let used = self.used.fetch_add(len, Ordering::Relaxed);
+        if used.saturating_add(len) > self.budget {
+            self.used.fetch_sub(len, Ordering::Relaxed);
+            return Err(Exhausted { asked: len, used, budget: self.budget });
+        }
+        Ok(())
+    }
+
     fn take_block(&self, len: usize) -> Option<usize> {
         let class = class_of(len)?;
         if let Some(offset) = self.free[class].pop() {
@@ -149,6 +167,31 @@ fn class_of(len: usize) -> Option<usize> {
     }
     let size = len.max(CLASS_MIN).next_power_of_two();
     Some((size / CLASS_MIN).ilog2() as usize)
+}
+
+/// Bytes that are charged against a pool's budget though they lie elsewhere, such as in the buffers
+/// that a request was received in. Dropping it gives them back.
+pub struct Reservation {
+    pool: BufferPool,
+    bytes: usize,
+}
+
+impl Reservation {
+    /// Charges `bytes` more.
+    ///
+    /// # Errors
+    /// When the budget is used up.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        self.pool.0.charge(bytes)?;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.pool.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Memory with one owner, who may write it.
@@ -276,6 +319,17 @@ mod tests {
         assert_eq!(refused, Some(Exhausted { asked: 6_000, used: 6_000, budget: 10_000 }));
         drop(held);
         assert!(pool.allocate(6_000).is_ok());
+    }
+
+    #[test]
+    fn a_reservation_counts_until_it_is_dropped() {
+        let pool = BufferPool::new(1 << 20, 100).unwrap();
+        let mut reservation = pool.reservation();
+        reservation.grow(60).unwrap();
+        assert_eq!(reservation.grow(60), Err(Exhausted { asked: 60, used: 60, budget: 100 }));
+        assert_eq!(pool.used(), 60);
+        drop(reservation);
+        assert_eq!(pool.used(), 0);
     }
 
     #[test]

@@ -42,3 +42,4 @@ pub use scheduling::{
     Scheduling, SequenceBatching, SequenceControl, SequenceControlKind, SequenceState,
     SequenceStrategy, TimeoutAction,
 };
+pub use text::parse_config;

@@ -70,6 +70,11 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 impl Executed {
+    /// How long the batch took.
+    pub fn took(&self) -> std::time::Duration {
+        self.times.compute_input + self.times.compute_infer + self.times.compute_output
+    }
+
     /// Answers every request of the batch and counts it. Runs on reactor `reactor`.
     pub fn answer(self, reactor: usize) {
         let Self { jobs, outcome, began, times } = self;

@@ -23,6 +23,34 @@ const OUTLIERS: usize = 1;
 /// The parameter in a model's configuration that forbids inline runs by the value `off`.
 const PARAMETER: &str = "inline_execution";
 
+/// A run of an inline model that takes this long is slow. Twice what the trial at load allows, so that
+/// a model at the limit does not move to and fro.
+const SLOW: Duration = Duration::from_micros(100);
+/// Runs that are judged together.
+const WINDOW: u32 = 256;
+/// Slow runs in a window that end inline running: more than the machine's noise makes.
+const SLOW_RUNS_MAX: u32 = WINDOW / 10;
+
+/// Watches whether an inline model stays as fast as it was when it was loaded.
+#[derive(Debug, Default)]
+pub struct Pace {
+    runs: u32,
+    slow: u32,
+}
+
+impl Pace {
+    /// Notes a run, and returns whether the model has become too slow to run inline.
+    pub fn is_lost_after(&mut self, took: Duration) -> bool {
+        self.runs += 1;
+        self.slow += u32::from(took > SLOW);
+        let lost = self.slow > SLOW_RUNS_MAX;
+        if self.runs == WINDOW {
+            *self = Self::default();
+        }
+        lost
+    }
+}
+
 /// Tries the model with zeros at its largest batch: it runs inline when it is small, of fixed
 /// shapes, needs no threads of its own and its configuration does not forbid it.
 pub fn suits(
@@ -82,4 +110,20 @@ fn zeros(spec: &VersionSpec, pool: &BufferPool) -> Option<SmallVec<[Option<Batch
             Some(Some(BatchTensor { shape, data: data.freeze() }))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenth_of_slow_runs_is_noise_and_more_is_the_model() {
+        let mut pace = Pace::default();
+        for run in 0..10 * WINDOW {
+            let took = if run % 11 == 0 { 2 * SLOW } else { SLOW / 4 };
+            assert!(!pace.is_lost_after(took));
+        }
+        let lost = (0..WINDOW).position(|_| pace.is_lost_after(2 * SLOW));
+        assert_eq!(lost, Some(SLOW_RUNS_MAX as usize));
+    }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     execution::{Executed, execute},
+    inline::Pace,
     instance_thread::InstanceThread,
     job::Job,
 };
@@ -35,7 +36,7 @@ pub struct Shard {
 /// Where a shard's batches run.
 pub enum Executor {
     /// On the reactor itself, between two polls; `None` while it runs.
-    Inline(Option<Box<dyn Instance>>),
+    Inline(Option<InlineInstance>),
     /// On instance threads, of which `idle` have nothing to do.
     Threads {
         /// All of them.
@@ -43,6 +44,33 @@ pub enum Executor {
         /// Their indices.
         idle: Vec<usize>,
     },
+}
+
+/// An instance that runs on its reactor as long as it is fast.
+pub struct InlineInstance {
+    /// What runs.
+    pub instance: Box<dyn Instance>,
+    /// Its name.
+    pub name: String,
+    /// Where its thread is bound to, should it need one.
+    pub cores: Vec<usize>,
+    /// How fast it has been.
+    pub pace: Pace,
+}
+
+impl InlineInstance {
+    /// Gives the instance a thread of its own, because it has become slow.
+    fn into_thread(self) -> Executor {
+        log::warn!("instance '{}' has become too slow to run inline: it gets a thread", self.name);
+        let home = current();
+        match InstanceThread::start(self.name, 0, self.cores, self.instance, home) {
+            Ok(thread) => Executor::Threads { threads: vec![thread], idle: vec![0] },
+            Err(error) => {
+                log::error!("cannot start an instance's thread: {error}");
+                Executor::Threads { threads: Vec::new(), idle: vec![0] }
+            }
+        }
+    }
 }
 
 impl Shard {
@@ -129,16 +157,22 @@ impl Shard {
             Executor::Inline(instance) => {
                 let Some(mut taken) = instance.take() else { return };
                 drop(executor);
-                let executed = execute(&mut *taken, jobs);
-                *self.executor.borrow_mut() = Executor::Inline(Some(taken));
+                let executed = execute(&mut *taken.instance, jobs);
+                let slow = taken.pace.is_lost_after(executed.took());
+                *self.executor.borrow_mut() =
+                    if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
                 executed.answer(self.reactor);
             }
             Executor::Threads { threads, idle } => {
-                let thread = idle.pop().and_then(|index| threads.get(index));
-                let refused = match thread {
+                let Some(index) = idle.pop() else { return };
+                let refused = match threads.get(index) {
                     Some(thread) => thread.run(jobs).err(),
                     None => Some(jobs),
                 };
+                if refused.is_some() {
+                    // Whoever comes next shall be told too, not wait.
+                    idle.push(index);
+                }
                 drop(executor);
                 for job in refused.into_iter().flatten() {
                     let detail = "the instance's thread has ended".to_owned();

@@ -6,10 +6,10 @@ use std::{
 
 use super::{
     execution::Executed,
-    inline,
+    inline::{self, Pace},
     instance_thread::InstanceThread,
     job::{Job, Reply},
-    shard::{Executor, Shard, ShardHandle},
+    shard::{Executor, InlineInstance, Shard, ShardHandle},
 };
 use crate::{
     backend::{BackendError, Instance, Model, Placement},
@@ -123,13 +123,17 @@ impl LoadedVersion {
             shards: PerReactor::new(site.reactors),
         });
         if runs_inline {
-            let mut instances = instances.into_iter().map(|(_, instance)| instance);
+            let mut instances = instances.into_iter();
             for reactor in site.reactors {
-                let instance = match (instances.next(), spec.placements.first()) {
+                let (name, instance) = match (instances.next(), spec.placements.first()) {
                     (Some(made), _) => made,
-                    (None, Some(placement)) => spec.model.instance(placement)?,
+                    (None, Some(placement)) => {
+                        (placement.name.clone(), spec.model.instance(placement)?)
+                    }
                     (None, None) => break,
                 };
+                let (cores, pace) = (site.instance_cores.to_vec(), Pace::default());
+                let instance = InlineInstance { instance, name, cores, pace };
                 version.place(reactor, spec.policy.clone(), Executor::Inline(Some(instance)))?;
             }
         } else {

@@ -44,10 +44,12 @@ async fn infer(
     respond: &mut SendResponse<Bytes>,
 ) -> Result<InferResponse, Error> {
     let deadline = deadline(headers)?;
-    let mut messages = MessageReader::new(body, connection.settings.message_max);
+    let memory = connection.server.pool();
+    let mut messages = MessageReader::new(body, connection.settings.message_max, memory);
     let message = messages.next().await?;
     let message = message.ok_or_else(|| Error::malformed("the call has no request message"))?;
-    let mut request = decode::infer_request(message)?;
+    let _reservation = message.reservation;
+    let mut request = decode::infer_request(message.bytes)?;
     request.deadline = deadline;
     let mut answer = connection.server.infer(request)?;
     let reply = std::future::poll_fn(|cx| poll_answer(&mut answer, respond, cx)).await;

@@ -6,7 +6,10 @@ use bytes::{Buf, Bytes};
 use h2::RecvStream;
 
 use super::encode::FRAME_HEADER;
-use crate::inference::{Error, Rope};
+use crate::{
+    inference::{Error, Rope},
+    memory::{BufferPool, Reservation},
+};
 
 /// Takes a stream's frames apart into messages without copying them.
 pub struct MessageReader {
@@ -15,16 +18,33 @@ pub struct MessageReader {
     arrived: Rope,
     message_len: Option<usize>,
     message_max: usize,
+    memory: BufferPool,
+    /// What has arrived, charged against the server's memory.
+    reservation: Reservation,
     ended: bool,
 }
 
+/// A message, and the charge for its memory, to be kept as long as it is.
+pub struct Message {
+    pub bytes: Rope,
+    pub reservation: Reservation,
+}
+
 impl MessageReader {
-    pub fn new(body: RecvStream, message_max: usize) -> Self {
-        Self { body, arrived: Rope::default(), message_len: None, message_max, ended: false }
+    pub fn new(body: RecvStream, message_max: usize, memory: &BufferPool) -> Self {
+        Self {
+            body,
+            arrived: Rope::default(),
+            message_len: None,
+            message_max,
+            memory: memory.clone(),
+            reservation: memory.reservation(),
+            ended: false,
+        }
     }
 
     /// The next message, or `None` at the end of the stream.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Rope>, Error>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Error>> {
         loop {
             if let Some(message) = self.take_message()? {
                 return Poll::Ready(Ok(Some(message)));
@@ -53,18 +73,19 @@ impl MessageReader {
     }
 
     /// The next message, or `None` at the end of the stream.
-    pub async fn next(&mut self) -> Result<Option<Rope>, Error> {
+    pub async fn next(&mut self) -> Result<Option<Message>, Error> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
     fn arrived(&mut self, frame: Bytes) -> Result<(), Error> {
         let len = frame.len();
+        self.reservation.grow(len)?;
         self.arrived.push(frame);
         // The window bounds what a client can send ahead; the message limit what we keep.
         self.body.flow_control().release_capacity(len).map_err(|_| Error::Cancelled)
     }
 
-    fn take_message(&mut self) -> Result<Option<Rope>, Error> {
+    fn take_message(&mut self) -> Result<Option<Message>, Error> {
         let len = match self.message_len {
             Some(len) => len,
             None if self.arrived.len() < FRAME_HEADER => return Ok(None),
@@ -78,7 +99,10 @@ impl MessageReader {
             return Ok(None);
         }
         self.message_len = None;
-        Ok(Some(self.arrived.split_to(len)))
+        let bytes = self.arrived.split_to(len);
+        let mut rest = self.memory.reservation();
+        rest.grow(self.arrived.len())?;
+        Ok(Some(Message { bytes, reservation: std::mem::replace(&mut self.reservation, rest) }))
     }
 
     fn read_header(&mut self) -> Result<usize, Error> {

@@ -11,14 +11,10 @@ use super::{
     connection::Connection,
     decode, encode,
     infer::{lost, response_head, send_segment},
-    message::MessageReader,
+    message::{Message, MessageReader},
     status,
 };
-use crate::{
-    inference::{Error, Rope},
-    runtime::ReplyReceiver,
-    serving::Reply,
-};
+use crate::{inference::Error, memory::Reservation, runtime::ReplyReceiver, serving::Reply};
 
 /// Requests of one stream that may be in flight; the client's next ones wait in its window.
 const IN_FLIGHT_MAX: usize = 1024;
@@ -30,7 +26,8 @@ pub async fn answer(
     mut respond: SendResponse<Bytes>,
 ) {
     let Ok(mut responses) = respond.send_response(response_head(), false) else { return };
-    let mut requests = MessageReader::new(body, connection.settings.message_max);
+    let memory = connection.server.pool();
+    let mut requests = MessageReader::new(body, connection.settings.message_max, memory);
     let mut in_flight = VecDeque::new();
     let mut reading = true;
     while reading || !in_flight.is_empty() {
@@ -60,6 +57,7 @@ pub async fn answer(
 struct InFlight {
     id: CompactString,
     answer: Answer,
+    _reservation: Reservation,
 }
 
 enum Answer {
@@ -69,7 +67,7 @@ enum Answer {
 }
 
 enum Event {
-    Request(Rope),
+    Request(Message),
     /// The oldest request's answer.
     Reply(CompactString, Reply),
     /// The client sends no more requests.
@@ -107,19 +105,13 @@ async fn next_event(
     .await
 }
 
-fn begin(connection: &Connection, message: Rope) -> InFlight {
-    let request = match decode::infer_request(message) {
-        Ok(request) => request,
-        Err(error) => {
-            return InFlight { id: CompactString::default(), answer: Answer::Failed(Some(error)) };
-        }
+fn begin(connection: &Connection, message: Message) -> InFlight {
+    let (id, answer) = match decode::infer_request(message.bytes) {
+        Ok(request) => (request.id.clone(), connection.server.infer(request)),
+        Err(error) => (CompactString::default(), Err(error)),
     };
-    let id = request.id.clone();
-    let answer = match connection.server.infer(request) {
-        Ok(answer) => Answer::Coming(answer),
-        Err(error) => Answer::Failed(Some(error)),
-    };
-    InFlight { id, answer }
+    let answer = answer.map_or_else(|error| Answer::Failed(Some(error)), Answer::Coming);
+    InFlight { id, answer, _reservation: message.reservation }
 }
 
 async fn send(

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     inference::{Error, InferRequest, Rope},
     ingress::describe,
+    memory::Reservation,
     runtime::{HyperTimer, TcpStream, draining, sleep},
     serving::Server,
 };
@@ -179,7 +180,8 @@ impl Calls {
         head: &request::Parts,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
-        let body = self.read(head, body).await?;
+        let mut reservation = self.server.pool().reservation();
+        let body = self.read(head, body, &mut reservation).await?;
         let (request, form) = self.parse(model, &head.headers, &body)?;
         drop(body);
         let mut answer = self.server.infer(request)?;
@@ -228,7 +230,12 @@ impl Calls {
     }
 
     /// The body of a request, unpacked.
-    async fn read(&self, head: &request::Parts, mut body: Incoming) -> Result<Rope, Error> {
+    async fn read(
+        &self,
+        head: &request::Parts,
+        mut body: Incoming,
+        reservation: &mut Reservation,
+    ) -> Result<Rope, Error> {
         let limit = self.settings.body_max;
         let packing = head.headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
         let packing = Encoding::of_request(packing)?;
@@ -254,13 +261,17 @@ impl Calls {
                 Error::malformed(format!("the request's body could not be read: {error}"))
             })?;
             if let Ok(data) = frame.into_data() {
+                reservation.grow(data.len())?;
                 rope.push(data);
             }
             if rope.len() > limit {
                 return Err(Error::RequestTooLarge { limit, got: rope.len() as u64 });
             }
         }
-        encoding::decompress(packing, rope, limit)
+        let packed = rope.len();
+        let unpacked = encoding::decompress(packing, rope, limit)?;
+        reservation.grow(unpacked.len().saturating_sub(packed))?;
+        Ok(unpacked)
     }
 }
 

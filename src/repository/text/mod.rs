@@ -38,6 +38,14 @@ pub(super) struct Outline {
     fields: HashMap<String, usize>,
 }
 
+/// Reads a configuration from the text of a `config.pbtxt`.
+///
+/// # Errors
+/// The first fault, with its line and column; the file it names is `config.pbtxt`.
+pub fn parse_config(text: &str) -> Result<ModelConfig, Error> {
+    parse(Path::new("config.pbtxt"), text).map(|parsed| parsed.config)
+}
+
 /// Parses `text`, which came from `file`.
 ///
 /// # Errors
