@@ -18,18 +18,11 @@ const ROOMS: [&str; 12] = [
     "cli",
 ];
 /// What a room names from above itself, and why it may.
-const UPWARD: [(&str, &str, &str); 2] = [
-    (
-        "inference",
-        "memory",
-        "a used-up memory budget is one of the errors that a client is told of",
-    ),
-    (
-        "repository",
-        "backend",
-        "a model's file completes its configuration, and its source is plain data",
-    ),
-];
+const UPWARD: [(&str, &str, &str); 1] = [(
+    "repository",
+    "backend",
+    "a model's file completes its configuration, and its source is plain data",
+)];
 /// Rooms that deal with what the compiler cannot check.
 const UNSAFE_ROOMS: [&str; 4] = ["runtime", "memory", "backend", "device"];
 const LINES_MAX: usize = 700;

@@ -18,11 +18,12 @@ use {
 
 /// The way into a reactor from any thread: many senders, one receiver, no lock.
 ///
-/// Senders push onto a list that the receiver takes whole, so a busy receiver is not woken again:
-/// only the message that finds the list empty wakes it. A message sent by [`try_send`] is refused
-/// when `capacity` of them wait already; one sent by [`send`] never is, because it answers or ends
-/// something that was counted when it began.
+/// Senders push onto a list that the receiver takes whole, so a busy receiver need not be woken
+/// again: only whoever finds the list empty must [`wake`] it, which sending tells. A message sent by
+/// [`try_send`] is refused when `capacity` of them wait already; one sent by [`send`] never is,
+/// because it answers or ends something that was counted when it began.
 ///
+/// [`wake`]: Mailbox::wake
 /// [`try_send`]: Mailbox::try_send
 /// [`send`]: Mailbox::send
 pub struct Mailbox<T> {
@@ -78,19 +79,20 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Sends a message that must arrive: a completion, a cancellation, a shutdown.
+    /// Sends a message that must arrive: a completion, a cancellation, a shutdown. Returns whether
+    /// the receiver must be woken.
     ///
     /// # Errors
     /// When the receiver is gone.
-    pub fn send(&self, message: T) -> Result<(), Closed<T>> {
+    pub fn send(&self, message: T) -> Result<bool, Closed<T>> {
         self.push(message, false)
     }
 
-    /// Sends a message that may be refused: new work.
+    /// Sends a message that may be refused: new work. Returns whether the receiver must be woken.
     ///
     /// # Errors
     /// When the mailbox is full or the receiver gone.
-    pub fn try_send(&self, message: T) -> Result<(), Full<T>> {
+    pub fn try_send(&self, message: T) -> Result<bool, Full<T>> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.capacity {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(Full::Full(message));
@@ -101,7 +103,7 @@ impl<T> Mailbox<T> {
         })
     }
 
-    fn push(&self, message: T, counted: bool) -> Result<(), Closed<T>> {
+    fn push(&self, message: T, counted: bool) -> Result<bool, Closed<T>> {
         let node = Box::into_raw(Box::new(Node { next: ptr::null_mut(), counted, message }));
         let mut newest = self.newest.load(Ordering::Relaxed);
         loop {
@@ -122,10 +124,12 @@ impl<T> Mailbox<T> {
                 Err(changed) => newest = changed,
             }
         }
-        if newest.is_null() {
-            self.receiver.wake();
-        }
-        Ok(())
+        Ok(newest.is_null())
+    }
+
+    /// Wakes the receiver.
+    pub fn wake(&self) {
+        self.receiver.wake();
     }
 
     /// Takes all messages that wait, oldest first, or waits for one. One task alone may receive.
@@ -234,8 +238,8 @@ mod tests {
     #[test]
     fn messages_come_oldest_first_and_the_refusable_ones_are_bounded() {
         let mailbox = Mailbox::new(2);
-        mailbox.try_send(1).unwrap();
-        mailbox.try_send(2).unwrap();
+        assert!(mailbox.try_send(1).unwrap());
+        assert!(!mailbox.try_send(2).unwrap());
         assert!(matches!(mailbox.try_send(3), Err(Full::Full(3))));
         mailbox.send(4).unwrap();
         assert_eq!(mailbox.take().unwrap().collect::<Vec<_>>(), [1, 2, 4]);
@@ -259,7 +263,11 @@ mod loom_tests {
             let senders: Vec<_> = (0..2)
                 .map(|sender| {
                     let mailbox = mailbox.clone();
-                    thread::spawn(move || mailbox.send(sender).unwrap())
+                    thread::spawn(move || {
+                        if mailbox.send(sender).unwrap() {
+                            mailbox.wake();
+                        }
+                    })
                 })
                 .collect();
             let mut got = Vec::new();

@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    doorbell::{Doorbell, DoorbellListener},
     drain,
     driver::{self, Driver, DriverChoice},
     mailbox::{Closed, Full, Mailbox},
@@ -65,6 +66,7 @@ pub(super) struct Shared {
     pub(super) index: usize,
     pub(super) driver: Driver,
     mailbox: Mailbox<Message>,
+    doorbell: Doorbell,
     connections: AtomicUsize,
     stopping: AtomicBool,
     pub(super) activity: Activity,
@@ -96,7 +98,9 @@ impl ReactorHandle {
     /// # Errors
     /// When the reactor has ended; the message comes back undropped.
     pub fn send(&self, message: Message) -> Result<(), Closed<Message>> {
-        self.0.mailbox.send(message)
+        let must_wake = self.0.mailbox.send(message)?;
+        self.wake_if(must_wake);
+        Ok(())
     }
 
     /// Runs `message` on the reactor: for new work.
@@ -104,7 +108,19 @@ impl ReactorHandle {
     /// # Errors
     /// When too much work waits there already, or the reactor has ended.
     pub fn try_send(&self, message: Message) -> Result<(), Full<Message>> {
-        self.0.mailbox.try_send(message)
+        let must_wake = self.0.mailbox.try_send(message)?;
+        self.wake_if(must_wake);
+        Ok(())
+    }
+
+    fn wake_if(&self, must_wake: bool) {
+        if must_wake {
+            if self.is_current() {
+                self.0.mailbox.wake();
+            } else {
+                self.0.doorbell.ring(&self.0.mailbox);
+            }
+        }
     }
 
     /// Open connections on this reactor.
@@ -122,6 +138,11 @@ impl ReactorHandle {
 
     pub(super) fn is_stalled(&self) -> bool {
         self.0.activity.is_stalled()
+    }
+
+    /// Has the mailbox looked into. Called on the reactor.
+    pub(super) fn look_into_mailbox(&self) {
+        self.0.mailbox.wake();
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -178,10 +199,13 @@ impl Reactors {
         let chosen = driver::choose(settings.driver);
         let mut reactors = Self { handles: Vec::new(), threads: Vec::new() };
         for (index, core) in topology.reactor_cores(settings.count).into_iter().enumerate() {
+            let (doorbell, listener) = Doorbell::new(chosen)
+                .map_err(|source| StartError::Thread { index, core, source })?;
             let handle = ReactorHandle(Arc::new(Shared {
                 index,
                 driver: chosen,
                 mailbox: Mailbox::new(settings.mailbox_capacity),
+                doorbell,
                 connections: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
                 activity: Activity::default(),
@@ -191,7 +215,7 @@ impl Reactors {
                 .name(format!("reactor-{index}"))
                 .spawn({
                     let (handle, idle_spin) = (handle.clone(), settings.idle_spin);
-                    move || run(handle, core, idle_spin, &report)
+                    move || run(handle, core, idle_spin, listener, &report)
                 })
                 .map_err(|source| StartError::Thread { index, core, source })?;
             match started.recv() {
@@ -255,6 +279,7 @@ fn run(
     handle: ReactorHandle,
     core: usize,
     idle_spin: Duration,
+    listener: DoorbellListener,
     report: &mpsc::SyncSender<Result<(), StartError>>,
 ) {
     let index = handle.index();
@@ -268,6 +293,7 @@ fn run(
     let reactor = handle.clone();
     let main = Watched::new(handle.clone(), &"a message from another thread", async move {
         let _ = report.send(Ok(()));
+        spawn(&"a ring from another thread", listener.listen(reactor.clone()));
         read_mailbox(&reactor).await;
     });
     if let Err(detail) = driver::run(handle.driver(), core, idle_spin, main) {
@@ -275,8 +301,7 @@ fn run(
     }
 }
 
-/// Runs messages until one asks the reactor to end, then what still waits. This is the one task
-/// that other threads wake.
+/// Runs messages until one asks the reactor to end, then what still waits.
 async fn read_mailbox(reactor: &ReactorHandle) {
     while !reactor.0.stopping.load(Ordering::Relaxed) {
         for message in reactor.0.mailbox.receive().await {
@@ -439,6 +464,30 @@ mod tests {
             let mut dropped_on = [reported.recv().unwrap(), reported.recv().unwrap()];
             dropped_on.sort_unstable();
             assert_eq!(dropped_on, [Some(0), Some(1)]);
+        });
+    }
+
+    /// glommio's own wakes from other threads got lost about once in thousands.
+    #[test]
+    fn no_wake_from_another_thread_is_lost() {
+        const MESSAGES: usize = 20_000;
+        on_both_drivers(|reactors| {
+            let handle = reactors.handles()[0].clone();
+            let senders: Vec<_> = (0..2)
+                .map(|_| {
+                    let handle = handle.clone();
+                    thread::spawn(move || {
+                        let (answer, answers) = channel();
+                        for message in 0..MESSAGES {
+                            let answer = answer.clone();
+                            handle.send(Box::new(move || answer.send(message).unwrap())).unwrap();
+                            let patience = Duration::from_secs(20);
+                            assert_eq!(answers.recv_timeout(patience), Ok(message));
+                        }
+                    })
+                })
+                .collect();
+            senders.into_iter().for_each(|sender| sender.join().unwrap());
         });
     }
 

@@ -31,9 +31,14 @@ pub async fn answer(
         return;
     };
     let (head, mut body) = response.into_parts();
-    let Ok(mut stream) = respond.send_response(Response::from_parts(head, ()), false) else {
+    // A call that failed at once has its status in the head, and nothing may follow it.
+    let ends = body.is_end_stream();
+    let Ok(mut stream) = respond.send_response(Response::from_parts(head, ()), ends) else {
         return;
     };
+    if ends {
+        return;
+    }
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return stream.send_reset(h2::Reason::INTERNAL_ERROR) };
         match frame.into_data() {
@@ -50,7 +55,6 @@ pub async fn answer(
             }
         }
     }
-    // A call that failed at once has its status in the head, and no trailers.
     let _ = stream.send_data(Bytes::new(), true);
 }
 

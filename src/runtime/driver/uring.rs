@@ -1,10 +1,14 @@
 use std::{
     future::Future,
     io, net,
-    os::fd::{FromRawFd, IntoRawFd},
+    os::{
+        fd::{FromRawFd, IntoRawFd},
+        unix::net::UnixStream,
+    },
     time::Duration,
 };
 
+use futures_lite::AsyncReadExt as _;
 use glommio::{LocalExecutorBuilder, Placement, net::TcpStream, timer::Timer};
 
 use super::yield_now;
@@ -62,4 +66,15 @@ pub fn sleep(duration: Duration) -> UringSleep {
 pub fn stream(socket: net::TcpStream) -> io::Result<UringStream> {
     // SAFETY: `into_raw_fd` hands over an open descriptor that nothing else owns.
     Ok(unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) })
+}
+
+/// Calls `heard` each time that bytes come over `socket`, until it is closed.
+pub async fn listen(socket: UnixStream, heard: impl Fn()) -> io::Result<()> {
+    // SAFETY: `into_raw_fd` hands over an open descriptor that nothing else owns.
+    let mut socket = unsafe { glommio::net::UnixStream::from_raw_fd(socket.into_raw_fd()) };
+    let mut bytes = [0; 64];
+    while socket.read(&mut bytes).await? > 0 {
+        heard();
+    }
+    Ok(())
 }
