@@ -22,6 +22,10 @@ use crate::{
 /// that it is copied out, so that a slow client holds up nobody's batch.
 const PATIENCE: Duration = Duration::from_millis(5);
 
+/// Pieces up to this size are left to HTTP/2's own buffer: copies, which hold no batch's memory. The
+/// number of open streams bounds them.
+const SMALL_SEGMENT: usize = 2 * encode::COPIED_BYTES_MAX;
+
 /// Answers a `ModelInfer` call.
 pub async fn answer(
     connection: Rc<Connection>,
@@ -96,7 +100,7 @@ pub async fn send_segment(
     stream: &mut SendStream<Bytes>,
     mut segment: Bytes,
 ) -> Result<(), Gone> {
-    if segment.len() <= encode::COPIED_BYTES_MAX + encode::COPIED_BYTES_MAX {
+    if segment.len() <= SMALL_SEGMENT {
         return stream.send_data(segment, false).map_err(|_| Gone);
     }
     let mut charge = None;

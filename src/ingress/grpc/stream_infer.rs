@@ -31,7 +31,7 @@ pub async fn answer(
     let mut in_flight = VecDeque::new();
     let mut reading = true;
     while reading || !in_flight.is_empty() {
-        match next_event(&mut requests, &mut in_flight, reading).await {
+        match next_event(&mut requests, &mut responses, &mut in_flight, reading).await {
             Event::Request(message) => in_flight.push_back(begin(&connection, message)),
             Event::Reply(id, reply) => {
                 if send(&connection, &mut responses, &id, reply).await.is_err() {
@@ -78,6 +78,7 @@ enum Event {
 
 async fn next_event(
     requests: &mut MessageReader,
+    responses: &mut SendStream<Bytes>,
     in_flight: &mut VecDeque<InFlight>,
     reading: bool,
 ) -> Event {
@@ -92,6 +93,9 @@ async fn next_event(
                 in_flight.pop_front();
                 return Poll::Ready(Event::Reply(id, reply.unwrap_or_else(|| Err(lost()))));
             }
+        }
+        if responses.poll_reset(cx).is_ready() {
+            return Poll::Ready(Event::Broken(Error::Cancelled));
         }
         if !reading || in_flight.len() == IN_FLIGHT_MAX {
             return Poll::Pending;
