@@ -15,7 +15,7 @@ use super::{
     status,
 };
 use crate::{
-    inference::{Error, Rope},
+    inference::{Error, Parameter, Rope},
     runtime::ReplyReceiver,
     serving::Reply,
 };
@@ -129,7 +129,8 @@ async fn send(
     reply: Reply,
 ) -> Result<(), super::infer::Gone> {
     match reply {
-        Ok(response) => {
+        Ok(mut response) => {
+            response.parameters.insert("triton_final_response", Parameter::Bool(true));
             for segment in encode::stream_response(&response) {
                 send_segment(connection, responses, segment).await?;
             }

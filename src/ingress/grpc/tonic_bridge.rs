@@ -31,6 +31,12 @@ pub async fn answer(
         return;
     };
     let (head, mut body) = response.into_parts();
+    if body.is_end_stream() {
+        // A call that failed at once has its status in the head, and neither message nor trailers.
+        // An error here means that the client has left.
+        let _ = respond.send_response(Response::from_parts(head, ()), true);
+        return;
+    }
     let Ok(mut stream) = respond.send_response(Response::from_parts(head, ()), false) else {
         return;
     };
@@ -50,7 +56,6 @@ pub async fn answer(
             }
         }
     }
-    // A call that failed at once has its status in the head, and no trailers.
     let _ = stream.send_data(Bytes::new(), true);
 }
 
