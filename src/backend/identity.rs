@@ -7,10 +7,15 @@ use super::{
     Backend, BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, ModelIo,
     ModelSource, Placement,
 };
+use crate::inference::{Signature, TensorSpec};
 
-/// Output `i` is input `i`, by reference.
+/// Output `OUTPUTx` is input `INPUTx`, and one of another name the input in its place, by reference.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Identity;
+
+/// A model, and each of its instances: for every output its input's place and name.
+#[derive(Clone, Debug)]
+struct Pairs(Vec<(usize, Arc<str>)>);
 
 impl Backend for Identity {
     fn name(&self) -> &'static str {
@@ -30,17 +35,20 @@ impl Backend for Identity {
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
-        let signature = &source.signature;
-        if signature.inputs.len() != signature.outputs.len() {
-            return Err(BackendError(format!(
-                "model '{}' of back end 'identity' must have as many outputs as inputs: \
-                 expected {}, got {}",
-                source.name,
-                signature.inputs.len(),
-                signature.outputs.len()
-            )));
-        }
-        for (input, output) in signature.inputs.iter().zip(&signature.outputs) {
+        let Signature { inputs, outputs, .. } = &*source.signature;
+        let mut pairs = Vec::new();
+        for (index, output) in outputs.iter().enumerate() {
+            let Some(place) = input_of(inputs, index, &output.name) else {
+                return Err(BackendError(format!(
+                    "output '{}' of model '{}' of back end 'identity' has no input: expected one \
+                     for each of {} outputs, got {}",
+                    output.name,
+                    source.name,
+                    outputs.len(),
+                    inputs.len()
+                )));
+            };
+            let input = &inputs[place];
             if input.datatype != output.datatype {
                 return Err(BackendError(format!(
                     "output '{}' of model '{}' must have the type of input '{}': \
@@ -48,14 +56,22 @@ impl Backend for Identity {
                     output.name, source.name, input.name, input.datatype, output.datatype
                 )));
             }
+            pairs.push((place, input.name.clone()));
         }
-        Ok(Arc::new(Identity))
+        Ok(Arc::new(Pairs(pairs)))
     }
 }
 
-impl Model for Identity {
+fn input_of(inputs: &[TensorSpec], index: usize, output: &str) -> Option<usize> {
+    let of_its_name = output.strip_prefix("OUTPUT").and_then(|rest| {
+        inputs.iter().position(|input| input.name.strip_prefix("INPUT") == Some(rest))
+    });
+    of_its_name.or_else(|| (index < inputs.len()).then_some(index))
+}
+
+impl Model for Pairs {
     fn instance(&self, _: &Placement) -> Result<Box<dyn Instance>, BackendError> {
-        Ok(Box::new(Identity))
+        Ok(Box::new(self.clone()))
     }
 
     fn inline_fitness(&self) -> InlineFitness {
@@ -63,8 +79,36 @@ impl Model for Identity {
     }
 }
 
-impl Instance for Identity {
+impl Instance for Pairs {
     fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
-        Ok(batch.inputs.iter().cloned().collect())
+        let outputs = self.0.iter().zip(batch.wanted);
+        outputs
+            .map(|((place, name), &wanted)| match batch.inputs.get(*place) {
+                Some(Some(tensor)) => Ok(Some(tensor.clone())),
+                _ if wanted => Err(BackendError(format!("unknown request input name {name}"))),
+                _ => Ok(None),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::{DataType, Shape};
+
+    #[test]
+    fn an_output_is_the_input_of_its_name_or_else_of_its_place() {
+        let input = |name| TensorSpec::new(name, DataType::Fp32, Shape::from([1]));
+        let inputs = [input("INPUT1"), input("INPUT0"), input("X")];
+        for (index, output, expected) in [
+            (0, "OUTPUT0", Some(1)),
+            (1, "OUTPUT1", Some(0)),
+            (2, "OUTPUT9", Some(2)),
+            (0, "Y", Some(0)),
+            (3, "Y", None),
+        ] {
+            assert_eq!(input_of(&inputs, index, output), expected, "{output} at {index}");
+        }
     }
 }

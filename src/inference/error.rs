@@ -31,10 +31,18 @@ pub enum Error {
     #[error("Request for unknown model: '{model}' version {version} is not at ready state")]
     VersionNotReady { model: String, version: i64 },
     #[error(
-        "failed to get model version from specified version string '{version}', \
+        "failed to get model version from specified version string '{version}' (details: stol), \
          version should be an integral value > 0"
     )]
     MalformedVersion { version: String },
+    #[error(
+        "invalid model version specified '{version}' , version should be an integral value > 0"
+    )]
+    NegativeVersion { version: String },
+    #[error("requested model '{model}' is not available")]
+    NoStatisticsOfModel { model: String },
+    #[error("requested model version is not available for model '{model}'")]
+    NoStatisticsOfVersion { model: String },
     #[error("server is not ready")]
     NotReady,
     #[error("server is stopping and takes no new requests")]
@@ -48,16 +56,16 @@ pub enum Error {
     UnexpectedOutput { output: String, model: String },
     #[error("input '{input}' already exists in request")]
     DuplicateInput { input: String },
-    #[error("output '{output}' already exists in request")]
-    DuplicateOutput { output: String },
     #[error(
-        "expected {expected} inputs but got {got} inputs for model '{model}'. \
+        "expected {} inputs for model '{model}'. \
          Got input(s) {got_names}, but missing required input(s) {missing_names}. \
-         Please provide all required input(s)."
+         Please provide all required input(s).",
+        count_said(*.required, *.most, *.got)
     )]
-    MissingInputs {
+    InputCount {
         model: String,
-        expected: usize,
+        required: usize,
+        most: usize,
         got: usize,
         got_names: NameList,
         missing_names: NameList,
@@ -67,26 +75,26 @@ pub enum Error {
     )]
     DataTypeMismatch { input: String, model: String, expected: DataType, got: DataType },
     #[error(
-        "unexpected shape for input '{input}' for model '{model}'. Expected {expected}, got {got}"
+        "unexpected shape for input '{input}' for model '{model}'. \
+         Expected {expected}, got {got}. {}",
+        if *.batched { BATCH_DIMENSION_NOTE } else { "" }
     )]
-    ShapeMismatch { input: String, model: String, expected: Shape, got: Shape },
+    ShapeMismatch { input: String, model: String, expected: Shape, got: Shape, batched: bool },
     #[error(
-        "input '{input}' for model '{model}' has shape {shape}: a dimension must not be negative"
+        "All input dimensions should be specified for input '{input}' for model '{model}', \
+         got {shape}"
     )]
-    NegativeDimension { input: String, model: String, shape: Shape },
+    UnspecifiedDimension { input: String, model: String, shape: Shape },
     #[error(
         "input '{input}' for model '{model}' has shape {shape}: the number of elements is too large"
     )]
     ElementCountOverflow { input: String, model: String, shape: Shape },
-    #[error("input '{input}' has no batch dimension for batching model '{model}'")]
+    #[error("input '{input}' has no shape but model requires batch dimension for '{model}'")]
     MissingBatchDimension { input: String, model: String },
-    #[error(
-        "input '{input}' batch size does not match other inputs for '{model}': \
-         expected {expected}, got {got}"
-    )]
-    BatchSizeDisagrees { input: String, model: String, expected: i64, got: i64 },
-    #[error("inference request batch-size must be <= {limit} for '{model}', got {got}")]
-    BatchTooLarge { model: String, limit: u32, got: i64 },
+    #[error("input '{input}' batch size does not match other inputs for '{model}'")]
+    BatchSizeDisagrees { input: String, model: String },
+    #[error("inference request batch-size must be <= {limit} for '{model}'")]
+    BatchTooLarge { model: String, limit: u32 },
     #[error("inference request batch-size must be >= 1 for '{model}', got {got}")]
     BatchTooSmall { model: String, got: i64 },
     #[error(
@@ -94,18 +102,30 @@ pub enum Error {
          Expected {expected}, got {got}"
     )]
     ByteSizeMismatch { input: String, model: String, expected: u64, got: u64 },
-    #[error("expected {expected} strings for inference input '{input}', got {got}")]
-    StringCountMismatch { input: String, expected: u64, got: u64 },
     #[error(
-        "incomplete string length indicator for inference input '{input}', \
-         expecting 4 bytes but only {got} bytes available"
+        "expected {expected} string elements for inference input '{input}' for model '{model}', \
+         got {got}"
     )]
-    TruncatedStringLength { input: String, got: usize },
+    MissingStrings { input: String, model: String, expected: u64, got: u64 },
     #[error(
-        "incomplete string data for inference input '{input}', \
+        "unexpected number of string elements {} for inference input '{input}' for model \
+         '{model}', expecting {expected}",
+        .expected.saturating_add(1)
+    )]
+    SurplusString { input: String, model: String, expected: u64 },
+    #[error(
+        "incomplete string length indicator for inference input '{input}' for model '{model}', \
+         expecting 4 bytes but only {got} bytes available. \
+         Please make sure the string length indicator is in one buffer."
+    )]
+    TruncatedStringLength { input: String, model: String, got: usize },
+    #[error(
+        "incomplete string data for inference input '{input}' for model '{model}', \
          expecting string of length {expected} but only {got} bytes available"
     )]
-    TruncatedString { input: String, expected: usize, got: usize },
+    TruncatedString { input: String, model: String, expected: usize, got: usize },
+    #[error("[request id: {}] {error}", if .id.is_empty() { "<id_unknown>" } else { .id })]
+    InRequest { id: String, error: Box<Error> },
     #[error("{detail}")]
     MalformedRequest { detail: String },
     #[error("parameter '{name}' {detail}")]
@@ -148,23 +168,27 @@ impl Error {
             | Self::TimeoutExpired
             | Self::DeadlineExpired
             | Self::Unloading { .. } => Code::Unavailable,
+            Self::InRequest { error, .. } => error.code(),
             Self::MalformedVersion { .. }
+            | Self::NegativeVersion { .. }
+            | Self::NoStatisticsOfModel { .. }
+            | Self::NoStatisticsOfVersion { .. }
             | Self::UnknownDataType { .. }
             | Self::UnexpectedInput { .. }
             | Self::UnexpectedOutput { .. }
             | Self::DuplicateInput { .. }
-            | Self::DuplicateOutput { .. }
-            | Self::MissingInputs { .. }
+            | Self::InputCount { .. }
             | Self::DataTypeMismatch { .. }
             | Self::ShapeMismatch { .. }
-            | Self::NegativeDimension { .. }
+            | Self::UnspecifiedDimension { .. }
             | Self::ElementCountOverflow { .. }
             | Self::MissingBatchDimension { .. }
             | Self::BatchSizeDisagrees { .. }
             | Self::BatchTooLarge { .. }
             | Self::BatchTooSmall { .. }
             | Self::ByteSizeMismatch { .. }
-            | Self::StringCountMismatch { .. }
+            | Self::MissingStrings { .. }
+            | Self::SurplusString { .. }
             | Self::TruncatedStringLength { .. }
             | Self::TruncatedString { .. }
             | Self::MalformedRequest { .. }
@@ -176,9 +200,31 @@ impl Error {
         }
     }
 
+    /// This failure of the request `id`, which may be empty. Triton names the request in all that it
+    /// finds when it holds one against its model, save names that the model does not know.
+    pub fn in_request(self, id: &str) -> Self {
+        match self {
+            Self::UnexpectedInput { .. } | Self::UnexpectedOutput { .. } => self,
+            error => Self::InRequest { id: id.to_owned(), error: Box::new(error) },
+        }
+    }
+
     /// A request that is not of the protocol's form.
     pub fn malformed(detail: impl Into<String>) -> Self {
         Self::MalformedRequest { detail: detail.into() }
+    }
+}
+
+const BATCH_DIMENSION_NOTE: &str = "NOTE: Setting a non-zero max_batch_size in the model config \
+    requires a batch dimension to be prepended to each input shape. If you want to specify the full \
+    shape including the batch dim in your input dims config, try setting max_batch_size to zero. \
+    See the model configuration docs for more info on max_batch_size.";
+
+fn count_said(required: usize, most: usize, got: usize) -> String {
+    if required == most {
+        format!("{most} inputs but got {got}")
+    } else {
+        format!("number of inputs between {required} and {most} but got {got}")
     }
 }
 

@@ -2,7 +2,7 @@
 //! JSON.
 
 use crate::{
-    inference::{Error, Shape, TensorSpec},
+    inference::{Code, Error, Shape, TensorSpec},
     observe::prometheus::{self, ModelMetrics, PoolMetrics},
     proto::{
         ModelMetadataResponse, ModelStatisticsResponse, ServerMetadataResponse,
@@ -34,8 +34,15 @@ pub fn server() -> ServerMetadataResponse {
 }
 
 /// Whether a model takes requests; an empty version asks for the newest.
-pub fn is_model_ready(server: &Server, model: &str, version: &str) -> bool {
-    server.state() == ServerState::Ready && server.version(model, version).is_ok()
+///
+/// # Errors
+/// When the version is no number.
+pub fn is_model_ready(server: &Server, model: &str, version: &str) -> Result<bool, Error> {
+    match server.version(model, version) {
+        Ok(_) => Ok(server.state() == ServerState::Ready),
+        Err(error) if error.code() == Code::InvalidArgument => Err(error),
+        Err(_) => Ok(false),
+    }
 }
 
 /// The tensors of a model.
@@ -85,14 +92,23 @@ pub fn statistics(
 ) -> Result<ModelStatisticsResponse, Error> {
     let versions = match (model, version) {
         ("", _) => server.all_versions(),
-        (model, "") => server.versions(model)?,
-        (model, version) => vec![server.version(model, version)?],
+        (model, "") => server.versions(model).map_err(without_statistics)?,
+        (model, version) => vec![server.version(model, version).map_err(without_statistics)?],
     };
     let model_stats = versions
         .iter()
         .map(|version| version.statistics.to_proto(&version.name, version.version))
         .collect();
     Ok(ModelStatisticsResponse { model_stats })
+}
+
+/// Triton has its own texts for models and versions of which it counts nothing.
+fn without_statistics(error: Error) -> Error {
+    match error {
+        Error::UnknownModel { model } => Error::NoStatisticsOfModel { model },
+        Error::UnknownVersion { model, .. } => Error::NoStatisticsOfVersion { model },
+        other => other,
+    }
 }
 
 /// What Prometheus reads.

@@ -128,7 +128,6 @@ pub fn split(
                 });
             }
         }
-        in_order_asked(signature, request, response);
     }
     Ok(responses)
 }
@@ -200,18 +199,6 @@ fn client_shape(signature: &Signature, index: usize, shape: Shape) -> Shape {
     match (batched, shape.first()) {
         (true, Some(&rows)) => dims.with_batch(rows),
         _ => dims,
-    }
-}
-
-fn in_order_asked(signature: &Signature, request: &Admitted, response: &mut Outputs) {
-    if !request.outputs.is_sorted() {
-        let place = |output: &InferOutput| {
-            request
-                .outputs
-                .iter()
-                .position(|&index| signature.outputs[usize::from(index)].name == output.name)
-        };
-        response.sort_by_key(place);
     }
 }
 

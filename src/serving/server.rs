@@ -185,11 +185,11 @@ fn find<'a>(
         let newest = versions.values().next_back();
         return newest.ok_or_else(|| Error::NoAvailableVersions { model: model.to_owned() });
     }
-    let number: i64 = version
-        .parse()
-        .ok()
-        .filter(|&number| number > 0)
-        .ok_or_else(|| Error::MalformedVersion { version: version.to_owned() })?;
+    let number: i64 =
+        version.parse().map_err(|_| Error::MalformedVersion { version: version.to_owned() })?;
+    if number < 0 {
+        return Err(Error::NegativeVersion { version: version.to_owned() });
+    }
     versions
         .get(&number)
         .ok_or_else(|| Error::UnknownVersion { model: model.to_owned(), version: number })

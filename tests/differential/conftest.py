@@ -11,27 +11,10 @@ import pytest
 from . import record
 
 
-PENDING = pathlib.Path(__file__).with_name("pending.txt")
-
-
 def pytest_generate_tests(metafunc):
-    """One test for each case; of the server under test, those of what is not built yet must fail."""
-    if "case_name" not in metafunc.fixturenames:
-        return
-    pending = _pending() if "nereid_answers" in metafunc.fixturenames else set()
-    not_yet = pytest.mark.xfail(reason="not built yet (pending.txt)", strict=True)
-    names = [each.name for each in record.all_cases()]
-    metafunc.parametrize("case_name", [pytest.param(name, marks=not_yet if name in pending else ()) for name in names])
-
-
-def _pending() -> set[str]:
-    return {line for line in PENDING.read_text().splitlines() if line and not line.startswith("#")}
-
-
-@pytest.fixture(scope="session")
-def pending() -> set[str]:
-    """The names of the cases of what is not built yet."""
-    return _pending()
+    """One test for each case."""
+    if "case_name" in metafunc.fixturenames:
+        metafunc.parametrize("case_name", [each.name for each in record.all_cases()])
 
 
 @pytest.fixture(scope="session")

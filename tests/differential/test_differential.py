@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
-from .accepted import ACCEPTED
+import pytest
+
+from . import later
+from .accepted import ACCEPTED, overlooked
 from .record import all_cases
 
 # Bodies of these say which server and which version of it this is.
@@ -14,18 +17,29 @@ OWN_IDENTITY = {"http/server/metadata", "grpc/server/metadata"}
 def test_answers_as_the_real_server_does(case_name, golden, nereid_answers):
     """Status, message and tensors are the recorded ones."""
     expected = _comparable(case_name, golden[case_name]["answer"])
-    got = _comparable(case_name, nereid_answers[case_name])
-    if case_name in ACCEPTED:
-        difference = ACCEPTED[case_name]
+    got = overlooked(expected, _comparable(case_name, nereid_answers[case_name]))
+    difference = ACCEPTED.get(case_name)
+    if feature := later.feature(case_name):
+        if difference and difference.status:
+            expected = {**expected, "status": difference.status}
+        assert got != expected, f"answers alike, strike it from later.py: {feature}"
+        pytest.xfail(feature)
+    if difference:
         assert "broken" not in got, f"no answer at all: {got}"
         assert got != expected, f"no longer differs, strike it from accepted.py: {difference.reason}"
         if difference.status is None:
             return
         expected = {**expected, "status": difference.status}
-    if case_name.startswith("metrics/") and "text" in expected:
-        # Families of our own may stand beside the real server's.
-        got = {**got, "text": [line for line in got["text"] if line in expected["text"]]}
     assert got == expected, json.dumps(golden[case_name]["request"], ensure_ascii=False)
+
+
+def test_a_page_of_metrics_has_the_real_servers_lines(golden, nereid_answers):
+    """All that the real server counts we count too; families of our own may stand beside them."""
+    expected = set(_without_values(golden["metrics/page"]["answer"]["text"]))
+    got = set(_without_values(nereid_answers["metrics/page"]["text"]))
+    waiting = {line for line in expected if any(f'model="{each}"' in line for each in later.MODELS)}
+    assert not waiting & got, "counts a model of later.py: strike it there"
+    assert expected - waiting <= got
 
 
 def test_the_recording_is_what_the_real_server_answers(case_name, golden, triton_answers):
@@ -38,18 +52,20 @@ def test_every_accepted_difference_is_a_case():
     assert set(ACCEPTED) <= {each.name for each in all_cases()}
 
 
-def test_every_pending_case_is_a_case(pending):
-    """Here too."""
-    assert pending <= {each.name for each in all_cases()}
-
-
 def test_the_recording_holds_every_case(golden):
     """A new case is recorded before it is committed."""
     requests = {each.name: each.request() for each in all_cases()}
     assert {name: each["request"] for name, each in golden.items()} == requests
 
 
+def _without_values(lines: list[str]) -> list[str]:
+    return [line if line.startswith("#") else line.rpartition(" ")[0] for line in lines]
+
+
 def _comparable(name: str, answer: dict) -> dict:
+    if name.startswith("metrics/") and "text" in answer:
+        # Their lines are compared apart.
+        return {**answer, "text": None}
     if name not in OWN_IDENTITY:
         return answer
     body = answer.get("json") or answer.get("message") or {}

@@ -50,7 +50,10 @@ pub fn infer_request(message: Rope) -> Result<InferRequest, Error> {
         }
     }
     request.inputs = match raw.is_empty() {
-        true => inputs.into_iter().map(WireInput::with_contents).collect::<Result<_, _>>()?,
+        true => {
+            let model = &request.model_name;
+            inputs.into_iter().map(|input| input.with_contents(model)).collect::<Result<_, _>>()?
+        }
         false => with_raw_contents(&request, inputs, raw)?,
     };
     parameters::take_reserved(&mut request)?;
@@ -92,12 +95,11 @@ impl WireInput {
     }
 
     /// The input with the data that its typed `contents` hold.
-    fn with_contents(self) -> Result<InferInput, Error> {
+    fn with_contents(self, model: &str) -> Result<InferInput, Error> {
         let Self { mut input, contents } = self;
-        input.data = match contents {
-            Some(contents) => typed_contents(&input, contents)?.into(),
-            None => Rope::default(),
-        };
+        let contents = contents.ok_or_else(|| no_data(&input, model))?;
+        check_kind(&input, model, &contents)?;
+        input.data = typed_contents(&input, contents)?.into();
         Ok(input)
     }
 }
@@ -107,29 +109,36 @@ fn with_raw_contents(
     inputs: SmallVec<[WireInput; 2]>,
     raw: SmallVec<[Rope; 2]>,
 ) -> Result<SmallVec<[InferInput; 2]>, Error> {
-    if raw.len() != inputs.len() {
+    let model = &request.model_name;
+    if raw.len() > inputs.len() {
         return Err(Error::malformed(format!(
-            "expected raw_input_contents of {} inputs for model '{}', got {}",
+            "expected raw_input_contents of {} inputs for model '{model}', got {}",
             inputs.len(),
-            request.model_name,
             raw.len()
         )));
     }
+    let mut raw = raw.into_iter();
     inputs
         .into_iter()
-        .zip(raw)
-        .map(|(WireInput { mut input, contents }, data)| {
+        .map(|WireInput { mut input, contents }| {
             if contents.is_some() {
                 return Err(Error::malformed(format!(
                     "contents field must not be specified when using raw_input_contents for \
-                     '{}' for model '{}'",
-                    input.name, request.model_name
+                     '{}' for model '{model}'",
+                    input.name
                 )));
             }
-            input.data = data;
+            input.data = raw.next().ok_or_else(|| no_data(&input, model))?;
             Ok(input)
         })
         .collect()
+}
+
+fn no_data(input: &InferInput, model: &str) -> Error {
+    Error::malformed(format!(
+        "unable to find data for input tensor '{}' for model '{model}' in request.",
+        input.name
+    ))
 }
 
 fn read_shape(reader: &mut WireReader, wire: WireType, shape: &mut Shape) -> Result<(), Error> {
@@ -182,10 +191,7 @@ fn parameter_entry(
     }
     match value {
         Some(value) => Ok((name, value)),
-        None => Err(Error::BadParameter {
-            name: name.into(),
-            detail: "has no value: expected a bool, int64, uint64, double or string".into(),
-        }),
+        None => Err(parameters::wrong_type(&name, "int64_param, bool_param, or string_param.")),
     }
 }
 
@@ -205,6 +211,38 @@ fn parameter(mut reader: WireReader) -> Result<Option<Parameter>, Error> {
         });
     }
     Ok(value)
+}
+
+/// Checks that `contents` has elements of the input's type only.
+fn check_kind(
+    input: &InferInput,
+    model: &str,
+    contents: &InferTensorContents,
+) -> Result<(), Error> {
+    use DataType::{
+        Bool, Bytes, Fp32, Fp64, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64,
+    };
+    let fields: [(bool, DataType, &[DataType]); 8] = [
+        (contents.bool_contents.is_empty(), Bool, &[Bool]),
+        (contents.int_contents.is_empty(), Int32, &[Int8, Int16, Int32]),
+        (contents.int64_contents.is_empty(), Int64, &[Int64]),
+        (contents.uint_contents.is_empty(), Uint32, &[Uint8, Uint16, Uint32]),
+        (contents.uint64_contents.is_empty(), Uint64, &[Uint64]),
+        (contents.fp32_contents.is_empty(), Fp32, &[Fp32]),
+        (contents.fp64_contents.is_empty(), Fp64, &[Fp64]),
+        (contents.bytes_contents.is_empty(), Bytes, &[Bytes]),
+    ];
+    let misplaced = fields
+        .iter()
+        .find(|(is_empty, _, carried)| !is_empty && !carried.contains(&input.datatype));
+    match misplaced {
+        None => Ok(()),
+        Some((_, got, _)) => Err(Error::malformed(format!(
+            "unexpected explicit tensor data for input tensor '{}' for model '{model}' of type \
+             '{got}', expected datatype '{}'",
+            input.name, input.datatype
+        ))),
+    }
 }
 
 /// The elements of `contents` as they lie in memory. The field that must hold them is given by the

@@ -7,6 +7,9 @@ use crate::inference::{Error, InferRequest, Parameter, Parameters, RequestedOutp
 /// The parameters of one input or output.
 pub type TensorParameters = Parameters;
 
+/// The only parameter of this prefix that a request may have.
+const EMPTY_FINAL_RESPONSE: &str = "triton_enable_empty_final_response";
+
 /// Moves the reserved parameters of a request into its fields.
 ///
 /// # Errors
@@ -15,11 +18,29 @@ pub fn take_reserved(request: &mut InferRequest) -> Result<(), Error> {
     if request.parameters.is_empty() {
         return Ok(());
     }
+    for (name, value) in request.parameters.iter() {
+        let expected = match (name, value) {
+            ("sequence_id", Parameter::Int(_) | Parameter::Uint(_) | Parameter::String(_))
+            | ("sequence_start" | "sequence_end" | EMPTY_FINAL_RESPONSE, Parameter::Bool(_)) => {
+                continue;
+            }
+            ("sequence_id", _) => "int64_param or string_param.",
+            ("sequence_start" | "sequence_end" | EMPTY_FINAL_RESPONSE, _) => "bool_param.",
+            _ if name.starts_with("triton_") => {
+                return Err(Error::malformed(format!(
+                    "parameter keys starting with 'triton_' are reserved for Triton usage. Only \
+                     the following keys starting with 'triton_' are allowed: {EMPTY_FINAL_RESPONSE}"
+                )));
+            }
+            _ => continue,
+        };
+        return Err(wrong_type(name, expected));
+    }
     if let Some(priority) = request.parameters.remove("priority") {
-        request.priority = unsigned("priority", &priority)?;
+        request.priority = unsigned("priority", &priority, "int64_param or uint64_param.")?;
     }
     if let Some(timeout) = request.parameters.remove("timeout") {
-        let micros = unsigned("timeout", &timeout)?;
+        let micros = unsigned("timeout", &timeout, "int64_param.")?;
         request.queue_timeout = (micros > 0).then(|| Duration::from_micros(micros));
     }
     Ok(())
@@ -31,7 +52,7 @@ pub fn take_reserved(request: &mut InferRequest) -> Result<(), Error> {
 /// When they ask for what the server does not offer.
 pub fn check_input(name: &str, parameters: &TensorParameters) -> Result<(), Error> {
     match parameters.get("shared_memory_region") {
-        Some(region) => Err(shared_memory(name, region)),
+        Some(_) => Err(shared_memory(name)),
         None => Ok(()),
     }
 }
@@ -44,64 +65,40 @@ pub fn apply_output(
     output: &mut RequestedOutput,
     parameters: &TensorParameters,
 ) -> Result<(), Error> {
-    if let Some(region) = parameters.get("shared_memory_region") {
-        return Err(shared_memory(&output.name, region));
+    if parameters.get("shared_memory_region").is_some() {
+        return Err(shared_memory(&output.name));
     }
-    if let Some(count) = parameters.get("classification") {
-        let count = unsigned("classification", count)?;
-        output.classification = u32::try_from(count).unwrap_or(u32::MAX);
-    }
-    if let Some(binary) = parameters.get("binary_data") {
-        output.binary = Some(boolean("binary_data", binary)?);
-    }
+    output.classification = match parameters.get("classification") {
+        None => 0,
+        Some(&Parameter::Int(count @ 1..)) => u32::try_from(count).unwrap_or(u32::MAX),
+        Some(Parameter::Int(_)) => {
+            return Err(Error::malformed(
+                "invalid value for 'classification' parameter, expected >= 0",
+            ));
+        }
+        Some(_) => return Err(wrong_type("classification", "int64_param")),
+    };
     Ok(())
 }
 
+/// The value of a parameter is of another kind than `expected`, which may end in a full stop.
+pub fn wrong_type(name: &str, expected: &str) -> Error {
+    Error::malformed(format!("invalid value type for '{name}' parameter, expected {expected}"))
+}
+
 /// The value of a parameter that is a count.
-///
-/// # Errors
-/// When it is not an integer, or negative.
-pub fn unsigned(name: &str, value: &Parameter) -> Result<u64, Error> {
-    let bad = |got: String| Error::BadParameter {
-        name: name.to_owned(),
-        detail: format!("must be an unsigned integer, got {got}"),
-    };
+fn unsigned(name: &str, value: &Parameter, expected: &str) -> Result<u64, Error> {
     match value {
         Parameter::Uint(value) => Ok(*value),
-        Parameter::Int(value) => u64::try_from(*value).map_err(|_| bad(value.to_string())),
-        other => Err(bad(describe(other))),
-    }
-}
-
-/// The value of a parameter that is a switch.
-///
-/// # Errors
-/// When it is not a bool.
-pub fn boolean(name: &str, value: &Parameter) -> Result<bool, Error> {
-    match value {
-        Parameter::Bool(value) => Ok(*value),
-        other => Err(Error::BadParameter {
-            name: name.to_owned(),
-            detail: format!("must be a bool, got {}", describe(other)),
+        Parameter::Int(value) => u64::try_from(*value).map_err(|_| {
+            Error::malformed(format!("invalid value for '{name}', expected value >= 0."))
         }),
+        _ => Err(wrong_type(name, expected)),
     }
 }
 
-fn describe(value: &Parameter) -> String {
-    match value {
-        Parameter::Bool(value) => value.to_string(),
-        Parameter::Int(value) => value.to_string(),
-        Parameter::Uint(value) => value.to_string(),
-        Parameter::Double(value) => value.to_string(),
-        Parameter::String(value) => format!("'{value}'"),
-    }
-}
-
-fn shared_memory(tensor: &str, region: &Parameter) -> Error {
+fn shared_memory(tensor: &str) -> Error {
     Error::Unsupported {
-        detail: format!(
-            "tensor '{tensor}' lies in shared memory region {}: shared memory is not supported",
-            describe(region)
-        ),
+        detail: format!("tensor '{tensor}' is in shared memory, which is not supported"),
     }
 }

@@ -98,7 +98,7 @@ impl GrpcInferenceService for Calls {
     ) -> Answer<ModelReadyResponse> {
         let ModelReadyRequest { name, version } = request.into_inner();
         let ready = describe::is_model_ready(&self.server, &name, &version);
-        answer(Ok(ModelReadyResponse { ready }))
+        answer(ready.map(|ready| ModelReadyResponse { ready }))
     }
 
     async fn server_metadata(

@@ -14,7 +14,12 @@ use super::{
     message::{Message, MessageReader},
     status,
 };
-use crate::{inference::Error, memory::Reservation, runtime::ReplyReceiver, serving::Reply};
+use crate::{
+    inference::{Error, Parameter},
+    memory::Reservation,
+    runtime::ReplyReceiver,
+    serving::Reply,
+};
 
 /// Requests of one stream that may be in flight; the client's next ones wait in its window.
 const IN_FLIGHT_MAX: usize = 1024;
@@ -125,7 +130,8 @@ async fn send(
     reply: Reply,
 ) -> Result<(), super::infer::Gone> {
     match reply {
-        Ok(response) => {
+        Ok(mut response) => {
+            response.parameters.insert("triton_final_response", Parameter::Bool(true));
             for segment in encode::stream_response(&response) {
                 send_segment(connection, responses, segment).await?;
             }

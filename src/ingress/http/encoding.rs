@@ -47,7 +47,7 @@ impl Encoding {
         match name.trim_ascii() {
             "" => Ok(Self::Identity),
             name => Self::by_name(name).ok_or_else(|| Error::Unsupported {
-                detail: format!("Unsupported compression type '{name}', expected {ACCEPTED}"),
+                detail: "Unsupported compression type".to_owned(),
             }),
         }
     }
@@ -189,7 +189,7 @@ mod tests {
             (Some("identity"), Ok(Encoding::Identity)),
             (Some("gzip"), Ok(Encoding::Gzip)),
             (Some(" Deflate "), Ok(Encoding::Deflate)),
-            (Some("br"), Err("Unsupported compression type 'br', expected gzip, deflate")),
+            (Some("br"), Err("Unsupported compression type")),
         ] {
             let encoding = Encoding::of_request(header.map(str::as_bytes));
             assert_eq!(

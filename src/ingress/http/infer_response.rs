@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::{
     infer_request::ResponseForm,
-    json::{write_f32, write_f64, write_integer, write_string},
+    json::{write_f64, write_integer, write_string},
 };
 use crate::inference::{DataType, Error, InferOutput, InferResponse, Parameter, Parameters};
 
@@ -161,13 +161,15 @@ fn write_elements(json: &mut Vec<u8>, output: &InferOutput) -> Result<(), Error>
         DataType::Int64 => {
             fixed(json, output, |json, bytes| write_integer(json, i64::from_le_bytes(bytes)))
         }
-        DataType::Fp32 => fixed(json, output, |json, b| write_f32(json, f32::from_le_bytes(b))),
+        // Digits enough for the value as a 64-bit float: a client that reads those gets it exactly.
+        DataType::Fp32 => {
+            fixed(json, output, |json, b| write_f64(json, f32::from_le_bytes(b).into()))
+        }
         DataType::Fp64 => fixed(json, output, |json, b| write_f64(json, f64::from_le_bytes(b))),
         DataType::Bytes => write_strings(json, output),
         DataType::Fp16 | DataType::Bf16 => Err(Error::malformed(format!(
-            "sending {} data via JSON is not supported. Please use the binary data format for \
-             output '{}'",
-            output.datatype, output.name
+            "sending {} data via JSON is not supported. Please use the binary data format for output",
+            output.datatype
         ))),
     }
 }

@@ -25,7 +25,7 @@ use super::{
     error,
     infer_request::{self, ResponseForm},
     infer_response, metadata,
-    route::{self, Model, Route},
+    route::{self, Model, Route, RouteError},
 };
 use crate::{
     inference::{Error, InferRequest, Rope},
@@ -71,10 +71,13 @@ pub async fn serve(stream: TcpStream, server: Arc<Server>, settings: HttpSetting
 pub async fn serve_metrics(stream: TcpStream, server: Arc<Server>) {
     carry(stream, move |request: Request<Incoming>| {
         let answer = match request.uri().path() {
-            "/metrics" | "/metrics/" if request.method() == Method::GET => {
-                let text = Bytes::from(describe::metrics(&server));
-                with_type(Segments::one(text), "text/plain; charset=utf-8")
-            }
+            "/metrics" | "/metrics/" => match *request.method() {
+                Method::GET => {
+                    let text = Bytes::from(describe::metrics(&server));
+                    with_type(Segments::one(text), "text/plain; charset=utf-8")
+                }
+                _ => method_not_allowed("GET"),
+            },
             _ => failure(StatusCode::NOT_FOUND, "Not Found"),
         };
         std::future::ready(answer)
@@ -122,11 +125,10 @@ impl Calls {
         let route = match route::route(&head.method, head.uri.path()) {
             Ok(route) => route,
             Err(wrong) => {
-                let mut response = failure(wrong.status(), &wrong.to_string());
-                if let route::RouteError::MethodNotAllowed { allow } = wrong {
-                    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
-                }
-                return response;
+                return match wrong {
+                    RouteError::MethodNotAllowed { allow } => method_not_allowed(allow),
+                    RouteError::NotFound => failure(wrong.status(), &wrong.to_string()),
+                };
             }
         };
         let answered = match route {
@@ -148,7 +150,10 @@ impl Calls {
             Route::ServerReady => ready(server.is_ready()),
             Route::ServerMetadata => json(metadata::server_metadata(&describe::server())),
             Route::ModelReady(model) => {
-                ready(describe::is_model_ready(server, &model.name, model.version))
+                match describe::is_model_ready(server, &model.name, model.version)? {
+                    true => ready(true),
+                    false => failure(StatusCode::BAD_REQUEST, "Model version not ready"),
+                }
             }
             Route::ModelMetadata(model) => {
                 let described = describe::model(server, &model.name, model.version)?;
@@ -180,6 +185,8 @@ impl Calls {
         head: &request::Parts,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
+        // A client that has the wrong model is told that, whatever is wrong with its body.
+        self.server.version(&model.name, model.version)?;
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let (request, form) = self.parse(model, &head.headers, &body)?;
@@ -282,7 +289,7 @@ async fn late() {
 }
 
 fn ready(ready: bool) -> Response<Segments> {
-    let mut response = Response::new(Segments::default());
+    let mut response = with_type(Segments::default(), "text/plain");
     if !ready {
         *response.status_mut() = StatusCode::BAD_REQUEST;
     }
@@ -296,6 +303,13 @@ fn json(body: Bytes) -> Response<Segments> {
 fn failure(status: StatusCode, message: &str) -> Response<Segments> {
     let mut response = json(error::body(message));
     *response.status_mut() = status;
+    response
+}
+
+fn method_not_allowed(allow: &'static str) -> Response<Segments> {
+    let wrong = RouteError::MethodNotAllowed { allow };
+    let mut response = failure(wrong.status(), &wrong.to_string());
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     response
 }
 

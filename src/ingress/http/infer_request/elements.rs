@@ -22,16 +22,16 @@ pub fn read(
     }
     if cursor.kind() != Kind::Array {
         cursor.skip()?;
-        return Err(Error::malformed(format!(
-            "Unable to parse 'data': attempt to access JSON non-array as array for input '{input}'"
-        )));
+        return Err(Error::malformed(
+            "Unable to parse 'data': attempt to access JSON non-array as array",
+        ));
     }
     let expected = shape.element_count().ok_or_else(|| {
         Error::malformed(format!(
             "input '{input}' has shape {shape}: the number of elements is too large"
         ))
     })?;
-    let mut reader = ElementReader { cursor, input, datatype, shape, expected };
+    let mut reader = ElementReader { cursor, input, datatype, expected };
     match datatype {
         DataType::Bool => reader.elements(|cursor, bytes| {
             if cursor.kind() != Kind::Bool {
@@ -65,17 +65,11 @@ pub fn read(
 }
 
 fn unsigned(number: Number<'_>) -> Result<u64, Refusal> {
-    number.to_u64().ok_or(match number.is_integer() {
-        true => Refusal::Range,
-        false => Refusal::Kind("unsigned-integer"),
-    })
+    number.to_u64().ok_or(Refusal::Kind("unsigned-integer"))
 }
 
 fn signed(number: Number<'_>) -> Result<i64, Refusal> {
-    number.to_i64().ok_or(match number.is_integer() {
-        true => Refusal::Range,
-        false => Refusal::Kind("signed-integer"),
-    })
+    number.to_i64().ok_or(Refusal::Kind("signed-integer"))
 }
 
 /// Why a value is not an element of the type.
@@ -108,7 +102,6 @@ struct ElementReader<'r, 'a> {
     cursor: &'r mut Cursor<'a>,
     input: &'r str,
     datatype: DataType,
-    shape: &'r Shape,
     expected: u64,
 }
 
@@ -161,8 +154,9 @@ impl ElementReader<'_, '_> {
         });
         match outcome {
             Ok(()) if count == self.expected => Ok(bytes),
-            Ok(()) => Err(self.count_mismatch(&format!("got {count}"))),
-            Err(Stop::TooMany) => Err(self.count_mismatch("got more")),
+            Ok(()) | Err(Stop::TooMany) => Err(Error::malformed(
+                "Unable to parse 'data': Shape does not match true shape of 'data' field",
+            )),
             Err(Stop::Failed(error)) => Err(error.into()),
             Err(Stop::Refused(refusal)) => Err(self.refused(refusal, at, count)),
         }
@@ -177,39 +171,26 @@ impl ElementReader<'_, '_> {
         }
     }
 
-    fn count_mismatch(&self, got: &str) -> Error {
-        let Self { input, shape, expected, .. } = self;
-        Error::malformed(format!(
-            "Unable to parse 'data': Shape does not match true shape of 'data' field: input \
-             '{input}' of shape {shape} expects {expected} elements, {got}"
-        ))
-    }
-
     fn refused(&self, refusal: Refusal, mut at: Cursor<'_>, index: u64) -> Error {
         let Self { input, datatype, .. } = self;
-        let got = match (at.kind(), at.clone().number()) {
-            (Kind::Number, Ok(number)) => shortened(number),
-            _ => match at.skip() {
-                Ok(mut start) => start.value_snippet().to_owned(),
-                Err(error) => return error.into(),
-            },
-        };
-        Error::malformed(match refusal {
-            Refusal::Range => format!(
-                "Unable to parse 'data': element {index} of input '{input}' is {got}, out of range \
-                 for {datatype}"
-            ),
-            Refusal::Kind(expected) => {
+        let number = at.clone().number();
+        if let Err(error) = at.skip() {
+            return error.into();
+        }
+        Error::malformed(match (refusal, number) {
+            (Refusal::Kind(expected), _) => {
                 let what = match *datatype {
                     DataType::Bytes => "JSON bytes array",
                     _ => "'data'",
                 };
                 let target = if expected == "number" { "double" } else { expected };
-                format!(
-                    "Unable to parse {what}: attempt to access JSON non-{expected} as {target}: \
-                     element {index} of input '{input}' is {got}, expected {datatype}"
-                )
+                format!("Unable to parse {what}: attempt to access JSON non-{expected} as {target}")
             }
+            (Refusal::Range, number) => format!(
+                "Unable to parse 'data': element {index} of input '{input}' is {}, out of range \
+                 for {datatype}",
+                number.map_or("a string".to_owned(), shortened)
+            ),
         })
     }
 }

@@ -19,7 +19,13 @@ pub struct RequestParameters {
 /// Reads the `parameters` of a request.
 pub fn request_parameters(cursor: &mut Cursor<'_>) -> Result<RequestParameters, Error> {
     let mut parameters = RequestParameters::default();
-    object(cursor, "parameters", |cursor, name| request_parameter(&mut parameters, cursor, name))?;
+    if cursor.kind() != Kind::Object {
+        cursor.skip()?;
+        return Err(Error::malformed(
+            "failed to get request params.: attempt to get members for non-object",
+        ));
+    }
+    cursor.object(|cursor, name| request_parameter(&mut parameters, cursor, &name))?;
     Ok(parameters)
 }
 
@@ -90,19 +96,15 @@ fn custom_parameter(cursor: &mut Cursor<'_>, name: &str) -> Result<Parameter, Er
     })
 }
 
-/// Reads the object that is the member `owner`; `null` is an object without members.
+/// Reads an object of a tensor's. Anything else is an object without members, as it is for Triton:
+/// some clients write an empty map as an empty array.
 pub fn object<'a>(
     cursor: &mut Cursor<'a>,
-    owner: &str,
     mut member: impl FnMut(&mut Cursor<'a>, &str) -> Result<(), Error>,
 ) -> Result<(), Error> {
     match cursor.kind() {
         Kind::Object => cursor.object(|cursor, name| member(cursor, &name)),
-        Kind::Null => {
-            cursor.skip()?;
-            Ok(())
-        }
-        _ => Err(mismatch(cursor, owner, "object")),
+        _ => Ok(cursor.skip().map(drop)?),
     }
 }
 
@@ -136,6 +138,11 @@ pub fn boolean(cursor: &mut Cursor<'_>, owner: &str) -> Result<bool, Error> {
 
 /// Reads the unsigned integer that is the member `owner` or an element of it.
 pub fn unsigned(cursor: &mut Cursor<'_>, owner: &str) -> Result<u64, Error> {
+    unsigned_to("parse", cursor, owner)
+}
+
+/// The same, for what the message calls another purpose than to parse `owner`.
+pub fn unsigned_to(purpose: &str, cursor: &mut Cursor<'_>, owner: &str) -> Result<u64, Error> {
     let start = cursor.clone();
     if cursor.kind() == Kind::Number
         && let Some(value) = cursor.number()?.to_u64()
@@ -143,7 +150,7 @@ pub fn unsigned(cursor: &mut Cursor<'_>, owner: &str) -> Result<u64, Error> {
         return Ok(value);
     }
     *cursor = start;
-    Err(mismatch(cursor, owner, "unsigned-integer"))
+    Err(mismatch_to(purpose, cursor, owner, "unsigned-integer"))
 }
 
 /// The member `name` is not there.
@@ -156,17 +163,15 @@ pub fn missing(name: &str) -> Error {
 /// The value at the cursor is not of the type that `owner` must have. A value that is no JSON at all
 /// is reported as that.
 fn mismatch(cursor: &mut Cursor<'_>, owner: &str, expected: &str) -> Error {
-    let got = cursor.kind();
-    let snippet = match cursor.skip() {
-        Ok(mut start) => start.value_snippet(),
-        Err(error) => return error.into(),
-    };
-    let detail = match got {
-        Kind::Number | Kind::Bool | Kind::Null => format!(", got {snippet}"),
-        _ => String::new(),
-    };
+    mismatch_to("parse", cursor, owner, expected)
+}
+
+fn mismatch_to(purpose: &str, cursor: &mut Cursor<'_>, owner: &str, expected: &str) -> Error {
+    if let Err(error) = cursor.skip() {
+        return error.into();
+    }
     Error::malformed(format!(
-        "Unable to parse '{owner}': attempt to access JSON non-{expected} as {expected}{detail}"
+        "Unable to {purpose} '{owner}': attempt to access JSON non-{expected} as {expected}"
     ))
 }
 

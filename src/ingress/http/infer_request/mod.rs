@@ -141,11 +141,9 @@ impl BodyReader<'_> {
 
     fn finish(self, version: &str) -> Result<(InferRequest, ResponseForm), Error> {
         let inputs = self.inputs.ok_or_else(|| members::missing("inputs"))?;
-        let surplus = self.tail.remaining();
-        if surplus > 0 {
+        if self.tail.remaining() > 0 {
             return Err(Error::malformed(format!(
-                "unexpected additional input data for model '{}': {surplus} bytes follow the last \
-                 input",
+                "unexpected additional input data for model '{}'",
                 self.model
             )));
         }

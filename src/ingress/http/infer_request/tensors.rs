@@ -1,11 +1,11 @@
-use std::{borrow::Cow, collections::HashSet};
+use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
 use super::{RANK_MAX, TENSORS_MAX, Tail, elements, members};
 use crate::{
     inference::{DataType, Error, InferInput, RequestedOutput, Rope, Shape},
-    ingress::http::json::{Cursor, Kind},
+    ingress::http::json::Cursor,
 };
 
 /// Reads the array of inputs and takes what they have in binary form from the tail.
@@ -18,14 +18,11 @@ pub fn inputs(
     members::array(cursor, "inputs", |cursor| {
         check_count("inputs", inputs.len())?;
         let mut reader = InputReader::default();
-        tensor(cursor, "inputs", |cursor, name| reader.member(cursor, name))?;
+        members::object(cursor, |cursor, name| reader.member(cursor, name))?;
         inputs.push(reader.finish(model, tail)?);
         Ok(())
     })?;
-    match first_duplicate(inputs.iter().map(|input| input.name.as_str())) {
-        Some(name) => Err(Error::DuplicateInput { input: name.to_owned() }),
-        None => Ok(inputs),
-    }
+    Ok(inputs)
 }
 
 /// Reads the array of requested outputs.
@@ -36,10 +33,7 @@ pub fn outputs(cursor: &mut Cursor<'_>) -> Result<SmallVec<[RequestedOutput; 2]>
         outputs.push(output(cursor)?);
         Ok(())
     })?;
-    match first_duplicate(outputs.iter().map(|output| output.name.as_str())) {
-        Some(name) => Err(Error::DuplicateOutput { output: name.to_owned() }),
-        None => Ok(outputs),
-    }
+    Ok(outputs)
 }
 
 /// The members of one input, as far as they were met.
@@ -67,7 +61,7 @@ impl<'a> InputReader<'a> {
                 self.datatype = Some(members::string(cursor, "datatype")?);
             }
             "shape" if self.shape.is_none() => self.shape = Some(shape(cursor)?),
-            "parameters" => members::object(cursor, "parameters", |cursor, name| {
+            "parameters" => members::object(cursor, |cursor, name| {
                 match name {
                     "binary_data_size" if self.binary_data_size.is_none() => {
                         let size = members::unsigned(cursor, "binary_data_size")?;
@@ -134,10 +128,9 @@ impl<'a> InputReader<'a> {
             0 => " no field is set".to_owned(),
             _ => format!(" set{set}"),
         };
-        let name = self.name.as_deref().unwrap_or_default();
         Err(Error::malformed(format!(
             "Input must set only one of the following fields: 'data', 'binary_data_size' in \
-             'parameters', 'shared_memory_region' in 'parameters'. But{said} for input '{name}'"
+             'parameters', 'shared_memory_region' in 'parameters'. But{said}"
         )))
     }
 }
@@ -147,14 +140,15 @@ fn output(cursor: &mut Cursor<'_>) -> Result<RequestedOutput, Error> {
     let mut binary = None;
     let mut classification = None;
     let mut in_shared_memory = false;
-    tensor(cursor, "outputs", |cursor, name| {
+    members::object(cursor, |cursor, name| {
         match name {
             "name" if output_name.is_none() => output_name = Some(members::string(cursor, "name")?),
-            "parameters" => members::object(cursor, "parameters", |cursor, name| {
+            "parameters" => members::object(cursor, |cursor, name| {
                 match name {
                     "binary_data" => binary = Some(members::boolean(cursor, "binary_data")?),
                     "classification" => {
-                        classification = Some(members::unsigned(cursor, "classification")?);
+                        let count = members::unsigned_to("set", cursor, "classification")?;
+                        classification = Some(count);
                     }
                     "shared_memory_region" => {
                         members::string(cursor, "shared_memory_region")?;
@@ -180,7 +174,7 @@ fn output(cursor: &mut Cursor<'_>) -> Result<RequestedOutput, Error> {
             _ => return Err(shared_memory("output", &name)),
         };
         return Err(Error::malformed(format!(
-            "Output can't set both 'shared_memory_region' and '{other}' for output '{name}'"
+            "Output can't set both 'shared_memory_region' and '{other}'"
         )));
     }
     let classes = classification.unwrap_or(0);
@@ -197,19 +191,6 @@ fn output(cursor: &mut Cursor<'_>) -> Result<RequestedOutput, Error> {
         // is: that default is for outputs that are not named.
         binary: Some(binary.unwrap_or(false)),
     })
-}
-
-/// Reads one element of `owner`, which must be an object.
-fn tensor<'a>(
-    cursor: &mut Cursor<'a>,
-    owner: &str,
-    member: impl FnMut(&mut Cursor<'a>, &str) -> Result<(), Error>,
-) -> Result<(), Error> {
-    if cursor.kind() == Kind::Null {
-        cursor.skip()?;
-        return Err(members::missing("name"));
-    }
-    members::object(cursor, owner, member)
 }
 
 fn shape(cursor: &mut Cursor<'_>) -> Result<Shape, Error> {
@@ -233,9 +214,7 @@ fn shape(cursor: &mut Cursor<'_>) -> Result<Shape, Error> {
 }
 
 fn parse_datatype(input: &str, name: &str) -> Result<DataType, Error> {
-    name.parse().map_err(|_| {
-        Error::malformed(format!("invalid datatype for input {input}: unknown datatype '{name}'"))
-    })
+    name.parse().map_err(|_| Error::malformed(format!("invalid datatype for input {input}")))
 }
 
 /// Tensors in shared memory are not served over HTTP.
@@ -250,19 +229,4 @@ fn check_count(what: &str, count: usize) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::malformed(format!("a request may have {TENSORS_MAX} {what}, got more")))
-}
-
-fn first_duplicate<'a>(names: impl ExactSizeIterator<Item = &'a str> + Clone) -> Option<&'a str> {
-    const FEW: usize = 16;
-    if names.len() <= FEW {
-        let mut rest = names;
-        while let Some(name) = rest.next() {
-            if rest.clone().any(|other| other == name) {
-                return Some(name);
-            }
-        }
-        return None;
-    }
-    let mut seen = HashSet::with_capacity(names.len());
-    names.into_iter().find(|name| !seen.insert(*name))
 }

@@ -11,7 +11,7 @@ mod write;
 
 pub(super) use cursor::{Cursor, Kind, Problem, SyntaxError};
 pub(super) use number::Number;
-pub(super) use write::{write_f32, write_f64, write_integer, write_string};
+pub(super) use write::{write_f64, write_integer, write_string};
 
 #[cfg(test)]
 mod tests;

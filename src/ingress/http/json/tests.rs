@@ -149,8 +149,8 @@ fn floats_beyond_the_largest_are_refused_and_special_ones_are_read() {
 #[test]
 fn floats_are_written_as_short_as_they_can_be() {
     let mut json = Vec::new();
-    for value in [0.1_f32, 1.0, -2.5e-8, 16_777_216.0, f32::NAN, f32::INFINITY] {
-        write_f32(&mut json, value);
+    for value in [0.1, 1.0, -2.5e-8, 16_777_216.0, f64::NAN, f64::INFINITY] {
+        write_f64(&mut json, value);
         json.push(b' ');
     }
     write_f64(&mut json, f64::NEG_INFINITY);
@@ -220,7 +220,7 @@ proptest! {
     #[test]
     fn floats_survive_being_written(narrow in any::<f32>(), wide in any::<f64>()) {
         let mut json = Vec::new();
-        write_f32(&mut json, narrow);
+        write_f64(&mut json, narrow.into());
         let text = String::from_utf8(json).unwrap();
         let read = Number::read(&text, 0).unwrap().0.to_f32().unwrap();
         prop_assert!(read.to_bits() == narrow.to_bits() || read.is_nan() && narrow.is_nan());

@@ -34,21 +34,12 @@ pub fn write_integer(json: &mut Vec<u8>, value: impl itoa::Integer) {
 }
 
 /// Appends the shortest number that reads back as `value`.
-pub fn write_f32(json: &mut Vec<u8>, value: f32) {
-    write_float(json, value, f64::from(value));
-}
-
-/// Appends the shortest number that reads back as `value`.
 pub fn write_f64(json: &mut Vec<u8>, value: f64) {
-    write_float(json, value, value);
-}
-
-fn write_float(json: &mut Vec<u8>, value: impl zmij::Float, wide: f64) {
-    if wide.is_finite() {
+    if value.is_finite() {
         json.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes());
-    } else if wide.is_nan() {
+    } else if value.is_nan() {
         json.extend_from_slice(b"NaN");
     } else {
-        json.extend_from_slice(if wide > 0.0 { b"Infinity".as_slice() } else { b"-Infinity" });
+        json.extend_from_slice(if value > 0.0 { b"Infinity".as_slice() } else { b"-Infinity" });
     }
 }

@@ -1,0 +1,280 @@
+mod strings;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{DataType, Error, InferInput, InferRequest, NameList, Rope, Shape};
+
+/// What a model takes and gives, as its configuration says.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    /// The model's name, for messages.
+    pub model: Arc<str>,
+    /// The largest batch; 0 when tensors have no batch dimension.
+    pub max_batch_size: u32,
+    /// Inputs in the order of the configuration.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs in the order of the configuration.
+    pub outputs: Vec<TensorSpec>,
+}
+
+/// One tensor of a [`Signature`].
+#[derive(Clone, Debug)]
+pub struct TensorSpec {
+    /// The tensor's name.
+    pub name: Arc<str>,
+    /// Its element type.
+    pub datatype: DataType,
+    /// Its dimensions as clients see them, without the batch dimension; `-1` for any size.
+    pub dims: Shape,
+    /// The dimensions that the model sees instead, without the batch dimension.
+    pub reshape: Option<Shape>,
+    /// Whether a request may leave it out.
+    pub optional: bool,
+}
+
+impl TensorSpec {
+    /// A required tensor of these dimensions.
+    pub fn new(name: &str, datatype: DataType, dims: Shape) -> Self {
+        Self { name: name.into(), datatype, dims, reshape: None, optional: false }
+    }
+}
+
+/// A request whose tensors fit a model's [`Signature`].
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    /// The number of rows; 1 for a model that does not batch.
+    pub batch_size: u32,
+    /// One entry per input of the signature, in its order; `None` for an optional one left out.
+    pub inputs: SmallVec<[Option<AdmittedInput>; 2]>,
+    /// Indices into the signature's outputs, ascending.
+    pub outputs: SmallVec<[u16; 4]>,
+    /// Of these, the ones to answer as classes, with the number of classes.
+    pub classes: SmallVec<[(u16, u32); 1]>,
+}
+
+/// One tensor of an [`Admitted`] request.
+#[derive(Clone, Debug)]
+pub struct AdmittedInput {
+    /// The shape as the client gave it, the batch dimension included.
+    pub shape: Shape,
+    /// The elements: as many bytes as the shape says, or well-formed length-prefixed strings.
+    pub data: Rope,
+}
+
+impl Admitted {
+    /// The bytes of all inputs.
+    pub fn byte_size(&self) -> usize {
+        self.inputs.iter().flatten().map(|input| input.data.len()).sum()
+    }
+}
+
+impl Signature {
+    /// Holds a request against this signature and takes its tensors.
+    ///
+    /// # Errors
+    /// Names the request and the first tensor that does not fit, what was expected and what came.
+    pub fn admit(&self, request: &mut InferRequest) -> Result<Admitted, Error> {
+        self.fit(request).map_err(|error| error.in_request(&request.id))
+    }
+
+    /// The checks are in Triton's order, so that a request with several faults is told the same one.
+    fn fit(&self, request: &mut InferRequest) -> Result<Admitted, Error> {
+        let mut places: SmallVec<[Option<usize>; 2]> = SmallVec::new();
+        for input in &request.inputs {
+            let place = self.inputs.iter().position(|spec| *spec.name == *input.name);
+            if place.is_some() && places.contains(&place) {
+                return Err(Error::DuplicateInput { input: input.name.to_string() });
+            }
+            places.push(place);
+        }
+        let outputs = self.requested_outputs(request)?;
+        self.check_count(&request.inputs)?;
+        if let Some((input, _)) =
+            request.inputs.iter().zip(&places).find(|(_, place)| place.is_none())
+        {
+            return Err(Error::UnexpectedInput {
+                input: input.name.to_string(),
+                model: self.model.to_string(),
+            });
+        }
+        if let Some(missing) = self.missing_inputs(&request.inputs) {
+            return Err(missing);
+        }
+        let batch_size = self.batch_size(&request.inputs)?;
+        let classes = self.requested_classes(request);
+        let mut inputs: SmallVec<[Option<AdmittedInput>; 2]> = SmallVec::new();
+        inputs.resize_with(self.inputs.len(), || None);
+        for (input, place) in std::mem::take(&mut request.inputs).into_iter().zip(places) {
+            let Some(place) = place else { continue };
+            self.check_input(&self.inputs[place], &input)?;
+            inputs[place] = Some(AdmittedInput { shape: input.shape, data: input.data });
+        }
+        Ok(Admitted { batch_size, inputs, outputs, classes })
+    }
+
+    fn check_count(&self, inputs: &[InferInput]) -> Result<(), Error> {
+        let required = self.inputs.iter().filter(|spec| !spec.optional).count();
+        if (required..=self.inputs.len()).contains(&inputs.len()) {
+            return Ok(());
+        }
+        Err(self.input_count(inputs))
+    }
+
+    /// The failure of a request that leaves out inputs that the model needs, whatever others it has.
+    fn missing_inputs(&self, inputs: &[InferInput]) -> Option<Error> {
+        let is_given = |spec: &TensorSpec| inputs.iter().any(|input| *input.name == *spec.name);
+        let complete = self.inputs.iter().all(|spec| spec.optional || is_given(spec));
+        (!complete).then(|| self.input_count(inputs))
+    }
+
+    fn input_count(&self, inputs: &[InferInput]) -> Error {
+        let required = self.inputs.iter().filter(|spec| !spec.optional);
+        Error::InputCount {
+            model: self.model.to_string(),
+            required: required.clone().count(),
+            most: self.inputs.len(),
+            got: inputs.len(),
+            got_names: NameList(inputs.iter().map(|input| input.name.to_string()).collect()),
+            missing_names: NameList(
+                required
+                    .filter(|spec| inputs.iter().all(|input| *input.name != *spec.name))
+                    .map(|spec| spec.name.to_string())
+                    .collect(),
+            ),
+        }
+    }
+
+    /// The rows of all inputs; 1 for a model that does not batch.
+    fn batch_size(&self, inputs: &[InferInput]) -> Result<u32, Error> {
+        if self.max_batch_size == 0 {
+            return Ok(1);
+        }
+        let mut common = None;
+        for input in inputs {
+            let Some(&rows) = input.shape.first() else {
+                return Err(Error::MissingBatchDimension {
+                    input: input.name.to_string(),
+                    model: self.model.to_string(),
+                });
+            };
+            if rows < 0 {
+                return Err(self.unspecified_dimension(input));
+            }
+            if *common.get_or_insert(rows) != rows {
+                return Err(Error::BatchSizeDisagrees {
+                    input: input.name.to_string(),
+                    model: self.model.to_string(),
+                });
+            }
+        }
+        let rows = common.unwrap_or(1);
+        match u32::try_from(rows) {
+            Ok(0) => Err(Error::BatchTooSmall { model: self.model.to_string(), got: rows }),
+            Ok(rows) if rows <= self.max_batch_size => Ok(rows),
+            _ => Err(Error::BatchTooLarge {
+                model: self.model.to_string(),
+                limit: self.max_batch_size,
+            }),
+        }
+    }
+
+    fn check_input(&self, spec: &TensorSpec, input: &InferInput) -> Result<(), Error> {
+        if input.datatype != spec.datatype {
+            return Err(Error::DataTypeMismatch {
+                input: input.name.to_string(),
+                model: self.model.to_string(),
+                expected: spec.datatype,
+                got: input.datatype,
+            });
+        }
+        self.check_shape(spec, input)?;
+        let elements =
+            input.shape.element_count().ok_or_else(|| self.element_count_overflow(input))?;
+        let Some(size) = spec.datatype.size() else {
+            return strings::check(&self.model, &input.name, elements, &input.data);
+        };
+        let expected =
+            elements.checked_mul(size as u64).ok_or_else(|| self.element_count_overflow(input))?;
+        if expected != input.data.len() as u64 {
+            return Err(Error::ByteSizeMismatch {
+                input: input.name.to_string(),
+                model: self.model.to_string(),
+                expected,
+                got: input.data.len() as u64,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_shape(&self, spec: &TensorSpec, input: &InferInput) -> Result<(), Error> {
+        let batched = self.max_batch_size > 0;
+        let dims = if batched { input.shape.get(1..).unwrap_or_default() } else { &input.shape };
+        if dims.len() == spec.dims.len() && dims.iter().any(|&dim| dim < 0) {
+            return Err(self.unspecified_dimension(input));
+        }
+        if spec.dims.admits(dims) {
+            return Ok(());
+        }
+        Err(Error::ShapeMismatch {
+            input: input.name.to_string(),
+            model: self.model.to_string(),
+            expected: if batched { spec.dims.with_batch(-1) } else { spec.dims.clone() },
+            got: input.shape.clone(),
+            batched,
+        })
+    }
+
+    /// The outputs to answer with; to ask for one twice is to ask for it.
+    fn requested_outputs(&self, request: &InferRequest) -> Result<SmallVec<[u16; 4]>, Error> {
+        if request.outputs.is_empty() {
+            return Ok((0..self.outputs.len() as u16).collect());
+        }
+        let mut indices: SmallVec<[u16; 4]> = SmallVec::new();
+        for output in &request.outputs {
+            let index = self.outputs.iter().position(|spec| *spec.name == *output.name);
+            let index = index.ok_or_else(|| Error::UnexpectedOutput {
+                output: output.name.to_string(),
+                model: self.model.to_string(),
+            })?;
+            indices.push(index as u16);
+        }
+        indices.sort_unstable();
+        indices.dedup();
+        Ok(indices)
+    }
+
+    fn requested_classes(&self, request: &InferRequest) -> SmallVec<[(u16, u32); 1]> {
+        let asked = request.outputs.iter().filter(|output| output.classification > 0);
+        let mut classes: SmallVec<[(u16, u32); 1]> = asked
+            .filter_map(|output| {
+                let index = self.outputs.iter().position(|spec| *spec.name == *output.name)?;
+                Some((u16::try_from(index).ok()?, output.classification))
+            })
+            .collect();
+        // Of an output that is asked for twice the last counts.
+        classes.reverse();
+        classes.sort_by_key(|&(index, _)| index);
+        classes.dedup_by_key(|&mut (index, _)| index);
+        classes
+    }
+
+    fn unspecified_dimension(&self, input: &InferInput) -> Error {
+        Error::UnspecifiedDimension {
+            input: input.name.to_string(),
+            model: self.model.to_string(),
+            shape: input.shape.clone(),
+        }
+    }
+
+    fn element_count_overflow(&self, input: &InferInput) -> Error {
+        Error::ElementCountOverflow {
+            input: input.name.to_string(),
+            model: self.model.to_string(),
+            shape: input.shape.clone(),
+        }
+    }
+}
