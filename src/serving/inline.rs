@@ -14,6 +14,8 @@ use crate::{
 /// The longest that the largest batch of an inline model may take. A message to an instance thread
 /// and back costs about as much.
 const LONGEST: Duration = Duration::from_micros(50);
+/// A run that takes this long, the very first aside, ends the trial: no settling makes up for it.
+const HOPELESS: Duration = Duration::from_millis(1);
 /// Runs before the measured ones, in which caches and allocators settle.
 const WARM_UP_RUNS: u32 = 10;
 /// Measured runs.
@@ -84,8 +86,12 @@ pub fn suits(
         if instance.execute(&batch).is_err() {
             return false;
         }
+        let took = Timestamp::now() - began;
+        if run > 0 && took > HOPELESS {
+            return false;
+        }
         if run >= WARM_UP_RUNS as usize {
-            times.push(Timestamp::now() - began);
+            times.push(took);
         }
         // One slow run in the beginning is the machine's noise, many are the model.
         if times.iter().filter(|&&took| took > LONGEST).count() > OUTLIERS {
