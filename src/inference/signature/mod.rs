@@ -126,8 +126,7 @@ impl Signature {
 
     /// The failure of a request that leaves out inputs that the model needs, whatever others it has.
     fn missing_inputs(&self, inputs: &[InferInput]) -> Option<Error> {
-        let is_given =
-            |spec: &TensorSpec| inputs.iter().any(|input| *input.name == *spec.name);
+        let is_given = |spec: &TensorSpec| inputs.iter().any(|input| *input.name == *spec.name);
         let complete = self.inputs.iter().all(|spec| spec.optional || is_given(spec));
         (!complete).then(|| self.input_count(inputs))
     }
@@ -198,9 +197,8 @@ impl Signature {
         let Some(size) = spec.datatype.size() else {
             return strings::check(&self.model, &input.name, elements, &input.data);
         };
-        let expected = elements
-            .checked_mul(size as u64)
-            .ok_or_else(|| self.element_count_overflow(input))?;
+        let expected =
+            elements.checked_mul(size as u64).ok_or_else(|| self.element_count_overflow(input))?;
         if expected != input.data.len() as u64 {
             return Err(Error::ByteSizeMismatch {
                 input: input.name.to_string(),

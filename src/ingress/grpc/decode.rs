@@ -90,7 +90,9 @@ impl WireInput {
             }
         }
         parameters::check_input(&name, &parameters)?;
-        let datatype: DataType = datatype.parse()?;
+        let datatype: DataType = datatype.parse().map_err(|_| {
+            Error::malformed(format!("inference input '{name}' has unknown data-type '{datatype}'"))
+        })?;
         Ok(Self { input: InferInput { name, datatype, shape, data: Rope::default() }, contents })
     }
 
@@ -191,10 +193,7 @@ fn parameter_entry(
     }
     match value {
         Some(value) => Ok((name, value)),
-        None => Err(parameters::wrong_type(
-            &name,
-            "int64_param, bool_param, or string_param.",
-        )),
+        None => Err(parameters::wrong_type(&name, "int64_param, bool_param, or string_param.")),
     }
 }
 

@@ -184,9 +184,7 @@ impl ElementReader<'_, '_> {
                     _ => "'data'",
                 };
                 let target = if expected == "number" { "double" } else { expected };
-                format!(
-                    "Unable to parse {what}: attempt to access JSON non-{expected} as {target}"
-                )
+                format!("Unable to parse {what}: attempt to access JSON non-{expected} as {target}")
             }
             (Refusal::Range, number) => format!(
                 "Unable to parse 'data': element {index} of input '{input}' is {}, out of range \

@@ -142,11 +142,7 @@ pub fn unsigned(cursor: &mut Cursor<'_>, owner: &str) -> Result<u64, Error> {
 }
 
 /// The same, for what the message calls another purpose than to parse `owner`.
-pub fn unsigned_to(
-    purpose: &str,
-    cursor: &mut Cursor<'_>,
-    owner: &str,
-) -> Result<u64, Error> {
+pub fn unsigned_to(purpose: &str, cursor: &mut Cursor<'_>, owner: &str) -> Result<u64, Error> {
     let start = cursor.clone();
     if cursor.kind() == Kind::Number
         && let Some(value) = cursor.number()?.to_u64()

@@ -214,9 +214,7 @@ fn shape(cursor: &mut Cursor<'_>) -> Result<Shape, Error> {
 }
 
 fn parse_datatype(input: &str, name: &str) -> Result<DataType, Error> {
-    name.parse().map_err(|_| {
-        Error::malformed(format!("invalid datatype for input {input}"))
-    })
+    name.parse().map_err(|_| Error::malformed(format!("invalid datatype for input {input}")))
 }
 
 /// Tensors in shared memory are not served over HTTP.
