@@ -121,6 +121,7 @@ pub fn metrics(server: &Server) -> String {
             version: version.version,
             totals: version.statistics.totals(),
             load_seconds: version.load_time.as_secs_f64(),
+            tags: version.config.metric_tags.iter().map(|(k, v)| (&**k, &**v)).collect(),
         })
         .collect();
     let pool = server.pool();

@@ -1,8 +1,8 @@
 //! Statistics → the text that Prometheus reads, under Triton's names.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::Totals;
+use super::{Totals, host};
 
 /// What is told of one version of a model.
 pub struct ModelMetrics<'a> {
@@ -14,6 +14,8 @@ pub struct ModelMetrics<'a> {
     pub totals: Totals,
     /// How long it took to load, in seconds.
     pub load_seconds: f64,
+    /// The operator's own labels, by the model's configuration.
+    pub tags: Vec<(&'a str, &'a str)>,
 }
 
 /// What is told of the server's memory.
@@ -115,6 +117,7 @@ pub fn render(models: &[ModelMetrics<'_>], pool: PoolMetrics) -> String {
         head(&mut out, name, help, "gauge");
         line(&mut out, format_args!("{name} {bytes}"));
     }
+    host_usage(&mut out);
     out
 }
 
@@ -122,7 +125,6 @@ fn failures(out: &mut String, models: &[ModelMetrics<'_>]) {
     let name = "nv_inference_request_failure";
     head(out, name, "Number of failed inference requests, all batch sizes", "counter");
     for model in models {
-        let labels = labels(model);
         let reasons = [
             ("REJECTED", model.totals.rejected),
             ("CANCELED", model.totals.cancelled),
@@ -130,7 +132,8 @@ fn failures(out: &mut String, models: &[ModelMetrics<'_>]) {
             ("OTHER", model.totals.other_failures),
         ];
         for (reason, count) in reasons {
-            line(out, format_args!("{name}{{{labels},reason=\"{reason}\"}} {count}"));
+            let labels = labels(model, Some(("reason", reason)));
+            line(out, format_args!("{name}{{{labels}}} {count}"));
         }
     }
 }
@@ -145,13 +148,48 @@ fn family(
 ) {
     head(out, name, help, kind);
     for model in models {
-        line(out, format_args!("{name}{{{}}} {}", labels(model), value(model)));
+        line(out, format_args!("{name}{{{}}} {}", labels(model, None), value(model)));
     }
 }
 
-fn labels(model: &ModelMetrics<'_>) -> String {
-    let name = model.model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    format!("model=\"{name}\",version=\"{}\"", model.version)
+/// All labels in the order of their names, as Triton writes them; tags have an underscore in front.
+fn labels(model: &ModelMetrics<'_>, extra: Option<(&str, &str)>) -> String {
+    let version = model.version.to_string();
+    let mut labels: BTreeMap<String, &str> =
+        model.tags.iter().map(|&(name, value)| (format!("_{name}"), value)).collect();
+    labels.insert("model".to_owned(), model.model);
+    labels.insert("version".to_owned(), &version);
+    labels.extend(extra.map(|(name, value)| (name.to_owned(), value)));
+    let labels = labels.iter().map(|(name, value)| {
+        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        format!("{name}=\"{value}\"")
+    });
+    labels.collect::<Vec<_>>().join(",")
+}
+
+fn host_usage(out: &mut String) {
+    let gauges = [
+        (
+            "nv_cpu_utilization",
+            "CPU utilization rate [0.0 - 1.0]",
+            host::cpu_utilization().map(|rate| rate.to_string()),
+        ),
+        (
+            "nv_cpu_memory_total_bytes",
+            "CPU total memory (RAM), in bytes",
+            host::memory().map(|memory| memory.total_bytes.to_string()),
+        ),
+        (
+            "nv_cpu_memory_used_bytes",
+            "CPU used memory (RAM), in bytes",
+            host::memory().map(|memory| memory.used_bytes.to_string()),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        let Some(value) = value else { continue };
+        head(out, name, help, "gauge");
+        line(out, format_args!("{name} {value}"));
+    }
 }
 
 fn head(out: &mut String, name: &str, help: &str, kind: &str) {
@@ -177,15 +215,21 @@ mod tests {
             pending: 1,
             ..Totals::default()
         };
-        let models = [ModelMetrics { model: "a\"b", version: 4, totals, load_seconds: 0.5 }];
+        let models = [ModelMetrics {
+            model: "a\"b",
+            version: 4,
+            totals,
+            load_seconds: 0.5,
+            tags: vec![("team", "x\ny")],
+        }];
         let text = render(&models, PoolMetrics { total_bytes: 10, used_bytes: 5 });
         for expected in [
             "# TYPE nv_inference_request_success counter\n",
-            "nv_inference_request_success{model=\"a\\\"b\",version=\"4\"} 3\n",
-            "nv_inference_request_failure{model=\"a\\\"b\",version=\"4\",reason=\"REJECTED\"} 2\n",
-            "nv_inference_request_duration_us{model=\"a\\\"b\",version=\"4\"} 7\n",
-            "nv_inference_pending_request_count{model=\"a\\\"b\",version=\"4\"} 1\n",
-            "nv_model_load_duration_secs{model=\"a\\\"b\",version=\"4\"} 0.5\n",
+            "nv_inference_request_success{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 3\n",
+            "nv_inference_request_failure{_team=\"x\\ny\",model=\"a\\\"b\",reason=\"REJECTED\",version=\"4\"} 2\n",
+            "nv_inference_request_duration_us{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 7\n",
+            "nv_inference_pending_request_count{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 1\n",
+            "nv_model_load_duration_secs{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 0.5\n",
             "nv_pinned_memory_pool_used_bytes 5\n",
         ] {
             assert!(text.contains(expected), "{expected} is not in {text}");

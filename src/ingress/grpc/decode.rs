@@ -90,7 +90,9 @@ impl WireInput {
             }
         }
         parameters::check_input(&name, &parameters)?;
-        let datatype: DataType = datatype.parse()?;
+        let datatype: DataType = datatype.parse().map_err(|_| {
+            Error::malformed(format!("inference input '{name}' has unknown data-type '{datatype}'"))
+        })?;
         Ok(Self { input: InferInput { name, datatype, shape, data: Rope::default() }, contents })
     }
 

@@ -64,7 +64,7 @@ fn an_answer_has_tritons_members_in_tritons_order() {
         text(&encoded),
         r#"{"id":"a/b","model_name":"m","model_version":"3","#.to_owned()
             + r#""parameters":{"final":true,"n":-1,"u":18446744073709551615,"d":0.25,"s":"x"},"#
-            + r#""outputs":[{"name":"A","datatype":"FP32","shape":[1,3],"data":[0.1,-1.0,3250000000.0]},"#
+            + r#""outputs":[{"name":"A","datatype":"FP32","shape":[1,3],"data":[0.10000000149011612,-1.0,3249999872.0]},"#
             + r#"{"name":"B","datatype":"BOOL","shape":[2],"data":[false,true]},"#
             + r#"{"name":"C","datatype":"BYTES","shape":[2],"data":["a\"",""]},"#
             + r#"{"name":"D","datatype":"FP16","shape":[2],"parameters":{"binary_data_size":4}},"#

@@ -138,25 +138,27 @@ fn what_is_missing_or_of_the_wrong_type_is_named() {
     let absent = |name| {
         format!("Unable to parse '{name}': attempt to access non-existing object member '{name}'")
     };
-    let mistyped = |name, kind, got: &str| {
-        format!("Unable to parse '{name}': attempt to access JSON non-{kind} as {kind}{got}")
+    let mistyped = |name, kind| {
+        format!("Unable to parse '{name}': attempt to access JSON non-{kind} as {kind}")
     };
+    let no_data = "Input must set only one of the following fields: 'data', 'binary_data_size' in \
+                   'parameters', 'shared_memory_region' in 'parameters'. But no field is set";
     for (json, expected) in [
         ("[]".to_owned(), absent("inputs")),
         ("3".to_owned(), absent("inputs")),
         ("{}".to_owned(), absent("inputs")),
-        (r#"{"inputs":{}}"#.to_owned(), mistyped("inputs", "array", "")),
-        (r#"{"inputs":[1]}"#.to_owned(), mistyped("inputs", "object", ", got 1")),
-        (r#"{"inputs":[null]}"#.to_owned(), absent("name")),
-        (r#"{"id":7,"inputs":[]}"#.to_owned(), mistyped("id", "string", ", got 7")),
+        (r#"{"inputs":{}}"#.to_owned(), mistyped("inputs", "array")),
+        (r#"{"inputs":[1]}"#.to_owned(), no_data.to_owned()),
+        (r#"{"inputs":[null]}"#.to_owned(), no_data.to_owned()),
+        (r#"{"id":7,"inputs":[]}"#.to_owned(), mistyped("id", "string")),
         (input(r#""datatype":"INT8","shape":[1],"data":[1]"#), absent("name")),
         (input(r#""name":"A","shape":[1],"data":[1]"#), absent("datatype")),
         (input(r#""name":"A","datatype":"INT8","data":[1]"#), absent("shape")),
-        (input(r#""name":null"#), mistyped("name", "string", ", got null")),
-        (input(r#""datatype":5"#), mistyped("datatype", "string", ", got 5")),
-        (input(r#""shape":"1""#), mistyped("shape", "array", "")),
-        (input(r#""shape":[-1]"#), mistyped("shape", "unsigned-integer", ", got -1")),
-        (input(r#""shape":[1.5]"#), mistyped("shape", "unsigned-integer", ", got 1.5")),
+        (input(r#""name":null"#), mistyped("name", "string")),
+        (input(r#""datatype":5"#), mistyped("datatype", "string")),
+        (input(r#""shape":"1""#), mistyped("shape", "array")),
+        (input(r#""shape":[-1]"#), mistyped("shape", "unsigned-integer")),
+        (input(r#""shape":[1.5]"#), mistyped("shape", "unsigned-integer")),
         (
             input(r#""shape":[9223372036854775808]"#),
             "Unable to parse 'shape': dimension 9223372036854775808 is larger than \
@@ -165,25 +167,24 @@ fn what_is_missing_or_of_the_wrong_type_is_named() {
         ),
         (
             input(r#""parameters":{"binary_data_size":-1}"#),
-            mistyped("binary_data_size", "unsigned-integer", ", got -1"),
+            mistyped("binary_data_size", "unsigned-integer"),
         ),
-        (input(r#""parameters":[]"#), mistyped("parameters", "object", "")),
+        (input(r#""parameters":[]"#), no_data.to_owned()),
         (
             input(r#""name":"A","datatype":"FLOAT","shape":[1],"data":[1]"#),
-            "invalid datatype for input A: unknown datatype 'FLOAT'".to_owned(),
+            "invalid datatype for input A".to_owned(),
         ),
         (
             input(r#""name":"A","datatype":"INT8","shape":[1],"data":1"#),
-            "Unable to parse 'data': attempt to access JSON non-array as array for input 'A'"
-                .to_owned(),
+            "Unable to parse 'data': attempt to access JSON non-array as array".to_owned(),
         ),
-        (format!(r#"{{"inputs":[{{{good}}}],"outputs":3}}"#), mistyped("outputs", "array", ", got 3")),
+        (format!(r#"{{"inputs":[{{{good}}}],"outputs":3}}"#), mistyped("outputs", "array")),
         (format!(r#"{{"inputs":[{{{good}}}],"outputs":[{{}}]}}"#), absent("name")),
         (
             format!(
                 r#"{{"inputs":[{{{good}}}],"outputs":[{{"name":"P","parameters":{{"binary_data":1}}}}]}}"#
             ),
-            mistyped("binary_data", "boolean", ", got 1"),
+            mistyped("binary_data", "boolean"),
         ),
         (
             format!(
@@ -193,14 +194,7 @@ fn what_is_missing_or_of_the_wrong_type_is_named() {
              most 4294967295"
                 .to_owned(),
         ),
-        (
-            format!(r#"{{"inputs":[{{{good}}},{{{good}}}]}}"#),
-            "input 'A' already exists in request".to_owned(),
-        ),
-        (
-            format!(r#"{{"inputs":[{{{good}}}],"outputs":[{{"name":"P"}},{{"name":"P"}}]}}"#),
-            "output 'P' already exists in request".to_owned(),
-        ),
+        (format!(r#"{{"inputs":[{{{good}}}],"outputs":[7]}}"#), absent("name")),
         (
             format!(r#"{{"inputs":[{{{good}}}]"#),
             "failed to parse the request JSON buffer: Missing a comma or '}' after an object \
@@ -217,7 +211,7 @@ fn wrong_parameters_are_named() {
     for (parameters, expected) in [
         (
             r#"{"priority":-1}"#,
-            "Unable to parse 'priority': attempt to access JSON non-unsigned-integer as unsigned-integer, got -1",
+            "Unable to parse 'priority': attempt to access JSON non-unsigned-integer as unsigned-integer",
         ),
         (
             r#"{"timeout":"1"}"#,
@@ -225,15 +219,15 @@ fn wrong_parameters_are_named() {
         ),
         (
             r#"{"sequence_id":1.5}"#,
-            "Unable to parse 'sequence_id': attempt to access JSON non-unsigned-integer as unsigned-integer, got 1.5",
+            "Unable to parse 'sequence_id': attempt to access JSON non-unsigned-integer as unsigned-integer",
         ),
         (
             r#"{"sequence_id":true}"#,
-            "Unable to parse 'sequence_id': attempt to access JSON non-string as string, got true",
+            "Unable to parse 'sequence_id': attempt to access JSON non-string as string",
         ),
         (
             r#"{"sequence_start":1}"#,
-            "Unable to parse 'sequence_start': attempt to access JSON non-boolean as boolean, got 1",
+            "Unable to parse 'sequence_start': attempt to access JSON non-boolean as boolean",
         ),
         (
             r#"{"binary_data_output":"yes"}"#,
@@ -252,13 +246,12 @@ fn wrong_parameters_are_named() {
             "parameter 'x' has invalid type. It should be either 'int', 'bool', or 'string'.",
         ),
         (r#"{"x":1e999}"#, "parameter 'x' is 1e999, too large for a 64-bit float"),
-        ("7", "Unable to parse 'parameters': attempt to access JSON non-object as object, got 7"),
+        ("7", "failed to get request params.: attempt to get members for non-object"),
+        ("null", "failed to get request params.: attempt to get members for non-object"),
     ] {
         let json = format!(r#"{{"parameters":{parameters},"inputs":[]}}"#);
         assert_eq!(message(&json), expected, "{json}");
     }
-    let (request, _) = parse_text(r#"{"parameters":null,"inputs":[]}"#).unwrap();
-    assert!(request.parameters.is_empty());
     let (request, _) =
         parse_text(r#"{"parameters":{"sequence_id":"s","timeout":0},"inputs":[]}"#).unwrap();
     assert_eq!(request.parameters.get("sequence_id"), Some(&Parameter::String("s".into())));
@@ -290,41 +283,37 @@ fn elements_are_held_against_their_type() {
             "Unable to parse 'data': element 0 of input 'A' is {value}, out of range for {datatype}"
         )
     };
-    let kind = |non, target, value, datatype| {
-        format!(
-            "Unable to parse 'data': attempt to access JSON non-{non} as {target}: element 0 of \
-             input 'A' is {value}, expected {datatype}"
-        )
+    let kind = |non, target| {
+        format!("Unable to parse 'data': attempt to access JSON non-{non} as {target}")
     };
     let unsigned = "unsigned-integer";
     let signed = "signed-integer";
     for (datatype, value, expected) in [
         ("UINT8", "256", range("256", "UINT8")),
-        ("UINT8", "-1", range("-1", "UINT8")),
+        ("UINT8", "-1", kind(unsigned, unsigned)),
         ("INT8", "128", range("128", "INT8")),
         ("INT8", "-129", range("-129", "INT8")),
         ("UINT16", "65536", range("65536", "UINT16")),
         ("INT16", "32768", range("32768", "INT16")),
         ("UINT32", "4294967296", range("4294967296", "UINT32")),
         ("INT32", "2147483648", range("2147483648", "INT32")),
-        ("UINT64", "18446744073709551616", range("18446744073709551616", "UINT64")),
-        ("INT64", "9223372036854775808", range("9223372036854775808", "INT64")),
+        ("UINT64", "18446744073709551616", kind(unsigned, unsigned)),
+        ("INT64", "9223372036854775808", kind(signed, signed)),
         ("FP32", "1e39", range("1e39", "FP32")),
         ("FP64", "1e309", range("1e309", "FP64")),
-        ("INT32", "1.5", kind(signed, signed, "1.5", "INT32")),
-        ("INT32", "1e2", kind(signed, signed, "1e2", "INT32")),
-        ("INT32", "NaN", kind(signed, signed, "NaN", "INT32")),
-        ("UINT8", "1.0", kind(unsigned, unsigned, "1.0", "UINT8")),
-        ("UINT8", "\"1\"", kind(unsigned, unsigned, "\"1\"", "UINT8")),
-        ("INT64", "null", kind(signed, signed, "null", "INT64")),
-        ("FP32", "true", kind("number", "double", "true", "FP32")),
-        ("FP64", "{\"x\":1}", kind("number", "double", "{\"x\":1}", "FP64")),
-        ("BOOL", "1", kind("boolean", "boolean", "1", "BOOL")),
+        ("INT32", "1.5", kind(signed, signed)),
+        ("INT32", "1e2", kind(signed, signed)),
+        ("INT32", "NaN", kind(signed, signed)),
+        ("UINT8", "1.0", kind(unsigned, unsigned)),
+        ("UINT8", "\"1\"", kind(unsigned, unsigned)),
+        ("INT64", "null", kind(signed, signed)),
+        ("FP32", "true", kind("number", "double")),
+        ("FP64", "{\"x\":1}", kind("number", "double")),
+        ("BOOL", "1", kind("boolean", "boolean")),
         (
             "BYTES",
             "1",
-            "Unable to parse JSON bytes array: attempt to access JSON non-string as string: \
-             element 0 of input 'A' is 1, expected BYTES"
+            "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
                 .to_owned(),
         ),
         (
@@ -356,17 +345,13 @@ fn the_number_of_elements_is_held_against_the_shape() {
     assert_eq!(bytes_of(&of("[2,2]", "[1,2,3,4]")), [1, 2, 3, 4]);
     assert_eq!(bytes_of(&of("[]", "[5]")), [5]);
     assert!(bytes_of(&of("[0,3]", "[]")).is_empty());
-    let mismatch = |shape: &str, expected: u64, got: &str| {
-        format!(
-            "Unable to parse 'data': Shape does not match true shape of 'data' field: input 'A' of \
-             shape {shape} expects {expected} elements, {got}"
-        )
-    };
+    let mismatch =
+        "Unable to parse 'data': Shape does not match true shape of 'data' field".to_owned();
     for (shape, data, expected) in [
-        ("[3]", "[1,2]", mismatch("[3]", 3, "got 2")),
-        ("[3]", "[1,2,3,4]", mismatch("[3]", 3, "got more")),
-        ("[0]", "[1]", mismatch("[0]", 0, "got more")),
-        ("[4611686018427387904]", "[1]", mismatch("[4611686018427387904]", 1 << 62, "got 1")),
+        ("[3]", "[1,2]", mismatch.clone()),
+        ("[3]", "[1,2,3,4]", mismatch.clone()),
+        ("[0]", "[1]", mismatch.clone()),
+        ("[4611686018427387904]", "[1]", mismatch),
         (
             "[4611686018427387904,4]",
             "[1]",
@@ -384,14 +369,14 @@ fn an_input_has_its_data_from_one_source() {
                 'parameters', 'shared_memory_region' in 'parameters'. But";
     let head = r#""name":"A","datatype":"INT8","shape":[1]"#;
     for (rest, expected) in [
-        ("", format!("{only} no field is set for input 'A'")),
+        ("", format!("{only} no field is set")),
         (
             r#","data":[1],"parameters":{"binary_data_size":1}"#,
-            format!("{only} set 'data' 'binary_data_size' for input 'A'"),
+            format!("{only} set 'data' 'binary_data_size'"),
         ),
         (
             r#","parameters":{"binary_data_size":1,"shared_memory_region":"r"}"#,
-            format!("{only} set 'binary_data_size' 'shared_memory_region' for input 'A'"),
+            format!("{only} set 'binary_data_size' 'shared_memory_region'"),
         ),
     ] {
         assert_eq!(message(&input(&format!("{head}{rest}"))), expected);
@@ -406,10 +391,7 @@ fn the_tail_must_be_exactly_what_the_inputs_take() {
     for (tail, expected) in [
         (&b"12"[..], "unexpected size for input 'A', expecting 2 additional bytes for model 'm'"),
         (b"", "unexpected size for input 'A', expecting 4 additional bytes for model 'm'"),
-        (
-            b"123456",
-            "unexpected additional input data for model 'm': 2 bytes follow the last input",
-        ),
+        (b"123456", "unexpected additional input data for model 'm'"),
     ] {
         assert_eq!(parse_with_tail(&json, tail).unwrap_err().to_string(), expected);
     }
@@ -440,11 +422,11 @@ fn shared_memory_is_refused_as_unsupported() {
     );
     assert_eq!(
         output(r#"{"shared_memory_region":"r","classification":1}"#),
-        "Output can't set both 'shared_memory_region' and 'classification' for output 'P'"
+        "Output can't set both 'shared_memory_region' and 'classification'"
     );
     assert_eq!(
         output(r#"{"shared_memory_region":"r","binary_data":true}"#),
-        "Output can't set both 'shared_memory_region' and 'binary_data' for output 'P'"
+        "Output can't set both 'shared_memory_region' and 'binary_data'"
     );
 }
 
@@ -471,11 +453,6 @@ fn everything_that_can_be_many_is_bounded() {
     assert_eq!(
         message(&shape(RANK_MAX + 1)),
         "Unable to parse 'shape': a tensor may have 256 dimensions, got more"
-    );
-    let many = repeat(&|index| format!(r#"{{"name":"{}"}}"#, index % 20), 21);
-    assert_eq!(
-        message(&format!(r#"{{"inputs":[],"outputs":[{many}]}}"#)),
-        "output '0' already exists in request"
     );
     let deep = input(&format!(
         r#""name":"A","datatype":"INT8","shape":[1],"data":{}1{}"#,

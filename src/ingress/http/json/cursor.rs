@@ -118,19 +118,6 @@ impl<'a> Cursor<'a> {
         self.text.len() - self.at
     }
 
-    /// The text of the value at the cursor, cut where it is longer than a message should be.
-    pub fn value_snippet(&mut self) -> &'a str {
-        const LENGTH: usize = 40;
-        self.whitespace();
-        let start = self.at;
-        let end = match self.clone().skip_to_end() {
-            Ok(end) => end.min(start + LENGTH),
-            Err(_) => start,
-        };
-        let boundary = (start..=end).rev().find(|&end| self.text.is_char_boundary(end));
-        self.text.get(start..boundary.unwrap_or(start)).unwrap_or_default()
-    }
-
     /// Reads an object; `member` must read the value that belongs to the name.
     pub fn object<E: From<SyntaxError>>(
         &mut self,
@@ -310,11 +297,6 @@ impl<'a> Cursor<'a> {
                 }
             }
         }
-    }
-
-    fn skip_to_end(mut self) -> Result<usize, SyntaxError> {
-        self.skip()?;
-        Ok(self.at)
     }
 
     fn name(&mut self) -> Result<Cow<'a, str>, SyntaxError> {

@@ -106,7 +106,7 @@ impl<'a> Number<'a> {
     }
 
     /// Whether it is written without fraction and exponent.
-    pub fn is_integer(&self) -> bool {
+    fn is_integer(&self) -> bool {
         self.form == Form::Integer
     }
 
