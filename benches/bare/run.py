@@ -58,6 +58,7 @@ class Light:
     identity_cpu_us: float
     bare_us: float
     batch_mean: float
+    identity_batch_mean: float
 
 
 def main() -> int:
@@ -136,7 +137,7 @@ def heavy_round(server: servers.Server, repository: pathlib.Path, options) -> He
         bare_throughput=1 / per_inference(bare, sizes, "wall"),
         cpu_ms=(cpu_ended - cpu_begun) / inferences / 1e6,
         bare_cpu_ms=per_inference(bare, sizes, "cpu") * 1e3,
-        batch_mean=inferences / sum(sizes.values()),
+        batch_mean=mean_batch(sizes),
     )
 
 
@@ -153,7 +154,8 @@ def light_round(server: servers.Server, repository: pathlib.Path, options, numbe
         cpu_us=samples["mlp"].cpu_us,
         identity_cpu_us=samples["identity"].cpu_us,
         bare_us=per_inference(bare, sizes["mlp"], "cpu") * 1e6,
-        batch_mean=sum(a * b for a, b in sizes["mlp"].items()) / sum(sizes["mlp"].values()),
+        batch_mean=mean_batch(sizes["mlp"]),
+        identity_batch_mean=mean_batch(sizes["identity"]),
     )
 
 
@@ -199,6 +201,11 @@ def executed(before: dict[int, int], after: dict[int, int]) -> dict[int, int]:
     """The batches of each size between two counts."""
     done = {size: count - before.get(size, 0) for size, count in after.items()}
     return {size: count for size, count in sorted(done.items()) if count}
+
+
+def mean_batch(sizes: dict[int, int]) -> float:
+    """Inferences per batch."""
+    return sum(size * count for size, count in sizes.items()) / max(1, sum(sizes.values()))
 
 
 def bare_loop(repository: pathlib.Path, model: str, sizes: dict[int, int], seconds: float) -> dict:
