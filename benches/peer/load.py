@@ -73,8 +73,14 @@ def write_repository(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def measure(server: servers.Server, work: Work, client: pathlib.Path, window_seconds: float) -> Sample:
-    """Runs the client once against the server.
+def measure(
+    server: servers.Server,
+    work: Work,
+    client: pathlib.Path,
+    window_seconds: float,
+    further: tuple[str, ...] = (),
+) -> Sample:
+    """Runs the client once against the server, with further arguments if need be.
 
     CPU time and throughput are the server's own, over an interval within the client's load: its CPU
     clock against its own count of requests, read together. Latencies are the client's.
@@ -83,7 +89,7 @@ def measure(server: servers.Server, work: Work, client: pathlib.Path, window_sec
     report.unlink(missing_ok=True)
     before_load = server.requests_done(work.model)
     process = subprocess.Popen(
-        _command(server, work, client, window_seconds, report),
+        [*_command(server, work, client, window_seconds, report), *further],
         env={**os.environ, "LD_LIBRARY_PATH": str(servers.PEER / "lib")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
