@@ -1,0 +1,89 @@
+"""One running server per I/O driver, which all tests of a session share."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benches" / "peer"))
+
+import servers  # noqa: E402  (the path to it is only known here)
+
+from . import models  # noqa: E402
+
+NEREID = pathlib.Path(os.environ.get("NEREID", ROOT / "target" / "debug" / "nereid"))
+DRIVERS = os.environ.get("NEREID_IO_DRIVER", "io_uring,epoll").split(",")
+# Two reactors where connections and models are to lie on different cores, one where they share theirs.
+REACTORS = {"io_uring": 2, "epoll": 1}
+MEMORY_BYTES = 1 << 30
+
+
+def pytest_collection_modifyitems(items):
+    """The test that the server has survived runs after all others of its server."""
+    items.sort(key=lambda item: "test_survival" in item.nodeid)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failure comes with the end of the server's log."""
+    report = (yield).get_result()
+    server = getattr(item, "funcargs", {}).get("server")
+    if report.failed and server is not None:
+        report.sections.append(("server log", server.log_tail()))
+
+
+@pytest.fixture(scope="session")
+def binary() -> pathlib.Path:
+    """The server's binary."""
+    if not NEREID.is_file():
+        pytest.fail(f"{NEREID} is not there: build it, or name it in NEREID")
+    return NEREID
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory) -> pathlib.Path:
+    """The models that the shared servers serve."""
+    return models.write(tmp_path_factory.mktemp("repository"), models.all_models())
+
+
+@pytest.fixture(scope="session", params=DRIVERS)
+def driver(request) -> str:
+    """An I/O driver."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def server(driver, binary, repository, tmp_path_factory):
+    """The server that the tests of one driver share."""
+    flags = (
+        f"--io-driver={driver}",
+        f"--reactors={REACTORS.get(driver, 2)}",
+        f"--memory-budget-byte-size={MEMORY_BYTES}",
+    )
+    log = tmp_path_factory.mktemp(driver) / "server.log"
+    with servers.Server(f"nereid-{driver}", binary, repository, flags, log) as server:
+        server.rss_at_start = server.memory_bytes()
+        yield server
+
+
+@pytest.fixture
+def start(driver, binary, tmp_path):
+    """Starts a server of a test's own; it ends with the test."""
+    started = []
+
+    def start(repository: pathlib.Path, *flags: str) -> servers.Server:
+        all_flags = (f"--io-driver={driver}", "--reactors=2", *flags)
+        log = tmp_path / f"server-{len(started)}.log"
+        server = servers.Server("nereid-own", binary, repository, all_flags, log)
+        started.append(server)
+        server.wait_ready()
+        return server
+
+    yield start
+    for server in started:
+        if server.is_running():
+            server.kill()
