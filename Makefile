@@ -103,17 +103,17 @@ bench: test-backends ## Benches of single parts (criterion)
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked
 
 .PHONY: bench-bare
-bench-bare: test-backends ## ONNX Runtime behind our traits beside a bare loop around it
-	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked --bench onnxruntime
+bench-bare: release test-backends test-python ## A served model beside the same model run bare; BENCH_FLAGS are run.py's
+	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/bare/run.py $(BENCH_FLAGS)
 
 .PHONY: bench-scaling
-bench-scaling: release ## Throughput over the number of reactors; BENCH_FLAGS are scaling.py's
-	$(PYTHON) benches/scaling.py $(BENCH_FLAGS)
+bench-scaling: release test-python ## What more reactors bring; a client that never reads; BENCH_FLAGS are run.py's
+	$(TEST_PYTHON) benches/scaling/run.py $(BENCH_FLAGS)
 
 .PHONY: bench-peer
-bench-peer: release ## Side by side with the real Triton; BENCH_FLAGS are run.py's
+bench-peer: release test-python ## Side by side with the real Triton; BENCH_FLAGS are run.py's
 	scripts/setup_peer.sh
-	$(PYTHON) benches/peer/run.py $(BENCH_FLAGS)
+	$(TEST_PYTHON) benches/peer/run.py $(BENCH_FLAGS)
 
 # --- Papers
 

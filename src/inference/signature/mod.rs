@@ -1,3 +1,5 @@
+//! What a model takes and gives, and holding a request against it.
+
 mod strings;
 #[cfg(test)]
 mod tests;
