@@ -79,7 +79,7 @@ pub enum Error {
          Expected {expected}, got {got}. {}",
         if *.batched { BATCH_DIMENSION_NOTE } else { "" }
     )]
-    ShapeMismatch { input: String, model: String, expected: Shape, got: Shape, batched: bool },
+    ShapeMismatch { input: String, model: String, expected: Box<Shape>, got: Shape, batched: bool },
     #[error(
         "All input dimensions should be specified for input '{input}' for model '{model}', \
          got {shape}"

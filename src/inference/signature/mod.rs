@@ -224,7 +224,7 @@ impl Signature {
         Err(Error::ShapeMismatch {
             input: input.name.to_string(),
             model: self.model.to_string(),
-            expected: if batched { spec.dims.with_batch(-1) } else { spec.dims.clone() },
+            expected: Box::new(if batched { spec.dims.with_batch(-1) } else { spec.dims.clone() }),
             got: input.shape.clone(),
             batched,
         })

@@ -87,13 +87,11 @@ fn what_json_cannot_carry_is_refused() {
     for (output, expected) in [
         (
             output("H", DataType::Fp16, &[1], b"\0\0"),
-            "sending FP16 data via JSON is not supported. Please use the binary data format for \
-             output 'H'",
+            "sending FP16 data via JSON is not supported. Please use the binary data format for output",
         ),
         (
             output("H", DataType::Bf16, &[1], b"\0\0"),
-            "sending BF16 data via JSON is not supported. Please use the binary data format for \
-             output 'H'",
+            "sending BF16 data via JSON is not supported. Please use the binary data format for output",
         ),
         (
             output("S", DataType::Bytes, &[2], b"\x01\0\0\0a\x01\0\0\0\xff"),
