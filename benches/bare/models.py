@@ -23,7 +23,7 @@ MLP_OUTPUT = 10
 
 
 def write_repository(folder: pathlib.Path) -> pathlib.Path:
-    """The repository with `resnet50`, `mlp` and `identity`; what is up to date is kept."""
+    """The repository with `resnet50`, `mlp` and two of `identity`; what is up to date is kept."""
     requirements = HERE / "requirements.txt"
     sources = (requirements.read_bytes(), pathlib.Path(__file__).read_bytes(), sys.version.encode())
     stamp = hashlib.sha256(b"".join(sources)).hexdigest()
@@ -49,16 +49,20 @@ def main(folder: pathlib.Path) -> None:
         onnx.checker.check_model(model)
         (folder / name / "1").mkdir(parents=True, exist_ok=True)
         onnx.save(model, folder / name / "1" / "model.onnx")
-    (folder / "identity" / "1").mkdir(parents=True, exist_ok=True)
+    for name in ("identity", "identity_unbatched"):
+        (folder / name / "1").mkdir(parents=True, exist_ok=True)
     config(folder / "resnet50", "onnxruntime", 8, "3, 224, 224", "1000")
     config(folder / "mlp", "onnxruntime", 64, str(MLP_INPUT), str(MLP_OUTPUT))
     config(folder / "identity", "identity", 64, str(MLP_INPUT), str(MLP_INPUT))
+    config(folder / "identity_unbatched", "identity", 64, str(MLP_INPUT), str(MLP_INPUT), scheduling="")
 
 
-def config(folder: pathlib.Path, backend: str, batch_max: int, dims: str, output_dims: str) -> None:
-    """A configuration with dynamic batching and one tensor each way."""
+def config(
+    folder: pathlib.Path, backend: str, batch_max: int, dims: str, output_dims: str, scheduling: str = SCHEDULING
+) -> None:
+    """A configuration with one tensor each way, batched unless told otherwise."""
     (folder / "config.pbtxt").write_text(
-        f'backend: "{backend}"\nmax_batch_size: {batch_max}\n{SCHEDULING}\n'
+        f'backend: "{backend}"\nmax_batch_size: {batch_max}\n{scheduling}\n'
         f'input [{{ name: "INPUT0" data_type: TYPE_FP32 dims: [ {dims} ] }}]\n'
         f'output [{{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [ {output_dims} ] }}]\n'
     )

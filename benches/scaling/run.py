@@ -36,7 +36,7 @@ IN_FLIGHT_PER_CONNECTION = 16
 IN_FLIGHT_MAX = 256
 LINEAR_SHARE_MIN = 0.8
 CPU_SHARE_MAX = 1.25
-# A p99 of a shared machine differs by this much from one run to the next without any silent client.
+# What silent clients may change is nothing; the rest is how far two runs of one load differ.
 SILENT_P99_MAX = 1.25
 STEADY_IN_FLIGHT = 8
 PROCESSORS = sorted(os.sched_getaffinity(0))
