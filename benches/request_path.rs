@@ -134,7 +134,7 @@ fn hops(criterion: &mut Criterion) {
     let mailbox = Mailbox::new(64);
     group.bench_function("mailbox: send and take, same thread", |bencher| {
         bencher.iter(|| {
-            black_box(mailbox.send(black_box(1_u64)).unwrap());
+            mailbox.send(black_box(1_u64)).unwrap();
             let mut receive = std::pin::pin!(mailbox.receive());
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
             match receive.as_mut().poll(&mut context) {

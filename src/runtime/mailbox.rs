@@ -18,12 +18,11 @@ use {
 
 /// The way into a reactor from any thread: many senders, one receiver, no lock.
 ///
-/// Senders push onto a list that the receiver takes whole, so a busy receiver need not be woken
-/// again: only whoever finds the list empty must [`wake`] it, which sending tells. A message sent by
-/// [`try_send`] is refused when `capacity` of them wait already; one sent by [`send`] never is,
-/// because it answers or ends something that was counted when it began.
+/// Senders push onto a list that the receiver takes whole, so a busy receiver is not woken again:
+/// only the message that finds the list empty wakes it. A message sent by [`try_send`] is refused
+/// when `capacity` of them wait already; one sent by [`send`] never is, because it answers or ends
+/// something that was counted when it began.
 ///
-/// [`wake`]: Mailbox::wake
 /// [`try_send`]: Mailbox::try_send
 /// [`send`]: Mailbox::send
 pub struct Mailbox<T> {
@@ -79,20 +78,19 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Sends a message that must arrive: a completion, a cancellation, a shutdown. Returns whether
-    /// the receiver must be woken.
+    /// Sends a message that must arrive: a completion, a cancellation, a shutdown.
     ///
     /// # Errors
     /// When the receiver is gone.
-    pub fn send(&self, message: T) -> Result<bool, Closed<T>> {
+    pub fn send(&self, message: T) -> Result<(), Closed<T>> {
         self.push(message, false)
     }
 
-    /// Sends a message that may be refused: new work. Returns whether the receiver must be woken.
+    /// Sends a message that may be refused: new work.
     ///
     /// # Errors
     /// When the mailbox is full or the receiver gone.
-    pub fn try_send(&self, message: T) -> Result<bool, Full<T>> {
+    pub fn try_send(&self, message: T) -> Result<(), Full<T>> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.capacity {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(Full::Full(message));
@@ -103,7 +101,7 @@ impl<T> Mailbox<T> {
         })
     }
 
-    fn push(&self, message: T, counted: bool) -> Result<bool, Closed<T>> {
+    fn push(&self, message: T, counted: bool) -> Result<(), Closed<T>> {
         let node = Box::into_raw(Box::new(Node { next: ptr::null_mut(), counted, message }));
         let mut newest = self.newest.load(Ordering::Relaxed);
         loop {
@@ -124,12 +122,10 @@ impl<T> Mailbox<T> {
                 Err(changed) => newest = changed,
             }
         }
-        Ok(newest.is_null())
-    }
-
-    /// Wakes the receiver.
-    pub fn wake(&self) {
-        self.receiver.wake();
+        if newest.is_null() {
+            self.receiver.wake();
+        }
+        Ok(())
     }
 
     /// Takes all messages that wait, oldest first, or waits for one. One task alone may receive.
@@ -238,8 +234,8 @@ mod tests {
     #[test]
     fn messages_come_oldest_first_and_the_refusable_ones_are_bounded() {
         let mailbox = Mailbox::new(2);
-        assert!(mailbox.try_send(1).unwrap());
-        assert!(!mailbox.try_send(2).unwrap());
+        mailbox.try_send(1).unwrap();
+        mailbox.try_send(2).unwrap();
         assert!(matches!(mailbox.try_send(3), Err(Full::Full(3))));
         mailbox.send(4).unwrap();
         assert_eq!(mailbox.take().unwrap().collect::<Vec<_>>(), [1, 2, 4]);
@@ -263,11 +259,7 @@ mod loom_tests {
             let senders: Vec<_> = (0..2)
                 .map(|sender| {
                     let mailbox = mailbox.clone();
-                    thread::spawn(move || {
-                        if mailbox.send(sender).unwrap() {
-                            mailbox.wake();
-                        }
-                    })
+                    thread::spawn(move || mailbox.send(sender).unwrap())
                 })
                 .collect();
             let mut got = Vec::new();

@@ -7,7 +7,6 @@
 //! room that names either. It knows nothing of what runs on it.
 
 mod acceptor;
-mod doorbell;
 mod drain;
 mod driver;
 mod mailbox;

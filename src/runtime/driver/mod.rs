@@ -9,7 +9,7 @@ use futures_util::future::Either;
 
 pub(super) use self::{
     epoll::{EpollSleep, EpollStream, stream as epoll_stream},
-    uring::{UringSleep, UringStream, listen, stream as uring_stream},
+    uring::{UringSleep, UringStream, stream as uring_stream},
 };
 
 /// The event loop of a reactor.

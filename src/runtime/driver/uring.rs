@@ -1,14 +1,10 @@
 use std::{
     future::Future,
     io, net,
-    os::{
-        fd::{FromRawFd, IntoRawFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{FromRawFd, IntoRawFd},
     time::Duration,
 };
 
-use futures_lite::AsyncReadExt as _;
 use glommio::{LocalExecutorBuilder, Placement, net::TcpStream, timer::Timer};
 
 use super::yield_now;
@@ -21,7 +17,12 @@ const IO_MEMORY_BYTES: usize = 64 << 10;
 
 /// While its run queue never empties, glommio looks for wakes from other threads only once in this
 /// time; its default is 100 ms.
-const PREEMPT: Duration = Duration::from_millis(1);
+const PREEMPT: Duration = Duration::from_millis(5);
+
+/// The longest that a reactor sleeps. When the preempt timer has fired before a round begins, because
+/// the system took the processor away just then, glommio runs no task in that round, takes that for
+/// having none, and goes to sleep over those that it has. This wakes it.
+const HEARTBEAT: Duration = Duration::from_millis(20);
 
 fn builder(core: usize, idle_spin: Duration) -> LocalExecutorBuilder {
     LocalExecutorBuilder::new(Placement::Fixed(core))
@@ -44,7 +45,15 @@ pub fn probe() -> Result<(), String> {
 
 pub fn run(core: usize, idle_spin: Duration, main: impl Future<Output = ()>) -> Result<(), String> {
     let executor = builder(core, idle_spin).make().map_err(|error| error.to_string())?;
-    executor.run(main);
+    executor.run(async {
+        glommio::spawn_local(async {
+            loop {
+                Timer::new(HEARTBEAT).await;
+            }
+        })
+        .detach();
+        main.await;
+    });
     Ok(())
 }
 
@@ -66,15 +75,4 @@ pub fn sleep(duration: Duration) -> UringSleep {
 pub fn stream(socket: net::TcpStream) -> io::Result<UringStream> {
     // SAFETY: `into_raw_fd` hands over an open descriptor that nothing else owns.
     Ok(unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) })
-}
-
-/// Calls `heard` each time that bytes come over `socket`, until it is closed.
-pub async fn listen(socket: UnixStream, heard: impl Fn()) -> io::Result<()> {
-    // SAFETY: `into_raw_fd` hands over an open descriptor that nothing else owns.
-    let mut socket = unsafe { glommio::net::UnixStream::from_raw_fd(socket.into_raw_fd()) };
-    let mut bytes = [0; 64];
-    while socket.read(&mut bytes).await? > 0 {
-        heard();
-    }
-    Ok(())
 }
