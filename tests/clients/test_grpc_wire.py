@@ -140,8 +140,8 @@ def test_a_flood_of_continuations_ends_the_connection(server):
         assert connection.closed or connection.goaway is not None
 
 
-def test_rapid_reset_ends_the_connection(server):
-    """Thousands of calls that are reset as soon as they are made."""
+def test_rapid_reset_does_no_harm(server):
+    """Thousands of calls that are reset as soon as they are made; the server may hang up or keep pace."""
     block = wire.request_headers(wire.SERVICE + "ModelInfer")
     with wire.Connection(server) as connection:
         for _ in range(50):
