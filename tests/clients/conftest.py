@@ -22,9 +22,16 @@ REACTORS = {"io_uring": 2, "epoll": 1}
 MEMORY_BYTES = 1 << 30
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """The test that the server has survived runs after all others of its server."""
-    items.sort(key=lambda item: "test_survival" in item.nodeid)
+    """One driver after the other, each server's survival last: a server that was started anew in between
+    would have survived nothing."""
+
+    def place(item):
+        driver = item.callspec.params.get("driver") if hasattr(item, "callspec") else None
+        return DRIVERS.index(driver) if driver in DRIVERS else len(DRIVERS), "test_survival" in item.nodeid
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -19,6 +19,12 @@ def test_the_server_lives_and_serves(server, way):
     np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), array)
 
 
+def test_it_is_the_server_of_all_the_other_tests(server, request):
+    """It has served them, unless only this file runs."""
+    if any("test_concurrency" in item.nodeid for item in request.session.items):
+        assert server.requests_done("gather") > 1000
+
+
 def test_nothing_panicked(server):
     """A panic that was caught is a defect too."""
     assert "panicked" not in server.log.read_text(errors="replace")

@@ -1,0 +1,96 @@
+"""What broken and hostile clients send to the HTTP port. After each, another client is served."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from . import triton
+
+WAIT_SECONDS_MAX = 30
+PIPELINED = 10_000
+READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def served_afterwards(server):
+    """Whatever a test did, others do not notice."""
+    yield
+    assert server.is_running(), server.log_tail()
+    result = triton.infer("http", server, "fp32", np.ones(3, np.float32))
+    assert result.as_numpy("OUTPUT0").tolist() == [1, 1, 1]
+
+
+def connect(server) -> socket.socket:
+    """A connection to the HTTP port."""
+    return socket.create_connection(("127.0.0.1", server.http_port), timeout=WAIT_SECONDS_MAX)
+
+
+GARBAGE = {
+    "zeros": bytes(4096),
+    "random bytes": bytes(np.random.default_rng(1).integers(0, 256, 4096, np.uint8)) + b"\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(100),
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500) + b"\r\n\r\n",
+    "no version": b"GET /\r\n\r\n",
+    "two lengths": b"POST /v2 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "negative length": b"POST /v2 HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+    "broken chunk": b"POST /v2/models/fp32/infer HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "endless header": b"GET / HTTP/1.1\r\nX: " + b"a" * (2 << 20),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_ends_the_connection(server, garbage):
+    """With or without an answer, which is no success."""
+    with connect(server) as raw:
+        got = b""
+        try:
+            raw.sendall(GARBAGE[garbage])
+            raw.shutdown(socket.SHUT_WR)
+            while piece := raw.recv(65536):
+                got += piece
+        except (ConnectionResetError, BrokenPipeError, OSError):
+            pass
+        assert not got.startswith(b"HTTP/1.1 2")
+
+
+def test_pipelined_requests_are_all_answered(server):
+    """10,000 are sent before the first answer is waited for."""
+    with connect(server) as raw:
+        sender = threading.Thread(target=raw.sendall, args=(READY * PIPELINED,))
+        sender.start()
+        answers, tail = 0, b""
+        while answers < PIPELINED:
+            piece = raw.recv(1 << 20)
+            assert piece, f"{answers} answers"
+            tail += piece
+            answers += tail.count(b"HTTP/1.1 200")
+            # What is left may hold the beginning of the next status line.
+            tail = tail[-11:]
+        sender.join()
+    assert answers == PIPELINED
+
+
+def test_slow_and_silent_writers_hold_nobody_up(server):
+    """300 connections that send nothing, half of a head, or half of a body."""
+    starts = [
+        b"",
+        READY[:20],
+        b"POST /v2/models/fp32/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{",
+    ]
+    opened = [connect(server) for _ in range(300)]
+    for number, raw in enumerate(opened):
+        raw.sendall(starts[number % 3])
+    for _ in range(50):
+        triton.infer("http", server, "fp32", np.ones(3, np.float32))
+    # A slow head is a head all the same.
+    for byte in READY[20:]:
+        opened[1].sendall(bytes([byte]))
+        time.sleep(0.002)
+    assert opened[1].recv(100).startswith(b"HTTP/1.1 200")
+    for raw in opened:
+        raw.close()

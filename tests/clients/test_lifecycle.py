@@ -1,0 +1,158 @@
+"""Starting and stopping: signals, requests in flight, bad flags, broken repositories, `nereid check`."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+
+from . import models, triton
+
+IDLE_STOP_SECONDS_MAX = 1.0
+STOP_SECONDS_MAX = 15
+ARRAY = np.ones((1, 4), dtype=np.float32)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A repository of three models."""
+    every = models.identity_models()
+    chosen = {name: every[name] for name in ("fp32", "second", "patient")}
+    return models.write(tmp_path / "repository", chosen)
+
+
+def _stop(server) -> float:
+    started = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(STOP_SECONDS_MAX)
+    return time.monotonic() - started
+
+
+def test_idle_connections_do_not_delay_the_end(start, small):
+    """Keep-alive connections of both protocols are open."""
+    server = start(small)
+    client = triton_grpc.InferenceServerClient(server.grpc_address)
+    assert client.is_server_live()
+    with socket.create_connection(("127.0.0.1", server.http_port)) as raw:
+        raw.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 200")
+        assert _stop(server) < IDLE_STOP_SECONDS_MAX
+    client.close()
+    assert server.process.returncode == 0
+
+
+def _is_ready(raw: socket.socket) -> bool:
+    try:
+        raw.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: a\r\n\r\n")
+        return raw.recv(1000).startswith(b"HTTP/1.1 200")
+    except (ConnectionResetError, BrokenPipeError):
+        return False
+
+
+@pytest.mark.parametrize("way", ["http", "grpc", "grpc_stream"])
+def test_a_request_in_flight_is_answered_before_the_end(start, small, way):
+    """It waits in a batcher's queue for a second when the signal comes; the server is not ready then."""
+    server = start(small)
+    got = []
+    asking = threading.Thread(target=lambda: got.append(triton.infer(way, server, "second", ARRAY)))
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=5) as raw:
+        assert _is_ready(raw)
+        asking.start()
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        # The signal takes a moment to arrive; the request in flight leaves it most of a second.
+        while _is_ready(raw):
+            assert not got, "ready until the request in flight was answered"
+    assert server.process.wait(STOP_SECONDS_MAX) == 0
+    asking.join(STOP_SECONDS_MAX)
+    assert got, "the request was not answered"
+    np.testing.assert_array_equal(got[0].as_numpy("OUTPUT0"), ARRAY)
+
+
+def test_the_exit_timeout_ends_the_wait(start, small):
+    """The request in flight would wait for a minute."""
+    server = start(small, "--exit-timeout-secs=1")
+    client = triton_grpc.InferenceServerClient(server.grpc_address)
+    told = threading.Event()
+    given = triton.tensor(triton_grpc, "INPUT0", "FP32", ARRAY)
+    client.async_infer("patient", [given], lambda result, error: told.set())
+    time.sleep(0.3)
+    assert _stop(server) < 5
+    assert told.wait(5)
+    client.close()
+
+
+def test_one_broken_model_leaves_the_others(start, small):
+    """With --exit-on-error=false; readiness is not strict here."""
+    models.write(small, {"broken": models.Model("no_such_field: 1")})
+    server = start(small, "--exit-on-error=false", "--strict-readiness=false")
+    client = triton_grpc.InferenceServerClient(server.grpc_address)
+    assert not client.is_model_ready("broken")
+    client.close()
+    np.testing.assert_array_equal(
+        triton.infer("grpc", server, "fp32", ARRAY[0]).as_numpy("OUTPUT0"), ARRAY[0]
+    )
+
+
+def _nereid(binary, *arguments) -> tuple[int, str]:
+    done = subprocess.run([binary, *arguments], capture_output=True, text=True, timeout=30)
+    return done.returncode, done.stdout + done.stderr
+
+
+LOOPBACK = ("--http-address=127.0.0.1", "--grpc-address=127.0.0.1")
+
+
+@pytest.mark.parametrize("arguments, word", [
+    (["--no-such-flag"], "--no-such-flag"),
+    (["--http-port=seventy"], "seventy"),
+    (["--io-driver=carrier-pigeon"], "carrier-pigeon"),
+    (["--model-control-mode=sometimes"], "sometimes"),
+    ([], "--model-repository"),
+])  # fmt: skip
+def test_bad_flags_are_named(binary, arguments, word):
+    """On standard error, with a failure as exit status."""
+    status, output = _nereid(binary, *arguments)
+    assert status != 0 and word in output
+
+
+def test_a_missing_repository_is_named(binary, tmp_path):
+    """By its path."""
+    ports = ("--http-port=0", "--grpc-port=0", "--metrics-port=0", *LOOPBACK)
+    status, output = _nereid(binary, f"--model-repository={tmp_path}/absent", *ports)
+    assert status != 0 and f"{tmp_path}/absent" in output
+
+
+def test_a_port_that_is_taken_is_named(binary, small):
+    """With the service that wanted it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        flags = (f"--http-port={port}", "--grpc-port=0", "--metrics-port=0", *LOOPBACK)
+        status, output = _nereid(binary, f"--model-repository={small}", *flags)
+    assert status != 0 and f"127.0.0.1:{port}" in output and "HTTP" in output
+
+
+def test_check_accepts_a_good_repository(binary, small):
+    """Without a word of error."""
+    status, output = _nereid(binary, "check", small)
+    assert status == 0 and "0 error(s)" in output
+
+
+@pytest.mark.parametrize("config, place", [
+    ('backend: "identity"\nno_such_field: 1\n', "2:1"),
+    ('backend: "identity"\ninput [{ name: "a" data_type: TYPE_FP33 dims: [ 1 ] }]\n', "2:31"),
+    ('backend: "identity"\n  max_batch_size: "x"\n', "2:19"),
+])  # fmt: skip
+def test_check_points_at_the_fault(binary, small, config, place):
+    """file:line:column."""
+    models.write(small, {"broken": models.Model(config)})
+    status, output = _nereid(binary, "check", small)
+    assert status != 0
+    assert f"broken/config.pbtxt:{place}" in output

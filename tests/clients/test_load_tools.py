@@ -1,0 +1,49 @@
+"""Load generators run against the server for a moment, without an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+import servers
+
+PERF_ANALYZER = servers.PEER / "bin" / "perf_analyzer"
+PROTOCOLS = {"http": ["-i", "http"], "grpc": ["-i", "grpc"], "stream": ["-i", "grpc", "--streaming"]}
+LOAD = ["--concurrency-range", "4", "-p", "300", "-s", "99", "-r", "3"]
+
+
+def _run(server, protocol: str, command: list, **environment) -> str:
+    address = server.http_address if protocol == "http" else server.grpc_address
+    done = subprocess.run(
+        [*command, "-u", address, *PROTOCOLS[protocol]],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
+
+
+@pytest.mark.skipif(not PERF_ANALYZER.is_file(), reason="scripts/setup_peer.sh installs perf_analyzer")
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_perf_analyzer(server, protocol):
+    """Triton's own load generator."""
+    before = server.requests_done("fp32_batched")
+    command = [PERF_ANALYZER, "-m", "fp32_batched", "--shape", "INPUT0:16", *LOAD]
+    command += ["-a"] if protocol != "stream" else []
+    output = _run(server, protocol, command, LD_LIBRARY_PATH=str(servers.PEER / "lib"))
+    assert "Throughput" in output
+    assert server.requests_done("fp32_batched") > before
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_nereid_bench(server, binary, protocol, tmp_path):
+    """Our own."""
+    command = [binary, "bench", "-m", "fp32_batched", "--shape", "INPUT0:16", *LOAD]
+    _run(server, protocol, [*command, "--json", tmp_path / "report.json"])
+    assert json.loads((tmp_path / "report.json").read_text())
