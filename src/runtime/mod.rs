@@ -10,6 +10,7 @@ mod acceptor;
 mod drain;
 mod driver;
 mod mailbox;
+mod offload;
 mod per_reactor;
 mod reactor;
 mod reply;
@@ -22,6 +23,7 @@ pub use acceptor::{Acceptor, Listener};
 pub use drain::{Draining, draining};
 pub use driver::{Driver, DriverChoice, yield_now};
 pub use mailbox::{Closed, Full, Mailbox};
+pub use offload::offload;
 pub use per_reactor::PerReactor;
 pub use reactor::{
     Message, ReactorHandle, ReactorSettings, Reactors, StartError, current, spawn, try_current,
