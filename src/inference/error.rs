@@ -209,6 +209,11 @@ impl Error {
         }
     }
 
+    /// A request whose answer was dropped.
+    pub fn unanswered() -> Self {
+        Self::Internal { detail: "the request was dropped without an answer".to_owned() }
+    }
+
     /// A request that is not of the protocol's form.
     pub fn malformed(detail: impl Into<String>) -> Self {
         Self::MalformedRequest { detail: detail.into() }

@@ -57,7 +57,7 @@ async fn infer(
     request.deadline = deadline;
     let mut answer = connection.server.infer(request)?;
     let reply = std::future::poll_fn(|cx| poll_answer(&mut answer, respond, cx)).await;
-    reply.unwrap_or_else(|| Err(lost()))
+    reply.unwrap_or_else(|| Err(Error::unanswered()))
 }
 
 /// Waits for the answer or for the client to leave.
@@ -72,11 +72,6 @@ fn poll_answer(
         }
         poll => poll,
     }
-}
-
-/// The failure of a request whose answer was dropped.
-pub fn lost() -> Error {
-    Error::Internal { detail: "the request was dropped without an answer".into() }
 }
 
 async fn send(connection: &Connection, mut respond: SendResponse<Bytes>, response: &InferResponse) {

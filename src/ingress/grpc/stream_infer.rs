@@ -10,7 +10,7 @@ use h2::{RecvStream, SendStream, server::SendResponse};
 use super::{
     connection::Connection,
     decode, encode,
-    infer::{lost, response_head, send_segment},
+    infer::{response_head, send_segment},
     message::{Message, MessageReader},
     status,
 };
@@ -96,7 +96,10 @@ async fn next_event(
             if let Poll::Ready(reply) = reply {
                 let id = std::mem::take(&mut oldest.id);
                 in_flight.pop_front();
-                return Poll::Ready(Event::Reply(id, reply.unwrap_or_else(|| Err(lost()))));
+                return Poll::Ready(Event::Reply(
+                    id,
+                    reply.unwrap_or_else(|| Err(Error::unanswered())),
+                ));
             }
         }
         if responses.poll_reset(cx).is_ready() {

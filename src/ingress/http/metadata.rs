@@ -1,20 +1,16 @@
 //! The answers that are not tensors. They are written from the messages that gRPC sends, so that
 //! both protocols say the same.
 
-use std::sync::OnceLock;
-
 use bytes::Bytes;
-use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde::{Serialize, Serializer, ser::SerializeSeq as _};
 
 use crate::{
-    inference::Error,
     proto::{
         InferBatchStatistics, InferResponseStatistics, InferStatistics, MemoryUsage, ModelConfig,
         ModelMetadataResponse, ModelStatistics, ModelStatisticsResponse, ServerMetadataResponse,
         StatisticDuration, model_metadata_response::TensorMetadata,
     },
+    repository,
 };
 
 /// The body of `GET /v2`.
@@ -57,33 +53,8 @@ pub fn model_statistics(statistics: &ModelStatisticsResponse) -> Bytes {
 
 /// The body of `GET /v2/models/{model}/config`: all fields by their names in the configuration, also
 /// those that have their default, with 64-bit integers as numbers.
-///
-/// # Errors
-/// When the messages of this build do not describe the configuration; that is a defect of the build.
-pub fn model_config(config: &ModelConfig) -> Result<Bytes, Error> {
-    let internal = |detail: String| Error::Internal { detail };
-    let descriptor = config_descriptor()
-        .ok_or_else(|| internal("message 'inference.ModelConfig' is not described".to_owned()))?;
-    let message = DynamicMessage::decode(descriptor, config.encode_to_vec().as_slice())
-        .map_err(|error| internal(format!("configuration of '{}': {error}", config.name)))?;
-    let options = SerializeOptions::new()
-        .use_proto_field_name(true)
-        .skip_default_fields(false)
-        .stringify_64_bit_integers(false);
-    let mut json = Vec::new();
-    message
-        .serialize_with_options(&mut serde_json::Serializer::new(&mut json), &options)
-        .map_err(|error| internal(format!("configuration of '{}': {error}", config.name)))?;
-    Ok(json.into())
-}
-
-fn config_descriptor() -> Option<MessageDescriptor> {
-    static DESCRIPTOR: OnceLock<Option<MessageDescriptor>> = OnceLock::new();
-    let descriptor = DESCRIPTOR.get_or_init(|| {
-        let pool = DescriptorPool::decode(crate::proto::DESCRIPTORS).ok()?;
-        pool.get_message_by_name("inference.ModelConfig")
-    });
-    descriptor.clone()
+pub fn model_config(config: &ModelConfig) -> Bytes {
+    repository::to_json(config).into()
 }
 
 fn write(body: &impl Serialize) -> Bytes {
@@ -338,7 +309,7 @@ mod tests {
             scheduling_choice: Some(SchedulingChoice::DynamicBatching(Default::default())),
             ..Default::default()
         };
-        let body = model_config(&config).unwrap();
+        let body = model_config(&config);
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["platform"], "");
         assert_eq!(body["input"][0]["data_type"], "TYPE_FP32");

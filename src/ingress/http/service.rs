@@ -165,7 +165,7 @@ impl Calls {
             }
             Route::ModelConfig(model) => {
                 let version = server.version(&model.name, model.version)?;
-                json(metadata::model_config(&version.config)?)
+                json(metadata::model_config(&version.config))
             }
             Route::ModelStatistics(model) => {
                 let statistics = describe::statistics(server, &model.name, model.version)?;
@@ -197,9 +197,7 @@ impl Calls {
         drop(body);
         let mut answer = self.server.infer(request)?;
         let reply = answer.receive().await;
-        let response = reply.unwrap_or_else(|| {
-            Err(Error::Internal { detail: "the request was dropped without an answer".into() })
-        })?;
+        let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
         let encoded = infer_response::encode(&response, &form)?;
         let json_length = encoded.json_length();
         let content_type = encoded.content_type();
