@@ -22,7 +22,7 @@ use crate::{
         grpc::{self, GrpcService, GrpcSettings},
         http::{self, HttpSettings},
     },
-    memory::BufferPool,
+    memory::{BufferPool, keep_freed_memory},
     observe::logging,
     repository::{self, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, spawn},
@@ -78,6 +78,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     // Before any thread starts, so that all of them leave these signals to this one.
     let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     stop_signals.thread_block().map_err(ServeError::Signals)?;
+    keep_freed_memory();
 
     let topology = Topology::read().map_err(ServeError::Topology)?;
     let count = args.reactors().unwrap_or_else(|| topology.default_reactors());

@@ -3,6 +3,8 @@
 //! A [`Buffer`] is written by one owner, then frozen into `Bytes`, which are shared by reference
 //! count; the last reference gives the memory back to its pool. This room knows nothing of requests.
 
+mod heap;
 mod pool;
 
+pub use heap::keep_freed_memory;
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};

@@ -155,11 +155,12 @@ impl<R: Queued> DynamicQueue<R> {
     /// Takes out requests at the front whose clients have left.
     pub fn cancelled(&mut self) -> Vec<R> {
         let mut gone = Vec::new();
+        let next_batch = self.policy.dynamic.as_ref().map_or(1, |_| self.policy.max_batch_size);
         for level in &mut self.levels {
             for queue in [&mut level.waiting, &mut level.delayed] {
                 let mut index = 0;
                 // What is further behind is looked at when its turn comes.
-                while index < self.policy.max_batch_size.max(1) as usize {
+                while index < next_batch.max(1) as usize {
                     match queue.get(index) {
                         None => break,
                         Some(waiting) if waiting.request.is_cancelled() => {

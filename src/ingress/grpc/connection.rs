@@ -29,6 +29,9 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
 /// Larger frames mean fewer pieces of a tensor.
 const FRAME_MAX: u32 = 1 << 20;
+/// What one stream may hold ready to be sent: a response of up to this size is handed over whole, so
+/// that it leaves in one write.
+const SEND_BUFFER: usize = 1 << 20;
 /// Streams that a client may have open; one busy channel carries a whole load generator.
 const STREAMS_MAX: u32 = 4096;
 /// All header fields of a request together.
@@ -65,6 +68,7 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: GrpcSettin
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_MAX)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADERS_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
@@ -125,7 +129,11 @@ fn dispatch(
     let connection = connection.clone();
     match head.uri.path() {
         "/inference.GRPCInferenceService/ModelInfer" => {
-            spawn(&"gRPC ModelInfer", infer::answer(connection, head.headers, body, respond));
+            let deadline = match infer::deadline(&head.headers) {
+                Ok(deadline) => deadline,
+                Err(error) => return infer::send_trailers_only(respond, status::failed(&error)),
+            };
+            spawn(&"gRPC ModelInfer", infer::answer(connection, deadline, body, respond));
         }
         "/inference.GRPCInferenceService/ModelStreamInfer" => {
             spawn(&"gRPC ModelStreamInfer", stream_infer::answer(connection, body, respond));

@@ -1,12 +1,12 @@
 //! `ModelInferRequest` on the wire → [`InferRequest`]; tensors stay in the frames they came in.
 
-use bytes::Buf as _;
+use compact_str::CompactString;
 use prost::{Message as _, encoding::WireType};
 use smallvec::SmallVec;
 
 use super::{
     parameters::{self, TensorParameters},
-    wire::{WireReader, malformed},
+    wire::{Fields, WireReader, malformed},
 };
 use crate::{
     inference::{
@@ -35,7 +35,7 @@ pub fn infer_request(message: Rope) -> Result<InferRequest, Error> {
             2 => request.model_version = reader.string(wire, "model_version")?,
             3 => request.id = reader.string(wire, "id")?,
             4 => {
-                let (name, value) = parameter_entry(reader.message(wire)?)?;
+                let (name, value) = reader.nested(wire, parameter_entry)?;
                 if request.parameters.len() == PARAMETERS_MAX {
                     return Err(Error::malformed(format!(
                         "a request has more than {PARAMETERS_MAX} parameters"
@@ -43,8 +43,8 @@ pub fn infer_request(message: Rope) -> Result<InferRequest, Error> {
                 }
                 request.parameters.insert(name, value);
             }
-            5 => inputs.push(WireInput::read(reader.message(wire)?)?),
-            6 => request.outputs.push(requested_output(reader.message(wire)?)?),
+            5 => inputs.push(reader.nested(wire, WireInput::read)?),
+            6 => request.outputs.push(reader.nested(wire, requested_output)?),
             7 => raw.push(reader.delimited(wire)?),
             _ => reader.skip(wire)?,
         }
@@ -67,15 +67,15 @@ struct WireInput {
 }
 
 impl WireInput {
-    fn read(mut reader: WireReader) -> Result<Self, Error> {
-        let mut name = Default::default();
-        let mut datatype = Default::default();
+    fn read(mut reader: Fields<'_>) -> Result<Self, Error> {
+        let mut name = CompactString::default();
+        let mut datatype = "";
         let mut shape = Shape::default();
         let mut contents = None;
         let mut parameters = TensorParameters::default();
         while let Some((field, wire)) = reader.next_field()? {
             match field {
-                1 => name = reader.string(wire, "the name of an input")?,
+                1 => name = reader.string(wire, "the name of an input")?.into(),
                 2 => datatype = reader.string(wire, "the datatype of an input")?,
                 3 => read_shape(&mut reader, wire, &mut shape)?,
                 4 => {
@@ -84,7 +84,8 @@ impl WireInput {
                 }
                 5 => {
                     let message = reader.message(wire)?;
-                    contents = Some(InferTensorContents::decode(message).map_err(malformed)?);
+                    contents =
+                        Some(InferTensorContents::decode(message.rest()).map_err(malformed)?);
                 }
                 _ => reader.skip(wire)?,
             }
@@ -143,7 +144,7 @@ fn no_data(input: &InferInput, model: &str) -> Error {
     ))
 }
 
-fn read_shape(reader: &mut WireReader, wire: WireType, shape: &mut Shape) -> Result<(), Error> {
+fn read_shape(reader: &mut Fields<'_>, wire: WireType, shape: &mut Shape) -> Result<(), Error> {
     let mut push = |dim: u64| {
         if shape.len() == DIMS_MAX {
             return Err(Error::malformed(format!("a tensor has more than {DIMS_MAX} dimensions")));
@@ -155,18 +156,18 @@ fn read_shape(reader: &mut WireReader, wire: WireType, shape: &mut Shape) -> Res
         return push(reader.varint()?);
     }
     let mut packed = reader.message(wire)?;
-    while packed.has_remaining() {
+    while !packed.rest().is_empty() {
         push(packed.varint()?)?;
     }
     Ok(())
 }
 
-fn requested_output(mut reader: WireReader) -> Result<RequestedOutput, Error> {
+fn requested_output(mut reader: Fields<'_>) -> Result<RequestedOutput, Error> {
     let mut output = RequestedOutput::default();
     let mut parameters = TensorParameters::default();
     while let Some((field, wire)) = reader.next_field()? {
         match field {
-            1 => output.name = reader.string(wire, "the name of an output")?,
+            1 => output.name = reader.string(wire, "the name of an output")?.into(),
             2 => {
                 let (key, value) = parameter_entry(reader.message(wire)?)?;
                 parameters.insert(key, value);
@@ -179,10 +180,8 @@ fn requested_output(mut reader: WireReader) -> Result<RequestedOutput, Error> {
 }
 
 /// One entry of a `map<string, InferParameter>`.
-fn parameter_entry(
-    mut reader: WireReader,
-) -> Result<(compact_str::CompactString, Parameter), Error> {
-    let mut name = Default::default();
+fn parameter_entry(mut reader: Fields<'_>) -> Result<(CompactString, Parameter), Error> {
+    let mut name = "";
     let mut value = None;
     while let Some((field, wire)) = reader.next_field()? {
         match field {
@@ -192,18 +191,18 @@ fn parameter_entry(
         }
     }
     match value {
-        Some(value) => Ok((name, value)),
-        None => Err(parameters::wrong_type(&name, "int64_param, bool_param, or string_param.")),
+        Some(value) => Ok((name.into(), value)),
+        None => Err(parameters::wrong_type(name, "int64_param, bool_param, or string_param.")),
     }
 }
 
-fn parameter(mut reader: WireReader) -> Result<Option<Parameter>, Error> {
+fn parameter(mut reader: Fields<'_>) -> Result<Option<Parameter>, Error> {
     let mut value = None;
     while let Some((field, wire)) = reader.next_field()? {
         value = Some(match field {
             1 => Parameter::Bool(reader.scalar(wire)? != 0),
             2 => Parameter::Int(reader.scalar(wire)?.cast_signed()),
-            3 => Parameter::String(reader.string(wire, "the value of a parameter")?),
+            3 => Parameter::String(reader.string(wire, "the value of a parameter")?.into()),
             4 => Parameter::Double(f64::from_bits(reader.fixed64(wire)?)),
             5 => Parameter::Uint(reader.scalar(wire)?),
             _ => {

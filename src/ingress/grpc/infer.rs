@@ -1,6 +1,7 @@
 //! `ModelInfer`: one request, one response.
 
 use std::{
+    future::Future,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -26,28 +27,38 @@ const PATIENCE: Duration = Duration::from_millis(5);
 /// number of open streams bounds them.
 const SMALL_SEGMENT: usize = 2 * encode::COPIED_BYTES_MAX;
 
-/// Answers a `ModelInfer` call.
-pub async fn answer(
+/// Answers a `ModelInfer` call. What the future keeps between its polls is kept small: there is one for
+/// each request in flight, and from 1 KiB on the allocator takes a slower way.
+pub fn answer(
     connection: Rc<Connection>,
-    headers: HeaderMap,
+    deadline: Option<Timestamp>,
     body: RecvStream,
     mut respond: SendResponse<Bytes>,
-) {
-    match infer(&connection, &headers, body, &mut respond).await {
-        Ok(response) => send(&connection, respond, &response).await,
-        // Nobody is there to be told.
-        Err(Error::Cancelled) => respond.send_reset(h2::Reason::CANCEL),
-        Err(error) => send_trailers_only(respond, status::failed(&error)),
+) -> impl Future<Output = ()> {
+    async move {
+        let segments = match infer(&connection, deadline, body, &mut respond).await {
+            Ok(response) => encode::infer_response(&response),
+            // Nobody is there to be told.
+            Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
+            Err(error) => return send_trailers_only(respond, status::failed(&error)),
+        };
+        let Ok(mut stream) = respond.send_response(response_head(), false) else { return };
+        for segment in segments {
+            if send_segment(&connection, &mut stream, segment).await.is_err() {
+                return;
+            }
+        }
+        // An error here means that the client has left.
+        let _ = stream.send_trailers(status::ok());
     }
 }
 
 async fn infer(
     connection: &Connection,
-    headers: &HeaderMap,
+    deadline: Option<Timestamp>,
     body: RecvStream,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<InferResponse, Error> {
-    let deadline = deadline(headers)?;
     let memory = connection.server.pool();
     let mut messages = MessageReader::new(body, connection.settings.message_max, memory);
     let message = messages.next().await?;
@@ -74,18 +85,6 @@ fn poll_answer(
     }
 }
 
-async fn send(connection: &Connection, mut respond: SendResponse<Bytes>, response: &InferResponse) {
-    let segments = encode::infer_response(response);
-    let Ok(mut stream) = respond.send_response(response_head(), false) else { return };
-    for segment in segments {
-        if send_segment(connection, &mut stream, segment).await.is_err() {
-            return;
-        }
-    }
-    // An error here means that the client has left.
-    let _ = stream.send_trailers(status::ok());
-}
-
 /// The client has left, or was sent away because it does not read.
 pub struct Gone;
 
@@ -93,11 +92,19 @@ pub struct Gone;
 pub async fn send_segment(
     connection: &Connection,
     stream: &mut SendStream<Bytes>,
-    mut segment: Bytes,
+    segment: Bytes,
 ) -> Result<(), Gone> {
     if segment.len() <= SMALL_SEGMENT {
         return stream.send_data(segment, false).map_err(|_| Gone);
     }
+    Box::pin(send_large(connection, stream, segment)).await
+}
+
+async fn send_large(
+    connection: &Connection,
+    stream: &mut SendStream<Bytes>,
+    mut segment: Bytes,
+) -> Result<(), Gone> {
     let mut charge = None;
     while !segment.is_empty() {
         stream.reserve_capacity(segment.len());

@@ -1,12 +1,12 @@
-//! Reading protobuf off a [`Rope`] without joining its pieces.
+//! Reading protobuf: the outermost message off a [`Rope`] without joining its pieces, what is nested in
+//! it off a slice.
 
 use bytes::{Buf, Bytes};
-use compact_str::CompactString;
 use prost::encoding::{WireType, decode_key, decode_varint};
 
 use crate::inference::{Error, Rope};
 
-/// A protobuf message, or a part of one, that is being read field by field.
+/// An outermost message that is being read field by field.
 pub struct WireReader {
     pieces: smallvec::IntoIter<[Bytes; 1]>,
     current: Bytes,
@@ -23,25 +23,54 @@ impl WireReader {
 
     /// The next field's number and wire type, or `None` at the end.
     pub fn next_field(&mut self) -> Result<Option<(u32, WireType)>, Error> {
-        if self.remaining == 0 {
-            return Ok(None);
-        }
-        let (number, wire_type) = decode_key(self).map_err(malformed)?;
-        Ok(Some((number, wire_type)))
+        next_field(self)
     }
 
-    pub fn varint(&mut self) -> Result<u64, Error> {
-        decode_varint(self).map_err(malformed)
+    /// A length-delimited field's bytes, sharing the pieces they lie in.
+    pub fn delimited(&mut self, wire_type: WireType) -> Result<Rope, Error> {
+        let len = self.delimited_len(wire_type)?;
+        Ok(self.take(len))
     }
 
-    /// The next `len` bytes, sharing the pieces they lie in.
-    pub fn take(&mut self, len: usize) -> Result<Rope, Error> {
-        if len > self.remaining {
-            return Err(Error::malformed(format!(
-                "malformed request message: a field of {len} bytes where only {} are left",
-                self.remaining
-            )));
+    /// What `read` makes of a nested message. Only one that lies across pieces is copied for it.
+    pub fn nested<T>(
+        &mut self,
+        wire_type: WireType,
+        read: impl FnOnce(Fields<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let len = self.delimited_len(wire_type)?;
+        match self.current.get(..len) {
+            Some(bytes) => {
+                let read = read(Fields(bytes))?;
+                self.advance(len);
+                Ok(read)
+            }
+            None => read(Fields(&self.take(len).into_bytes())),
         }
+    }
+
+    /// A string; `what` names it in the error when it is not UTF-8.
+    pub fn string<T>(&mut self, wire_type: WireType, what: &str) -> Result<T, Error>
+    where
+        T: for<'a> From<&'a str>,
+    {
+        self.nested(wire_type, |bytes| utf8(bytes.0, what).map(T::from))
+    }
+
+    /// Passes over a field that we do not know.
+    pub fn skip(&mut self, wire_type: WireType) -> Result<(), Error> {
+        match wire_type {
+            WireType::LengthDelimited => self.delimited(wire_type).map(drop),
+            _ => skip_scalar(self, wire_type),
+        }
+    }
+
+    fn delimited_len(&mut self, wire_type: WireType) -> Result<usize, Error> {
+        delimited_len(self, wire_type)
+    }
+
+    /// The next `len` bytes, of which there are so many.
+    fn take(&mut self, len: usize) -> Rope {
         let mut rope = Rope::default();
         let mut missing = len;
         while missing > 0 {
@@ -51,53 +80,7 @@ impl WireReader {
             self.refill();
         }
         self.remaining -= len;
-        Ok(rope)
-    }
-
-    /// A length-delimited field's bytes.
-    pub fn delimited(&mut self, wire_type: WireType) -> Result<Rope, Error> {
-        expect(WireType::LengthDelimited, wire_type)?;
-        let len = self.varint()?;
-        self.take(usize::try_from(len).unwrap_or(usize::MAX))
-    }
-
-    /// A nested message.
-    pub fn message(&mut self, wire_type: WireType) -> Result<WireReader, Error> {
-        self.delimited(wire_type).map(WireReader::new)
-    }
-
-    /// A string; `what` names it in the error when it is not UTF-8.
-    pub fn string(&mut self, wire_type: WireType, what: &str) -> Result<CompactString, Error> {
-        let bytes = self.delimited(wire_type)?.into_bytes();
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| Error::malformed(format!("{what} is not valid UTF-8")))?;
-        Ok(CompactString::from(text))
-    }
-
-    /// A scalar that travels as a varint.
-    pub fn scalar(&mut self, wire_type: WireType) -> Result<u64, Error> {
-        expect(WireType::Varint, wire_type)?;
-        self.varint()
-    }
-
-    pub fn fixed64(&mut self, wire_type: WireType) -> Result<u64, Error> {
-        expect(WireType::SixtyFourBit, wire_type)?;
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&self.take(8)?.into_bytes());
-        Ok(u64::from_le_bytes(bytes))
-    }
-
-    /// Passes over a field that we do not know.
-    pub fn skip(&mut self, wire_type: WireType) -> Result<(), Error> {
-        match wire_type {
-            WireType::Varint => self.varint().map(drop),
-            WireType::SixtyFourBit => self.take(8).map(drop),
-            WireType::ThirtyTwoBit => self.take(4).map(drop),
-            WireType::LengthDelimited => self.delimited(wire_type).map(drop),
-            WireType::StartGroup | WireType::EndGroup => {
-                Err(Error::malformed("malformed request message: a group, which proto3 has not"))
-            }
-        }
+        rope
     }
 
     fn refill(&mut self) {
@@ -130,7 +113,106 @@ impl Buf for WireReader {
     }
 }
 
-pub fn expect(expected: WireType, got: WireType) -> Result<(), Error> {
+/// A nested message that is being read field by field.
+#[derive(Clone, Copy)]
+pub struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    /// The bytes that are left.
+    pub fn rest(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// The next field's number and wire type, or `None` at the end.
+    pub fn next_field(&mut self) -> Result<Option<(u32, WireType)>, Error> {
+        next_field(&mut self.0)
+    }
+
+    /// The next varint, without a field's key in front.
+    pub fn varint(&mut self) -> Result<u64, Error> {
+        decode_varint(&mut self.0).map_err(malformed)
+    }
+
+    /// A message in this one.
+    pub fn message(&mut self, wire_type: WireType) -> Result<Fields<'a>, Error> {
+        let len = delimited_len(&mut self.0, wire_type)?;
+        let (message, rest) = self.0.split_at(len);
+        self.0 = rest;
+        Ok(Fields(message))
+    }
+
+    /// A string; `what` names it in the error when it is not UTF-8.
+    pub fn string(&mut self, wire_type: WireType, what: &str) -> Result<&'a str, Error> {
+        utf8(self.message(wire_type)?.0, what)
+    }
+
+    /// A scalar that travels as a varint.
+    pub fn scalar(&mut self, wire_type: WireType) -> Result<u64, Error> {
+        expect(WireType::Varint, wire_type)?;
+        self.varint()
+    }
+
+    /// A scalar of eight bytes.
+    pub fn fixed64(&mut self, wire_type: WireType) -> Result<u64, Error> {
+        expect(WireType::SixtyFourBit, wire_type)?;
+        self.0.try_get_u64_le().map_err(|_| too_short(8, self.0.len()))
+    }
+
+    /// Passes over a field that we do not know.
+    pub fn skip(&mut self, wire_type: WireType) -> Result<(), Error> {
+        match wire_type {
+            WireType::LengthDelimited => self.message(wire_type).map(drop),
+            _ => skip_scalar(&mut self.0, wire_type),
+        }
+    }
+}
+
+fn next_field(from: &mut impl Buf) -> Result<Option<(u32, WireType)>, Error> {
+    if !from.has_remaining() {
+        return Ok(None);
+    }
+    decode_key(from).map(Some).map_err(malformed)
+}
+
+/// The length in front of a length-delimited field, of which so many bytes are there.
+fn delimited_len(from: &mut impl Buf, wire_type: WireType) -> Result<usize, Error> {
+    expect(WireType::LengthDelimited, wire_type)?;
+    let len = decode_varint(from).map_err(malformed)?;
+    match usize::try_from(len) {
+        Ok(len) if len <= from.remaining() => Ok(len),
+        _ => Err(too_short(len, from.remaining())),
+    }
+}
+
+fn skip_scalar(from: &mut impl Buf, wire_type: WireType) -> Result<(), Error> {
+    let len = match wire_type {
+        WireType::Varint => return decode_varint(from).map(drop).map_err(malformed),
+        WireType::SixtyFourBit => 8,
+        WireType::ThirtyTwoBit => 4,
+        _ => {
+            return Err(Error::malformed(
+                "malformed request message: a group, which proto3 has not",
+            ));
+        }
+    };
+    if len > from.remaining() {
+        return Err(too_short(len as u64, from.remaining()));
+    }
+    from.advance(len);
+    Ok(())
+}
+
+fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Error> {
+    std::str::from_utf8(bytes).map_err(|_| Error::malformed(format!("{what} is not valid UTF-8")))
+}
+
+fn too_short(len: u64, left: usize) -> Error {
+    Error::malformed(format!(
+        "malformed request message: a field of {len} bytes where only {left} are left"
+    ))
+}
+
+fn expect(expected: WireType, got: WireType) -> Result<(), Error> {
     if expected == got {
         return Ok(());
     }
