@@ -41,6 +41,7 @@ class Sample:
     """What one run of a client measured on one server."""
 
     cpu_us: float
+    kernel_us: float
     throughput: float
     p50_us: float
     p99_us: float
@@ -111,13 +112,15 @@ def measure(
         raise LoadError(f"{client.name} failed against {server.name} ({work.name}): {output[-800:]}")
     if not still_running:
         raise LoadError(f"{client.name} ended before its measurement was read ({work.name})")
-    seconds, cpu_ns, requests = (b - a for a, b in zip(first, last))
+    seconds, cpu_ns, user, kernel, requests = (b - a for a, b in zip(first, last))
     if requests == 0:
         raise LoadError(f"{server.name} answered nothing in {seconds:.1f} s ({work.name})")
     with open(report, newline="") as file:
         row = next(csv.DictReader(file))
+    cpu_us = cpu_ns / requests / 1e3
     return Sample(
-        cpu_us=cpu_ns / requests / 1e3,
+        cpu_us=cpu_us,
+        kernel_us=cpu_us * kernel / max(user + kernel, 1),
         throughput=requests / seconds,
         p50_us=float(row["p50 latency"]),
         p99_us=float(row["p99 latency"]),
@@ -170,6 +173,6 @@ def _wait_for_load(server, work: Work, process, before_load: int) -> None:
         time.sleep(0.02)
 
 
-def _reading(server, work: Work) -> tuple[float, int, int]:
+def _reading(server, work: Work) -> tuple[float, int, int, int, int]:
     requests = server.requests_done(work.model)
-    return time.perf_counter(), server.cpu_ns(), requests
+    return time.perf_counter(), server.cpu_ns(), *server.ticks(), requests

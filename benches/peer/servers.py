@@ -181,6 +181,11 @@ class Server:
         """CPU time of the whole process, of threads that have ended too, in nanoseconds."""
         return time.clock_gettime_ns(~self.process.pid << 3 | CPUCLOCK_SCHED)
 
+    def ticks(self) -> tuple[int, int]:
+        """CPU time of the whole process in user space and in the kernel, in the system's ticks."""
+        after_name = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(after_name[11]), int(after_name[12])
+
     def memory_bytes(self) -> int:
         """Resident memory of the process."""
         pages = int(pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])

@@ -25,7 +25,7 @@ use crate::{
     memory::{BufferPool, keep_freed_memory},
     observe::logging,
     repository::{self, Repository},
-    runtime::{Acceptor, Listener, Reactors, StartError, Topology, spawn},
+    runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
     serving::{Backends, Server, ServerState, load_all},
 };
 
@@ -93,6 +93,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let acceptor = Acceptor::start(
         listeners.into_iter().map(|(_, listener)| listener).collect(),
         reactors.handles().to_vec(),
+        raise_descriptor_limit(),
     )
     .map_err(ServeError::Accept)?;
 

@@ -1,10 +1,10 @@
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -15,15 +15,18 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     reactor::{Message, ReactorHandle},
-    tcp::{Load, TcpStream},
+    tcp::{self, Load},
 };
 
 const BACKLOG: i32 = 1024;
 /// How long the acceptor rests when the process has no descriptors left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
+/// How often it is logged that connections are turned away.
+const REFUSAL_LOG_PERIOD: Duration = Duration::from_secs(10);
+
 /// What becomes of a new connection, on the reactor that got it.
-pub type Serve = Arc<dyn Fn(TcpStream, SocketAddr) + Send + Sync>;
+pub type Serve = Arc<dyn Fn(tcp::TcpStream, SocketAddr) + Send + Sync>;
 
 /// A bound port and what serves its connections.
 pub struct Listener {
@@ -65,15 +68,20 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Starts to accept.
+    /// Starts to accept. While `connections_max` are open, a new one is closed at once.
     ///
     /// # Errors
     /// When the thread cannot be had.
-    pub fn start(listeners: Vec<Listener>, reactors: Vec<ReactorHandle>) -> io::Result<Self> {
+    pub fn start(
+        listeners: Vec<Listener>,
+        reactors: Vec<ReactorHandle>,
+        connections_max: usize,
+    ) -> io::Result<Self> {
         let (stopped, stop) = pipe()?;
+        let mut door = Door { reactors, connections_max, refusal_logged: None };
         let thread = thread::Builder::new()
             .name("acceptor".into())
-            .spawn(move || accept(&listeners, &reactors, &stopped))?;
+            .spawn(move || accept(&listeners, &mut door, &stopped))?;
         Ok(Self { thread, stop })
     }
 
@@ -86,7 +94,7 @@ impl Acceptor {
     }
 }
 
-fn accept(listeners: &[Listener], reactors: &[ReactorHandle], stopped: &OwnedFd) {
+fn accept(listeners: &[Listener], door: &mut Door, stopped: &OwnedFd) {
     loop {
         let mut descriptors: Vec<_> = listeners
             .iter()
@@ -107,39 +115,71 @@ fn accept(listeners: &[Listener], reactors: &[ReactorHandle], stopped: &OwnedFd)
             return;
         }
         for (listener, _) in listeners.iter().zip(ready).filter(|(_, ready)| *ready) {
-            accept_waiting(listener, reactors);
+            door.accept_waiting(listener);
         }
     }
 }
 
-fn accept_waiting(listener: &Listener, reactors: &[ReactorHandle]) {
-    loop {
-        let (socket, peer) = match listener.socket.accept() {
-            Ok(accepted) => accepted,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-            Err(error) => {
-                log::warn!("cannot accept a connection: {error}");
-                thread::sleep(EXHAUSTED_PAUSE);
-                return;
+/// Who gets a new connection, and whether anybody does.
+struct Door {
+    reactors: Vec<ReactorHandle>,
+    connections_max: usize,
+    refusal_logged: Option<Instant>,
+}
+
+impl Door {
+    fn accept_waiting(&mut self, listener: &Listener) {
+        loop {
+            let (socket, peer) = match listener.socket.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    log::warn!("cannot accept a connection: {error}");
+                    thread::sleep(EXHAUSTED_PAUSE);
+                    return;
+                }
+            };
+            if self.is_full() {
+                self.log_refusal(peer);
+                continue;
             }
-        };
-        if let Err(error) = socket.set_nodelay(true) {
-            log::debug!("cannot turn off Nagle's algorithm for {peer}: {error}");
+            let Some(reactor) = self.least_loaded() else { return };
+            hand_over(socket, peer, listener.serve.clone(), reactor);
         }
-        let Some(reactor) = least_loaded(reactors) else { return };
-        let serve = listener.serve.clone();
-        let load = Load::on(reactor);
-        let message: Message = Box::new(move || match TcpStream::adopt_counted(socket, load) {
-            Ok(stream) => serve(stream, peer),
-            Err(error) => log::warn!("cannot take over the connection from {peer}: {error}"),
-        });
-        if reactor.try_send(message).is_err() {
-            log::warn!("refused a connection from {peer}: reactor {} is full", reactor.index());
+    }
+
+    fn is_full(&self) -> bool {
+        let open: usize = self.reactors.iter().map(ReactorHandle::connections).sum();
+        open >= self.connections_max
+    }
+
+    fn log_refusal(&mut self, peer: SocketAddr) {
+        if self.refusal_logged.is_none_or(|last| last.elapsed() > REFUSAL_LOG_PERIOD) {
+            self.refusal_logged = Some(Instant::now());
+            log::warn!(
+                "closed the connection from {peer}: {} are open, as many as the limit of open \
+                 descriptors (ulimit -n) leaves room for",
+                self.connections_max
+            );
         }
+    }
+
+    fn least_loaded(&self) -> Option<&ReactorHandle> {
+        self.reactors.iter().min_by_key(|reactor| (reactor.is_stalled(), reactor.connections()))
     }
 }
 
-fn least_loaded(reactors: &[ReactorHandle]) -> Option<&ReactorHandle> {
-    reactors.iter().min_by_key(|reactor| (reactor.is_stalled(), reactor.connections()))
+fn hand_over(socket: TcpStream, peer: SocketAddr, serve: Serve, reactor: &ReactorHandle) {
+    if let Err(error) = socket.set_nodelay(true) {
+        log::debug!("cannot turn off Nagle's algorithm for {peer}: {error}");
+    }
+    let load = Load::on(reactor);
+    let message: Message = Box::new(move || match tcp::TcpStream::adopt_counted(socket, load) {
+        Ok(stream) => serve(stream, peer),
+        Err(error) => log::warn!("cannot take over the connection from {peer}: {error}"),
+    });
+    if reactor.try_send(message).is_err() {
+        log::warn!("refused a connection from {peer}: reactor {} is full", reactor.index());
+    }
 }

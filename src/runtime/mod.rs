@@ -7,6 +7,7 @@
 //! room that names either. It knows nothing of what runs on it.
 
 mod acceptor;
+mod descriptors;
 mod drain;
 mod driver;
 mod mailbox;
@@ -20,6 +21,7 @@ mod timer;
 mod topology;
 
 pub use acceptor::{Acceptor, Listener};
+pub use descriptors::raise_descriptor_limit;
 pub use drain::{Draining, draining};
 pub use driver::{Driver, DriverChoice, yield_now};
 pub use mailbox::{Closed, Full, Mailbox};

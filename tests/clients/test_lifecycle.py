@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -10,12 +11,14 @@ import time
 
 import numpy as np
 import pytest
+import servers
 import tritonclient.grpc as triton_grpc
 
 from . import models, triton
 
 IDLE_STOP_SECONDS_MAX = 1.0
 STOP_SECONDS_MAX = 15
+DESCRIPTORS = 200
 ARRAY = np.ones((1, 4), dtype=np.float32)
 
 
@@ -156,3 +159,39 @@ def test_check_points_at_the_fault(binary, small, config, place):
     status, output = _nereid(binary, "check", small)
     assert status != 0
     assert f"broken/config.pbtxt:{place}" in output
+
+
+def test_more_connections_than_descriptors_allow_are_closed_at_once(driver, binary, small, tmp_path):
+    """Those that are open go on, and when one of them ends there is room again."""
+    few = tmp_path / "nereid-with-few-descriptors"
+    few.write_text(f'#!/bin/sh\nulimit -n {DESCRIPTORS}\nexec {binary} "$@"\n')
+    few.chmod(0o755)
+    flags = (f"--io-driver={driver}", "--reactors=2")
+    with servers.Server("nereid-few", few, small, flags, tmp_path / "server.log") as server:
+        with contextlib.ExitStack() as stack:
+            opened = []
+            for _ in range(2 * DESCRIPTORS):
+                raw = stack.enter_context(socket.create_connection(("127.0.0.1", server.http_port)))
+                raw.settimeout(STOP_SECONDS_MAX)
+                opened.append((raw, _is_ready(raw)))
+            served = [raw for raw, ready in opened if ready]
+            # The connection by which the start was watched may still count.
+            assert DESCRIPTORS // 2 - 1 <= len(served) <= DESCRIPTORS // 2
+            assert all(_is_ready(raw) for raw in served)
+            served[0].close()
+            assert _eventually(lambda: _is_ready_on_a_new_connection(server))
+        assert "as many as the limit of open descriptors" in server.log_tail()
+
+
+def _is_ready_on_a_new_connection(server) -> bool:
+    with socket.create_connection(("127.0.0.1", server.http_port), STOP_SECONDS_MAX) as raw:
+        return _is_ready(raw)
+
+
+def _eventually(holds) -> bool:
+    deadline = time.monotonic() + STOP_SECONDS_MAX
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.01)
+    return False
