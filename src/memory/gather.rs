@@ -149,6 +149,12 @@ impl<D: Destination, P: AsRef<[u8]>> Gather<D, P> {
     }
 }
 
+impl<D: Destination, P: AsRef<[u8]>> Clone for Filler<D, P> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
 impl<D: Destination, P: AsRef<[u8]>> Filler<D, P> {
     /// Copies one chunk that nobody has claimed; `false` when there was none.
     pub fn fill_chunk(&self) -> bool {
