@@ -200,11 +200,10 @@ impl<D: Destination, P: AsRef<[u8]>> Shared<D, P> {
 
     fn commit(&self) {
         if self.open.fetch_sub(CHUNK, Ordering::AcqRel) == CHUNK | PARKED {
-            // SAFETY: the owner set it before `PARKED`, which was seen, and does not touch it again.
             self.owner.with(|owner| {
-                if let Some(owner) = unsafe { &*owner } {
-                    owner.unpark();
-                }
+                // SAFETY: the owner set it before `PARKED`, which was seen, and does not touch it again.
+                let owner = unsafe { &*owner };
+                owner.iter().for_each(Thread::unpark);
             });
         }
     }

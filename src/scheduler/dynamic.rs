@@ -451,12 +451,13 @@ mod tests {
 
     #[test]
     fn a_batch_is_settled_when_neither_arrivals_nor_time_can_change_it() {
+        type Case<'a> = (&'a str, &'a [u32], &'a [Fake], Option<usize>);
         let timed = Fake { timeout: Some(Duration::from_millis(1)), ..fake(1, 2) };
         let hurried = Fake { deadline: Some(at(500)), ..fake(1, 2) };
         let lesser = Fake { priority: 2, ..fake(1, 2) };
         let other = Fake { shape: 1, ..fake(1, 2) };
         let urgent = || fake(0, 2);
-        let cases: [(&str, &[u32], &[Fake], Option<usize>); 14] = [
+        let cases: [Case<'_>; 14] = [
             ("nothing", &[], &[], None),
             ("more could join", &[], &[urgent()], None),
             ("full", &[], &[urgent(), urgent()], Some(2)),

@@ -171,7 +171,10 @@ mod tests {
         let help = help.unwrap();
         assert_eq!(help.reactors.len(), 2);
         let (report, called) = mpsc::channel();
-        let call = move || report.send(help.call()).unwrap();
+        let call = move || {
+            help.call();
+            report.send(()).unwrap();
+        };
         reactors.handles()[0].send(Box::new(call)).unwrap();
         called.recv_timeout(PATIENCE).unwrap();
         let patience = std::time::Instant::now() + PATIENCE;
