@@ -8,13 +8,16 @@ use crate::{
     runtime::{ReactorHandle, spawn, yield_now},
 };
 
-/// What a thread copies before it looks up again: some 25 µs of a reactor's time at 10 GB/s, twice that
-/// where the pages are new, and long enough that claiming it costs nothing beside.
+/// What a thread copies before it looks up again: 5 to 25 µs of a reactor's time, at the 50 GB/s of
+/// bytes in a cache or the 10 GB/s of others, and long enough that claiming it costs nothing beside.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Batches of fewer bytes are put together by the thread that runs them. It copies as many in 50 µs,
-/// about as long as a message takes to wake another core (8 µs of the sender, 35 µs on the way): who
-/// is called for less comes when all is done.
-const SHARED_BYTES_MIN: usize = 2 * CHUNK_BYTES;
+/// Batches of fewer bytes that can begin at once are put together by the thread that runs them. A
+/// message takes 35 µs to wake another core and costs its sender 8; by then one thread has copied most
+/// of this much, and who is called for less comes when all is done.
+pub const SHARED_BYTES_MIN: usize = 8 * CHUNK_BYTES;
+/// The same for batches that wait for an instance. There is time for the call, and what others copy
+/// meanwhile the instance's thread, the one that all wait for, need not; it must only be worth 8 µs.
+pub const SHARED_AHEAD_BYTES_MIN: usize = 2 * CHUNK_BYTES;
 
 /// The inputs of a sealed batch that several threads put together: by input of the signature, `None`
 /// for one that is left out or need not be copied. Empty for a batch too small to share.
@@ -28,11 +31,16 @@ pub struct Help {
 }
 
 impl SharedRows {
-    /// Gives the batch's inputs their places, if it is large. Where the memory budget is used up they
+    /// Gives the batch's inputs their places, if they have at least `bytes_min` in all. Where the memory budget is used up they
     /// get none here; it may not be by the time the batch runs.
-    pub fn seal(signature: &Signature, requests: &[&Admitted], pool: &BufferPool) -> Self {
+    pub fn seal(
+        signature: &Signature,
+        requests: &[&Admitted],
+        bytes_min: usize,
+        pool: &BufferPool,
+    ) -> Self {
         let bytes: usize = requests.iter().map(|request| request.byte_size()).sum();
-        if bytes < SHARED_BYTES_MIN {
+        if bytes < bytes_min {
             return Self::default();
         }
         let gathers = (0..signature.inputs.len()).map(|index| {
@@ -137,9 +145,10 @@ mod tests {
 
     #[test]
     fn small_batches_and_those_past_the_budget_are_left_to_the_instance() {
-        let (small, large) = (admitted(1, 64), admitted(1, SHARED_BYTES_MIN));
-        for (request, budget) in [(&small, SHARED_BYTES_MIN), (&large, SHARED_BYTES_MIN - 1)] {
-            let mut rows = SharedRows::seal(&signature(), &[request], &pool(budget));
+        const MIN: usize = SHARED_BYTES_MIN;
+        for (bytes, budget) in [(MIN - 1, MIN), (MIN, MIN - 1)] {
+            let request = admitted(1, bytes);
+            let mut rows = SharedRows::seal(&signature(), &[&request], MIN, &pool(budget));
             assert!(rows.help([].into_iter()).is_none());
             assert_eq!(rows.complete(0), None);
         }
@@ -147,11 +156,11 @@ mod tests {
 
     #[test]
     fn a_large_request_that_can_stay_where_it_lies_is_not_shared() {
-        let mut request = admitted(1, SHARED_BYTES_MIN);
+        let mut request = admitted(1, 1 << 20);
         let input = request.inputs[0].as_mut().unwrap();
         input.data = std::mem::take(&mut input.data).into_bytes().into();
         let pool = pool(1 << 20);
-        assert_eq!(SharedRows::seal(&signature(), &[&request], &pool).complete(0), None);
+        assert_eq!(SharedRows::seal(&signature(), &[&request], 1, &pool).complete(0), None);
         assert_eq!(pool.used(), 0);
     }
 
@@ -166,7 +175,7 @@ mod tests {
         let reactors = Reactors::start(&settings, &Topology::read().unwrap()).unwrap();
         let requests = [1, 2, 3].map(|value| admitted(value, 300 << 10));
         let requests = requests.each_ref();
-        let mut rows = SharedRows::seal(&signature(), &requests, &pool(1 << 20));
+        let mut rows = SharedRows::seal(&signature(), &requests, 1, &pool(1 << 20));
         let help = rows.help([0, 1, 0].map(|holder| &reactors.handles()[holder]).into_iter());
         let help = help.unwrap();
         assert_eq!(help.reactors.len(), 2);

@@ -14,7 +14,7 @@ use super::{
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread},
     job::Job,
-    rows::{Help, SharedRows},
+    rows::{Help, SHARED_AHEAD_BYTES_MIN, SHARED_BYTES_MIN, SharedRows},
 };
 use crate::{
     backend::Instance,
@@ -164,7 +164,9 @@ impl Shard {
                 executed.answer(self.reactor);
             }
             Executor::Threads(threads) => {
-                let batch = seal(jobs);
+                let bytes_min =
+                    if threads.have_idle() { SHARED_BYTES_MIN } else { SHARED_AHEAD_BYTES_MIN };
+                let batch = seal(jobs, bytes_min);
                 let holders = batch.jobs.iter().map(|job| job.reply.reactor());
                 let help = batch.rows.help(holders);
                 let refused = threads.run(batch).err();
@@ -183,13 +185,13 @@ impl Shard {
     }
 }
 
-/// Gives a large batch its places, so that several threads can put it together.
-fn seal(jobs: Vec<Job>) -> SealedBatch {
+/// Gives a batch of at least `bytes_min` its places, so that several threads can put it together.
+fn seal(jobs: Vec<Job>, bytes_min: usize) -> SealedBatch {
     let rows = match jobs.first() {
         None => SharedRows::default(),
         Some(Job { version, .. }) => {
             let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
-            SharedRows::seal(&version.signature, &requests, &version.pool)
+            SharedRows::seal(&version.signature, &requests, bytes_min, &version.pool)
         }
     };
     SealedBatch { jobs, rows }
