@@ -15,7 +15,7 @@ use nereid::{
         DataType, InferOutput, InferResponse, Parameters, Rope, Shape, Signature, TensorSpec,
     },
     ingress::grpc::{infer_request, infer_response},
-    memory::BufferPool,
+    memory::{Buffer, BufferPool, Filler, Gather},
     proto,
     runtime::{DriverChoice, Mailbox, ReactorSettings, Reactors, Topology, reply_channel, spawn},
 };
@@ -127,6 +127,46 @@ fn buffers(criterion: &mut Criterion) {
     }
 }
 
+/// Putting eight requests' rows together as a large batch's are, by the thread that runs it and by
+/// one more, which is told of each batch through a channel; beside a copy of the same bytes.
+fn rows(criterion: &mut Criterion) {
+    const ROWS: usize = 8;
+    const CHUNK: usize = 256 << 10;
+    let pool = BufferPool::new(64 << 20, 64 << 20).unwrap();
+    let (call, calls) = mpsc::channel::<Filler<Buffer, Bytes>>();
+    let helper =
+        thread::spawn(move || calls.iter().for_each(|filler| while filler.fill_chunk() {}));
+    for (name, bytes) in [("8 x 64 KB", 64 << 10), ("8 x 600 KB", LARGE)] {
+        let pieces: Vec<_> = (0..ROWS).map(|_| Bytes::from(vec![1; bytes])).collect();
+        let reserve = || {
+            let buffer = pool.allocate(ROWS * bytes).unwrap();
+            Gather::new(buffer, pieces.iter().cloned(), CHUNK).unwrap()
+        };
+        let mut group = criterion.benchmark_group(format!("rows of a batch, {name}"));
+        group.throughput(Throughput::Bytes((ROWS * bytes) as u64));
+        group.bench_function("one thread: reserve, fill, complete", |bencher| {
+            bencher.iter(|| black_box(reserve().complete()));
+        });
+        group.bench_function("two threads: reserve, call, fill, complete", |bencher| {
+            bencher.iter(|| {
+                let gather = reserve();
+                call.send(gather.filler()).unwrap();
+                black_box(gather.complete())
+            });
+        });
+        group.bench_function("bound: memcpy", |bencher| {
+            let joined = pieces.concat();
+            let mut target = pool.allocate(joined.len()).unwrap();
+            bencher.iter(|| {
+                target.copy_from_slice(black_box(&joined));
+                black_box(&target);
+            });
+        });
+    }
+    drop(call);
+    helper.join().unwrap();
+}
+
 /// A message through a mailbox on one thread, and a request and its reply between two reactors,
 /// beside a channel between two threads.
 fn hops(criterion: &mut Criterion) {
@@ -196,5 +236,5 @@ fn round_trips(reactors: &Reactors, rounds: u64) -> Duration {
     reported.recv().unwrap()
 }
 
-criterion_group!(benches, decode, encode, buffers, hops);
+criterion_group!(benches, decode, encode, buffers, rows, hops);
 criterion_main!(benches);

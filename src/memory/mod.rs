@@ -1,10 +1,13 @@
 //! Where tensors lie: arenas on memfd, buffers in them, and the budget that bounds all of it.
 //!
 //! A [`Buffer`] is written by one owner, then frozen into `Bytes`, which are shared by reference
-//! count; the last reference gives the memory back to its pool. This room knows nothing of requests.
+//! count; the last reference gives the memory back to its pool. A [`Gather`] lets several threads write
+//! one buffer without a lock. This room knows nothing of requests.
 
+mod gather;
 mod heap;
 mod pool;
 
+pub use gather::{Destination, Filler, Gather, WrongLength};
 pub use heap::keep_freed_memory;
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};

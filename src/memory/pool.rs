@@ -14,6 +14,7 @@ use crossbeam_queue::ArrayQueue;
 use memmap2::MmapRaw;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::gather::Destination;
 use crate::inference::Error;
 
 /// Buffers are aligned to this: the widest vector registers and a cache line.
@@ -238,6 +239,21 @@ impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, and `&mut self` makes this the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.pointer().as_ptr(), self.len) }
+    }
+}
+
+impl Destination for Buffer {
+    fn size(&self) -> usize {
+        self.len
+    }
+
+    unsafe fn write(&self, at: usize, bytes: &[u8]) {
+        // SAFETY: the caller says that the range lies inside and is nobody else's, so it cannot
+        // overlap `bytes`; the pointer comes from the mapping or the allocator, not from a reference.
+        unsafe {
+            let target = self.pointer().as_ptr().add(at);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
+        }
     }
 }
 

@@ -85,6 +85,11 @@ impl<T: Send + 'static> ReplySender<T> {
         }
     }
 
+    /// The reactor that asked, where the receiver lives.
+    pub fn reactor(&self) -> &ReactorHandle {
+        &self.reactor
+    }
+
     /// Whether nobody waits for replies any more: the client cancelled or left.
     pub fn is_abandoned(&self) -> bool {
         self.state.as_ref().is_none_or(|state| state.abandoned.load(Ordering::Relaxed))

@@ -192,6 +192,38 @@ impl<R: Queued> DynamicQueue<R> {
         Decision::WaitUntil(due)
     }
 
+    /// The next batch, if neither an arrival nor the passing of time could change it any more; only
+    /// its clients can, by leaving. For a batch that is put together while every instance is busy:
+    /// there is nothing to gain by leaving it in the queue.
+    ///
+    /// So it must be as large as it can get, not merely of a preferred size or past its delay: until
+    /// an instance is free, more may join those. Its requests must be of the most urgent level, for
+    /// what is more urgent would go first. And none of them may have a limit to its time, because it
+    /// can be turned away only while it waits here. What keeps the batch from growing, a request
+    /// behind it that does not fit, must be there to stay by the same rules.
+    pub fn settled(&mut self) -> Option<Vec<R>> {
+        let Some(dynamic) = &self.policy.dynamic else {
+            return self.stays(1).then(|| self.take(1));
+        };
+        let pending = self.pending(&dynamic.preferred_sizes);
+        if !pending.cannot_grow || !self.stays(pending.seen) {
+            return None;
+        }
+        Some(self.take(pending.preferred_count.unwrap_or(pending.count)))
+    }
+
+    /// Whether the first `count` requests are there, nothing can come before or between them and none
+    /// of them can expire.
+    fn stays(&self, count: usize) -> bool {
+        let Some(first) = self.levels.first() else { return false };
+        first.waiting.len() >= count
+            && first
+                .waiting
+                .iter()
+                .take(count)
+                .all(|waiting| waiting.expires.is_none() && waiting.request.deadline().is_none())
+    }
+
     /// When a request may expire, at the earliest.
     pub fn next_expiry(&self) -> Option<Timestamp> {
         self.calm_until
@@ -206,6 +238,7 @@ impl<R: Queued> DynamicQueue<R> {
         let largest = preferred.last().copied().unwrap_or(self.policy.max_batch_size);
         let mut pending = Pending {
             count: 0,
+            seen: 0,
             oldest: Timestamp::default(),
             preferred_count: None,
             cannot_grow: false,
@@ -213,6 +246,7 @@ impl<R: Queued> DynamicQueue<R> {
         let mut rows = 0;
         let mut first: Option<&Waiting<R>> = None;
         for waiting in self.in_order() {
+            pending.seen += 1;
             let grown = rows + waiting.request.rows();
             let fits = first.is_none_or(|first| waiting.request.fits_with(&first.request));
             if first.is_some() && (grown > largest || !fits) {
@@ -268,6 +302,8 @@ impl<R: Queued> DynamicQueue<R> {
 /// The batch that could run now.
 struct Pending {
     count: usize,
+    /// The requests that were looked at: one more when the next does not fit.
+    seen: usize,
     oldest: Timestamp,
     /// The requests that make the largest preferred size that was reached.
     preferred_count: Option<usize>,
@@ -415,6 +451,66 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_settled_when_neither_arrivals_nor_time_can_change_it() {
+        type Case<'a> = (&'a str, &'a [u32], &'a [Fake], Option<usize>);
+        let timed = Fake { timeout: Some(Duration::from_millis(1)), ..fake(1, 2) };
+        let hurried = Fake { deadline: Some(at(500)), ..fake(1, 2) };
+        let lesser = Fake { priority: 2, ..fake(1, 2) };
+        let other = Fake { shape: 1, ..fake(1, 2) };
+        let urgent = || fake(0, 2);
+        let cases: [Case<'_>; 14] = [
+            ("nothing", &[], &[], None),
+            ("more could join", &[], &[urgent()], None),
+            ("full", &[], &[urgent(), urgent()], Some(2)),
+            ("full, and more behind", &[], &[urgent(), urgent(), urgent()], Some(2)),
+            ("too large for the next", &[], &[fake(0, 3), urgent()], Some(1)),
+            ("of another shape than the next", &[], &[urgent(), other.clone()], Some(1)),
+            ("a preferred size, not the largest", &[2, 4], &[urgent()], None),
+            ("the largest preferred size", &[2], &[urgent(), urgent()], Some(1)),
+            ("full, but one may expire", &[], &[urgent(), timed.clone()], None),
+            ("full, but one has a deadline", &[], &[urgent(), hurried.clone()], None),
+            ("the next may expire", &[], &[urgent(), Fake { shape: 1, ..timed }], None),
+            ("full, but what is more urgent goes first", &[], &[urgent(), lesser.clone()], None),
+            (
+                "what is more urgent may still join",
+                &[],
+                &[urgent(), Fake { shape: 1, ..lesser }],
+                None,
+            ),
+            ("full, the next may expire", &[], &[urgent(), urgent(), hurried], Some(2)),
+        ];
+        for (case, preferred, requests, expected) in cases {
+            let dynamic = DynamicBatching {
+                preferred_sizes: preferred.to_vec(),
+                priority_levels: 2,
+                default_priority: 1,
+                default_policy: QueuePolicy {
+                    allow_timeout_override: true,
+                    ..QueuePolicy::default()
+                },
+                ..DynamicBatching::default()
+            };
+            let mut queue = DynamicQueue::new(with(4, dynamic));
+            for request in requests {
+                queue.push(request.clone(), at(0)).unwrap();
+            }
+            let settled = queue.settled().map(|batch| batch.len());
+            assert_eq!(settled, expected, "{case}");
+            assert_eq!(queue.len(), requests.len() - expected.unwrap_or(0), "{case}");
+        }
+    }
+
+    #[test]
+    fn without_batching_every_request_without_a_limit_is_settled() {
+        let mut queue = DynamicQueue::new(BatchingPolicy { max_batch_size: 8, dynamic: None });
+        assert_eq!(queue.settled(), None);
+        queue.push(fake(0, 1), at(0)).unwrap();
+        queue.push(Fake { deadline: Some(at(9)), ..fake(1, 1) }, at(0)).unwrap();
+        assert_eq!(queue.settled().map(|batch| batch[0].name), Some(0));
+        assert_eq!(queue.settled(), None);
+    }
+
+    #[test]
     fn timeouts_reject_or_delay_and_deadlines_always_reject() {
         let late = QueuePolicy {
             default_timeout: Some(Duration::from_micros(50)),
@@ -467,6 +563,34 @@ mod tests {
     }
 
     proptest! {
+        /// A settled batch is the one that would have run later, whatever arrives in between.
+        #[test]
+        fn no_arrival_changes_a_settled_batch(
+            waiting in prop::collection::vec((1_u32..4, 0_u8..2, 1_u64..3), 1..12),
+            arriving in prop::collection::vec((1_u32..4, 0_u8..2, 1_u64..3), 0..12),
+            preferred in prop::sample::subsequence(vec![2_u32, 3, 5], 0..3),
+        ) {
+            let queue = || {
+                let mut queue = DynamicQueue::new(with(6, DynamicBatching {
+                    priority_levels: 2,
+                    default_priority: 1,
+                    preferred_sizes: preferred.clone(),
+                    ..DynamicBatching::default()
+                }));
+                for (name, &(rows, shape, priority)) in waiting.iter().enumerate() {
+                    queue.push(Fake { shape, priority, ..fake(name, rows) }, at(0)).unwrap();
+                }
+                queue
+            };
+            if let Some(settled) = queue().settled() {
+                let mut later = queue();
+                for &(rows, shape, priority) in &arriving {
+                    later.push(Fake { shape, priority, ..fake(99, rows) }, at(1)).unwrap();
+                }
+                prop_assert_eq!(Decision::Run(settled), later.next(at(2)));
+            }
+        }
+
         /// Every request comes out exactly once, in the order of its level, in batches that hold.
         #[test]
         fn nothing_is_lost_doubled_or_starved(

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::rows::SharedRows;
 use crate::{
     backend::{BatchOutputs, BatchTensor},
-    inference::{Admitted, AdmittedInput, DataType, Error, InferOutput, Rope, Shape, Signature},
+    inference::{Admitted, AdmittedInput, DataType, Error, InferOutput, Shape, Signature},
     memory::BufferPool,
 };
 
@@ -16,13 +17,15 @@ pub type BatchInputs = SmallVec<[Option<BatchTensor>; 2]>;
 pub type Outputs = SmallVec<[InferOutput; 2]>;
 
 /// Puts the requests' tensors together, one behind the other. A request that is alone is not copied
-/// when its bytes lie in one piece and are aligned for their type.
+/// when its bytes lie in one piece and are aligned for their type. What is `shared` with other threads
+/// is completed.
 ///
 /// # Errors
 /// When the memory budget is used up.
 pub fn assemble(
     signature: &Signature,
     requests: &[&Admitted],
+    mut shared: SharedRows,
     pool: &BufferPool,
 ) -> Result<BatchInputs, Error> {
     let rows: i64 = requests.iter().map(|request| i64::from(request.batch_size)).sum();
@@ -31,13 +34,16 @@ pub fn assemble(
         .iter()
         .enumerate()
         .map(|(index, spec)| {
-            let mut parts = requests.iter().filter_map(|request| request.inputs[index].as_ref());
-            let Some(first) = parts.next() else { return Ok(None) };
+            let mut given = requests.iter().filter_map(|request| request.inputs[index].as_ref());
+            let Some(first) = given.next() else { return Ok(None) };
             let dims = spec.reshape.as_ref().unwrap_or(&spec.dims);
             let shape = model_shape(signature, dims, &first.shape, spec.reshape.is_some(), rows);
-            let data = match requests {
-                [_] => alone(first, spec.datatype, pool)?,
-                _ => joined(requests, index, pool)?,
+            let data = match shared.complete(index) {
+                Some(data) => data,
+                None => match pieces_to_copy(signature, requests, index) {
+                    Some(pieces) => copied(pieces, pool)?,
+                    None => first.data.clone().into_bytes(),
+                },
             };
             Ok(Some(BatchTensor { shape, data }))
         })
@@ -64,28 +70,33 @@ fn model_shape(
     if batched { own.with_batch(rows) } else { own }
 }
 
-fn alone(input: &AdmittedInput, datatype: DataType, pool: &BufferPool) -> Result<Bytes, Error> {
-    let alignment = datatype.size().unwrap_or(1);
-    let in_place =
-        input.data.contiguous().is_some_and(|bytes| bytes.as_ptr().addr() % alignment == 0);
-    if in_place { Ok(input.data.clone().into_bytes()) } else { copied([&input.data], pool) }
+/// The bytes of input `index` in the order of the rows; `None` when no request gives it, or when it
+/// can stay where it lies.
+pub fn pieces_to_copy<'a>(
+    signature: &Signature,
+    requests: &'a [&Admitted],
+    index: usize,
+) -> Option<impl Iterator<Item = &'a Bytes> + Clone> {
+    let given = requests.iter().filter_map(move |request| request.inputs[index].as_ref());
+    let first = given.clone().next()?;
+    let stays = requests.len() == 1 && lies_in_place(first, signature.inputs[index].datatype);
+    (!stays).then(|| given.flat_map(|input| input.data.pieces()))
 }
 
-fn joined(requests: &[&Admitted], index: usize, pool: &BufferPool) -> Result<Bytes, Error> {
-    let parts = requests.iter().filter_map(|request| request.inputs[index].as_ref());
-    copied(parts.map(|input| &input.data), pool)
+fn lies_in_place(input: &AdmittedInput, datatype: DataType) -> bool {
+    let alignment = datatype.size().unwrap_or(1);
+    input.data.contiguous().is_some_and(|bytes| bytes.as_ptr().addr() % alignment == 0)
 }
 
 fn copied<'a>(
-    parts: impl IntoIterator<Item = &'a Rope> + Clone,
+    pieces: impl Iterator<Item = &'a Bytes> + Clone,
     pool: &BufferPool,
 ) -> Result<Bytes, Error> {
-    let len = parts.clone().into_iter().map(Rope::len).sum();
-    let mut buffer = pool.allocate(len)?;
+    let mut buffer = pool.allocate(pieces.clone().map(Bytes::len).sum())?;
     let mut at = 0;
-    for part in parts {
-        part.copy_to(&mut buffer[at..at + part.len()]);
-        at += part.len();
+    for piece in pieces {
+        buffer[at..at + piece.len()].copy_from_slice(piece);
+        at += piece.len();
     }
     Ok(buffer.freeze())
 }
@@ -244,7 +255,7 @@ mod tests {
         let first = admitted(1, Shape::from([1, 2]), vec![1, 2]);
         let second = admitted(2, Shape::from([2, 2]), vec![3, 4, 5, 6]);
         let requests = [&first, &second];
-        let inputs = assemble(&signature, &requests, &pool()).unwrap();
+        let inputs = assemble(&signature, &requests, SharedRows::default(), &pool()).unwrap();
         let input = inputs[0].as_ref().unwrap();
         assert_eq!(input.shape, Shape::from([3, 2]));
         assert_eq!(&input.data[..], [1, 2, 3, 4, 5, 6]);
@@ -267,7 +278,7 @@ mod tests {
         let first = admitted(1, Shape::from([1, 2]), text(["a", "bcd"]));
         let second = admitted(1, Shape::from([1, 2]), text(["", "e"]));
         let requests = [&first, &second];
-        let inputs = assemble(&signature, &requests, &pool()).unwrap();
+        let inputs = assemble(&signature, &requests, SharedRows::default(), &pool()).unwrap();
         let outputs = split(&signature, &requests, &inputs).unwrap();
         assert_eq!(&outputs[0][0].data[..], text(["a", "bcd"]));
         assert_eq!(&outputs[1][0].data[..], text(["", "e"]));
@@ -283,7 +294,7 @@ mod tests {
             let mut request = admitted(1, Shape::from([1, 2]), Vec::new());
             let bytes = whole.slice(offset..offset + 8);
             request.inputs[0].as_mut().unwrap().data = bytes.clone().into();
-            let inputs = assemble(&signature, &[&request], &pool()).unwrap();
+            let inputs = assemble(&signature, &[&request], SharedRows::default(), &pool()).unwrap();
             let data = &inputs[0].as_ref().unwrap().data;
             assert_eq!(data, &bytes);
             assert_eq!(data.as_ptr() != bytes.as_ptr(), copied);

@@ -1,6 +1,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 
 use smallvec::SmallVec;
@@ -9,12 +10,21 @@ use super::{
     batch::{self, Outputs},
     classification,
     job::Job,
+    rows::SharedRows,
 };
 use crate::{
     backend::{Batch, Instance},
     inference::{Admitted, Error, InferResponse, Parameters, Timestamp},
     observe::BatchTimes,
 };
+
+/// A batch that is to run: nobody joins or leaves it any more.
+pub struct SealedBatch {
+    /// Its requests, in the order of their rows.
+    pub jobs: Vec<Job>,
+    /// What other threads help to put together.
+    pub rows: SharedRows,
+}
 
 /// A batch that has run, on its way back to the requests' clients.
 pub struct Executed {
@@ -26,16 +36,18 @@ pub struct Executed {
 
 /// Runs a batch on an instance, on the calling thread. A panic inside the back end fails the batch
 /// and nothing else.
-pub fn execute(instance: &mut dyn Instance, jobs: Vec<Job>) -> Executed {
+pub fn execute(instance: &mut dyn Instance, batch: SealedBatch) -> Executed {
+    let SealedBatch { jobs, rows } = batch;
     let began = Timestamp::now();
     let mut times = BatchTimes::default();
-    let outcome = run(instance, &jobs, began, &mut times);
+    let outcome = run(instance, &jobs, rows, began, &mut times);
     Executed { jobs, outcome, began, times }
 }
 
 fn run(
     instance: &mut dyn Instance,
     jobs: &[Job],
+    shared: SharedRows,
     began: Timestamp,
     times: &mut BatchTimes,
 ) -> Result<Vec<Outputs>, Error> {
@@ -43,7 +55,7 @@ fn run(
         return Ok(Vec::new());
     };
     let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
-    let inputs = batch::assemble(&version.signature, &requests, &version.pool)?;
+    let inputs = batch::assemble(&version.signature, &requests, shared, &version.pool)?;
     let assembled = Timestamp::now();
     times.compute_input = assembled - began;
 
@@ -70,9 +82,15 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 impl Executed {
-    /// How long the batch took.
-    pub fn took(&self) -> std::time::Duration {
-        self.times.compute_input + self.times.compute_infer + self.times.compute_output
+    /// A batch that did not run, because all its clients have left.
+    pub fn cancelled(jobs: Vec<Job>) -> Self {
+        let outcome = Err(Error::Cancelled);
+        Self { jobs, outcome, began: Timestamp::now(), times: BatchTimes::default() }
+    }
+
+    /// How long the model took; zero when it failed.
+    pub fn compute_infer(&self) -> Duration {
+        self.times.compute_infer
     }
 
     /// Answers every request of the batch and counts it. Runs on reactor `reactor`.

@@ -33,18 +33,30 @@ const WINDOW: u32 = 256;
 /// Slow runs in a window that end inline running: more than the machine's noise makes.
 const SLOW_RUNS_MAX: u32 = WINDOW / 10;
 
-/// Watches whether an inline model stays as fast as it was when it was loaded.
-#[derive(Debug, Default)]
+/// Watches whether an inline model stays as fast as it was when it was loaded. Like the trial then it
+/// looks at the model's own time: what copying the tensors costs is the same on every thread.
+#[derive(Clone, Debug, Default)]
 pub struct Pace {
+    /// Whether it does not matter: the model takes next to no time by its nature.
+    unwatched: bool,
     runs: u32,
     slow: u32,
 }
 
 impl Pace {
-    /// Notes a run, and returns whether the model has become too slow to run inline.
-    pub fn is_lost_after(&mut self, took: Duration) -> bool {
+    /// That of a model before its first run.
+    pub fn of(fitness: InlineFitness) -> Self {
+        Self { unwatched: fitness == InlineFitness::Always, ..Self::default() }
+    }
+
+    /// Notes a run in which the model took so long, and returns whether it has become too slow to run
+    /// inline.
+    pub fn is_lost_after(&mut self, compute_infer: Duration) -> bool {
+        if self.unwatched {
+            return false;
+        }
         self.runs += 1;
-        self.slow += u32::from(took > SLOW);
+        self.slow += u32::from(compute_infer > SLOW);
         let lost = self.slow > SLOW_RUNS_MAX;
         if self.runs == WINDOW {
             *self = Self::default();
@@ -131,5 +143,13 @@ mod tests {
         }
         let lost = (0..WINDOW).position(|_| pace.is_lost_after(2 * SLOW));
         assert_eq!(lost, Some(SLOW_RUNS_MAX as usize));
+    }
+
+    #[test]
+    fn a_model_that_is_fast_by_its_nature_never_loses_its_pace() {
+        let mut pace = Pace::of(InlineFitness::Always);
+        assert!((0..10 * WINDOW).all(|_| !pace.is_lost_after(2 * SLOW)));
+        let mut pace = Pace::of(InlineFitness::IfFast);
+        assert!(!(0..10 * WINDOW).all(|_| !pace.is_lost_after(2 * SLOW)));
     }
 }

@@ -1,51 +1,106 @@
-use std::{io, sync::mpsc, thread};
+use std::{io, thread};
 
-use super::{execution::execute, job::Job};
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::execution::{Executed, SealedBatch, execute};
 use crate::{
     backend::Instance,
     runtime::{ReactorHandle, pin_to},
 };
 
-/// An instance on a thread of its own, away from the reactors' cores where there are others. It
-/// takes batches from its home reactor and sends them back there.
-pub struct InstanceThread {
-    /// The thread ends when this is dropped and what was sent has run.
-    batches: mpsc::Sender<Vec<Job>>,
+/// Batches in flight for each instance: one that runs, and one that is put together meanwhile and
+/// begins when the first ends, without a message home and back.
+const LANES: usize = 2;
+
+/// The instances of a model on threads of their own, away from the reactors' cores where there are
+/// others. They take batches from their home reactor and send them back there.
+pub struct InstanceThreads {
+    /// One queue for all, so that the instance that is free first takes the next batch. The threads
+    /// end when this is dropped and what was sent has run.
+    batches: Sender<SealedBatch>,
+    count: usize,
+    in_flight: usize,
 }
 
-impl InstanceThread {
-    /// Starts the thread of instance `index`, bound to `cores`.
+/// The system gave no thread for an instance.
+pub struct NoThread {
+    /// The instance.
+    pub name: String,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl InstanceThreads {
+    /// Starts a thread for each of `instances`, which come with their names, bound to `cores`.
     ///
     /// # Errors
-    /// When the thread cannot be had.
+    /// When a thread cannot be had.
     pub fn start(
-        name: String,
-        index: usize,
-        cores: Vec<usize>,
-        mut instance: Box<dyn Instance>,
-        home: ReactorHandle,
-    ) -> io::Result<Self> {
-        let (batches, receive) = mpsc::channel::<Vec<Job>>();
-        thread::Builder::new().name(name).spawn(move || {
-            if let Err(error) = pin_to(&cores) {
-                log::warn!("an instance thread cannot be bound to cores {cores:?}: {error}");
-            }
-            for jobs in receive {
-                let Some(version) = jobs.first().map(|job| job.version.clone()) else { continue };
-                let executed = execute(&mut *instance, jobs);
-                if home.send(Box::new(move || version.executed(index, executed))).is_err() {
-                    return;
-                }
-            }
-        })?;
-        Ok(Self { batches })
+        instances: Vec<(String, Box<dyn Instance>)>,
+        cores: &[usize],
+        home: &ReactorHandle,
+    ) -> Result<Self, NoThread> {
+        let count = instances.len();
+        let (batches, receive) = bounded(count * LANES);
+        for (name, instance) in instances {
+            let (cores, receive, home) = (cores.to_vec(), receive.clone(), home.clone());
+            thread::Builder::new()
+                .name(name.clone())
+                .spawn(move || run(instance, &cores, &receive, &home))
+                .map_err(|source| NoThread { name, source })?;
+        }
+        Ok(Self { batches, count, in_flight: 0 })
     }
 
-    /// Runs a batch.
+    /// What stands in for an instance whose thread could not be had: it refuses every batch.
+    pub fn none() -> Self {
+        Self { batches: bounded(1).0, count: 1, in_flight: 0 }
+    }
+
+    /// Whether a batch would begin at once.
+    pub fn have_idle(&self) -> bool {
+        self.in_flight < self.count
+    }
+
+    /// Whether a batch can be put together though all are busy.
+    pub fn have_free_lane(&self) -> bool {
+        self.in_flight < self.count * LANES
+    }
+
+    /// Runs a batch on the instance that is free first.
     ///
     /// # Errors
-    /// When the thread has ended; the batch comes back.
-    pub fn run(&self, jobs: Vec<Job>) -> Result<(), Vec<Job>> {
-        self.batches.send(jobs).map_err(|mpsc::SendError(jobs)| jobs)
+    /// When the threads have ended; the batch comes back.
+    pub fn run(&mut self, batch: SealedBatch) -> Result<(), SealedBatch> {
+        self.batches.try_send(batch).map_err(|refused| refused.into_inner())?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Notes that a batch has come back.
+    pub fn finished(&mut self) {
+        self.in_flight -= 1;
+    }
+}
+
+fn run(
+    mut instance: Box<dyn Instance>,
+    cores: &[usize],
+    batches: &Receiver<SealedBatch>,
+    home: &ReactorHandle,
+) {
+    if let Err(error) = pin_to(cores) {
+        log::warn!("an instance thread cannot be bound to cores {cores:?}: {error}");
+    }
+    for batch in batches {
+        let Some(version) = batch.jobs.first().map(|job| job.version.clone()) else { continue };
+        // It may have waited for the batch before it, while its clients left.
+        let executed = match batch.jobs.iter().all(|job| job.reply.is_abandoned()) {
+            true => Executed::cancelled(batch.jobs),
+            false => execute(&mut *instance, batch),
+        };
+        if home.send(Box::new(move || version.executed(executed))).is_err() {
+            return;
+        }
     }
 }

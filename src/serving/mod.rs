@@ -13,9 +13,13 @@ mod inline;
 mod instance_thread;
 mod job;
 mod load;
+mod rows;
 mod server;
 mod shard;
 mod version;
+
+#[cfg(test)]
+mod tests;
 
 pub use job::Reply;
 pub use load::{Backends, ModelStatus, load_all};

@@ -7,15 +7,18 @@ use std::{
     time::Duration,
 };
 
+use smallvec::SmallVec;
+
 use super::{
-    execution::{Executed, execute},
+    execution::{Executed, SealedBatch, execute},
     inline::Pace,
-    instance_thread::InstanceThread,
+    instance_thread::{InstanceThreads, NoThread},
     job::Job,
+    rows::{Help, SHARED_AHEAD_BYTES_MIN, SHARED_BYTES_MIN, SharedRows},
 };
 use crate::{
     backend::Instance,
-    inference::{Error, Timestamp},
+    inference::{Admitted, Error, Timestamp},
     runtime::{Sleep, current, sleep_until, spawn, yield_now},
     scheduler::{BatchingPolicy, Decision, DynamicQueue},
 };
@@ -37,13 +40,8 @@ pub struct Shard {
 pub enum Executor {
     /// On the reactor itself, between two polls; `None` while it runs.
     Inline(Option<InlineInstance>),
-    /// On instance threads, of which `idle` have nothing to do.
-    Threads {
-        /// All of them.
-        threads: Vec<InstanceThread>,
-        /// Their indices.
-        idle: Vec<usize>,
-    },
+    /// On instance threads.
+    Threads(InstanceThreads),
 }
 
 /// An instance that runs on its reactor as long as it is fast.
@@ -62,14 +60,12 @@ impl InlineInstance {
     /// Gives the instance a thread of its own, because it has become slow.
     fn into_thread(self) -> Executor {
         log::warn!("instance '{}' has become too slow to run inline: it gets a thread", self.name);
-        let home = current();
-        match InstanceThread::start(self.name, 0, self.cores, self.instance, home) {
-            Ok(thread) => Executor::Threads { threads: vec![thread], idle: vec![0] },
-            Err(error) => {
-                log::error!("cannot start an instance's thread: {error}");
-                Executor::Threads { threads: Vec::new(), idle: vec![0] }
-            }
-        }
+        let instances = vec![(self.name, self.instance)];
+        let started = InstanceThreads::start(instances, &self.cores, &current());
+        Executor::Threads(started.unwrap_or_else(|NoThread { name, source }| {
+            log::error!("cannot start the thread of instance '{name}': {source}");
+            InstanceThreads::none()
+        }))
     }
 }
 
@@ -99,10 +95,10 @@ impl Shard {
         }
     }
 
-    /// Takes back an instance whose batch has run, and answers the batch.
-    pub fn finished(&self, instance: usize, executed: Executed) {
-        if let Executor::Threads { idle, .. } = &mut *self.executor.borrow_mut() {
-            idle.push(instance);
+    /// Takes back a batch that an instance thread has run, and answers it.
+    pub fn finished(&self, executed: Executed) {
+        if let Executor::Threads(threads) = &mut *self.executor.borrow_mut() {
+            threads.finished();
         }
         executed.answer(self.reactor);
         if !self.queue.borrow().is_empty() {
@@ -121,17 +117,20 @@ impl Shard {
                 continue;
             }
             self.drop_hopeless(now);
-            if !self.executor.borrow().is_free() {
-                return self.queue.borrow().next_expiry();
-            }
-            let decision = self.queue.borrow_mut().next(now);
+            let decision = match self.executor.borrow().room() {
+                Room::Now => Some(self.queue.borrow_mut().next(now)),
+                Room::Later => self.queue.borrow_mut().settled().map(Decision::Run),
+                Room::None => None,
+            };
             match decision {
-                Decision::Run(jobs) => self.run(jobs),
-                Decision::WaitUntil(due) => {
+                Some(Decision::Run(jobs)) => self.run(jobs),
+                Some(Decision::WaitUntil(due)) => {
                     let expiry = self.queue.borrow().next_expiry();
                     return Some(expiry.map_or(due, |expiry| due.min(expiry)));
                 }
-                Decision::Idle => return None,
+                Some(Decision::Idle) => return None,
+                // What waits does so until an instance is free or its own time is up.
+                None => return self.queue.borrow().next_expiry(),
             }
         }
     }
@@ -157,24 +156,27 @@ impl Shard {
             Executor::Inline(instance) => {
                 let Some(mut taken) = instance.take() else { return };
                 drop(executor);
-                let executed = execute(&mut *taken.instance, jobs);
-                let slow = taken.pace.is_lost_after(executed.took());
+                let batch = SealedBatch { jobs, rows: SharedRows::default() };
+                let executed = execute(&mut *taken.instance, batch);
+                let slow = taken.pace.is_lost_after(executed.compute_infer());
                 *self.executor.borrow_mut() =
                     if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
                 executed.answer(self.reactor);
             }
-            Executor::Threads { threads, idle } => {
-                let Some(index) = idle.pop() else { return };
-                let refused = match threads.get(index) {
-                    Some(thread) => thread.run(jobs).err(),
-                    None => Some(jobs),
-                };
-                if refused.is_some() {
-                    // Whoever comes next shall be told too, not wait.
-                    idle.push(index);
-                }
+            Executor::Threads(threads) => {
+                let bytes_min =
+                    if threads.have_idle() { SHARED_BYTES_MIN } else { SHARED_AHEAD_BYTES_MIN };
+                let batch = seal(jobs, bytes_min);
+                let holders = batch.jobs.iter().map(|job| job.reply.reactor());
+                let help = batch.rows.help(holders);
+                let refused = threads.run(batch).err();
                 drop(executor);
-                for job in refused.into_iter().flatten() {
+                let Some(SealedBatch { jobs, .. }) = refused else {
+                    // Last, for the one that runs the batch can begin without them.
+                    help.into_iter().for_each(Help::call);
+                    return;
+                };
+                for job in jobs {
                     let detail = "the instance's thread has ended".to_owned();
                     job.fail(self.reactor, Error::Internal { detail });
                 }
@@ -183,11 +185,34 @@ impl Shard {
     }
 }
 
+/// Gives a batch of at least `bytes_min` its places, so that several threads can put it together.
+fn seal(jobs: Vec<Job>, bytes_min: usize) -> SealedBatch {
+    let rows = match jobs.first() {
+        None => SharedRows::default(),
+        Some(Job { version, .. }) => {
+            let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
+            SharedRows::seal(&version.signature, &requests, bytes_min, &version.pool)
+        }
+    };
+    SealedBatch { jobs, rows }
+}
+
+/// When a batch would run.
+enum Room {
+    Now,
+    /// After the one that runs; meanwhile it can be put together.
+    Later,
+    /// There is no place for it.
+    None,
+}
+
 impl Executor {
-    fn is_free(&self) -> bool {
+    fn room(&self) -> Room {
         match self {
-            Self::Inline(instance) => instance.is_some(),
-            Self::Threads { idle, .. } => !idle.is_empty(),
+            Self::Inline(Some(_)) => Room::Now,
+            Self::Threads(threads) if threads.have_idle() => Room::Now,
+            Self::Threads(threads) if threads.have_free_lane() => Room::Later,
+            _ => Room::None,
         }
     }
 }

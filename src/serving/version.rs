@@ -7,12 +7,12 @@ use std::{
 use super::{
     execution::Executed,
     inline::{self, Pace},
-    instance_thread::InstanceThread,
+    instance_thread::{InstanceThreads, NoThread},
     job::{Job, Reply},
     shard::{Executor, InlineInstance, Shard, ShardHandle},
 };
 use crate::{
-    backend::{BackendError, Instance, Model, Placement},
+    backend::{BackendError, Model, Placement},
     inference::{Error, InferRequest, Signature, Timestamp},
     memory::BufferPool,
     observe::ModelStatistics,
@@ -98,6 +98,12 @@ pub enum VersionError {
     Stopped,
 }
 
+impl From<NoThread> for VersionError {
+    fn from(NoThread { name, source }: NoThread) -> Self {
+        Self::Thread { name, source }
+    }
+}
+
 impl LoadedVersion {
     /// Makes the instances and starts queues for them. Blocks, so not for reactors.
     ///
@@ -123,6 +129,7 @@ impl LoadedVersion {
             shards: PerReactor::new(site.reactors),
         });
         if runs_inline {
+            let pace = Pace::of(spec.model.inline_fitness());
             let mut instances = instances.into_iter();
             for reactor in site.reactors {
                 let (name, instance) = match (instances.next(), spec.placements.first()) {
@@ -132,33 +139,15 @@ impl LoadedVersion {
                     }
                     (None, None) => break,
                 };
-                let (cores, pace) = (site.instance_cores.to_vec(), Pace::default());
+                let (cores, pace) = (site.instance_cores.to_vec(), pace.clone());
                 let instance = InlineInstance { instance, name, cores, pace };
                 version.place(reactor, spec.policy.clone(), Executor::Inline(Some(instance)))?;
             }
         } else {
-            let executor = version.threads(instances, site)?;
-            version.place(site.home, spec.policy, executor)?;
+            let threads = InstanceThreads::start(instances, site.instance_cores, site.home)?;
+            version.place(site.home, spec.policy, Executor::Threads(threads))?;
         }
         Ok(version)
-    }
-
-    fn threads(
-        &self,
-        instances: Vec<(String, Box<dyn Instance>)>,
-        site: &Site<'_>,
-    ) -> Result<Executor, VersionError> {
-        let threads = instances
-            .into_iter()
-            .enumerate()
-            .map(|(index, (name, instance))| {
-                let cores = site.instance_cores.to_vec();
-                InstanceThread::start(name.clone(), index, cores, instance, site.home.clone())
-                    .map_err(|source| VersionError::Thread { name, source })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let idle = (0..threads.len()).rev().collect();
-        Ok(Executor::Threads { threads, idle })
     }
 
     /// Starts a shard on `reactor` and waits until it is there.
@@ -221,10 +210,10 @@ impl LoadedVersion {
         })
     }
 
-    /// Takes back an instance whose batch has run. Runs at home.
-    pub(super) fn executed(&self, instance: usize, executed: Executed) {
+    /// Takes back a batch that an instance thread has run. Runs at home.
+    pub(super) fn executed(&self, executed: Executed) {
         if let Some(shard) = self.shards.get() {
-            shard.finished(instance, executed);
+            shard.finished(executed);
         }
     }
 }

@@ -2,5 +2,7 @@
 //! together, by their paths, and is empty without `--cfg loom`.
 #![cfg(loom)]
 
+#[path = "../../src/memory/gather.rs"]
+pub mod gather;
 #[path = "../../src/runtime/mailbox.rs"]
 pub mod mailbox;
