@@ -34,11 +34,10 @@ pub struct Executed {
     times: BatchTimes,
 }
 
-/// Runs a batch on an instance, on the calling thread. A panic inside the back end fails the batch
-/// and nothing else.
-pub fn execute(instance: &mut dyn Instance, batch: SealedBatch) -> Executed {
+/// Runs a batch on an instance, on the calling thread, beginning now, at `began`. A panic inside the
+/// back end fails the batch and nothing else.
+pub fn execute(instance: &mut dyn Instance, batch: SealedBatch, began: Timestamp) -> Executed {
     let SealedBatch { jobs, rows } = batch;
-    let began = Timestamp::now();
     let mut times = BatchTimes::default();
     let outcome = run(instance, &jobs, rows, began, &mut times);
     Executed { jobs, outcome, began, times }
@@ -93,8 +92,14 @@ impl Executed {
         self.times.compute_infer
     }
 
-    /// Answers every request of the batch and counts it. Runs on reactor `reactor`.
-    pub fn answer(self, reactor: usize) {
+    /// When the last output was there; when it began, if it failed.
+    pub fn ended(&self) -> Timestamp {
+        let BatchTimes { compute_input, compute_infer, compute_output } = self.times;
+        self.began + compute_input + compute_infer + compute_output
+    }
+
+    /// Answers every request of the batch and counts it, now, at `now`. Runs on reactor `reactor`.
+    pub fn answer(self, reactor: usize, now: Timestamp) {
         let Self { jobs, outcome, began, times } = self;
         let responses = match outcome {
             Ok(responses) => responses,
@@ -107,7 +112,6 @@ impl Executed {
         if let Some(first) = jobs.first() {
             first.version.statistics.executed(reactor, rows, jobs.len() as u64, times);
         }
-        let now = Timestamp::now();
         for (job, mut outputs) in jobs.into_iter().zip(responses) {
             let version = &job.version;
             if !job.admitted.classes.is_empty()

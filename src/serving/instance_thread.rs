@@ -5,6 +5,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::execution::{Executed, SealedBatch, execute};
 use crate::{
     backend::Instance,
+    inference::Timestamp,
     runtime::{ReactorHandle, pin_to},
 };
 
@@ -97,7 +98,7 @@ fn run(
         // It may have waited for the batch before it, while its clients left.
         let executed = match batch.jobs.iter().all(|job| job.reply.is_abandoned()) {
             true => Executed::cancelled(batch.jobs),
-            false => execute(&mut *instance, batch),
+            false => execute(&mut *instance, batch, Timestamp::now()),
         };
         if home.send(Box::new(move || version.executed(executed))).is_err() {
             return;

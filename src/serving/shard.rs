@@ -86,7 +86,8 @@ impl Shard {
     /// Queues a request.
     pub fn submit(&self, job: Job) {
         let statistics = job.version.statistics.clone();
-        match self.queue.borrow_mut().push(job, Timestamp::now()) {
+        let arrived = job.arrived;
+        match self.queue.borrow_mut().push(job, arrived) {
             Ok(()) => {
                 statistics.enqueued(self.reactor);
                 self.bell.ring();
@@ -100,7 +101,7 @@ impl Shard {
         if let Executor::Threads(threads) = &mut *self.executor.borrow_mut() {
             threads.finished();
         }
-        executed.answer(self.reactor);
+        executed.answer(self.reactor, Timestamp::now());
         if !self.queue.borrow().is_empty() {
             self.bell.ring();
         }
@@ -123,7 +124,7 @@ impl Shard {
                 Room::None => None,
             };
             match decision {
-                Some(Decision::Run(jobs)) => self.run(jobs),
+                Some(Decision::Run(jobs)) => self.run(jobs, now),
                 Some(Decision::WaitUntil(due)) => {
                     let expiry = self.queue.borrow().next_expiry();
                     return Some(expiry.map_or(due, |expiry| due.min(expiry)));
@@ -147,7 +148,7 @@ impl Shard {
         }
     }
 
-    fn run(&self, jobs: Vec<Job>) {
+    fn run(&self, jobs: Vec<Job>, now: Timestamp) {
         for job in &jobs {
             job.version.statistics.dequeued(self.reactor);
         }
@@ -157,11 +158,12 @@ impl Shard {
                 let Some(mut taken) = instance.take() else { return };
                 drop(executor);
                 let batch = SealedBatch { jobs, rows: SharedRows::default() };
-                let executed = execute(&mut *taken.instance, batch);
+                let executed = execute(&mut *taken.instance, batch, now);
+                let ended = executed.ended();
                 let slow = taken.pace.is_lost_after(executed.compute_infer());
                 *self.executor.borrow_mut() =
                     if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
-                executed.answer(self.reactor);
+                executed.answer(self.reactor, ended);
             }
             Executor::Threads(threads) => {
                 let bytes_min =
