@@ -7,6 +7,7 @@ use std::{
 use super::{
     server::Server,
     version::{VersionError, VersionSpec},
+    warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
     backend::{Backend, BackendError},
@@ -74,6 +75,8 @@ enum LoadError {
     Repository(#[from] repository::Error),
     #[error("{0}")]
     Backend(#[from] BackendError),
+    #[error("{0}")]
+    WarmUp(#[from] WarmUpError),
     #[error("{0}")]
     Version(#[from] VersionError),
     #[error("unable to find backend '{name}' for model '{model}': this server has {known}")]
@@ -210,6 +213,7 @@ fn load_version(
         }
     };
     let began = Timestamp::now();
+    let warm_ups = WarmUp::read_all(&definition.config, &definition.signature, &definition.dir)?;
     let model = backend.load(&definition.source(version))?;
     let spec = VersionSpec {
         name: definition.name.clone(),
@@ -219,6 +223,7 @@ fn load_version(
         labels: definition.labels.clone(),
         policy: BatchingPolicy { max_batch_size: definition.signature.max_batch_size, dynamic },
         placements: definition.placements.clone(),
+        warm_ups,
         model,
         began,
     };

@@ -17,6 +17,7 @@ mod rows;
 mod server;
 mod shard;
 mod version;
+mod warm_up;
 
 #[cfg(test)]
 mod tests;
@@ -25,3 +26,4 @@ pub use job::Reply;
 pub use load::{Backends, ModelStatus, load_all};
 pub use server::{Server, ServerState};
 pub use version::{LoadedVersion, Site, VersionError, VersionSpec};
+pub use warm_up::{WarmUp, WarmUpError};

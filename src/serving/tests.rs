@@ -71,6 +71,7 @@ impl Stage {
             signature: Arc::new(signature),
             labels: Arc::default(),
             policy: BatchingPolicy { max_batch_size: 4, dynamic },
+            warm_ups: Vec::new(),
             placements: vec![Placement { name: "m_0".into(), device: PlacementDevice::Cpu }],
             model: Arc::new(model),
             began: Timestamp::now(),

@@ -10,9 +10,10 @@ use super::{
     instance_thread::{InstanceThreads, NoThread},
     job::{Job, Reply},
     shard::{Executor, InlineInstance, Shard, ShardHandle},
+    warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
-    backend::{BackendError, Model, Placement},
+    backend::{BackendError, Instance, Model, Placement},
     inference::{Error, InferRequest, Signature, Timestamp},
     memory::BufferPool,
     observe::ModelStatistics,
@@ -38,6 +39,8 @@ pub struct VersionSpec {
     pub policy: BatchingPolicy,
     /// Where its instances run.
     pub placements: Vec<Placement>,
+    /// What each instance is run with before it serves.
+    pub warm_ups: Vec<WarmUp>,
     /// What runs it.
     pub model: Arc<dyn Model>,
     /// When loading it began.
@@ -93,6 +96,9 @@ pub enum VersionError {
         /// Why.
         source: io::Error,
     },
+    /// An instance could not be warmed up.
+    #[error("{0}")]
+    WarmUp(#[from] WarmUpError),
     /// The server is stopping.
     #[error("the reactors have ended")]
     Stopped,
@@ -104,6 +110,21 @@ impl From<NoThread> for VersionError {
     }
 }
 
+impl VersionSpec {
+    /// Makes an instance and warms it up.
+    fn instance(
+        &self,
+        placement: &Placement,
+        pool: &BufferPool,
+    ) -> Result<Box<dyn Instance>, VersionError> {
+        let mut instance = self.model.instance(placement)?;
+        for warm_up in &self.warm_ups {
+            warm_up.run(&self.signature, &mut *instance, pool)?;
+        }
+        Ok(instance)
+    }
+}
+
 impl LoadedVersion {
     /// Makes the instances and starts queues for them. Blocks, so not for reactors.
     ///
@@ -112,7 +133,7 @@ impl LoadedVersion {
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
         let mut instances = Vec::new();
         for placement in &spec.placements {
-            instances.push((placement.name.clone(), spec.model.instance(placement)?));
+            instances.push((placement.name.clone(), spec.instance(placement, site.pool)?));
         }
         let runs_inline = inline::suits(&spec, &mut instances, site.pool);
         let statistics = ModelStatistics::new(site.reactors.len(), spec.signature.max_batch_size);
@@ -135,7 +156,7 @@ impl LoadedVersion {
                 let (name, instance) = match (instances.next(), spec.placements.first()) {
                     (Some(made), _) => made,
                     (None, Some(placement)) => {
-                        (placement.name.clone(), spec.model.instance(placement)?)
+                        (placement.name.clone(), spec.instance(placement, site.pool)?)
                     }
                     (None, None) => break,
                 };

@@ -103,6 +103,36 @@ def test_one_broken_model_leaves_the_others(start, small):
     )
 
 
+def _warmed(name: str, dims: int, data: str) -> str:
+    inputs = f'{{ key: "INPUT0" value: {{ data_type: TYPE_FP32 dims: [ {dims} ] {data} }} }}'
+    return models.identity(models.batched(), dims="4") + (
+        f'model_warmup [{{ name: "{name}" batch_size: 2 count: 3 inputs: {inputs} }}]\n'
+    )
+
+
+def test_a_model_that_cannot_be_warmed_up_is_not_served(start, small):
+    """The sample and the input are named; those that can are served."""
+    configs = {
+        "zeros": _warmed("all zero", 4, "zero_data: true"),
+        "numbers": _warmed("at random", 4, "random_data: true"),
+        "from_file": _warmed("from a file", 4, 'input_data_file: "data"'),
+        "short_file": _warmed("cut off", 4, 'input_data_file: "short"'),
+        "wrong_shape": _warmed("too wide", 5, "zero_data: true"),
+    }
+    models.write(small, {name: models.Model(config) for name, config in configs.items()})
+    for name, file, content in (("from_file", "data", bytes(16)), ("short_file", "short", bytes(15))):
+        (small / name / "warmup").mkdir()
+        (small / name / "warmup" / file).write_bytes(content)
+    server = start(small, "--exit-on-error=false", "--strict-readiness=false")
+    client = triton_grpc.InferenceServerClient(server.grpc_address)
+    ready = {name for name in configs if client.is_model_ready(name)}
+    client.close()
+    assert ready == {"zeros", "numbers", "from_file"}
+    log = server.log.read_text()
+    assert "'cut off'" in log and "expects 16 bytes, but short has 15" in log
+    assert "'too wide'" in log and "INPUT0" in log
+
+
 def _nereid(binary, *arguments) -> tuple[int, str]:
     done = subprocess.run([binary, *arguments], capture_output=True, text=True, timeout=30)
     return done.returncode, done.stdout + done.stderr
