@@ -17,7 +17,7 @@ use crate::{
     memory::BufferPool,
     observe::ModelStatistics,
     proto,
-    repository::Labels,
+    repository::{Labels, OverrideFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
     scheduler::BatchingPolicy,
 };
@@ -42,6 +42,8 @@ pub struct VersionSpec {
     pub model: Arc<dyn Model>,
     /// When loading it began.
     pub began: Timestamp,
+    /// Its folder, when it is not in a repository.
+    pub folder: Option<Arc<OverrideFolder>>,
 }
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
@@ -62,6 +64,8 @@ pub struct LoadedVersion {
     /// How long it took to load.
     pub load_time: Duration,
     pub(super) pool: BufferPool,
+    /// Kept as long as the version, whose back end may still read from it.
+    _folder: Option<Arc<OverrideFolder>>,
     home: ReactorHandle,
     /// One on every reactor when the model runs inline, else one at home.
     shards: PerReactor<ShardHandle>,
@@ -119,6 +123,7 @@ impl LoadedVersion {
             statistics: Arc::new(statistics),
             load_time: Timestamp::now() - spec.began,
             pool: site.pool.clone(),
+            _folder: spec.folder.clone(),
             home: site.home.clone(),
             shards: PerReactor::new(site.reactors),
         });
