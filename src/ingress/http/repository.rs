@@ -18,7 +18,7 @@ pub fn only_ready(body: &Rope) -> Result<bool, Error> {
     members(body, |cursor, name| {
         match name {
             "ready" => ready = boolean(cursor)?,
-            _ => drop(cursor.skip()?),
+            _ => skip(cursor)?,
         }
         Ok(())
     })?;
@@ -55,8 +55,10 @@ pub fn overrides(body: &Rope) -> Result<Overrides, Error> {
 pub fn check_unload(body: &Rope) -> Result<(), Error> {
     parameters(body, |cursor, name| {
         match name {
-            describe::UNLOAD_DEPENDENTS => drop(boolean(cursor)?),
-            _ => drop(cursor.skip()?),
+            describe::UNLOAD_DEPENDENTS => {
+                boolean(cursor)?;
+            }
+            _ => skip(cursor)?,
         }
         Ok(())
     })
@@ -72,7 +74,7 @@ fn parameters(
             cursor.skip()?;
             Err(Error::malformed("attempt to get members for non-object"))
         }
-        _ => Ok(drop(cursor.skip()?)),
+        _ => skip(cursor),
     })
 }
 
@@ -91,6 +93,11 @@ fn members(
     }
     cursor.object(|cursor, name| member(cursor, &name))?;
     Ok(cursor.finish()?)
+}
+
+fn skip(cursor: &mut Cursor<'_>) -> Result<(), Error> {
+    cursor.skip()?;
+    Ok(())
 }
 
 fn boolean(cursor: &mut Cursor<'_>) -> Result<bool, Error> {

@@ -1,16 +1,24 @@
 //! The end of versions that were replaced or unloaded: here, not on the reactor that answers their last
 //! request, because closing a model takes time.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{ModelControl, lock};
 use crate::{
+    memory::give_back_free_pages,
     repository::ModelId,
     serving::{server::Versions, version::LoadedVersion},
 };
 
 /// How often is looked whether the last request has been answered, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// How long after a version its instances have ended too, which lie on threads of their own.
+const SETTLED: Duration = Duration::from_millis(100);
 
 /// Versions that are not served any more and have requests still.
 #[derive(Default)]
@@ -44,25 +52,25 @@ impl ModelControl {
 
     fn see_off(self: Arc<Self>) {
         let (mut pause, longest) = PAUSES;
+        let mut quiet_since = Instant::now();
         loop {
-            let (ended, is_last): (Vec<_>, bool) = {
-                let mut retiring = lock(&self.retiring);
-                let is_over = |(_, version): &mut (ModelId, Arc<LoadedVersion>)| {
-                    Arc::strong_count(version) == 1
-                };
-                let ended = retiring.versions.extract_if(.., is_over).collect();
-                let is_last = retiring.versions.is_empty();
-                retiring.has_thread = !is_last;
-                (ended, is_last)
-            };
+            let is_over =
+                |(_, version): &mut (ModelId, Arc<LoadedVersion>)| Arc::strong_count(version) == 1;
+            let ended: Vec<_> = lock(&self.retiring).versions.extract_if(.., is_over).collect();
             pause = if ended.is_empty() { longest.min(pause * 2) } else { PAUSES.0 };
             for (id, version) in ended {
                 let number = version.version;
                 drop(version);
                 self.ended(&id, number);
+                quiet_since = Instant::now();
             }
-            if is_last {
-                return;
+            if quiet_since.elapsed() >= SETTLED {
+                let mut retiring = lock(&self.retiring);
+                if retiring.versions.is_empty() {
+                    retiring.has_thread = false;
+                    drop(retiring);
+                    return give_back_free_pages();
+                }
             }
             thread::sleep(pause);
         }
