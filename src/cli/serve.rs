@@ -22,7 +22,7 @@ use crate::{
         grpc::{self, GrpcService, GrpcSettings},
         http::{self, HttpSettings},
     },
-    memory::BufferPool,
+    memory::{BufferPool, bound_free_heap},
     observe::logging,
     repository::{self, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, spawn},
@@ -78,6 +78,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     }
     let startup = args.startup().map_err(ServeError::Flags)?;
     logging::start(&args.log_settings()).map_err(ServeError::Log)?;
+    bound_free_heap();
     // Before any thread starts, so that all of them leave these signals to this one.
     let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     stop_signals.thread_block().map_err(ServeError::Signals)?;

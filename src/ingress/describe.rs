@@ -151,6 +151,7 @@ pub fn metrics(server: &Server) -> String {
         .iter()
         .map(|version| ModelMetrics {
             model: &version.name,
+            namespace: &version.namespace,
             version: version.version,
             totals: version.statistics.totals(),
             load_seconds: version.load_time.as_secs_f64(),

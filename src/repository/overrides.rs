@@ -25,9 +25,10 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// Whether the model is to be loaded as it is in the repository.
-    pub fn is_empty(&self) -> bool {
-        self.config.is_none() && self.files.is_empty()
+    /// How much memory they take.
+    pub fn bytes(&self) -> usize {
+        let files = self.files.iter().map(|(path, content)| path.len() + content.len());
+        files.sum::<usize>() + self.config.as_ref().map_or(0, String::len)
     }
 
     /// The configuration, if there is one.

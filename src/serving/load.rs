@@ -291,6 +291,7 @@ fn start_version(
     let model = backend.load(&definition.source(version))?;
     let spec = VersionSpec {
         name: definition.name.clone(),
+        namespace: source.id.namespace.as_str().into(),
         version,
         config: definition.config.clone(),
         signature: definition.signature.clone(),

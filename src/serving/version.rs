@@ -26,6 +26,8 @@ use crate::{
 pub struct VersionSpec {
     /// The model's name.
     pub name: Arc<str>,
+    /// The repository that it is from, where names are not unique; else empty.
+    pub namespace: Arc<str>,
     /// The version.
     pub version: i64,
     /// Its configuration, complete.
@@ -51,6 +53,8 @@ pub struct VersionSpec {
 pub struct LoadedVersion {
     /// The model's name.
     pub name: Arc<str>,
+    /// The repository that it is from, where names are not unique; else empty.
+    pub namespace: Arc<str>,
     /// The version.
     pub version: i64,
     /// Its configuration, complete.
@@ -116,6 +120,7 @@ impl LoadedVersion {
         let statistics = ModelStatistics::new(site.reactors.len(), spec.signature.max_batch_size);
         let version = Arc::new(Self {
             name: spec.name.clone(),
+            namespace: spec.namespace.clone(),
             version: spec.version,
             config: spec.config.clone(),
             signature: spec.signature.clone(),

@@ -214,8 +214,8 @@ impl Calls {
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let length = body.len();
-        reservation.grow(length)?;
         let overrides = away_if_long(length, move || repository::overrides(&body)).await?;
+        drop(reservation);
         self.control.load(model, overrides).await?;
         Ok(with_type(Segments::default(), "application/json"))
     }

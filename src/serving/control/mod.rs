@@ -35,6 +35,7 @@ pub use self::{
 use super::{load::Loader, server::Server};
 use crate::{
     inference::Error,
+    memory::Reservation,
     repository::{Entry, ModelId, Overrides, Repository},
     runtime::reply_channel,
 };
@@ -137,12 +138,16 @@ impl ModelControl {
     /// until the new versions have been started; if they cannot be, it goes on after that.
     ///
     /// # Errors
-    /// When the server does not take such requests, or the model cannot be loaded.
+    /// When the server does not take such requests or has no memory left for what came with this one,
+    /// or the model cannot be loaded.
     ///
     /// # Panics
     /// On a thread that is not a reactor.
     pub async fn load(self: &Arc<Self>, name: &str, overrides: Overrides) -> Result<(), Error> {
-        self.ask(name, Action::Load(overrides)).await
+        // Held until the load is done, also when the client leaves before that.
+        let mut charge = self.server.pool().reservation();
+        charge.grow(overrides.bytes())?;
+        self.ask(name, Action::Load(overrides), charge).await
     }
 
     /// Takes a model out of service. Requests that it has are answered, and that is not waited for.
@@ -153,10 +158,15 @@ impl ModelControl {
     /// # Panics
     /// On a thread that is not a reactor.
     pub async fn unload(self: &Arc<Self>, name: &str) -> Result<(), Error> {
-        self.ask(name, Action::Unload).await
+        self.ask(name, Action::Unload, self.server.pool().reservation()).await
     }
 
-    async fn ask(self: &Arc<Self>, name: &str, action: Action) -> Result<(), Error> {
+    async fn ask(
+        self: &Arc<Self>,
+        name: &str,
+        action: Action,
+        charge: Reservation,
+    ) -> Result<(), Error> {
         if self.settings.mode != ControlMode::Explicit {
             return Err(Error::NoModelControl);
         }
@@ -165,7 +175,10 @@ impl ModelControl {
             return Err(Error::TooManyLoads { waiting, limit: WAITING_MAX });
         }
         let (reply, mut answer) = reply_channel();
-        let done = Box::new(move |outcome| reply.finish(outcome));
+        let done = Box::new(move |outcome| {
+            drop(charge);
+            reply.finish(outcome);
+        });
         self.submit(name, Task { action, is_wanted: false, done });
         answer.receive().await.unwrap_or_else(|| Err(Error::unanswered()))
     }
