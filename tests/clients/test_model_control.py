@@ -177,7 +177,7 @@ def test_a_model_may_come_with_the_request(start, repository, connect, tmp_path,
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     server = start(repository, EXPLICIT)
     client, before = connect(server), _files(repository)
-    config = json.dumps({"platform": "onnxruntime_onnx", "version_policy": {"all": {}}})
+    config = json.dumps({"version_policy": {"all": {}}})
     files = {f"file:{version}/model.onnx": onnx_file.mlp(version) for version in (1, 2)}
     for name in ("one", "sent"):
         client.load_model(name, config=config, files=files)
