@@ -26,7 +26,7 @@ use crate::{
     observe::logging,
     repository::{self, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
-    serving::{Backends, Server, ServerState, load_all},
+    serving::{Backends, Loader, ModelControl, Server, ServerState, Startup},
 };
 
 /// How often the end of the last connections is looked for while the server stops.
@@ -51,8 +51,10 @@ enum ServeError {
     Listen { what: &'static str, address: String, source: io::Error },
     #[error("{0}")]
     Repository(#[from] repository::Error),
-    #[error("--load-model names the model '{name}', which no repository has")]
-    UnknownModel { name: String },
+    #[error("{0}")]
+    Flags(&'static str),
+    #[error("cannot start to watch the model repositories: {0}")]
+    Watch(io::Error),
     #[error("{failed} model(s) failed to load; --exit-on-error=false serves the others")]
     Models { failed: usize },
     #[error("cannot start to accept connections: {0}")]
@@ -74,6 +76,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     if args.model_repository.is_empty() {
         return Err(ServeError::NoRepository);
     }
+    let startup = args.startup().map_err(ServeError::Flags)?;
     logging::start(&args.log_settings()).map_err(ServeError::Log)?;
     // Before any thread starts, so that all of them leave these signals to this one.
     let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
@@ -88,7 +91,8 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
     let server = Arc::new(Server::new(reactors.handles(), topology.instance_cores(count), pool));
 
-    let listeners = listen(args, &server)?;
+    let control = control(args, server.clone());
+    let listeners = listen(args, &control)?;
     startup::log_listeners(&listeners);
     let acceptor = Acceptor::start(
         listeners.into_iter().map(|(_, listener)| listener).collect(),
@@ -97,40 +101,47 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     )
     .map_err(ServeError::Accept)?;
 
-    let loaded = load(args, &server);
+    let loaded = load(args, &control, &startup);
     let stopped = loaded.map(|()| {
         server.enter(ServerState::Ready);
         let signal = stop_signals.wait();
         log::info!("{}: stopping", signal.map_or("a signal", Signal::as_str));
     });
-    stop(&server, acceptor, reactors, Duration::from_secs(args.exit_timeout_secs));
+    stop(&control, acceptor, reactors, Duration::from_secs(args.exit_timeout_secs));
     stopped
 }
 
-fn load(args: &ServeArgs, server: &Server) -> Result<(), ServeError> {
+fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
+    let loader = Loader {
+        backends: find_backends(args.backend_directory()),
+        options: Arc::new(args.repository_options()),
+        retries: args.model_load_retry_count,
+    };
+    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing);
+    ModelControl::new(server, repository, loader, args.control_settings())
+}
+
+fn load(
+    args: &ServeArgs,
+    control: &Arc<ModelControl>,
+    startup: &Startup,
+) -> Result<(), ServeError> {
     if args.allow_client_shm {
         log::warn!("--allow-client-shm has no effect: shared memory is not supported yet");
     }
-    let backends = find_backends(args.backend_directory());
-    let repository = Repository::new(args.model_repository.clone());
-    let mut entries = repository.scan()?;
-    for name in args.load_model.iter().filter(|name| *name != "*") {
-        if !entries.iter().any(|entry| entry.name == *name) {
-            return Err(ServeError::UnknownModel { name: name.clone() });
-        }
-    }
-    entries.retain(|entry| args.loads(&entry.name));
-    let options = Arc::new(args.repository_options());
-    let models = load_all(server, entries, &options, &backends, args.model_load_thread_count);
-    startup::log_backends(&backends);
+    let polling = control.first_look()?;
+    let models = control.start(startup)?;
+    startup::log_backends(&control.loader().backends);
     startup::log_models(&models);
-    startup::log_options(args, server);
+    startup::log_options(args, control.server());
     let failed = models.iter().filter(|model| model.outcome.is_err()).count();
-    server.set_incomplete(failed > 0 && args.strict_readiness);
     if failed > 0 && args.exit_on_error {
         return Err(ServeError::Models { failed });
     }
-    Ok(())
+    match polling {
+        Some(polling) => control.watch(polling).map_err(ServeError::Watch),
+        None => Ok(()),
+    }
 }
 
 /// The back ends that this machine may have. Each is opened when a model first needs it.
@@ -152,7 +163,7 @@ pub fn find_backends(directory: Option<PathBuf>) -> Backends {
 
 fn listen(
     args: &ServeArgs,
-    server: &Arc<Server>,
+    control: &Arc<ModelControl>,
 ) -> Result<Vec<(&'static str, Listener)>, ServeError> {
     let mut listeners = Vec::new();
     let mut bind = |what, address: &str, port: u16, reuse, serve| {
@@ -165,8 +176,8 @@ fn listen(
         Ok::<_, ServeError>(())
     };
     if args.allow_grpc {
-        let service = GrpcService::new(server.clone());
         let settings = GrpcSettings::default();
+        let service = GrpcService::new(control.clone(), settings.message_max);
         bind(
             "gRPC",
             &args.grpc_address,
@@ -179,7 +190,7 @@ fn listen(
         )?;
     }
     if args.allow_http {
-        let server = server.clone();
+        let control = control.clone();
         let settings = HttpSettings { body_max: args.http_max_input_size };
         bind(
             "HTTP",
@@ -187,13 +198,13 @@ fn listen(
             args.http_port,
             args.reuse_http_port,
             Arc::new(move |stream, _| {
-                let (server, settings) = (server.clone(), settings.clone());
-                spawn(&"an HTTP connection", http::serve(stream, server, settings));
+                let (control, settings) = (control.clone(), settings.clone());
+                spawn(&"an HTTP connection", http::serve(stream, control, settings));
             }),
         )?;
     }
     if args.allow_metrics {
-        let server = server.clone();
+        let server = control.server().clone();
         bind(
             "metrics",
             args.metrics_address(),
@@ -217,11 +228,13 @@ fn resolve(address: &str, port: u16) -> io::Result<SocketAddr> {
 
 /// Closes the ports, answers what is in flight, and ends. Idle connections are closed at once;
 /// requests still unanswered after `patience` are not waited for.
-fn stop(server: &Server, acceptor: Acceptor, reactors: Reactors, patience: Duration) {
+fn stop(control: &ModelControl, acceptor: Acceptor, reactors: Reactors, patience: Duration) {
+    let server = control.server();
     server.enter(ServerState::Stopping);
     acceptor.stop();
     reactors.drain();
     let until = Instant::now() + patience;
+    control.stop(patience);
     while reactors.connections() > 0 && Instant::now() < until {
         thread::sleep(DRAIN_POLL);
     }

@@ -16,6 +16,22 @@ pub enum Code {
     Cancelled,
 }
 
+impl Code {
+    /// How Triton spells it in front of a message.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::Internal => "Internal",
+            Self::NotFound => "Not found",
+            Self::InvalidArgument => "Invalid argument",
+            Self::Unavailable => "Unavailable",
+            Self::Unsupported => "Unsupported",
+            Self::AlreadyExists => "Already exists",
+            Self::Cancelled => "Cancelled",
+        }
+    }
+}
+
 /// What went wrong with a request. The message is what the client reads: it names the thing at
 /// fault, what was expected and what came. Texts that Triton's clients may match are Triton's own.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -43,6 +59,22 @@ pub enum Error {
     NoStatisticsOfModel { model: String },
     #[error("requested model version is not available for model '{model}'")]
     NoStatisticsOfVersion { model: String },
+    #[error(
+        "There are {count} identifiers of model '{model}' in global map, model namespace must be \
+         provided to resolve ambiguity."
+    )]
+    AmbiguousModel { model: String, count: usize },
+    #[error("explicit model load / unload is not allowed if polling is enabled")]
+    NoModelControl,
+    #[error(
+        "failed to load '{model}', failed to poll from model repository{}",
+        .reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
+    )]
+    ModelNotPolled { model: String, reason: Option<String> },
+    #[error("load failed for model '{model}': {reason}\n")]
+    ModelNotLoaded { model: String, reason: String },
+    #[error("{waiting} loads and unloads wait already, expected at most {limit}")]
+    TooManyLoads { waiting: usize, limit: usize },
     #[error("server is not ready")]
     NotReady,
     #[error("server is stopping and takes no new requests")]
@@ -162,6 +194,8 @@ impl Error {
             Self::NoAvailableVersions { .. }
             | Self::VersionNotReady { .. }
             | Self::NotReady
+            | Self::NoModelControl
+            | Self::TooManyLoads { .. }
             | Self::Stopping
             | Self::QueueFull
             | Self::OutOfBudget { .. }
@@ -169,7 +203,9 @@ impl Error {
             | Self::DeadlineExpired
             | Self::Unloading { .. } => Code::Unavailable,
             Self::InRequest { error, .. } => error.code(),
-            Self::MalformedVersion { .. }
+            Self::AmbiguousModel { .. }
+            | Self::ModelNotLoaded { .. }
+            | Self::MalformedVersion { .. }
             | Self::NegativeVersion { .. }
             | Self::NoStatisticsOfModel { .. }
             | Self::NoStatisticsOfVersion { .. }
@@ -196,7 +232,9 @@ impl Error {
             | Self::RequestTooLarge { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } => Code::Unsupported,
             Self::Cancelled => Code::Cancelled,
-            Self::Backend { .. } | Self::Internal { .. } => Code::Internal,
+            Self::ModelNotPolled { .. } | Self::Backend { .. } | Self::Internal { .. } => {
+                Code::Internal
+            }
         }
     }
 

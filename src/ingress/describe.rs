@@ -5,15 +5,18 @@ use crate::{
     inference::{Code, Error, Shape, TensorSpec},
     observe::prometheus::{self, ModelMetrics, PoolMetrics},
     proto::{
-        ModelMetadataResponse, ModelStatisticsResponse, ServerMetadataResponse,
-        model_metadata_response::TensorMetadata,
+        ModelMetadataResponse, ModelStatisticsResponse, RepositoryIndexResponse,
+        ServerMetadataResponse, model_metadata_response::TensorMetadata,
+        repository_index_response::ModelIndex,
     },
-    serving::{LoadedVersion, Server, ServerState},
+    serving::{IndexEntry, LoadedVersion, Server, ServerState, VersionState},
 };
 
 /// The protocol's extensions that the server offers.
-const EXTENSIONS: [&str; 6] = [
+const EXTENSIONS: [&str; 8] = [
     "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
     "schedule_policy",
     "model_configuration",
     "binary_tensor_data",
@@ -111,6 +114,36 @@ fn without_statistics(error: Error) -> Error {
     }
 }
 
+/// The parameters of a load that are files begin with this.
+pub const FILE_PREFIX: &str = "file:";
+/// The parameter of an unload that takes the models that depend on it along.
+pub const UNLOAD_DEPENDENTS: &str = "unload_dependents";
+
+/// Checks that a call about repositories means all of them.
+///
+/// # Errors
+/// When it names one.
+pub fn only_all_repositories(name: &str) -> Result<(), Error> {
+    match name {
+        "" => Ok(()),
+        _ => {
+            let detail = "'repository_name' specification is not supported".to_owned();
+            Err(Error::Unsupported { detail })
+        }
+    }
+}
+
+/// What is in the repositories.
+pub fn index(entries: &[IndexEntry]) -> RepositoryIndexResponse {
+    let models = entries.iter().map(|entry| ModelIndex {
+        name: entry.name.clone(),
+        version: entry.version.map(|version| version.to_string()).unwrap_or_default(),
+        state: entry.state.map(VersionState::name).unwrap_or_default().to_owned(),
+        reason: entry.reason.clone(),
+    });
+    RepositoryIndexResponse { models: models.collect() }
+}
+
 /// What Prometheus reads.
 pub fn metrics(server: &Server) -> String {
     let versions = server.all_versions();
@@ -118,6 +151,7 @@ pub fn metrics(server: &Server) -> String {
         .iter()
         .map(|version| ModelMetrics {
             model: &version.name,
+            namespace: &version.namespace,
             version: version.version,
             totals: version.statistics.totals(),
             load_seconds: version.load_time.as_secs_f64(),

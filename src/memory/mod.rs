@@ -9,5 +9,5 @@ mod heap;
 mod pool;
 
 pub use gather::{Destination, Filler, Gather, WrongLength};
-pub use heap::keep_freed_memory;
+pub use heap::{give_back_free_pages, keep_freed_memory};
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};

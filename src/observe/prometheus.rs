@@ -8,6 +8,8 @@ use super::{Totals, host};
 pub struct ModelMetrics<'a> {
     /// The model's name.
     pub model: &'a str,
+    /// The repository that it is from, where names are not unique; else empty.
+    pub namespace: &'a str,
     /// The version.
     pub version: i64,
     /// What was counted.
@@ -158,6 +160,9 @@ fn labels(model: &ModelMetrics<'_>, extra: Option<(&str, &str)>) -> String {
     let mut labels: BTreeMap<String, &str> =
         model.tags.iter().map(|&(name, value)| (format!("_{name}"), value)).collect();
     labels.insert("model".to_owned(), model.model);
+    if !model.namespace.is_empty() {
+        labels.insert("namespace".to_owned(), model.namespace);
+    }
     labels.insert("version".to_owned(), &version);
     labels.extend(extra.map(|(name, value)| (name.to_owned(), value)));
     let labels = labels.iter().map(|(name, value)| {
@@ -217,6 +222,7 @@ mod tests {
         };
         let models = [ModelMetrics {
             model: "a\"b",
+            namespace: "",
             version: 4,
             totals,
             load_seconds: 0.5,

@@ -125,8 +125,11 @@ impl Draft {
                 ),
             )));
         }
-        draft.versions = versions::select(&draft.config, &folders.versions)
-            .map_err(|fault| draft.locate(fault))?;
+        let chosen = versions::select(&draft.config, &folders.versions);
+        draft.versions = chosen.ok_or_else(|| Error::NoVersions {
+            model: name.to_owned(),
+            location: draft.location_of("version_policy"),
+        })?;
         draft.warn_of_folders(&folders);
         Ok(draft)
     }
@@ -287,10 +290,13 @@ impl Draft {
 
     /// Turns a broken rule into an error that points at the configuration's file.
     fn locate(&self, fault: Fault) -> Error {
-        let location = self.origin.as_ref().and_then(|(file, outline)| {
-            let (line, column) = outline.position(&fault.field)?;
-            Some(Location { file: file.clone(), line, column })
-        });
+        let location = self.location_of(&fault.field);
         Error::Invalid { message: fault.message, location }
+    }
+
+    fn location_of(&self, field: &str) -> Option<Location> {
+        let (file, outline) = self.origin.as_ref()?;
+        let (line, column) = outline.position(field)?;
+        Some(Location { file: file.clone(), line, column })
     }
 }

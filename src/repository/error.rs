@@ -32,6 +32,13 @@ pub enum Error {
     Invalid { message: String, location: Option<Location> },
     #[error("cannot read '{}': {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
+    /// A version policy that takes none of the versions that are there.
+    #[error("at least one version must be available under the version policy of model '{model}'")]
+    NoVersions { model: String, location: Option<Location> },
+    #[error("{message}: '{name}'")]
+    BadOverride { name: String, message: &'static str },
+    #[error("Load parameter 'config' must be specified for model file override")]
+    OverrideWithoutConfig,
     #[error("failed to poll model '{model}': model not found in any model repository.")]
     UnknownModel { model: String },
     #[error("failed to poll model '{model}': not unique across all model repositories")]
@@ -56,6 +63,9 @@ impl Error {
             Self::Unreadable { .. } => Code::Internal,
             Self::Text { .. }
             | Self::Invalid { .. }
+            | Self::NoVersions { .. }
+            | Self::BadOverride { .. }
+            | Self::OverrideWithoutConfig
             | Self::NotUnique { .. }
             | Self::BadModelName { .. }
             | Self::PathEscapes { .. } => Code::InvalidArgument,
@@ -66,7 +76,7 @@ impl Error {
     pub fn location(&self) -> Option<&Location> {
         match self {
             Self::Text { location, .. } => Some(location),
-            Self::Invalid { location, .. } => location.as_ref(),
+            Self::Invalid { location, .. } | Self::NoVersions { location, .. } => location.as_ref(),
             _ => None,
         }
     }
@@ -76,6 +86,14 @@ impl Error {
         match self {
             Self::Text { message, .. } => message.clone(),
             other => other.to_string(),
+        }
+    }
+
+    /// The message with the place of the fault in front, when that is known.
+    pub fn located(&self) -> String {
+        match self.location() {
+            Some(location) => format!("{location}: {}", self.message()),
+            None => self.to_string(),
         }
     }
 

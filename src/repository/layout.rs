@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     io::Read as _,
     path::{Component, Path, PathBuf},
 };
@@ -13,7 +13,7 @@ use super::error::Error;
 /// The name of a model's configuration file.
 pub(super) const CONFIG_FILE: &str = "config.pbtxt";
 /// The folder of configurations that `--model-config-name` chooses from.
-const CONFIGS_FOLDER: &str = "configs";
+pub(super) const CONFIGS_FOLDER: &str = "configs";
 /// The folder of the files that warm-up requests take their inputs from.
 pub(super) const WARMUP_FOLDER: &str = "warmup";
 /// The folder of the files that sequences take their first state from.
@@ -23,11 +23,29 @@ const DATA_FOLDERS: [&str; 3] = [CONFIGS_FOLDER, WARMUP_FOLDER, INITIAL_STATE_FO
 /// The largest configuration or label file that is read.
 pub(super) const TEXT_BYTES_MAX: u64 = 16 << 20;
 
+/// Which model: its name, and the repository that it is in where names are not unique.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModelId {
+    /// The name, which is that of the model's folder.
+    pub name: String,
+    /// The repository, with `--model-namespacing`; else empty.
+    pub namespace: String,
+}
+
+impl fmt::Display for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.namespace.as_str() {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}::{}", self.name),
+        }
+    }
+}
+
 /// A model found in a repository.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// The model's name, which is its folder's.
-    pub name: String,
+    /// Which model.
+    pub id: ModelId,
     /// Its folder; empty when several repositories have one.
     pub dir: PathBuf,
     /// Why it cannot be read, if that is already clear.
@@ -38,12 +56,14 @@ pub struct Entry {
 #[derive(Clone, Debug)]
 pub struct Repository {
     roots: Vec<PathBuf>,
+    namespacing: bool,
 }
 
 impl Repository {
-    /// The models of all `roots`.
-    pub fn new(roots: Vec<PathBuf>) -> Self {
-        Self { roots }
+    /// The models of all `roots`. With `namespacing` each root is a namespace, so that several may
+    /// have a model of the same name.
+    pub fn new(roots: Vec<PathBuf>, namespacing: bool) -> Self {
+        Self { roots, namespacing }
     }
 
     /// The folders of models.
@@ -57,18 +77,19 @@ impl Repository {
     /// A repository that cannot be listed; a model that cannot be read is an [`Entry`] with an
     /// error.
     pub fn scan(&self) -> Result<Vec<Entry>, Error> {
-        let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
+        let mut entries: BTreeMap<ModelId, Entry> = BTreeMap::new();
         for root in &self.roots {
             let unreadable = |error| Error::unreadable(root, describe(&error));
             for found in fs::read_dir(root).map_err(unreadable)? {
-                let Some(entry) = model_entry(&found.map_err(unreadable)?) else { continue };
+                let found = found.map_err(unreadable)?;
+                let Some(entry) = model_entry(&found, self.namespace(root)) else { continue };
                 let duplicate = Entry {
-                    name: entry.name.clone(),
+                    id: entry.id.clone(),
                     dir: PathBuf::new(),
-                    error: Some(Error::NotUnique { model: entry.name.clone() }),
+                    error: Some(Error::NotUnique { model: entry.id.name.clone() }),
                 };
                 entries
-                    .entry(entry.name.clone())
+                    .entry(entry.id.clone())
                     .and_modify(|known| *known = duplicate)
                     .or_insert(entry);
             }
@@ -76,36 +97,65 @@ impl Repository {
         Ok(entries.into_values().collect())
     }
 
-    /// The folder of the model `name`.
+    /// The models that are called `name`: one, or with namespaces one of each repository that has it.
     ///
     /// # Errors
-    /// The name is not a folder's name, or no repository or more than one has it.
-    pub fn find(&self, name: &str) -> Result<PathBuf, Error> {
-        if !is_model_name(name) {
-            return Err(Error::BadModelName { name: name.to_owned() });
+    /// The name is not a folder's name, or no repository has it, or without namespaces more than one.
+    pub fn find(&self, name: &str) -> Result<Vec<Entry>, Error> {
+        check_model_name(name)?;
+        let found: Vec<Entry> = self
+            .roots
+            .iter()
+            .filter_map(|root| {
+                let id = ModelId { name: name.to_owned(), namespace: self.namespace(root) };
+                entry_at(root.join(name), id)
+            })
+            .collect();
+        match found.len() {
+            0 => Err(Error::UnknownModel { model: name.to_owned() }),
+            2.. if !self.namespacing => Err(Error::NotUnique { model: name.to_owned() }),
+            _ => Ok(found),
         }
-        let mut found = self.roots.iter().map(|root| root.join(name)).filter(|dir| dir.is_dir());
-        let dir = found.next().ok_or_else(|| Error::UnknownModel { model: name.to_owned() })?;
-        match found.next() {
-            None => Ok(dir),
-            Some(_) => Err(Error::NotUnique { model: name.to_owned() }),
-        }
+    }
+
+    fn namespace(&self, root: &Path) -> String {
+        if self.namespacing { root.to_string_lossy().into_owned() } else { String::new() }
     }
 }
 
-fn model_entry(found: &fs::DirEntry) -> Option<Entry> {
-    let (dir, file_name) = (found.path(), found.file_name());
+fn model_entry(found: &fs::DirEntry, namespace: String) -> Option<Entry> {
+    let file_name = found.file_name();
     let name = file_name.to_string_lossy().into_owned();
-    if name.starts_with('.') {
+    let mut entry = entry_at(found.path(), ModelId { name, namespace })?;
+    if entry.error.is_none() && file_name.to_str().is_none() {
+        entry.error = Some(Error::BadModelName { name: entry.id.name.clone() });
+    }
+    Some(entry)
+}
+
+/// The model in `dir`, if that is a folder or cannot be looked at.
+fn entry_at(dir: PathBuf, id: ModelId) -> Option<Entry> {
+    if id.name.starts_with('.') {
         return None;
     }
     let error = match fs::metadata(&dir) {
         Ok(metadata) if !metadata.is_dir() => return None,
-        Ok(_) if file_name.to_str().is_none() => Some(Error::BadModelName { name: name.clone() }),
         Ok(_) => None,
+        Err(_) if fs::symlink_metadata(&dir).is_err() => return None,
         Err(error) => Some(Error::unreadable(&dir, describe(&error))),
     };
-    Some(Entry { name, dir, error })
+    Some(Entry { id, dir, error })
+}
+
+/// Checks that `name` can be the name of a model.
+///
+/// # Errors
+/// It is not one component of a path.
+pub fn check_model_name(name: &str) -> Result<(), Error> {
+    match is_model_name(name) {
+        true => Ok(()),
+        false => Err(Error::BadModelName { name: name.to_owned() }),
+    }
 }
 
 /// Whether `name` can be the name of a model: one component of a path.
@@ -184,7 +234,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, Error> {
 }
 
 /// The system's words for an error, without its number.
-fn describe(error: &io::Error) -> String {
+pub(super) fn describe(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ELOOP) => "symbolic links form a cycle".to_owned(),
         _ => {

@@ -16,11 +16,13 @@ mod check;
 mod definition;
 mod draft;
 mod error;
+mod fingerprint;
 mod json;
 mod labels;
 mod layout;
 mod normalise;
 mod options;
+mod overrides;
 mod platform;
 mod scheduling;
 #[cfg(test)]
@@ -33,10 +35,12 @@ pub use check::{Finding, Inspect, Severity, check};
 pub use definition::Definition;
 pub use draft::Draft;
 pub use error::{Error, Location};
+pub use fingerprint::Fingerprint;
 pub use json::{from_json, to_json};
 pub use labels::Labels;
-pub use layout::{Entry, Repository};
+pub use layout::{Entry, ModelId, Repository, check_model_name};
 pub use options::{Gpu, Options};
+pub use overrides::{OverrideFolder, Overrides};
 pub use scheduling::{
     DynamicBatching, Ensemble, EnsembleStep, InitialState, InitialStateData, QueuePolicy,
     Scheduling, SequenceBatching, SequenceControl, SequenceControlKind, SequenceState,

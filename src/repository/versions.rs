@@ -1,13 +1,11 @@
 //! Which of the versions present are served.
 
-use super::error::Fault;
 use crate::proto::{ModelConfig, model_version_policy::PolicyChoice};
 
 /// The versions that the policy of `config` takes from those `present` (ascending), ascending.
 ///
-/// # Errors
-/// It takes none.
-pub(super) fn select(config: &ModelConfig, present: &[i64]) -> Result<Vec<i64>, Fault> {
+/// `None` when it takes none.
+pub(super) fn select(config: &ModelConfig, present: &[i64]) -> Option<Vec<i64>> {
     let choice = config.version_policy.as_ref().and_then(|policy| policy.policy_choice.as_ref());
     let chosen: Vec<i64> = match choice {
         Some(PolicyChoice::Latest(latest)) => {
@@ -21,16 +19,7 @@ pub(super) fn select(config: &ModelConfig, present: &[i64]) -> Result<Vec<i64>, 
         // A policy that is there but chooses nothing is "all" to Triton.
         Some(PolicyChoice::All(_)) | None => present.to_vec(),
     };
-    if chosen.is_empty() {
-        return Err(Fault::new(
-            "version_policy",
-            format!(
-                "at least one version must be available under the version policy of model '{}'",
-                config.name
-            ),
-        ));
-    }
-    Ok(chosen)
+    (!chosen.is_empty()).then_some(chosen)
 }
 
 /// The versions that a `specific` policy names and that are not `present`.
@@ -72,23 +61,20 @@ mod tests {
             (specific(&[1, 7]), &[1]),
         ];
         for (choice, expected) in cases {
-            assert_eq!(select(&config(choice), &[1, 3, 12]).as_deref(), Ok(expected));
+            assert_eq!(select(&config(choice), &[1, 3, 12]).as_deref(), Some(expected));
         }
         assert_eq!(absent(&config(specific(&[1, 7])), &[1, 3, 12]), [7]);
     }
 
     #[test]
-    fn a_policy_that_takes_nothing_is_an_error() {
+    fn a_policy_may_take_nothing() {
         let none = [
             (PolicyChoice::Latest(Latest { num_versions: 0 }), vec![1]),
             (PolicyChoice::Latest(Latest { num_versions: 1 }), vec![]),
             (PolicyChoice::Specific(Specific { versions: vec![4] }), vec![1]),
         ];
         for (choice, present) in none {
-            assert_eq!(
-                select(&config(choice), &present).unwrap_err().message,
-                "at least one version must be available under the version policy of model 'm'"
-            );
+            assert_eq!(select(&config(choice), &present), None);
         }
     }
 

@@ -1,18 +1,19 @@
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock},
-    thread,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
 };
 
 use super::{
-    server::Server,
-    version::{VersionError, VersionSpec},
+    server::{Server, Versions},
+    version::{LoadedVersion, VersionError, VersionSpec},
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
     backend::{Backend, BackendError},
-    inference::Timestamp,
-    repository::{self, Definition, Draft, Entry, Options, Scheduling},
+    inference::{Code, Timestamp},
+    proto::ModelConfig,
+    repository::{self, Definition, Draft, ModelId, Options, OverrideFolder, Scheduling},
     scheduler::BatchingPolicy,
 };
 
@@ -56,29 +57,17 @@ impl Backends {
     }
 }
 
-/// What became of one version of a model, for the table at the start. A model that failed before
-/// it had versions is one row.
-#[derive(Clone, Debug)]
-pub struct ModelStatus {
-    /// The model's name.
-    pub name: String,
-    /// The version, if it came that far.
-    pub version: Option<i64>,
-    /// Why it is not served, unless it is.
-    pub outcome: Result<(), String>,
-}
-
-/// Why a model is not served.
-#[derive(Debug, thiserror::Error)]
-enum LoadError {
+/// Why a version is not served.
+#[derive(Clone, Debug, thiserror::Error)]
+enum VersionFault {
     #[error("{0}")]
     Repository(#[from] repository::Error),
     #[error("{0}")]
     Backend(#[from] BackendError),
     #[error("{0}")]
-    WarmUp(#[from] WarmUpError),
+    WarmUp(Arc<WarmUpError>),
     #[error("{0}")]
-    Version(#[from] VersionError),
+    Version(Arc<VersionError>),
     #[error("unable to find backend '{name}' for model '{model}': this server has {known}")]
     UnknownBackend { name: String, model: String, known: String },
     #[error("backend '{name}' for model '{model}' cannot be used: {reason}")]
@@ -87,136 +76,230 @@ enum LoadError {
     Unsupported { model: String, feature: &'static str },
 }
 
-/// Loads models on `threads` threads, and says what became of each. One that fails keeps none of the
-/// others from being served.
-pub fn load_all(
-    server: &Server,
-    entries: Vec<Entry>,
-    options: &Arc<Options>,
-    backends: &Backends,
-    threads: usize,
-) -> Vec<ModelStatus> {
-    let entries = Mutex::new(entries.into_iter());
-    let statuses = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| {
-                // What the back ends start for a model inherits this: their threads stay off the
-                // reactors' cores.
-                server.leave_reactor_cores();
-                loop {
-                    let Some(entry) = lock(&entries).next() else { return };
-                    let loaded = load(server, entry, options, backends);
-                    lock(&statuses).extend(loaded);
+impl VersionFault {
+    fn code(&self) -> Code {
+        match self {
+            Self::Repository(error) => error.code(),
+            Self::Backend(_)
+            | Self::WarmUp(_)
+            | Self::Version(_)
+            | Self::UnavailableBackend { .. } => Code::Internal,
+            Self::UnknownBackend { .. } => Code::InvalidArgument,
+            Self::Unsupported { .. } => Code::Unsupported,
+        }
+    }
+
+    /// As the repository's index and the answer to a load say it.
+    fn reason(&self) -> String {
+        format!("{}: {self}", self.code().words())
+    }
+
+    /// As the log says it.
+    fn located(&self) -> String {
+        match self {
+            Self::Repository(error) => error.located(),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// Why a model is not loaded.
+#[derive(Clone, Debug)]
+pub enum LoadFailure {
+    /// It could not be read, or breaks a rule before it comes to versions.
+    Unreadable(repository::Error),
+    /// Its policy chooses no version.
+    NoVersions(repository::Error),
+    /// Versions failed. Those that did not are with `None`: a model is loaded whole or not at all.
+    Versions(BTreeMap<i64, Option<String>>),
+}
+
+impl From<repository::Error> for LoadFailure {
+    fn from(error: repository::Error) -> Self {
+        match error {
+            repository::Error::NoVersions { .. } => Self::NoVersions(error),
+            error => Self::Unreadable(error),
+        }
+    }
+}
+
+/// Where a model is loaded from.
+#[derive(Debug)]
+pub struct Source {
+    /// Which model.
+    pub id: ModelId,
+    /// Its folder.
+    pub dir: PathBuf,
+    /// The configuration that takes the place of the folder's.
+    pub config: Option<ModelConfig>,
+    /// The folder, when it is not in a repository.
+    pub folder: Option<Arc<OverrideFolder>>,
+}
+
+/// What is served of a model that is loaded again, and which versions of it may be served on.
+pub struct Before<'a> {
+    /// What is served.
+    pub versions: &'a Versions,
+    /// Whether the files of a version are the same still.
+    pub is_same: &'a dyn Fn(i64) -> bool,
+}
+
+/// Makes models of folders.
+pub struct Loader {
+    /// The back ends that there may be.
+    pub backends: Backends,
+    /// How models are read.
+    pub options: Arc<Options>,
+    /// How often a version that failed is tried again.
+    pub retries: usize,
+}
+
+impl Loader {
+    /// Starts the versions that a model's policy chooses, without serving them yet. Tells `began`
+    /// which they are. Blocks.
+    ///
+    /// # Errors
+    /// When one version fails; then none is kept.
+    pub fn load(
+        &self,
+        server: &Server,
+        source: &Source,
+        before: &Before<'_>,
+        began: impl FnOnce(&[i64]),
+    ) -> Result<Versions, LoadFailure> {
+        let name = &source.id.name;
+        let draft = match &source.config {
+            None => Draft::read(name, &source.dir, &self.options)?,
+            Some(config) => Draft::with_config(name, &source.dir, config.clone(), &self.options)?,
+        };
+        for warning in draft.warnings() {
+            log::warn!("{warning}");
+        }
+        let numbers = draft.versions().to_vec();
+        began(&numbers);
+        let defined = self.define(draft);
+        let mut versions = Versions::new();
+        let mut failures = BTreeMap::new();
+        for version in numbers {
+            let started = match &defined {
+                Ok((definition, backend)) => match reusable(before, definition, version) {
+                    Some(kept) => Ok(kept),
+                    None => self.start(server, source, definition, backend.as_ref(), version),
+                },
+                Err(fault) => Err(fault.clone()),
+            };
+            match started {
+                Ok(started) => {
+                    versions.insert(version, started);
+                    failures.insert(version, None);
                 }
-            });
-        }
-    });
-    let mut statuses = statuses.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    statuses.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
-    statuses
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-fn load(
-    server: &Server,
-    entry: Entry,
-    options: &Arc<Options>,
-    backends: &Backends,
-) -> Vec<ModelStatus> {
-    let name = entry.name.clone();
-    let failed = |version, error: LoadError| {
-        let detail = error.to_string();
-        log::error!("failed to load '{name}'{}: {detail}", version_words(version));
-        ModelStatus { name: name.clone(), version, outcome: Err(detail) }
-    };
-    let (definition, backend) = match define(entry, options, backends) {
-        Ok(defined) => defined,
-        Err(error) => return vec![failed(None, error)],
-    };
-    let versions = definition.versions.iter().map(|&version| {
-        match load_version(server, &definition, backend.as_ref(), version) {
-            Ok(()) => {
-                log::info!("successfully loaded '{name}' version {version}");
-                ModelStatus { name: name.clone(), version: Some(version), outcome: Ok(()) }
+                Err(fault) => {
+                    let located = fault.located();
+                    log::error!("failed to load '{}' version {version}: {located}", source.id);
+                    failures.insert(version, Some(fault.reason()));
+                }
             }
-            Err(error) => failed(Some(version), error),
         }
-    });
-    versions.collect()
+        match failures.values().any(Option::is_some) {
+            true => Err(LoadFailure::Versions(failures)),
+            false => Ok(versions),
+        }
+    }
+
+    fn define(&self, draft: Draft) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
+        let model = draft.name().to_owned();
+        let Some(backend) = draft.backend_name() else {
+            return Err(VersionFault::Unsupported { model, feature: "ensemble scheduling" });
+        };
+        let backend = find_backend(&self.backends, backend, &model)?;
+        let told = match draft.source_for_inspect() {
+            Some(source) if self.options.auto_complete => backend.inspect(&source)?,
+            _ => None,
+        };
+        Ok((draft.complete(told.as_ref())?, backend))
+    }
+
+    fn start(
+        &self,
+        server: &Server,
+        source: &Source,
+        definition: &Definition,
+        backend: &dyn Backend,
+        version: i64,
+    ) -> Result<Arc<LoadedVersion>, VersionFault> {
+        let mut tries = 0;
+        loop {
+            match start_version(server, source, definition, backend, version) {
+                Err(fault) if tries < self.retries => {
+                    tries += 1;
+                    log::warn!(
+                        "'{}' version {version} failed to load and is tried again ({tries} of {}): \
+                         {fault}",
+                        source.id,
+                        self.retries
+                    );
+                }
+                started => return started,
+            }
+        }
+    }
 }
 
-fn version_words(version: Option<i64>) -> String {
-    version.map_or_else(String::new, |version| format!(" version {version}"))
-}
-
-fn define(
-    entry: Entry,
-    options: &Arc<Options>,
-    backends: &Backends,
-) -> Result<(Definition, Arc<dyn Backend>), LoadError> {
-    if let Some(error) = entry.error {
-        return Err(error.into());
-    }
-    let draft = Draft::read(&entry.name, &entry.dir, options)?;
-    for warning in draft.warnings() {
-        log::warn!("{warning}");
-    }
-    let Some(backend) = draft.backend_name() else {
-        return Err(LoadError::Unsupported { model: entry.name, feature: "ensemble scheduling" });
-    };
-    let backend = find_backend(backends, backend, &entry.name)?;
-    let told = match draft.source_for_inspect() {
-        Some(source) if options.auto_complete => backend.inspect(&source)?,
-        _ => None,
-    };
-    Ok((draft.complete(told.as_ref())?, backend))
+/// The version as it is served, if loading it again would make the same.
+fn reusable(
+    before: &Before<'_>,
+    definition: &Definition,
+    version: i64,
+) -> Option<Arc<LoadedVersion>> {
+    let served = before.versions.get(&version)?;
+    let same = served.config == definition.config && (before.is_same)(version);
+    same.then(|| served.clone())
 }
 
 fn find_backend(
     backends: &Backends,
     name: &str,
     model: &str,
-) -> Result<Arc<dyn Backend>, LoadError> {
+) -> Result<Arc<dyn Backend>, VersionFault> {
     let (owned_name, model) = (name.to_owned(), model.to_owned());
     match backends.find(name) {
         Some(Ok(backend)) => Ok(backend),
         Some(Err(BackendError(reason))) => {
-            Err(LoadError::UnavailableBackend { name: owned_name, model, reason })
+            Err(VersionFault::UnavailableBackend { name: owned_name, model, reason })
         }
         None => {
             let known = backends.names().collect::<Vec<_>>().join(", ");
-            Err(LoadError::UnknownBackend { name: owned_name, model, known })
+            Err(VersionFault::UnknownBackend { name: owned_name, model, known })
         }
     }
 }
 
-fn load_version(
+fn start_version(
     server: &Server,
+    source: &Source,
     definition: &Definition,
     backend: &dyn Backend,
     version: i64,
-) -> Result<(), LoadError> {
+) -> Result<Arc<LoadedVersion>, VersionFault> {
     let dynamic = match &definition.scheduling {
         Scheduling::Plain => None,
         Scheduling::Dynamic(dynamic) => Some(dynamic.clone()),
         Scheduling::Sequence(_) => {
             let (model, feature) = (definition.name.to_string(), "sequence batching");
-            return Err(LoadError::Unsupported { model, feature });
+            return Err(VersionFault::Unsupported { model, feature });
         }
         Scheduling::Ensemble(_) => {
             let (model, feature) = (definition.name.to_string(), "ensemble scheduling");
-            return Err(LoadError::Unsupported { model, feature });
+            return Err(VersionFault::Unsupported { model, feature });
         }
     };
     let began = Timestamp::now();
-    let warm_ups = WarmUp::read_all(&definition.config, &definition.signature, &definition.dir)?;
+    let warm_ups = WarmUp::read_all(&definition.config, &definition.signature, &definition.dir)
+        .map_err(|error| VersionFault::WarmUp(Arc::new(error)))?;
     let model = backend.load(&definition.source(version))?;
     let spec = VersionSpec {
         name: definition.name.clone(),
+        namespace: source.id.namespace.as_str().into(),
         version,
         config: definition.config.clone(),
         signature: definition.signature.clone(),
@@ -226,6 +309,7 @@ fn load_version(
         warm_ups,
         model,
         began,
+        folder: source.folder.clone(),
     };
-    Ok(server.load(spec)?)
+    server.start(spec).map_err(|error| VersionFault::Version(Arc::new(error)))
 }

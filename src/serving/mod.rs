@@ -5,9 +5,13 @@
 //! instead. A queue with its instances is a shard: it asks the scheduler's state machine what to run
 //! and runs it, inline or on instance threads. This room ties schedulers to back ends; it knows no
 //! wire format.
+//!
+//! [`ModelControl`] decides what is loaded: at the start, on request, or as repositories change. It
+//! works on threads of its own and hands finished versions to the [`Server`], which swaps them in.
 
 mod batch;
 mod classification;
+mod control;
 mod execution;
 mod inline;
 mod instance_thread;
@@ -22,8 +26,12 @@ mod warm_up;
 #[cfg(test)]
 mod tests;
 
+pub use control::{
+    ControlMode, ControlSettings, IndexEntry, ModelControl, ModelStatus, Polling, Startup,
+    VersionState,
+};
 pub use job::Reply;
-pub use load::{Backends, ModelStatus, load_all};
+pub use load::{Backends, Loader};
 pub use server::{Server, ServerState};
 pub use version::{LoadedVersion, Site, VersionError, VersionSpec};
 pub use warm_up::{WarmUp, WarmUpError};

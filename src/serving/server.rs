@@ -8,6 +8,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use super::{
     job::Reply,
@@ -16,6 +17,7 @@ use super::{
 use crate::{
     inference::{Error, InferRequest},
     memory::BufferPool,
+    repository::ModelId,
     runtime::{ReactorHandle, ReplyReceiver, pin_to},
 };
 
@@ -43,7 +45,13 @@ pub struct Server {
     incomplete: AtomicBool,
 }
 
-type Models = FxHashMap<Arc<str>, Arc<BTreeMap<i64, Arc<LoadedVersion>>>>;
+type Models = FxHashMap<Arc<str>, Namesakes>;
+
+/// The models of one name: one, unless repositories are namespaces.
+type Namesakes = SmallVec<[(ModelId, Arc<Versions>); 1]>;
+
+/// The versions of a model that are served.
+pub type Versions = BTreeMap<i64, Arc<LoadedVersion>>;
 
 impl Server {
     /// A server without models.
@@ -104,12 +112,11 @@ impl Server {
         &self.pool
     }
 
-    /// Starts a version and serves it from then on, in place of one of the same number. Blocks, so
-    /// not for reactors.
+    /// Starts a version, which is not served yet. Blocks, so not for reactors.
     ///
     /// # Errors
-    /// When the version cannot be started; what was served before still is.
-    pub fn load(&self, spec: VersionSpec) -> Result<(), VersionError> {
+    /// When the version cannot be started.
+    pub(super) fn start(&self, spec: VersionSpec) -> Result<Arc<LoadedVersion>, VersionError> {
         let next = self.next_home.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
         let site = Site {
             reactors: &self.reactors,
@@ -117,14 +124,39 @@ impl Server {
             instance_cores: &self.instance_cores,
             pool: &self.pool,
         };
-        let version = LoadedVersion::start(spec, &site)?;
+        LoadedVersion::start(spec, &site)
+    }
+
+    /// Serves these versions of a model from now on, in place of all that were served of it. None
+    /// means that the model is gone. Requests that are in flight end with the version that they
+    /// began with. Returns what was served.
+    pub(super) fn replace(&self, id: &ModelId, versions: Versions) -> Arc<Versions> {
+        let versions = Arc::new(versions);
+        let mut before = Arc::default();
         self.models.rcu(|models| {
             let mut models = Models::clone(models);
-            let versions = models.entry(version.name.clone()).or_default();
-            Arc::make_mut(versions).insert(version.version, version.clone());
+            let mut namesakes = models.remove(id.name.as_str()).unwrap_or_default();
+            before = match namesakes.iter().position(|(namesake, _)| namesake == id) {
+                Some(at) => namesakes.remove(at).1,
+                None => Arc::default(),
+            };
+            if !versions.is_empty() {
+                namesakes.push((id.clone(), versions.clone()));
+            }
+            if !namesakes.is_empty() {
+                models.insert(id.name.as_str().into(), namesakes);
+            }
             models
         });
-        Ok(())
+        before
+    }
+
+    /// What is served of a model.
+    pub(super) fn served(&self, id: &ModelId) -> Arc<Versions> {
+        let models = self.models.load();
+        let namesakes = models.get(id.name.as_str()).into_iter().flatten();
+        let served = namesakes.into_iter().find(|(namesake, _)| namesake == id);
+        served.map(|(_, versions)| versions.clone()).unwrap_or_default()
     }
 
     /// Lets go of all models: each ends when its last request has been answered.
@@ -157,19 +189,30 @@ impl Server {
     /// # Errors
     /// When there is none.
     pub fn versions(&self, model: &str) -> Result<Vec<Arc<LoadedVersion>>, Error> {
-        match self.models.load().get(model) {
-            Some(versions) => Ok(versions.values().cloned().collect()),
-            None => Err(Error::UnknownModel { model: model.to_owned() }),
-        }
+        Ok(find_model(&self.models.load(), model)?.values().cloned().collect())
     }
 
     /// Every version of every model, by name and number.
     pub fn all_versions(&self) -> Vec<Arc<LoadedVersion>> {
         let models = self.models.load();
-        let mut all: Vec<_> =
-            models.values().flat_map(|versions| versions.values()).cloned().collect();
+        let mut all: Vec<_> = models
+            .values()
+            .flatten()
+            .flat_map(|(_, versions)| versions.values())
+            .cloned()
+            .collect();
         all.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
         all
+    }
+}
+
+fn find_model<'a>(models: &'a Models, model: &str) -> Result<&'a Versions, Error> {
+    match models.get(model).map(SmallVec::as_slice) {
+        Some([(_, versions)]) => Ok(versions),
+        Some(namesakes @ [_, _, ..]) => {
+            Err(Error::AmbiguousModel { model: model.to_owned(), count: namesakes.len() })
+        }
+        Some([]) | None => Err(Error::UnknownModel { model: model.to_owned() }),
     }
 }
 
@@ -178,9 +221,7 @@ fn find<'a>(
     model: &str,
     version: &str,
 ) -> Result<&'a Arc<LoadedVersion>, Error> {
-    let Some(versions) = models.get(model) else {
-        return Err(Error::UnknownModel { model: model.to_owned() });
-    };
+    let versions = find_model(models, model)?;
     if version.is_empty() {
         let newest = versions.values().next_back();
         return newest.ok_or_else(|| Error::NoAvailableVersions { model: model.to_owned() });

@@ -66,6 +66,7 @@ impl Stage {
         };
         let spec = VersionSpec {
             name: "m".into(),
+            namespace: "".into(),
             version: 1,
             config: Arc::new(proto::ModelConfig::default()),
             signature: Arc::new(signature),
@@ -75,8 +76,11 @@ impl Stage {
             placements: vec![Placement { name: "m_0".into(), device: PlacementDevice::Cpu }],
             model: Arc::new(model),
             began: Timestamp::now(),
+            folder: None,
         };
-        server.load(spec).unwrap();
+        let version = server.start(spec).unwrap();
+        let id = crate::repository::ModelId { name: "m".into(), namespace: String::new() };
+        server.replace(&id, [(1, version)].into());
         Self { reactors, server: Arc::new(server), waiting: Arc::default() }
     }
 

@@ -18,7 +18,7 @@ use crate::{
     memory::BufferPool,
     observe::ModelStatistics,
     proto,
-    repository::Labels,
+    repository::{Labels, OverrideFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
     scheduler::BatchingPolicy,
 };
@@ -27,6 +27,8 @@ use crate::{
 pub struct VersionSpec {
     /// The model's name.
     pub name: Arc<str>,
+    /// The repository that it is from, where names are not unique; else empty.
+    pub namespace: Arc<str>,
     /// The version.
     pub version: i64,
     /// Its configuration, complete.
@@ -45,6 +47,8 @@ pub struct VersionSpec {
     pub model: Arc<dyn Model>,
     /// When loading it began.
     pub began: Timestamp,
+    /// Its folder, when it is not in a repository.
+    pub folder: Option<Arc<OverrideFolder>>,
 }
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
@@ -52,6 +56,8 @@ pub struct VersionSpec {
 pub struct LoadedVersion {
     /// The model's name.
     pub name: Arc<str>,
+    /// The repository that it is from, where names are not unique; else empty.
+    pub namespace: Arc<str>,
     /// The version.
     pub version: i64,
     /// Its configuration, complete.
@@ -65,6 +71,8 @@ pub struct LoadedVersion {
     /// How long it took to load.
     pub load_time: Duration,
     pub(super) pool: BufferPool,
+    /// Kept as long as the version, whose back end may still read from it.
+    _folder: Option<Arc<OverrideFolder>>,
     home: ReactorHandle,
     /// One on every reactor when the model runs inline, else one at home.
     shards: PerReactor<ShardHandle>,
@@ -139,6 +147,7 @@ impl LoadedVersion {
         let statistics = ModelStatistics::new(site.reactors.len(), spec.signature.max_batch_size);
         let version = Arc::new(Self {
             name: spec.name.clone(),
+            namespace: spec.namespace.clone(),
             version: spec.version,
             config: spec.config.clone(),
             signature: spec.signature.clone(),
@@ -146,6 +155,7 @@ impl LoadedVersion {
             statistics: Arc::new(statistics),
             load_time: Timestamp::now() - spec.began,
             pool: site.pool.clone(),
+            _folder: spec.folder.clone(),
             home: site.home.clone(),
             shards: PerReactor::new(site.reactors),
         });

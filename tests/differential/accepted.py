@@ -11,10 +11,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Why a case may differ, and how far: without a status in every way, with one in nothing else."""
+    """Why a case may differ, and how far: in its status only, by more words at its end only, or else in every
+    way."""
 
     reason: str
     status: int | None = None
+    says_more: bool = False
 
 
 CRASH = Difference("the real server ends at this request; ours refuses it and lives on")
@@ -33,6 +35,9 @@ ESCAPED = Difference("the real server does not decode names in paths, though its
 NOT_FOUND = Difference("the real server's metrics port answers every path with an empty page")
 NESTED = Difference("ours bounds how deep JSON may nest")
 RECOUNTED = Difference("the counts tell of the cases above, which one server answers and the other refuses")
+NO_REASON = Difference("the real server tells its log alone why a model was not polled", says_more=True)
+UNSOUND = Difference("the real server loads a model whose tensors cannot be told apart or filled")
+LISTED = Difference("the index tells of the cases above, and ours also lists models without versions")
 CLIENT_ERROR = Difference("the real server calls what the client got wrong an internal error", 400)
 
 _WHERE = {
@@ -58,6 +63,7 @@ _WHERE = {
         http/infer/header_length_empty http/infer/header_length_text
         http/infer/header_length_trailing_text
         grpc/infer/version_trailing_text grpc/infer/raw_too_many
+        explicit/http/load_file_not_base64 explicit/http/unload_dependents_text
     """,
     UNCHECKED: """
         http/infer/bytes_prefix_over_end http/infer/bytes_prefix_max grpc/infer/bytes_prefix_over_end
@@ -70,13 +76,34 @@ _WHERE = {
     INCOMPLETE: "http/infer/optional_only grpc/infer/optional_only",
     VAGUE: """
         grpc/infer/not_protobuf grpc/infer/not_utf8_name grpc/infer/datatype_empty
-        grpc/infer/datatype_unknown http/infer/header_length_zero
+        grpc/infer/datatype_unknown http/infer/header_length_zero explicit/http/load_unknown_parameter
+        explicit/grpc/load_bad_unknown_backend
     """,
     REFUSED: "grpc/infer/good_unsigned_parameter",
     ESCAPED: "http/model/escaped_name",
     NOT_FOUND: "metrics/unknown",
     NESTED: "http/infer/deep",
     RECOUNTED: "http/stats/identity",
+    NO_REASON: """
+        explicit/grpc/load_override_bad_json explicit/grpc/load_override_unknown_field
+        explicit/grpc/load_override_bad explicit/grpc/load_file_without_config
+        explicit/grpc/load_bad_no_config explicit/grpc/load_bad_empty_config
+        explicit/grpc/load_bad_name explicit/grpc/load_bad_no_backend
+        explicit/grpc/load_bad_unknown_platform explicit/grpc/load_bad_text_format
+        explicit/grpc/load_bad_unknown_field explicit/grpc/load_bad_enum
+        explicit/grpc/load_bad_value explicit/grpc/load_bad_max_batch_size
+        explicit/grpc/load_bad_preferred_over_max explicit/grpc/load_bad_preferred_zero
+        explicit/grpc/load_bad_default_priority explicit/grpc/load_bad_no_default_priority
+        explicit/grpc/load_bad_priority_policy explicit/grpc/load_bad_two_schedulers
+        explicit/grpc/load_bad_sequence_control explicit/grpc/load_bad_sequence_control_twice
+        explicit/grpc/load_bad_sequence_control_values explicit/grpc/load_bad_sequence_corrid
+        explicit/grpc/load_bad_cache_decoupled
+    """,
+    UNSOUND: """
+        explicit/grpc/load_bad_no_input explicit/grpc/load_bad_duplicate_input
+        explicit/grpc/load_bad_duplicate_output explicit/grpc/load_bad_sequence_state
+    """,
+    LISTED: "explicit/index_end",
     CLIENT_ERROR: """
         http/infer/good_accept_gzip_error http/infer/value_uint8_negative
         http/infer/value_int64_over http/infer/value_uint64_over http/infer/value_uint64_negative

@@ -14,11 +14,6 @@ _WHERE = {
         http/infer/shared_memory_unknown_in http/infer/shared_memory_unknown_out
         http/infer/shared_memory_no_size grpc/infer/shared_memory_*
     """,
-    "loading and unloading while serving": """
-        http/index/* http/load/* http/unload/* grpc/index/* grpc/load/* grpc/unload/*
-        explicit/index_* explicit/unload_* explicit/grpc/load* explicit/http/load* explicit/http/unload*
-        explicit/config_after_override
-    """,
     "trace settings": "http/trace/* grpc/trace/*",
     "log settings": "http/logging/* grpc/logging/*",
     "generate": "http/generate/*",
@@ -35,13 +30,18 @@ _WHERE = {
         http/model/*_ensemble grpc/model/*_ensemble http/stats/ensemble http/stats/identity_batched
         http/infer/good_ensemble http/infer/ensemble_batch_too_large http/infer/classification_ensemble
         grpc/infer/good_ensemble
+        http/index/all http/index/ready http/index/ready_false http/index/named
+        grpc/index/all grpc/index/ready
+        explicit/grpc/load_ensemble explicit/grpc/load_bad_ensemble_*
     """,
     "decoupled models": "http/infer/decoupled http/infer/decoupled_bad_shape grpc/infer/decoupled",
+    "warm-up": "explicit/grpc/load_bad_warmup explicit/grpc/load_bad_warmup_shape",
+    "repository agents": "explicit/grpc/load_bad_agent",
     "all extensions of the protocol": "http/server/metadata grpc/server/metadata",
 }
 
 # These fit a pattern and answer alike already: all they learn is that the method is wrong.
-_NOW = {"http/generate/get", "http/shm/get_register", "http/shm/post_status", "http/index/get"}
+_NOW = {"http/generate/get", "http/shm/get_register", "http/shm/post_status"}
 
 # Models of the test's repository that need such a feature to be loaded.
 MODELS = ("ensemble", "identity_sequence")

@@ -1,4 +1,9 @@
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
 
@@ -8,6 +13,7 @@ use crate::{
     observe::logging::{LogFormat, LogSettings},
     repository::Options,
     runtime::{DriverChoice, ReactorSettings},
+    serving::{ControlMode, ControlSettings, Startup},
 };
 
 /// Requests from other cores that may wait at one reactor.
@@ -19,10 +25,20 @@ pub struct ServeArgs {
     /// A folder of models; may be given several times
     #[arg(long, alias = "model-store", value_name = "DIR")]
     pub model_repository: Vec<PathBuf>,
-    /// Which models are loaded: all (none) or those of --load-model (explicit)
-    #[arg(long, value_name = "MODE", default_value = "none", value_parser = ["none", "explicit"])]
+    /// Who decides what is loaded: all models at the start (none), clients (explicit), or changes of
+    /// the repositories (poll)
+    #[arg(long, value_name = "MODE", default_value = "none",
+          value_parser = ["none", "explicit", "poll"])]
     pub model_control_mode: String,
-    /// A model to load in explicit mode, or * for all; may be given several times
+    /// Seconds between looks at the repositories in poll mode; a change that two looks in succession
+    /// see is taken up
+    #[arg(long, value_name = "SECONDS", default_value_t = 15)]
+    pub repository_poll_secs: u32,
+    /// Whether each repository is a namespace, so that several may have a model of the same name
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "false", value_parser = switch(), action = clap::ArgAction::Set)]
+    pub model_namespacing: bool,
+    /// A model to load at the start in explicit mode, may be given several times; * alone for all
     #[arg(long, value_name = "NAME")]
     pub load_model: Vec<String>,
     /// Whether clients may name shared memory of their choice; without effect so far
@@ -43,6 +59,9 @@ pub struct ServeArgs {
     /// Threads that load models
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub model_load_thread_count: usize,
+    /// How often a version of a model that failed to load is tried again
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub model_load_retry_count: usize,
     /// Where back ends lie [default: $NEREID_BACKEND_DIR or ~/.local/share/nereid/backends]
     #[arg(long, value_name = "DIR")]
     pub backend_directory: Option<PathBuf>,
@@ -160,10 +179,38 @@ impl ServeArgs {
         }
     }
 
-    /// Whether the model `name` is to be loaded at the start.
-    pub fn loads(&self, name: &str) -> bool {
-        self.model_control_mode == "none"
-            || self.load_model.iter().any(|wanted| wanted == "*" || wanted == name)
+    /// What is loaded at the start.
+    ///
+    /// # Errors
+    /// `--load-model` does not go with the rest.
+    pub fn startup(&self) -> Result<Startup, &'static str> {
+        let names = &self.load_model;
+        match (self.model_control_mode.as_str(), names.iter().any(|name| name == "*")) {
+            ("explicit", true) if names.len() == 1 => Ok(Startup::All),
+            ("explicit", true) => Err("--load-model=* must be the only --load-model"),
+            ("explicit", false) => {
+                let wanted: BTreeSet<String> = names.iter().cloned().collect();
+                Ok(Startup::Named(wanted.into_iter().collect()))
+            }
+            _ if names.is_empty() => Ok(Startup::All),
+            _ => Err("Use of '--load-model' requires setting '--model-control-mode=explicit' as \
+                      well."),
+        }
+    }
+
+    pub fn control_settings(&self) -> ControlSettings {
+        // tritonserver looks again after an hour when told to wait no time.
+        const NEVER: Duration = Duration::from_secs(3600);
+        ControlSettings {
+            mode: match (self.model_control_mode.as_str(), self.repository_poll_secs) {
+                ("explicit", _) => ControlMode::Explicit,
+                ("poll", 0) => ControlMode::Poll(NEVER),
+                ("poll", seconds) => ControlMode::Poll(Duration::from_secs(seconds.into())),
+                _ => ControlMode::None,
+            },
+            threads: self.model_load_thread_count,
+            strict_readiness: self.strict_readiness,
+        }
     }
 
     /// The bytes of the tensor arena, and of all tensors together.
@@ -209,5 +256,38 @@ impl ServeArgs {
             },
             file: self.log_file.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    fn startup(flags: &[&str]) -> Result<Startup, &'static str> {
+        CommandLine::parse_from(["nereid"].iter().chain(flags)).serve.startup()
+    }
+
+    #[test]
+    fn models_are_named_in_explicit_mode_only() {
+        let explicit = "--model-control-mode=explicit";
+        let named = |names: &[&str]| {
+            Ok(Startup::Named(names.iter().map(|name| name.to_string()).collect()))
+        };
+        assert_eq!(startup(&[]), Ok(Startup::All));
+        assert_eq!(startup(&["--model-control-mode=poll"]), Ok(Startup::All));
+        assert_eq!(startup(&[explicit]), named(&[]));
+        let twice = [explicit, "--load-model=b", "--load-model=a", "--load-model=b"];
+        assert_eq!(startup(&twice), named(&["a", "b"]));
+        assert_eq!(startup(&[explicit, "--load-model=*"]), Ok(Startup::All));
+        assert!(startup(&[explicit, "--load-model=*", "--load-model=a"]).is_err());
+        assert!(startup(&["--load-model=a"]).is_err());
     }
 }

@@ -50,6 +50,8 @@ pub fn log_options(args: &ServeArgs, server: &Server) {
         ("server_version", env!("CARGO_PKG_VERSION").to_owned()),
         ("model_repository_path", repositories.join(", ")),
         ("model_control_mode", args.model_control_mode.clone()),
+        ("model_namespacing", args.model_namespacing.to_string()),
+        ("strict_readiness", args.strict_readiness.to_string()),
         ("reactors", server.reactors().len().to_string()),
         ("io_driver", drivers.unwrap_or_default()),
         ("pinned_memory_pool_byte_size", args.memory().0.to_string()),

@@ -7,6 +7,7 @@ mod encode;
 mod infer;
 mod message;
 mod parameters;
+mod repository;
 mod service;
 mod status;
 mod stream_infer;

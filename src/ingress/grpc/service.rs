@@ -6,13 +6,15 @@ use http::{Request, Response};
 use tonic::{Status, body::Body};
 use tower_service::Service as _;
 
-use super::{status, tonic_bridge::RequestBody};
+use super::{repository, status, tonic_bridge::RequestBody};
 use crate::{
     inference::Error,
     ingress::describe,
     proto::{
         ModelConfigRequest, ModelConfigResponse, ModelMetadataRequest, ModelMetadataResponse,
         ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse,
+        RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
+        RepositoryModelLoadResponse, RepositoryModelUnloadRequest, RepositoryModelUnloadResponse,
         ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
         ServerReadyRequest, ServerReadyResponse,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
@@ -22,31 +24,33 @@ use crate::{
             health_server::{Health, HealthServer},
         },
     },
-    serving::Server,
+    serving::{ModelControl, Server},
 };
 
 /// All calls but `ModelInfer` and `ModelStreamInfer`.
 #[derive(Clone)]
 pub struct GrpcService {
-    server: Arc<Server>,
+    control: Arc<ModelControl>,
     inference: GrpcInferenceServiceServer<Calls>,
     health: HealthServer<Calls>,
 }
 
 impl GrpcService {
-    /// Calls that ask this server.
-    pub fn new(server: Arc<Server>) -> Self {
-        let calls = Arc::new(Calls { server: server.clone() });
+    /// Calls that ask this server, in messages of at most `message_max` bytes.
+    pub fn new(control: Arc<ModelControl>, message_max: usize) -> Self {
+        let server = control.server().clone();
+        let calls = Arc::new(Calls { control: control.clone(), server });
         Self {
-            server,
-            inference: GrpcInferenceServiceServer::from_arc(calls.clone()),
+            control,
+            inference: GrpcInferenceServiceServer::from_arc(calls.clone())
+                .max_decoding_message_size(message_max),
             health: HealthServer::from_arc(calls),
         }
     }
 
     /// The server that is asked.
     pub fn server(&self) -> &Arc<Server> {
-        &self.server
+        self.control.server()
     }
 
     /// Answers a call, or nothing when there is no such service.
@@ -65,15 +69,19 @@ impl GrpcService {
 }
 
 struct Calls {
+    control: Arc<ModelControl>,
     server: Arc<Server>,
 }
 
 type Answer<T> = Result<tonic::Response<T>, Status>;
 
 fn answer<T>(result: Result<T, Error>) -> Answer<T> {
-    result.map(tonic::Response::new).map_err(|error| {
-        Status::new(tonic::Code::from_i32(status::code(&error).into()), error.to_string())
-    })
+    result.map(tonic::Response::new).map_err(|error| to_status(&error))
+}
+
+/// A failure as tonic says it.
+pub(super) fn to_status(error: &Error) -> Status {
+    Status::new(tonic::Code::from_i32(status::code(error).into()), error.to_string())
 }
 
 #[tonic::async_trait]
@@ -135,6 +143,42 @@ impl GrpcInferenceService for Calls {
     ) -> Answer<ModelStatisticsResponse> {
         let ModelStatisticsRequest { name, version } = request.into_inner();
         answer(describe::statistics(&self.server, &name, &version))
+    }
+
+    async fn repository_index(
+        &self,
+        request: tonic::Request<RepositoryIndexRequest>,
+    ) -> Answer<RepositoryIndexResponse> {
+        let RepositoryIndexRequest { repository_name, ready } = request.into_inner();
+        answer(match describe::only_all_repositories(&repository_name) {
+            Ok(()) => self.control.index(ready).await.map(|index| describe::index(&index)),
+            Err(error) => Err(error),
+        })
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: tonic::Request<RepositoryModelLoadRequest>,
+    ) -> Answer<RepositoryModelLoadResponse> {
+        let request = request.into_inner();
+        let name = request.model_name.clone();
+        answer(match repository::overrides(request) {
+            Ok(overrides) => self.control.load(&name, overrides).await,
+            Err(error) => Err(error),
+        })
+        .map(|_| tonic::Response::new(RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: tonic::Request<RepositoryModelUnloadRequest>,
+    ) -> Answer<RepositoryModelUnloadResponse> {
+        let request = request.into_inner();
+        answer(match repository::check_unload(&request) {
+            Ok(()) => self.control.unload(&request.model_name).await,
+            Err(error) => Err(error),
+        })
+        .map(|_| tonic::Response::new(RepositoryModelUnloadResponse {}))
     }
 }
 

@@ -10,13 +10,15 @@ use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
+use tonic::Status;
 
 use super::{
     connection::Connection,
     infer::{send_segment, send_trailers_only},
-    service::GrpcService,
+    service::{GrpcService, to_status},
     status,
 };
+use crate::memory::Reservation;
 
 /// Answers a call through tonic.
 pub async fn answer(
@@ -26,7 +28,9 @@ pub async fn answer(
     mut respond: SendResponse<Bytes>,
 ) {
     let path = request.uri().path().to_owned();
-    let Some(response) = service.call(request.map(RequestBody)).await else {
+    let reservation = connection.server.pool().reservation();
+    let request = request.map(|frames| RequestBody { frames, reservation });
+    let Some(response) = service.call(request).await else {
         send_trailers_only(respond, status::unimplemented(&path));
         return;
     };
@@ -58,29 +62,39 @@ pub async fn answer(
     let _ = stream.send_data(Bytes::new(), true);
 }
 
-/// A request's frames as tonic wants them.
-pub struct RequestBody(RecvStream);
+/// A request's frames as tonic wants them. What was read is charged for until the call is done with.
+pub struct RequestBody {
+    frames: RecvStream,
+    reservation: Reservation,
+}
+
+impl RequestBody {
+    fn take_in(&mut self, data: Result<Bytes, h2::Error>) -> Result<Frame<Bytes>, Status> {
+        let data = data.map_err(|error| Status::from_error(Box::new(error)))?;
+        self.reservation.grow(data.len()).map_err(|full| to_status(&full.into()))?;
+        let released = self.frames.flow_control().release_capacity(data.len());
+        released.map_err(|error| Status::from_error(Box::new(error)))?;
+        Ok(Frame::data(data))
+    }
+}
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = h2::Error;
+    type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        if let Some(data) = ready!(self.0.poll_data(cx)) {
-            let released = data.and_then(|data| {
-                self.0.flow_control().release_capacity(data.len())?;
-                Ok(Frame::data(data))
-            });
-            return Poll::Ready(Some(released));
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(data) = ready!(self.frames.poll_data(cx)) {
+            return Poll::Ready(Some(self.take_in(data)));
         }
-        let trailers: Result<Option<HeaderMap>, _> = ready!(self.0.poll_trailers(cx));
+        let trailers: Result<Option<HeaderMap>, _> = ready!(self.frames.poll_trailers(cx));
+        let trailers = trailers.map_err(|error| Status::from_error(Box::new(error)));
         Poll::Ready(trailers.transpose().map(|trailers| trailers.map(Frame::trailers)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.frames.is_end_stream()
     }
 }

@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer, ser::SerializeSeq as _};
 use crate::{
     proto::{
         InferBatchStatistics, InferResponseStatistics, InferStatistics, MemoryUsage, ModelConfig,
-        ModelMetadataResponse, ModelStatistics, ModelStatisticsResponse, ServerMetadataResponse,
-        StatisticDuration, model_metadata_response::TensorMetadata,
+        ModelMetadataResponse, ModelStatistics, ModelStatisticsResponse, RepositoryIndexResponse,
+        ServerMetadataResponse, StatisticDuration, model_metadata_response::TensorMetadata,
     },
     repository,
 };
@@ -55,6 +55,27 @@ pub fn model_statistics(statistics: &ModelStatisticsResponse) -> Bytes {
 /// those that have their default, with 64-bit integers as numbers.
 pub fn model_config(config: &ModelConfig) -> Bytes {
     repository::to_json(config).into()
+}
+
+/// The body of `POST /v2/repository/index`: members that say nothing are left out.
+pub fn repository_index(index: &RepositoryIndexResponse) -> Bytes {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        name: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        version: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        state: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        reason: &'a str,
+    }
+    let models = index.models.iter().map(|model| Body {
+        name: &model.name,
+        version: &model.version,
+        state: &model.state,
+        reason: &model.reason,
+    });
+    write(&models.collect::<Vec<_>>())
 }
 
 fn write(body: &impl Serialize) -> Bytes {
@@ -220,7 +241,9 @@ fn sequence<'a, S: Serializer, T, B: Serialize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{ModelInput, model_config::SchedulingChoice};
+    use crate::proto::{
+        ModelInput, model_config::SchedulingChoice, repository_index_response::ModelIndex,
+    };
 
     #[test]
     fn server_metadata_has_tritons_members() {
@@ -233,6 +256,22 @@ mod tests {
             body,
             r#"{"name":"triton","version":"2.73.0","extensions":["classification","sequence"]}"#
         );
+    }
+
+    #[test]
+    fn an_index_leaves_out_what_it_does_not_know() {
+        let model = |name: &str, version: &str, state: &str, reason: &str| ModelIndex {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            state: state.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let models = vec![model("a", "", "", ""), model("b", "1", "UNAVAILABLE", "unloaded")];
+        assert_eq!(
+            repository_index(&RepositoryIndexResponse { models }),
+            r#"[{"name":"a"},{"name":"b","version":"1","state":"UNAVAILABLE","reason":"unloaded"}]"#
+        );
+        assert_eq!(repository_index(&RepositoryIndexResponse::default()), "[]");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod infer_request;
 pub mod infer_response;
 mod json;
 pub mod metadata;
+mod repository;
 pub mod route;
 mod service;
 

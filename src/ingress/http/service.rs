@@ -24,7 +24,7 @@ use super::{
     encoding::{self, Encoding},
     error,
     infer_request::{self, ResponseForm},
-    infer_response, metadata,
+    infer_response, metadata, repository,
     route::{self, Model, Route, RouteError},
 };
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
     ingress::describe,
     memory::Reservation,
     runtime::{HyperTimer, TcpStream, draining, offload, sleep},
-    serving::Server,
+    serving::{ModelControl, Server},
 };
 
 /// How long a client may take to send the head of its next request; an idle connection counts.
@@ -62,8 +62,9 @@ impl Default for HttpSettings {
 }
 
 /// Serves a connection of the inference port until it ends.
-pub async fn serve(stream: TcpStream, server: Arc<Server>, settings: HttpSettings) {
-    let calls = Arc::new(Calls { server, settings });
+pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: HttpSettings) {
+    let server = control.server().clone();
+    let calls = Arc::new(Calls { control, server, settings });
     carry(stream, move |request| {
         let calls = calls.clone();
         async move { calls.answer(request).await }
@@ -119,6 +120,7 @@ where
 }
 
 struct Calls {
+    control: Arc<ModelControl>,
     server: Arc<Server>,
     settings: HttpSettings,
 }
@@ -137,6 +139,13 @@ impl Calls {
         };
         let answered = match route {
             Route::Infer(model) => self.infer(&model, &head, body).await,
+            Route::RepositoryIndex { .. } => self.index(&head, body).await,
+            Route::RepositoryLoad { repository, model } => {
+                self.load(&repository, &model, &head, body).await
+            }
+            Route::RepositoryUnload { repository, model } => {
+                self.unload(&repository, &model, &head, body).await
+            }
             other => self.describe(&other),
         };
         answered.unwrap_or_else(|error| {
@@ -181,6 +190,49 @@ impl Calls {
                 return Err(Error::Unsupported { detail });
             }
         })
+    }
+
+    async fn index(
+        &self,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        let mut reservation = self.server.pool().reservation();
+        let body = self.read(head, body, &mut reservation).await?;
+        let index = self.control.index(repository::only_ready(&body)?).await?;
+        Ok(json(metadata::repository_index(&describe::index(&index))))
+    }
+
+    async fn load(
+        &self,
+        repository: &str,
+        model: &str,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        describe::only_all_repositories(repository)?;
+        let mut reservation = self.server.pool().reservation();
+        let body = self.read(head, body, &mut reservation).await?;
+        let length = body.len();
+        let overrides = away_if_long(length, move || repository::overrides(&body)).await?;
+        drop(reservation);
+        self.control.load(model, overrides).await?;
+        Ok(with_type(Segments::default(), "application/json"))
+    }
+
+    async fn unload(
+        &self,
+        repository: &str,
+        model: &str,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        describe::only_all_repositories(repository)?;
+        let mut reservation = self.server.pool().reservation();
+        let body = self.read(head, body, &mut reservation).await?;
+        repository::check_unload(&body)?;
+        self.control.unload(model).await?;
+        Ok(with_type(Segments::default(), "application/json"))
     }
 
     async fn infer(

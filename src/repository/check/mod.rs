@@ -58,7 +58,7 @@ pub type Inspect<'a> = dyn FnMut(&ModelSource) -> Result<Option<ModelIo>, Backen
 /// in the order of the models' names.
 pub fn check(roots: &[PathBuf], options: &Arc<Options>, inspect: &mut Inspect<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let entries = match Repository::new(roots.to_vec()).scan() {
+    let entries = match Repository::new(roots.to_vec(), false).scan() {
         Ok(entries) => entries,
         Err(error) => {
             return vec![finding(roots.first().map_or(Path::new(""), PathBuf::as_path), &error)];
@@ -73,11 +73,11 @@ pub fn check(roots: &[PathBuf], options: &Arc<Options>, inspect: &mut Inspect<'_
     for entry in &entries {
         match check_model(entry, roots, options, inspect, &mut findings) {
             Ok(definition) => {
-                definitions.insert(entry.name.as_str(), Some(definition));
+                definitions.insert(entry.id.name.as_str(), Some(definition));
             }
             Err(error) => {
                 findings.push(finding(place(entry, roots), &error));
-                definitions.insert(entry.name.as_str(), None);
+                definitions.insert(entry.id.name.as_str(), None);
             }
         }
     }
@@ -95,7 +95,7 @@ fn check_model(
     if let Some(error) = &entry.error {
         return Err(error.clone());
     }
-    let draft = Draft::read(&entry.name, &entry.dir, options)?;
+    let draft = Draft::read(&entry.id.name, &entry.dir, options)?;
     for message in draft.warnings() {
         findings.push(warning(place(entry, roots), message.clone()));
     }
@@ -114,7 +114,7 @@ fn check_model(
                     std::io::ErrorKind::NotFound => format!(
                         "unable to find '{}' for model '{}'",
                         source.model_path.display(),
-                        entry.name
+                        entry.id.name
                     ),
                     _ => error.to_string(),
                 };
@@ -128,7 +128,7 @@ fn check_model(
     for (field, folder, file) in data_files(&definition.config) {
         let path = entry.dir.join(folder).join(file);
         if !path.is_file() {
-            let message = format!("no such file, which {field} of model '{}' names", entry.name);
+            let message = format!("no such file, which {field} of model '{}' names", entry.id.name);
             findings.push(Finding { severity: Severity::Error, ..warning(&path, message) });
         }
     }

@@ -5,7 +5,7 @@ use std::os::unix::{ffi::OsStrExt as _, fs::symlink};
 use super::*;
 
 fn scan(roots: &[&Path]) -> Vec<Entry> {
-    Repository::new(roots.iter().map(|root| root.to_path_buf()).collect()).scan().unwrap()
+    Repository::new(roots.iter().map(|root| root.to_path_buf()).collect(), false).scan().unwrap()
 }
 
 #[test]
@@ -16,25 +16,54 @@ fn models_are_the_folders_of_all_repositories() {
     symlink(one.root().join("b"), one.root().join("linked")).unwrap();
     let entries = scan(&[one.root(), two.root()]);
     let names: Vec<(&str, bool)> =
-        entries.iter().map(|entry| (entry.name.as_str(), entry.error.is_some())).collect();
+        entries.iter().map(|entry| (entry.id.name.as_str(), entry.error.is_some())).collect();
     assert_eq!(names, [("a", true), ("b", false), ("c", false), ("linked", false)]);
     let duplicate = entries[0].error.as_ref().unwrap().to_string();
     assert_eq!(duplicate, "failed to poll model 'a': not unique across all model repositories");
 
-    let repository = Repository::new(vec![one.root().into(), two.root().into()]);
-    assert_eq!(repository.find("c").unwrap(), two.root().join("c"));
+    let repository = Repository::new(vec![one.root().into(), two.root().into()], false);
+    assert_eq!(repository.find("c").unwrap()[0].dir, two.root().join("c"));
     assert_eq!(repository.find("a").unwrap_err(), Error::NotUnique { model: "a".into() });
     assert_eq!(
         repository.find("d").unwrap_err().to_string(),
         "failed to poll model 'd': model not found in any model repository."
     );
-    assert_eq!(repository.find("README.md").unwrap_err().code(), crate::inference::Code::NotFound);
+    for name in ["README.md", ".git"] {
+        let error = repository.find(name).unwrap_err();
+        assert_eq!(error.code(), crate::inference::Code::NotFound, "{name}");
+    }
+}
+
+#[test]
+fn each_repository_may_be_a_namespace() {
+    let one = Fixture::new().with("a/1/", "").with("b/1/", "");
+    let two = Fixture::new().with("a/1/", "");
+    let repository = Repository::new(vec![one.root().into(), two.root().into()], true);
+    let entries = repository.scan().unwrap();
+    assert_eq!(entries.len(), 3);
+    assert!(entries.iter().all(|entry| entry.error.is_none()));
+    let both: Vec<_> = repository.find("a").unwrap().into_iter().map(|entry| entry.dir).collect();
+    assert_eq!(both, [one.root().join("a"), two.root().join("a")]);
+    let namespaces: Vec<_> = repository.find("b").unwrap().into_iter().map(|it| it.id).collect();
+    let namespace = one.root().to_string_lossy().into_owned();
+    assert_eq!(namespaces, [ModelId { name: "b".into(), namespace }]);
+}
+
+#[test]
+fn a_link_that_leads_to_itself_is_an_error_that_names_it() {
+    let fixture = Fixture::new().with("m/1/", "");
+    symlink("loop", fixture.root().join("loop")).unwrap();
+    let repository = Repository::new(vec![fixture.root().into()], false);
+    let found = repository.find("loop").unwrap();
+    let error = found[0].error.as_ref().unwrap().to_string();
+    assert!(error.contains("/loop': symbolic links form a cycle"), "{error}");
+    assert!(repository.find("m").unwrap()[0].error.is_none());
 }
 
 #[test]
 fn hostile_names_are_refused() {
     let fixture = Fixture::new().with("m/1/model.onnx", "");
-    let repository = Repository::new(vec![fixture.root().into()]);
+    let repository = Repository::new(vec![fixture.root().into()], false);
     for name in ["", ".", "..", "../m", "a/b", "m/", "/etc", "m\0"] {
         let expected = Error::BadModelName { name: name.to_owned() };
         assert_eq!(repository.find(name).unwrap_err(), expected, "{name:?}");
