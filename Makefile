@@ -87,11 +87,11 @@ test-loom: ## The lock-free parts, under every order of their operations with LO
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --quiet --locked --package nereid-loom
 
 .PHONY: test-clients
-test-clients: debug test-backends test-python ## Real Triton clients against the server, on both event loops
+test-clients: debug test-backends test-python test-peer ## Real Triton clients against the server, on both event loops
 	@if [ ! -d tests/clients ]; then echo "skipped: tests/clients, because there are none yet"; exit 0; fi; \
 	for driver in io_uring epoll; do \
 		echo "--- $$driver"; \
-		NEREID_IO_DRIVER=$$driver NEREID_BINARY=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
+		NEREID_IO_DRIVER=$$driver NEREID=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
 			$(LIMIT) $(TEST_PYTHON) $(PYTEST) tests/clients; \
 	done
 
@@ -104,7 +104,7 @@ test-examples: debug test-backends examples build/venv-examples/stamp ## The exa
 	done
 
 .PHONY: test-differential
-test-differential: debug test-python ## Every answer beside the recorded answer of the real Triton
+test-differential: debug test-python test-peer ## Every answer beside the recorded answer of the real Triton
 	NEREID=$(DEBUG) $(LIMIT) $(TEST_PYTHON) $(PYTEST) tests/differential
 
 .PHONY: fuzz
@@ -156,6 +156,12 @@ test-backends: debug
 test-python:
 	@scripts/require.sh python
 	@scripts/setup_python.sh
+
+# The real Triton and perf_analyzer; where they cannot be had, the tests that need them skip by name.
+.PHONY: test-peer
+test-peer:
+	@scripts/require.sh cc python
+	@scripts/setup_peer.sh --optional
 
 build/venv-examples/stamp: requirements/examples.txt
 	@scripts/require.sh python

@@ -36,7 +36,7 @@ def main() -> int:
     options = parse()
     out = servers.ROOT / "build" / "bench"
     out.mkdir(parents=True, exist_ok=True)
-    if not servers.triton_is_installed() or not options.client_path.is_file():
+    if not servers.peer_is_usable() or not options.client_path.is_file():
         print("the real Triton is not there: run scripts/setup_peer.sh first", file=sys.stderr)
         return 2
     if not options.nereid.is_file():
@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.window = options.window or (0.7 if options.quick else 2.0)
-    options.client_path = load.PERF_ANALYZER if options.client == "perf_analyzer" else options.nereid
+    options.client_path = servers.PERF_ANALYZER if options.client == "perf_analyzer" else options.nereid
     return options
 
 
