@@ -10,6 +10,8 @@ mod parameters;
 mod service;
 mod status;
 mod stream_infer;
+#[cfg(test)]
+mod tests;
 mod tonic_bridge;
 mod wire;
 
