@@ -6,8 +6,13 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CARGO ?= cargo
-FUZZ_SECONDS ?= 60
-export PYTHON FUZZ_SECONDS MAKE
+# The long form takes more orders of the lock-free parts' operations, and fuzzes for a moment only.
+LONG := $(filter test-long,$(MAKECMDGOALS))
+FUZZ_SECONDS ?= $(if $(LONG),20,60)
+LOOM_MAX_PREEMPTIONS ?= $(if $(LONG),3,2)
+# What `make tools` has installed goes before what the machine has.
+PATH := $(CURDIR)/build/tools/bin:$(PATH)
+export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS MAKE PATH
 
 # Back ends for tests lie in the build folder, so that a test changes nothing in the user's home.
 TEST_BACKENDS := $(CURDIR)/build/backends
@@ -44,10 +49,22 @@ examples: ## Fetch the example models into build/examples
 
 # --- Tests
 
+STAGES := check test-unit test-loom test-clients test-examples test-differential
+
 .PHONY: test
 test: ## Everything that a change must pass, in order, up to the first failure
 	@scripts/require.sh rust cc python fmt clippy
-	@scripts/stages.sh check test-unit test-loom test-clients test-examples test-differential
+	@scripts/stages.sh $(STAGES)
+
+.PHONY: test-long
+test-long: ## The same, the tools that `make test` can do without, more of loom, the book, a short fuzz; needs nightly
+	@scripts/require.sh rust cc python fmt clippy nightly
+	@scripts/stages.sh tools $(STAGES) book fuzz
+
+.PHONY: tools
+tools: ## Install cargo-deny, cargo-fuzz and mdbook, in pinned versions, into build/tools
+	@scripts/require.sh rust cc
+	@scripts/setup_tools.sh
 
 .PHONY: check
 check: ## Formatting, lints, house style, licences
@@ -58,7 +75,7 @@ check: ## Formatting, lints, house style, licences
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --locked check licenses bans sources; \
 	else \
-		echo "skipped: cargo deny (licences, bans, sources), because it is missing (cargo install cargo-deny)"; \
+		echo "skipped: cargo deny (licences, bans, sources), because it is missing (make tools installs it)"; \
 	fi
 
 .PHONY: test-unit
@@ -66,16 +83,15 @@ test-unit: test-backends ## Tests in Rust, with a real ONNX Runtime
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) NEREID_REQUIRE_BACKENDS=1 $(CARGO) test --quiet --locked
 
 .PHONY: test-loom
-test-loom: ## The lock-free parts, under every order of their operations (bounded preemptions)
-	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-2} \
-		$(CARGO) test --quiet --locked --package nereid-loom
+test-loom: ## The lock-free parts, under every order of their operations with LOOM_MAX_PREEMPTIONS (2)
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --quiet --locked --package nereid-loom
 
 .PHONY: test-clients
-test-clients: debug test-backends test-python ## Real Triton clients against the server, on both event loops
+test-clients: debug test-backends test-python test-peer ## Real Triton clients against the server, on both event loops
 	@if [ ! -d tests/clients ]; then echo "skipped: tests/clients, because there are none yet"; exit 0; fi; \
 	for driver in io_uring epoll; do \
 		echo "--- $$driver"; \
-		NEREID_IO_DRIVER=$$driver NEREID_BINARY=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
+		NEREID_IO_DRIVER=$$driver NEREID=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
 			$(LIMIT) $(TEST_PYTHON) $(PYTEST) tests/clients; \
 	done
 
@@ -88,12 +104,12 @@ test-examples: debug test-backends examples build/venv-examples/stamp ## The exa
 	done
 
 .PHONY: test-differential
-test-differential: debug test-python ## Every answer beside the recorded answer of the real Triton
+test-differential: debug test-python test-peer ## Every answer beside the recorded answer of the real Triton
 	NEREID=$(DEBUG) $(LIMIT) $(TEST_PYTHON) $(PYTEST) tests/differential
 
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); needs nightly and cargo-fuzz
-	@scripts/require.sh rust cc
+	@scripts/require.sh rust cc nightly cargo-fuzz
 	@scripts/fuzz.sh
 
 # --- Speed
@@ -140,6 +156,12 @@ test-backends: debug
 test-python:
 	@scripts/require.sh python
 	@scripts/setup_python.sh
+
+# The real Triton and perf_analyzer; where they cannot be had, the tests that need them skip by name.
+.PHONY: test-peer
+test-peer:
+	@scripts/require.sh cc python
+	@scripts/setup_peer.sh --optional
 
 build/venv-examples/stamp: requirements/examples.txt
 	@scripts/require.sh python

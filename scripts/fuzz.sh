@@ -5,18 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${FUZZ_SECONDS:-60}
 
-skip() {
-    for target in fuzz/fuzz_targets/*.rs; do
-        echo "skipped: fuzz target $(basename "$target" .rs), because $1"
-    done
-    exit 0
-}
-
-cargo +nightly --version >/dev/null 2>&1 ||
-    skip "there is no nightly compiler (rustup toolchain install nightly)"
-cargo +nightly fuzz --version >/dev/null 2>&1 ||
-    skip "cargo-fuzz is missing (cargo install cargo-fuzz)"
-
 for target in fuzz/fuzz_targets/*.rs; do
     name=$(basename "$target" .rs)
     echo "--- $name, $seconds s"

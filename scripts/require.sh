@@ -59,7 +59,11 @@ for tool in "$@"; do
         rust | cc | python) "$tool" ;;
         fmt) component fmt rustfmt ;;
         clippy) component clippy clippy ;;
-        mdbook) command -v mdbook >/dev/null || lacks "mdbook" "cargo install mdbook" ;;
+        nightly)
+            cargo +nightly --version >/dev/null 2>&1 ||
+                lacks "a nightly compiler of Rust, which fuzzing needs" "rustup toolchain install nightly"
+            ;;
+        cargo-fuzz | mdbook) command -v "$tool" >/dev/null || lacks "$tool" "make tools" ;;
         *)
             echo "require.sh: '$tool' is not a tool it knows" >&2
             exit 2

@@ -6,16 +6,27 @@
 #   build/peer/nvidia_pytriton.libs/    the libraries it was linked with
 #   build/peer/bin/perf_analyzer        perf_analyzer 2.40
 #   build/peer/backends/identity/       libtriton_identity.so
+#   build/peer/usable                   all of it is there and starts
+#
+# With --optional, a machine that cannot have it is no failure: one line says why.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 peer="$root/build/peer"
 requirements="$root/requirements/peer.txt"
 
+optional=${1:-}
+
 die() {
+    if [ "$optional" = --optional ]; then
+        echo "skipped: the real Triton and perf_analyzer, because $*"
+        exit 0
+    fi
     echo "setup_peer: $*" >&2
     exit 1
 }
+
+rm -f "$peer/usable"
 
 [ "$(uname -sm)" = "Linux x86_64" ] || die "the peer's packages are for Linux on x86-64 only"
 python=${PYTHON:-python3}
@@ -27,10 +38,10 @@ stamp=$(cat "$requirements" "$0" | sha256sum | cut -d' ' -f1)
 
 if [ "$(cat "$peer/stamp" 2>/dev/null)" != "$stamp" ]; then
     rm -f "$peer/stamp"
-    "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+    why=$("$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
         --platform manylinux_2_35_x86_64 --platform manylinux1_x86_64 \
-        --require-hashes --dest "$peer/wheels" --requirement "$requirements" ||
-        die "could not download the wheels named in requirements/peer.txt"
+        --require-hashes --dest "$peer/wheels" --requirement "$requirements" 2>&1) ||
+        die "the wheels named in requirements/peer.txt could not be downloaded: ${why##*$'\n'}"
     rm -rf "$peer/pytriton" "$peer/nvidia_pytriton.libs"
     "$python" - "$peer" <<'PYTHON'
 import pathlib
@@ -84,3 +95,4 @@ check() {
 }
 check "$peer/pytriton/tritonserver/bin/tritonserver" --help
 check "$peer/bin/perf_analyzer" --version
+touch "$peer/usable"

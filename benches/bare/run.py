@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -24,10 +23,10 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "peer"))
 
+import bench  # noqa: E402
 import load  # noqa: E402
 import models  # noqa: E402
 import servers  # noqa: E402
-from report import Finding  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 HEAVY_IN_FLIGHT = 8
@@ -65,17 +64,10 @@ class Light:
 def main() -> int:
     """Measures, prints the table and tells whether both goals are met."""
     options = parse()
-    out = servers.ROOT / "build" / "bench"
-    out.mkdir(parents=True, exist_ok=True)
-    if not options.nereid.is_file():
-        print(f"{options.nereid} is not there: build it first, in release mode", file=sys.stderr)
-        return 2
-    repository = models.write_repository(out / "bare")
-    log = out / "bare.log"
-    log.unlink(missing_ok=True)
+    repository = models.write_repository(bench.OUT / "bare")
     heavy, light = [], []
-    load_before = os.getloadavg()
-    with servers.Server("bare", options.nereid, repository, tuple(options.flag), log) as server:
+    log = bench.fresh_log("bare")
+    with servers.Server("bare", options.nereid, repository, options.flags, log) as server:
         for number in range(options.rounds):
             if options.only in (None, "resnet50"):
                 heavy.append(heavy_round(server, repository, options))
@@ -83,42 +75,19 @@ def main() -> int:
             if options.only in (None, "mlp"):
                 light.append(light_round(server, repository, options, number))
                 print(f"round {number + 1}/{options.rounds} {light[-1]}", flush=True)
-    found = findings(heavy, light)
-    text = table(heavy, light)
-    (out / "bare.md").write_text(text + "\n")
-    (out / "bare.json").write_text(
-        json.dumps(
-            {
-                "cores": os.cpu_count(),
-                "load_average": [load_before, os.getloadavg()],
-                "rounds": options.rounds,
-                "resnet50": [dataclasses.asdict(each) for each in heavy],
-                "mlp": [dataclasses.asdict(each) for each in light],
-                "findings": [{**dataclasses.asdict(each), "share": each.share} for each in found],
-            },
-            indent=1,
-        )
-    )
-    print("\n" + text + "\n")
-    for each in found:
-        mark = "met   " if each.share <= 1 else "MISSED"
-        print(f"{mark} {each.name}: {each.value:.3f} (goal: at most {each.goal:.3f})")
-    worst = max(each.share for each in found)
-    print(f"bench-bare: worst figure is {worst:.2f} of its goal")
-    return 1 if worst > 1 else 0
+    figures = {
+        "resnet50": [dataclasses.asdict(each) for each in heavy],
+        "mlp": [dataclasses.asdict(each) for each in light],
+    }
+    return bench.conclude("bare", table(heavy, light), figures, findings(heavy, light), options)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--nereid", type=pathlib.Path, default=servers.NEREID, help="the server under test")
-    parser.add_argument("--flag", action="append", default=[], help="a further flag for it")
+    parser = bench.command_line(__doc__)
     parser.add_argument("--only", choices=("resnet50", "mlp"), help="only this model")
-    parser.add_argument("--rounds", type=int, help="how often each model is measured (5; 1 if quick)")
     parser.add_argument("--seconds", type=float, help="seconds of a measurement (8; 3 if quick)")
-    parser.add_argument("--quick", action="store_true", help="one short round, as a smoke test")
-    options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 5)
+    options = bench.parse(parser)
     options.seconds = options.seconds or (3.0 if options.quick else 8.0)
     return options
 
@@ -226,18 +195,18 @@ def per_inference(bare: dict, sizes: dict[int, int], clock: str) -> float:
     return spent / sum(size * count for size, count in sizes.items())
 
 
-def findings(heavy: list[Heavy], light: list[Light]) -> list[Finding]:
+def findings(heavy: list[Heavy], light: list[Light]) -> list[bench.Finding]:
     """The goals; a round's served and bare runs followed on each other, so ratios are taken within rounds."""
     found = []
     if heavy:
         share = statistics.median(each.throughput / each.bare_throughput for each in heavy)
         # A throughput is met from above; its inverse fits the findings, which are met from below.
-        found.append(Finding("resnet50: bare throughput ÷ served", 1 / share, 1 / HEAVY_SHARE_MIN))
+        found.append(bench.Finding("resnet50: bare throughput ÷ served", 1 / share, 1 / HEAVY_SHARE_MIN))
     if light:
         share = statistics.median(
             each.cpu_us / (each.identity_cpu_us + LIGHT_RUNS_MAX * each.bare_us) for each in light
         )
-        found.append(Finding(f"mlp: server CPU ÷ (identity's + {LIGHT_RUNS_MAX} bare runs)", share, 1.0))
+        found.append(bench.Finding(f"mlp: server CPU ÷ (identity's + {LIGHT_RUNS_MAX} bare runs)", share, 1.0))
     return found
 
 

@@ -11,7 +11,6 @@ import time
 
 import servers
 
-PERF_ANALYZER = servers.PEER / "bin" / "perf_analyzer"
 MODELS = {"identity": "", "identity_batched": "dynamic_batching { }"}
 # Measured windows per run of a client; perf_analyzer takes no fewer.
 WINDOWS = 3
@@ -129,7 +128,7 @@ def measure(
 
 def _command(server, work: Work, client: pathlib.Path, window_seconds: float, report) -> list[str]:
     address = server.grpc_address if work.protocol == "grpc" else server.http_address
-    if client == PERF_ANALYZER:
+    if client == servers.PERF_ANALYZER:
         # Over HTTP its synchronous mode is the faster one; over gRPC it is with one in flight.
         asynchronous = work.protocol == "grpc" and work.concurrency > 1
         program = [str(client), "--async" if asynchronous else "--sync", "--max-threads=64"]

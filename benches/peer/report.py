@@ -5,25 +5,12 @@ from __future__ import annotations
 import dataclasses
 import statistics
 
+from bench import Finding
 from load import SMALL, Sample, Work
 
 READY_MS_MAX = 50.0
 MEMORY_MIB_MAX = 20.0
 STOP_SECONDS_MAX = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A figure that has a goal: `value` must not be larger than `goal`."""
-
-    name: str
-    value: float
-    goal: float
-
-    @property
-    def share(self) -> float:
-        """The figure in units of its goal: over 1 misses it."""
-        return self.value / self.goal
 
 
 def cpu_goal(work: Work, driver: str) -> float | None:

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
-import os
 import pathlib
 import re
 import socket
@@ -24,6 +22,7 @@ import statistics
 import sys
 import time
 
+import bench
 import load
 import report
 import servers
@@ -34,23 +33,13 @@ PEER = "Triton"
 def main() -> int:
     """Measures, prints the tables and tells whether every goal is met."""
     options = parse()
-    out = servers.ROOT / "build" / "bench"
-    out.mkdir(parents=True, exist_ok=True)
-    if not servers.triton_is_installed() or not options.client_path.is_file():
-        print("the real Triton is not there: run scripts/setup_peer.sh first", file=sys.stderr)
-        return 2
-    if not options.nereid.is_file():
-        print(f"{options.nereid} is not there: build it first, in release mode", file=sys.stderr)
-        return 2
-
-    flags = [f"--io-driver={options.io_driver}"] if options.io_driver else []
     subjects = {
         PEER: (servers.TRITON, ()),
-        options.name: (options.nereid, (*flags, *options.flag)),
+        options.name: (options.nereid, options.flags),
     }
     names = (PEER, options.name)
-    lives = {} if options.only else lifecycles(subjects, out, options.quick)
-    rows = rounds(subjects, out, options)
+    lives = {} if options.only else lifecycles(subjects, options.quick)
+    rows = rounds(subjects, options)
 
     found = [
         finding
@@ -62,41 +51,34 @@ def main() -> int:
     text = report.table(rows, names, options.io_driver or "")
     if lives:
         text += "\n\n" + report.lifecycle_table(names, lives)
-    (out / "peer.md").write_text(text + "\n")
-    (out / "peer.json").write_text(json.dumps(as_json(rows, names, lives, found, options), indent=1))
-    print(text)
-    return verdict(found)
+    return bench.conclude("peer", text, figures(rows, names, lives, options), found, options)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--nereid", type=pathlib.Path, default=servers.NEREID, help="the server under test")
-    parser.add_argument("--name", default="Nereid", help="its name in the tables")
-    parser.add_argument("--flag", action="append", default=[], help="a further flag for it")
-    parser.add_argument("--io-driver", choices=("io_uring", "epoll"), help="the event loop it is to use")
+    parser = bench.command_line(__doc__)
+    parser.add_argument("--name", default="Nereid", help="the server's name in the tables")
     parser.add_argument("--client", choices=("perf_analyzer", "nereid-bench"), default="perf_analyzer")
     parser.add_argument("--only", help="only lines whose name matches this regular expression")
-    parser.add_argument("--rounds", type=int, help="how often each line is measured (5; 1 if quick)")
     parser.add_argument(
         "--window", type=float, help="seconds of one of a client's 3 windows (2; 0.7 if quick)"
     )
-    parser.add_argument("--quick", action="store_true", help="one short round, as a smoke test")
-    options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 5)
+    options = bench.parse(parser)
     options.window = options.window or (0.7 if options.quick else 2.0)
-    options.client_path = load.PERF_ANALYZER if options.client == "perf_analyzer" else options.nereid
+    options.client_path = servers.PERF_ANALYZER if options.client == "perf_analyzer" else options.nereid
+    if not servers.peer_is_usable():
+        parser.error("the real Triton is not there: run scripts/setup_peer.sh first")
     return options
 
 
-def rounds(subjects: dict, out: pathlib.Path, options) -> list:
+def rounds(subjects: dict, options) -> list:
     """Every line's samples, of the peer and of the subject."""
     chosen = [each for each in load.ALL_WORK if re.search(options.only or "", each.name)]
     samples = {work: {name: [] for name in subjects} for work in chosen}
-    repository = load.write_repository(out / "repository")
+    repository = load.write_repository(bench.OUT / "repository")
     with contextlib.ExitStack() as stack:
         running = [
-            stack.enter_context(servers.Server(name, binary, repository, flags, _fresh_log(out, name)))
+            stack.enter_context(servers.Server(name, binary, repository, flags, bench.fresh_log(name)))
             for name, (binary, flags) in subjects.items()
         ]
         for number in range(options.rounds):
@@ -114,21 +96,15 @@ def rounds(subjects: dict, out: pathlib.Path, options) -> list:
     return [(work, *(samples[work][name] for name in subjects)) for work in chosen]
 
 
-def _fresh_log(out: pathlib.Path, name: str) -> pathlib.Path:
-    log = out / f"{name}.log"
-    log.unlink(missing_ok=True)
-    return log
-
-
-def lifecycles(subjects: dict, out: pathlib.Path, quick: bool) -> dict[str, dict[str, float | None]]:
+def lifecycles(subjects: dict, quick: bool) -> dict[str, dict[str, float | None]]:
     """What each server takes to start, to keep and to stop without any model."""
-    empty = out / "empty"
+    empty = bench.OUT / "empty"
     empty.mkdir(exist_ok=True)
     lives: dict[str, dict[str, float | None]] = {}
     starts = {name: [] for name in subjects}
     for number in range(3 if quick else 7):
         for name, (binary, flags) in subjects.items():
-            log = _fresh_log(out, f"{name}-empty")
+            log = bench.fresh_log(f"{name}-empty")
             with servers.Server(f"{name}-empty", binary, empty, flags, log) as server:
                 starts[name].append(
                     (server.ready_seconds * 1e3, server.memory_bytes() / 2**20, server.threads())
@@ -140,13 +116,13 @@ def lifecycles(subjects: dict, out: pathlib.Path, quick: bool) -> dict[str, dict
             "memory_mib": memory,
             "threads": threads,
             # The peer waits out its 30 s for an idle connection; a quick run does not.
-            "stop_s": None if quick and name == PEER else _stop_seconds(name, binary, flags, empty, out),
+            "stop_s": None if quick and name == PEER else _stop_seconds(name, binary, flags, empty),
         }
     return lives
 
 
-def _stop_seconds(name: str, binary, flags, empty: pathlib.Path, out: pathlib.Path) -> float:
-    server = servers.Server(f"{name}-stop", binary, empty, flags, _fresh_log(out, f"{name}-stop"))
+def _stop_seconds(name: str, binary, flags, empty: pathlib.Path) -> float:
+    server = servers.Server(f"{name}-stop", binary, empty, flags, bench.fresh_log(f"{name}-stop"))
     with server, socket.create_connection(("127.0.0.1", server.http_port)) as idle:
         idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         idle.recv(4096)
@@ -154,14 +130,10 @@ def _stop_seconds(name: str, binary, flags, empty: pathlib.Path, out: pathlib.Pa
     return server.stop_seconds
 
 
-def as_json(rows, names, lives, found, options) -> dict:
+def figures(rows, names, lives, options) -> dict:
     """Everything measured, for a program."""
     return {
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
         "client": options.client,
-        "io_driver": options.io_driver,
-        "rounds": options.rounds,
         "window_seconds": options.window,
         "work": [
             {
@@ -178,22 +150,7 @@ def as_json(rows, names, lives, found, options) -> dict:
             for work, *both in rows
         ],
         "lifecycle": lives,
-        "findings": [{**dataclasses.asdict(each), "share": each.share} for each in found],
     }
-
-
-def verdict(found: list) -> int:
-    """Prints every goal with what became of it; the last line is the worst."""
-    print()
-    for each in found:
-        mark = "met   " if each.share <= 1 else "MISSED"
-        print(f"{mark} {each.name}: {each.value:.2f} (goal: at most {each.goal:.2f})")
-    if not found:
-        print("bench-peer: no figure with a goal was measured")
-        return 0
-    worst = max(each.share for each in found)
-    print(f"bench-peer: worst figure is {worst:.2f} of its goal")
-    return 1 if worst > 1 else 0
 
 
 if __name__ == "__main__":

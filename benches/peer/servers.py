@@ -23,6 +23,7 @@ PEER = ROOT / "build" / "peer"
 TRITON = PEER / "pytriton" / "tritonserver" / "bin" / "tritonserver"
 BACKENDS = PEER / "backends"
 IDENTITY = BACKENDS / "identity" / "libtriton_identity.so"
+PERF_ANALYZER = PEER / "bin" / "perf_analyzer"
 NEREID = ROOT / "target" / "release" / "nereid"
 
 READY_SECONDS_MAX = 20.0
@@ -37,9 +38,10 @@ class ServerError(RuntimeError):
     """A server did not start, did not get ready or ended by itself."""
 
 
-def triton_is_installed() -> bool:
-    """Whether `scripts/setup_peer.sh` has put the real server into `build/peer`."""
-    return TRITON.is_file() and IDENTITY.is_file()
+def peer_is_usable() -> bool:
+    """Whether `scripts/setup_peer.sh` has put the real server and perf_analyzer into `build/peer`, and they
+    start."""
+    return (PEER / "usable").is_file()
 
 
 def free_ports(count: int) -> list[int]:

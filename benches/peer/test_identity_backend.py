@@ -21,7 +21,7 @@ import load  # noqa: E402
 import servers  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
-    not servers.triton_is_installed(), reason="scripts/setup_peer.sh has not been run"
+    not servers.peer_is_usable(), reason="scripts/setup_peer.sh has not been run"
 )
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import statistics
@@ -24,9 +23,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "peer"))
 
+import bench  # noqa: E402
 import load  # noqa: E402
 import servers  # noqa: E402
-from report import Finding  # noqa: E402
 from silent import silent_clients  # noqa: E402
 
 REACTORS = (1, 2, 4, 8)
@@ -63,13 +62,7 @@ class Step:
 def main() -> int:
     """Measures, prints the tables and tells whether every goal is met."""
     options = parse()
-    out = servers.ROOT / "build" / "bench"
-    out.mkdir(parents=True, exist_ok=True)
-    if not options.nereid.is_file():
-        print(f"{options.nereid} is not there: build it first, in release mode", file=sys.stderr)
-        return 2
-    repository = load.write_repository(out / "scaling")
-    load_before = os.getloadavg()
+    repository = load.write_repository(bench.OUT / "scaling")
     reactors = [count for count in REACTORS if count <= len(PROCESSORS)]
     steps = [Step(count, connections) for count in reactors for connections in CONNECTIONS]
     samples: dict[Step, list[load.Sample]] = {step: [] for step in steps}
@@ -77,70 +70,48 @@ def main() -> int:
     for number in range(options.rounds):
         for count in reactors if number % 2 == 0 else reversed(reactors):
             mine = [step for step in steps if step.reactors == count]
-            for step, sample in measure_steps(mine, repository, out, options):
+            for step, sample in measure_steps(mine, repository, options):
                 samples[step].append(sample)
                 print(
                     f"round {number + 1}/{options.rounds} {step.reactors} reactors, {step.connections:>2} "
                     f"connections {sample.cpu_us:8.1f} µs CPU {sample.throughput:9,.0f}/s",
                     flush=True,
                 )
-        p99s.append(silent_round(repository, out, options, number))
+        p99s.append(silent_round(repository, options, number))
         print(f"round {number + 1}/{options.rounds} p99 {p99s[-1][0]:,.0f} µs, {p99s[-1][1]:,.0f} µs beside silent clients")
 
-    found = findings(samples, p99s)
     text = table(samples) + "\n\n" + silent_table(p99s)
-    (out / "scaling.md").write_text(text + "\n")
-    (out / "scaling.json").write_text(
-        json.dumps(
-            {
-                "cores": len(PROCESSORS),
-                "load_average": [load_before, os.getloadavg()],
-                "rounds": options.rounds,
-                "steps": [
-                    {**dataclasses.asdict(step), "rounds": [dataclasses.asdict(each) for each in taken]}
-                    for step, taken in samples.items()
-                ],
-                "p99_us_alone_and_beside_silent_clients": p99s,
-                "findings": [{**dataclasses.asdict(each), "share": each.share} for each in found],
-            },
-            indent=1,
-        )
-    )
-    print("\n" + text + "\n")
     if len(PROCESSORS) < 4:
-        print(f"{len(PROCESSORS)} processors are too few for two reactors and a client beside them: "
-              "scaling is judged by CPU time per request, not by throughput")
-    for each in found:
-        mark = "met   " if each.share <= 1 else "MISSED"
-        print(f"{mark} {each.name}: {each.value:.2f} (goal: at most {each.goal:.2f})")
-    worst = max(each.share for each in found)
-    print(f"bench-scaling: worst figure is {worst:.2f} of its goal")
-    return 1 if worst > 1 else 0
+        text += (
+            f"\n\n{len(PROCESSORS)} processors are too few for two reactors and a client beside them: "
+            "scaling is judged by CPU time per request, not by throughput."
+        )
+    figures = {
+        "steps": [
+            {**dataclasses.asdict(step), "rounds": [dataclasses.asdict(each) for each in taken]}
+            for step, taken in samples.items()
+        ],
+        "p99_us_alone_and_beside_silent_clients": p99s,
+    }
+    return bench.conclude("scaling", text, figures, findings(samples, p99s), options)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--nereid", type=pathlib.Path, default=servers.NEREID, help="the server under test")
-    parser.add_argument("--io-driver", choices=("io_uring", "epoll"), help="the event loop it is to use")
-    parser.add_argument("--rounds", type=int, help="how often each step is measured (5; 1 if quick)")
+    parser = bench.command_line(__doc__)
     parser.add_argument("--window", type=float, help="seconds of one of a client's 3 windows (1; 0.4 if quick)")
-    parser.add_argument("--quick", action="store_true", help="one short round, as a smoke test")
-    options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 5)
+    options = bench.parse(parser)
     options.window = options.window or (0.4 if options.quick else 1.0)
-    options.flags = (f"--io-driver={options.io_driver}",) if options.io_driver else ()
     return options
 
 
-def measure_steps(steps: list[Step], repository: pathlib.Path, out: pathlib.Path, options):
+def measure_steps(steps: list[Step], repository: pathlib.Path, options):
     """A sample of each of the steps, which have their number of reactors in common."""
     count = steps[0].reactors
     flags = (f"--reactors={count}", "--log-info=false", *options.flags)
-    log = out / "scaling.log"
     # Threads keep to the processors that their process had when it was started.
     with on_processors(PROCESSORS[:count] if steps[0].own_processors else PROCESSORS):
-        server = servers.Server("scaling", options.nereid, repository, flags, log)
+        server = servers.Server("scaling", options.nereid, repository, flags)
     with server:
         for step in steps:
             in_flight = min(step.connections * IN_FLIGHT_PER_CONNECTION, IN_FLIGHT_MAX)
@@ -161,13 +132,13 @@ def on_processors(processors: list[int]):
         os.sched_setaffinity(0, PROCESSORS)
 
 
-def silent_round(repository: pathlib.Path, out: pathlib.Path, options, number: int) -> tuple[float, float]:
+def silent_round(repository: pathlib.Path, options, number: int) -> tuple[float, float]:
     """A steady client's p99 in microseconds: alone, and beside clients that never read."""
     work = load.Work("grpc", load.SMALL, STEADY_IN_FLIGHT)
     p99s = {}
     # One reactor, so that every connection is the neighbour of every other.
     flags = ("--reactors=1", "--log-info=false", *options.flags)
-    with servers.Server("silent", options.nereid, repository, flags, out / "silent.log") as server:
+    with servers.Server("silent", options.nereid, repository, flags) as server:
         load.measure(server, work, options.nereid, options.window)
         for silent in (False, True) if number % 2 == 0 else (True, False):
             clients = silent_clients(server.grpc_port, server.http_port) if silent else contextlib.nullcontext()
@@ -186,19 +157,19 @@ def ratio(samples: dict[Step, list[load.Sample]], step: Step, figure: str) -> fl
     )
 
 
-def findings(samples: dict[Step, list[load.Sample]], p99s: list[tuple[float, float]]) -> list[Finding]:
+def findings(samples: dict[Step, list[load.Sample]], p99s: list[tuple[float, float]]) -> list[bench.Finding]:
     """The goals, as figures that must not be larger than something."""
     found = []
     for step in samples:
         label = f"{step.reactors} reactors, {step.connections} connections"
         if step.has_goal and step.own_processors:
             linear = ratio(samples, step, "throughput") / step.reactors
-            found.append(Finding(f"{label}: linear throughput ÷ throughput", 1 / linear, 1 / LINEAR_SHARE_MIN))
+            found.append(bench.Finding(f"{label}: linear throughput ÷ throughput", 1 / linear, 1 / LINEAR_SHARE_MIN))
         elif step.has_goal:
             cpu = ratio(samples, step, "cpu_us")
-            found.append(Finding(f"{label}: server CPU per request beside one reactor's", cpu, CPU_SHARE_MAX))
+            found.append(bench.Finding(f"{label}: server CPU per request beside one reactor's", cpu, CPU_SHARE_MAX))
     beside = statistics.median(with_silent / alone for alone, with_silent in p99s)
-    found.append(Finding("p99 beside clients that never read ÷ p99 alone", beside, SILENT_P99_MAX))
+    found.append(bench.Finding("p99 beside clients that never read ÷ p99 alone", beside, SILENT_P99_MAX))
     return found
 
 

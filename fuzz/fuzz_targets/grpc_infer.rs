@@ -5,9 +5,10 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use nereid::{
-    inference::{DataType, InferOutput, InferResponse, Rope, Shape, Signature, TensorSpec},
+    inference::{DataType, InferOutput, Rope, Shape, Signature, TensorSpec},
     ingress::grpc::{infer_request, infer_response},
 };
+use nereid_fuzz::answer;
 
 fuzz_target!(|input: &[u8]| {
     let Some((&size, message)) = input.split_first() else {
@@ -40,14 +41,7 @@ fuzz_target!(|input: &[u8]| {
         shape: input.shape,
         data: input.data.into_bytes(),
     });
-    let answer = InferResponse {
-        model_name: "m".into(),
-        model_version: 1,
-        id: request.id,
-        parameters: request.parameters,
-        outputs: outputs.collect(),
-    };
-    let segments = infer_response(&answer);
+    let segments = infer_response(&answer(request, outputs));
     let length: usize = segments.iter().map(Bytes::len).sum();
     let header = segments.concat();
     assert_eq!(header[1..5], u32::try_from(length - 5).unwrap().to_be_bytes());

@@ -4,31 +4,26 @@
 
 use libfuzzer_sys::fuzz_target;
 use nereid::{
-    inference::{InferOutput, InferResponse},
+    inference::InferOutput,
     ingress::http::{infer_request::parse, infer_response::encode},
 };
+use nereid_fuzz::answer;
 
 fuzz_target!(|input: &[u8]| {
     let Some((tail, body)) = input.split_first_chunk() else {
         return;
     };
     let json_length = body.len().saturating_sub(usize::from(u16::from_le_bytes(*tail)));
-    let Ok((request, form)) = parse("m", "1", &body.to_vec().into(), json_length) else {
+    let Ok((mut request, form)) = parse("m", "1", &body.to_vec().into(), json_length) else {
         return;
     };
     // What came in goes out again: an answer is written from tensors that nobody has checked.
-    let outputs = request.inputs.into_iter().map(|input| InferOutput {
+    let inputs = std::mem::take(&mut request.inputs);
+    let outputs = inputs.into_iter().map(|input| InferOutput {
         name: input.name.as_str().into(),
         datatype: input.datatype,
         shape: input.shape,
         data: input.data.into_bytes(),
     });
-    let answer = InferResponse {
-        model_name: "m".into(),
-        model_version: 1,
-        id: request.id,
-        parameters: request.parameters,
-        outputs: outputs.collect(),
-    };
-    let _ = encode(&answer, &form);
+    let _ = encode(&answer(request, outputs), &form);
 });

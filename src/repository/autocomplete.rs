@@ -30,40 +30,9 @@ pub(super) fn complete(
         complete_batching(config, io, default_max_batch_size)?;
     }
     let has_batch = config.max_batch_size > 0;
-    if config.input.is_empty() {
-        let fed = fed_by_server(config);
-        let clients = io.inputs.iter().filter(|tensor| !fed.contains(tensor.name.as_str()));
-        config.input = clients.map(|tensor| input(tensor, has_batch)).collect();
-    }
-    if config.output.is_empty() {
-        let kept = kept_by_server(config);
-        let clients = io.outputs.iter().filter(|tensor| !kept.contains(tensor.name.as_str()));
-        config.output = clients.map(|tensor| output(tensor, has_batch)).collect();
-    }
-    for known in &mut config.input {
-        let Some(tensor) = find(&io.inputs, &known.name) else { continue };
-        let model = input(tensor, has_batch);
-        fill(
-            &mut known.data_type,
-            &mut known.dims,
-            &mut known.reshape,
-            model.data_type,
-            model.dims,
-            model.reshape,
-        );
-    }
-    for known in &mut config.output {
-        let Some(tensor) = find(&io.outputs, &known.name) else { continue };
-        let model = output(tensor, has_batch);
-        fill(
-            &mut known.data_type,
-            &mut known.dims,
-            &mut known.reshape,
-            model.data_type,
-            model.dims,
-            model.reshape,
-        );
-    }
+    let (fed, kept) = (fed_by_server(config), kept_by_server(config));
+    complete_tensors(&mut config.input, &io.inputs, &fed, has_batch);
+    complete_tensors(&mut config.output, &io.outputs, &kept, has_batch);
     Ok(())
 }
 
@@ -126,18 +95,28 @@ pub(super) fn find<'a>(tensors: &'a [ModelIoTensor], name: &str) -> Option<&'a M
     tensors.iter().find(|tensor| tensor.name == name)
 }
 
-fn input(tensor: &ModelIoTensor, has_batch: bool) -> ModelInput {
-    let (dims, reshape) = config_dims(&tensor.dims, has_batch);
-    let name = tensor.name.clone();
-    let data_type = tensor.datatype.to_config() as i32;
-    ModelInput { name, data_type, dims, reshape, ..ModelInput::default() }
-}
-
-fn output(tensor: &ModelIoTensor, has_batch: bool) -> ModelOutput {
-    let (dims, reshape) = config_dims(&tensor.dims, has_batch);
-    let name = tensor.name.clone();
-    let data_type = tensor.datatype.to_config() as i32;
-    ModelOutput { name, data_type, dims, reshape, ..ModelOutput::default() }
+/// The inputs or the outputs: all that are the client's where the configuration names none, then what
+/// it leaves out of each.
+fn complete_tensors<T: ConfigTensor>(
+    tensors: &mut Vec<T>,
+    model: &[ModelIoTensor],
+    servers: &BTreeSet<String>,
+    has_batch: bool,
+) {
+    if tensors.is_empty() {
+        let clients = model.iter().filter(|tensor| !servers.contains(&tensor.name));
+        tensors.extend(clients.map(|tensor| T::named(&tensor.name)));
+    }
+    for tensor in tensors {
+        let Parts { name, data_type, dims, reshape } = tensor.parts();
+        let Some(declared) = find(model, name) else { continue };
+        if *data_type == DataType::TypeInvalid as i32 {
+            *data_type = declared.datatype.to_config() as i32;
+        }
+        if dims.is_empty() && reshape.is_none() {
+            (*dims, *reshape) = config_dims(&declared.dims, has_batch);
+        }
+    }
 }
 
 /// The `dims` of a configuration, which has neither a batch dimension nor scalars: a scalar per row
@@ -151,19 +130,37 @@ fn config_dims(model: &Shape, has_batch: bool) -> (Vec<i64>, Option<ModelTensorR
     }
 }
 
-fn fill(
-    data_type: &mut i32,
-    dims: &mut Vec<i64>,
-    reshape: &mut Option<ModelTensorReshape>,
-    model_data_type: i32,
-    model_dims: Vec<i64>,
-    model_reshape: Option<ModelTensorReshape>,
-) {
-    if *data_type == DataType::TypeInvalid as i32 {
-        *data_type = model_data_type;
+/// What inputs and outputs of a configuration have in common.
+trait ConfigTensor {
+    fn named(name: &str) -> Self;
+    fn parts(&mut self) -> Parts<'_>;
+}
+
+struct Parts<'a> {
+    name: &'a str,
+    data_type: &'a mut i32,
+    dims: &'a mut Vec<i64>,
+    reshape: &'a mut Option<ModelTensorReshape>,
+}
+
+impl ConfigTensor for ModelInput {
+    fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
     }
-    if dims.is_empty() && reshape.is_none() {
-        *dims = model_dims;
-        *reshape = model_reshape;
+
+    fn parts(&mut self) -> Parts<'_> {
+        let Self { name, data_type, dims, reshape, .. } = self;
+        Parts { name, data_type, dims, reshape }
+    }
+}
+
+impl ConfigTensor for ModelOutput {
+    fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    fn parts(&mut self) -> Parts<'_> {
+        let Self { name, data_type, dims, reshape, .. } = self;
+        Parts { name, data_type, dims, reshape }
     }
 }

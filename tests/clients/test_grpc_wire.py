@@ -98,12 +98,39 @@ def test_broken_calls_have_a_status(server, name):
         assert again.grpc_status == 0
 
 
-def test_a_second_message_does_no_harm(server):
-    """A unary call has one message; what a server says of a second is its own choice."""
+SECOND_MESSAGES = {
+    "in the same frame": [infer_request() * 2],
+    "in a frame of its own": [infer_request(), infer_request()],
+    "begun only": [infer_request() + b"\0\0"],
+}
+
+
+@pytest.mark.parametrize("name", SECOND_MESSAGES)
+def test_a_second_message_is_refused(server, name):
+    """A unary call has one. The code is the one that gRPC names for it."""
+    *first, last = SECOND_MESSAGES[name]
     with wire.Connection(server) as connection:
-        answer = connection.answer(connection.call("ModelInfer", infer_request() * 2))
-        assert answer.ended
+        stream = connection.new_stream()
+        headers = wire.request_headers(wire.SERVICE + "ModelInfer")
+        connection.send(
+            frame(HEADERS, END_HEADERS, stream, headers),
+            *(frame(DATA, 0, stream, body) for body in first),
+            frame(DATA, END_STREAM, stream, last),
+        )
+        answer = connection.answer(stream)
+        assert (answer.grpc_status, answer.data) == (12, b"")
+        assert "more than one request message" in answer.headers["grpc-message"]
         assert connection.answer(connection.call("ServerLive", LIVE)).grpc_status == 0
+
+
+def test_a_call_is_answered_before_its_client_has_ended_it(server):
+    """As the real server does; the end may also come later, in a frame that holds nothing."""
+    with wire.Connection(server) as connection:
+        open_ended = connection.call("ModelInfer", infer_request(), end=False)
+        assert connection.answer(open_ended).grpc_status == 0
+        ended_apart = connection.call("ModelInfer", infer_request(), end=False)
+        connection.send(frame(DATA, END_STREAM, ended_apart))
+        assert connection.answer(ended_apart).grpc_status == 0
 
 
 def test_another_content_type_is_refused(server):

@@ -10,7 +10,6 @@ import pytest
 
 import servers
 
-PERF_ANALYZER = servers.PEER / "bin" / "perf_analyzer"
 PROTOCOLS = {"http": ["-i", "http"], "grpc": ["-i", "grpc"], "stream": ["-i", "grpc", "--streaming"]}
 LOAD = ["--concurrency-range", "4", "-p", "300", "-s", "99", "-r", "3"]
 
@@ -29,12 +28,12 @@ def _run(server, protocol: str, command: list, **environment) -> str:
     return output
 
 
-@pytest.mark.skipif(not PERF_ANALYZER.is_file(), reason="scripts/setup_peer.sh installs perf_analyzer")
+@pytest.mark.skipif(not servers.peer_is_usable(), reason="scripts/setup_peer.sh installs perf_analyzer")
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_perf_analyzer(server, protocol):
     """Triton's own load generator."""
     before = server.requests_done("fp32_batched")
-    command = [PERF_ANALYZER, "-m", "fp32_batched", "--shape", "INPUT0:16", *LOAD]
+    command = [servers.PERF_ANALYZER, "-m", "fp32_batched", "--shape", "INPUT0:16", *LOAD]
     command += ["-a"] if protocol != "stream" else []
     output = _run(server, protocol, command, LD_LIBRARY_PATH=str(servers.PEER / "lib"))
     assert "Throughput" in output

@@ -35,6 +35,6 @@ def nereid_answers() -> dict[str, dict]:
 @pytest.fixture(scope="session")
 def triton_answers() -> dict[str, dict]:
     """What the real server answers now."""
-    if not record.servers.triton_is_installed():
+    if not record.servers.peer_is_usable():
         pytest.skip("the real server is not installed: scripts/setup_peer.sh installs it")
     return record.ask("triton", record.servers.TRITON, record.all_cases())

@@ -190,7 +190,7 @@ fn bench(
     )
     .unwrap();
     let address = listener.address().unwrap();
-    let acceptor = Acceptor::start(vec![listener], reactors.handles().to_vec(), 64).unwrap();
+    let acceptor = Acceptor::start(vec![listener], reactors.handles().to_vec(), 16).unwrap();
     let json = tempfile::NamedTempFile::new().unwrap();
     let args = args::parse(&format!(
         "-m echo -i grpc -u {address} -b 2 -p 100 -r 3 -s 1000000 --quiet --io-driver {driver} \

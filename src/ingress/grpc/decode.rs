@@ -83,9 +83,9 @@ impl WireInput {
                     parameters.insert(key, value);
                 }
                 5 => {
-                    let message = reader.message(wire)?;
-                    contents =
-                        Some(InferTensorContents::decode(message.rest()).map_err(malformed)?);
+                    let message = reader.message(wire)?.rest();
+                    let contents = contents.get_or_insert_with(InferTensorContents::default);
+                    contents.merge(message).map_err(malformed)?;
                 }
                 _ => reader.skip(wire)?,
             }

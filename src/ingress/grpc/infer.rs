@@ -64,16 +64,21 @@ async fn infer(
     let mut request = decode::infer_request(message.bytes)?;
     request.deadline = deadline;
     let mut answer = connection.server.infer(request)?;
-    let reply = std::future::poll_fn(|cx| poll_answer(&mut answer, respond, cx)).await;
+    let reply =
+        std::future::poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
     reply.unwrap_or_else(|| Err(Error::unanswered()))
 }
 
-/// Waits for the answer or for the client to leave.
+/// Waits for the answer, or for the client to leave or to send what does not belong there.
 fn poll_answer(
+    messages: &mut MessageReader,
     answer: &mut ReplyReceiver<Reply>,
     respond: &mut SendResponse<Bytes>,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Reply>> {
+    if let Poll::Ready(error) = messages.poll_surplus(cx) {
+        return Poll::Ready(Some(Err(error)));
+    }
     match answer.poll_receive(cx) {
         Poll::Pending if respond.poll_reset(cx).is_ready() => {
             Poll::Ready(Some(Err(Error::Cancelled)))
@@ -179,6 +184,16 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn future_size<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_a_call_keeps_between_polls_is_small() {
+        let size = future_size(answer);
+        assert!(size <= 512, "{size} bytes");
+    }
 
     #[test]
     fn timeouts_are_read_as_grpc_writes_them() {

@@ -58,18 +58,44 @@ impl MessageReader {
                     ))),
                 });
             }
-            match ready!(self.body.poll_data(cx)) {
-                Some(Ok(frame)) => self.arrived(frame)?,
-                Some(Err(error)) if error.is_reset() || error.is_io() || error.is_go_away() => {
-                    return Poll::Ready(Err(Error::Cancelled));
-                }
-                Some(Err(error)) => {
-                    let detail = format!("the request's stream failed: {error}");
-                    return Poll::Ready(Err(Error::malformed(detail)));
-                }
-                None => self.ended = true,
+            ready!(self.poll_frame(cx))?;
+        }
+    }
+
+    /// Ready with an error once anything follows the only message of a unary call; never ready when
+    /// nothing does. Its client need not say that it has ended before it is answered.
+    pub fn poll_surplus(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        while self.arrived.is_empty() {
+            // Nearly always the end came with the message: nothing to wait for, hence no waker.
+            self.ended = self.ended || self.body.is_end_stream();
+            if self.ended {
+                return Poll::Pending;
+            }
+            if let Err(error) = ready!(self.poll_frame(cx)) {
+                return Poll::Ready(error);
             }
         }
+        // gRPC names this code for a call with another number of messages than its method takes.
+        Poll::Ready(Error::Unsupported {
+            detail: "the call has more than one request message, expected one".to_owned(),
+        })
+    }
+
+    /// Takes in what arrives next, the stream's end included.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(match ready!(self.body.poll_data(cx)) {
+            Some(Ok(frame)) => self.arrived(frame),
+            Some(Err(error)) if error.is_reset() || error.is_io() || error.is_go_away() => {
+                Err(Error::Cancelled)
+            }
+            Some(Err(error)) => {
+                Err(Error::malformed(format!("the request's stream failed: {error}")))
+            }
+            None => {
+                self.ended = true;
+                Ok(())
+            }
+        })
     }
 
     /// The next message, or `None` at the end of the stream.

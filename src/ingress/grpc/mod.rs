@@ -11,6 +11,8 @@ mod repository;
 mod service;
 mod status;
 mod stream_infer;
+#[cfg(test)]
+mod tests;
 mod tonic_bridge;
 mod wire;
 

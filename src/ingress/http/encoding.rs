@@ -1,6 +1,9 @@
 //! `Content-Encoding` and `Accept-Encoding`: gzip and deflate, with a limit on what a body may become.
 
-use std::io::{self, BufRead, Read, Write};
+use std::{
+    fmt::Display,
+    io::{self, BufRead, Read, Write},
+};
 
 use bytes::Bytes;
 use flate2::{
@@ -77,34 +80,113 @@ impl Encoding {
     }
 }
 
-/// Unpacks a body that may become `limit` bytes; one that is not packed is returned as it is.
+/// Unpacks a body that may become `limit` bytes.
 ///
 /// # Errors
 /// When the body is damaged, is followed by something else or becomes larger.
 pub fn decompress(encoding: Encoding, body: Rope, limit: usize) -> Result<Rope, Error> {
-    let mut reader = RopeReader { rope: &body, piece: 0, offset: 0 };
-    let unpacked = match encoding {
-        Encoding::Identity => return Ok(body),
-        Encoding::Deflate => read_to_limit(ZlibDecoder::new(&mut reader), limit),
-        Encoding::Gzip => read_to_limit(GzDecoder::new(&mut reader), limit),
-    };
-    let unpacked = unpacked.map_err(|error| {
-        Error::malformed(format!("unable to decompress {} request body: {error}", encoding.name()))
-    })?;
-    if unpacked.len() > limit {
-        return Err(Error::malformed(format!(
-            "{} request body of {} bytes decompresses to more than the limit of {limit} bytes",
-            encoding.name(),
-            body.len()
-        )));
+    Unpacking::new(encoding, body, limit).finish()
+}
+
+/// A body that is being unpacked: in steps, because how much comes out shows only as it does.
+pub struct Unpacking {
+    encoding: Encoding,
+    packed_len: usize,
+    limit: usize,
+    decoder: Decoder,
+    unpacked: Vec<u8>,
+}
+
+enum Decoder {
+    Identity(RopeReader),
+    Deflate(ZlibDecoder<RopeReader>),
+    Gzip(GzDecoder<RopeReader>),
+}
+
+/// How far an [`Unpacking`] has come.
+pub enum Unpacked {
+    /// To the end.
+    Whole(Rope),
+    /// To where it was to pause.
+    Partly(Unpacking),
+}
+
+impl Unpacking {
+    /// Begins to unpack a body that may become `limit` bytes.
+    pub fn new(encoding: Encoding, body: Rope, limit: usize) -> Self {
+        let packed_len = body.len();
+        let reader = RopeReader { rope: body, piece: 0, offset: 0 };
+        let decoder = match encoding {
+            Encoding::Identity => Decoder::Identity(reader),
+            Encoding::Deflate => Decoder::Deflate(ZlibDecoder::new(reader)),
+            Encoding::Gzip => Decoder::Gzip(GzDecoder::new(reader)),
+        };
+        Self { encoding, packed_len, limit, decoder, unpacked: Vec::new() }
     }
-    if reader.fill_buf().is_ok_and(|rest| !rest.is_empty()) {
-        return Err(Error::malformed(format!(
-            "unable to decompress {} request body: unexpected data behind its end",
-            encoding.name()
-        )));
+
+    /// Goes on until `pause` bytes have come out in all, or to the end if that is nearer.
+    ///
+    /// # Errors
+    /// When the body is damaged, is followed by something else or becomes larger than it may.
+    pub fn advance(mut self, pause: usize) -> Result<Unpacked, Error> {
+        // One byte past the limit tells that it is too much.
+        let pause = pause.min(self.limit.saturating_add(1));
+        let wanted = pause.saturating_sub(self.unpacked.len());
+        let got = self.decoder.reader().take(wanted as u64).read_to_end(&mut self.unpacked);
+        let got = got.map_err(|error| self.failed(&error))?;
+        if self.unpacked.len() > self.limit {
+            return Err(Error::malformed(format!(
+                "{} request body of {} bytes decompresses to more than the limit of {} bytes",
+                self.encoding.name(),
+                self.packed_len,
+                self.limit
+            )));
+        }
+        if got == wanted {
+            return Ok(Unpacked::Partly(self));
+        }
+        if self.decoder.source().fill_buf().is_ok_and(|rest| !rest.is_empty()) {
+            return Err(self.failed(&"unexpected data behind its end"));
+        }
+        Ok(Unpacked::Whole(self.unpacked.into()))
     }
-    Ok(unpacked.into())
+
+    /// Goes on to the end.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    pub fn finish(self) -> Result<Rope, Error> {
+        match self.advance(usize::MAX)? {
+            Unpacked::Whole(unpacked) => Ok(unpacked),
+            // Not to be had: the limit stops it before.
+            Unpacked::Partly(rest) => Err(rest.failed(&"it has no end")),
+        }
+    }
+
+    fn failed(&self, why: &dyn Display) -> Error {
+        Error::malformed(format!(
+            "unable to decompress {} request body: {why}",
+            self.encoding.name()
+        ))
+    }
+}
+
+impl Decoder {
+    fn reader(&mut self) -> &mut dyn Read {
+        match self {
+            Self::Identity(reader) => reader,
+            Self::Deflate(decoder) => decoder,
+            Self::Gzip(decoder) => decoder,
+        }
+    }
+
+    fn source(&mut self) -> &mut RopeReader {
+        match self {
+            Self::Identity(reader) => reader,
+            Self::Deflate(decoder) => decoder.get_mut(),
+            Self::Gzip(decoder) => decoder.get_mut(),
+        }
+    }
 }
 
 /// Packs an answer that is the joined `parts`.
@@ -131,13 +213,6 @@ pub fn compress<'a>(
     })
 }
 
-/// Reads to the end, or one byte past `limit`.
-fn read_to_limit(reader: impl Read, limit: usize) -> io::Result<Vec<u8>> {
-    let mut unpacked = Vec::new();
-    reader.take(limit as u64 + 1).read_to_end(&mut unpacked)?;
-    Ok(unpacked)
-}
-
 fn write_all<'a>(
     encoder: &mut impl Write,
     mut parts: impl Iterator<Item = &'a Bytes>,
@@ -146,13 +221,13 @@ fn write_all<'a>(
 }
 
 /// Reads a rope's pieces one after the other.
-struct RopeReader<'a> {
-    rope: &'a Rope,
+struct RopeReader {
+    rope: Rope,
     piece: usize,
     offset: usize,
 }
 
-impl BufRead for RopeReader<'_> {
+impl BufRead for RopeReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         let piece = self.rope.pieces().get(self.piece).map(AsRef::as_ref).unwrap_or_default();
         Ok(piece.get(self.offset..).unwrap_or_default())
@@ -167,7 +242,7 @@ impl BufRead for RopeReader<'_> {
     }
 }
 
-impl Read for RopeReader<'_> {
+impl Read for RopeReader {
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
         let count = self.fill_buf()?.read(target)?;
         self.consume(count);
@@ -241,6 +316,25 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn unpacking_pauses_where_it_is_told() {
+        const SIZE: usize = 10_000;
+        let zeros = Bytes::from(vec![0; SIZE]);
+        for encoding in [Encoding::Gzip, Encoding::Deflate] {
+            let packed = Rope::from(compress(encoding, [&zeros].into_iter()).unwrap());
+            let mut unpacking = Unpacking::new(encoding, packed, SIZE);
+            for pause in [1, 1000, 1000, 999, SIZE] {
+                let before = unpacking.unpacked.len();
+                unpacking = match unpacking.advance(pause).unwrap() {
+                    Unpacked::Partly(rest) => rest,
+                    Unpacked::Whole(_) => panic!("whole at {pause}"),
+                };
+                assert_eq!(unpacking.unpacked.len(), pause.max(before));
+            }
+            assert_eq!(unpacking.finish().unwrap().into_bytes(), zeros);
         }
     }
 

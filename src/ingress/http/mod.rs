@@ -3,8 +3,8 @@
 //! bodies and the vocabulary, [`metadata`] writes the answers that are not tensors and [`error`] those
 //! that say why not.
 //!
-//! The pure parts use the vocabulary and the protocol's messages; sockets, the runtime and the server
-//! are known to `service` alone.
+//! The pure parts use the vocabulary and the protocol's messages; sockets and the server are known to
+//! `service` alone, the runtime also to `packed`, which keeps long unpacking off the reactor.
 
 pub mod encoding;
 pub mod error;
@@ -12,6 +12,7 @@ pub mod infer_request;
 pub mod infer_response;
 mod json;
 pub mod metadata;
+mod packed;
 mod repository;
 pub mod route;
 mod service;

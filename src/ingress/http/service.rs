@@ -21,17 +21,17 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use smallvec::{SmallVec, smallvec};
 
 use super::{
-    encoding::{self, Encoding},
+    encoding::Encoding,
     error,
     infer_request::{self, ResponseForm},
-    infer_response, metadata, repository,
+    infer_response, metadata, packed, repository,
     route::{self, Model, Route, RouteError},
 };
 use crate::{
     inference::{Error, InferRequest, Rope},
     ingress::describe,
     memory::Reservation,
-    runtime::{HyperTimer, TcpStream, draining, offload, sleep},
+    runtime::{HyperTimer, TcpStream, draining, sleep},
     serving::{ModelControl, Server},
 };
 
@@ -41,10 +41,6 @@ const HEAD_MAX: Duration = Duration::from_secs(300);
 const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A connection's buffer for heads and small bodies, and the most of a body that is read at once.
 const BUFFER_MAX: usize = 512 << 10;
-
-/// Bodies up to this many bytes are packed and unpacked on the reactor: a few hundred microseconds at
-/// most.
-const PACKED_HERE_MAX: usize = 16 << 10;
 
 const HEADER_LENGTH: &str = "inference-header-content-length";
 
@@ -214,7 +210,7 @@ impl Calls {
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let length = body.len();
-        let overrides = away_if_long(length, move || repository::overrides(&body)).await?;
+        let overrides = packed::here_or_away(length, move || repository::overrides(&body)).await?;
         drop(reservation);
         self.control.load(model, overrides).await?;
         Ok(with_type(Segments::default(), "application/json"))
@@ -257,11 +253,7 @@ impl Calls {
         let packing = Encoding::of_response(accepted);
         let (body, packed_as) = match packing {
             Encoding::Identity => (Segments::many(encoded), None),
-            _ => {
-                let length = encoded.content_length();
-                let pack = move || encoding::compress(packing, encoded.parts());
-                (Segments::one(away_if_long(length, pack).await?), Some(packing.name()))
-            }
+            _ => (Segments::one(packed::pack(packing, encoded).await?), Some(packing.name())),
         };
         let mut response = with_type(body, content_type);
         let headers = response.headers_mut();
@@ -330,28 +322,14 @@ impl Calls {
                 return Err(Error::RequestTooLarge { limit, got: rope.len() as u64 });
             }
         }
-        let packed = rope.len();
+        let packed_len = rope.len();
         if packing == Encoding::Identity {
             return Ok(rope);
         }
-        let unpack = move || encoding::decompress(packing, rope, limit);
-        let unpacked = away_if_long(packed, unpack).await?;
-        reservation.grow(unpacked.len().saturating_sub(packed))?;
+        let unpacked = packed::unpack(packing, rope, limit).await?;
+        reservation.grow(unpacked.len().saturating_sub(packed_len))?;
         Ok(unpacked)
     }
-}
-
-/// Packs or unpacks `length` bytes: here if that is quick, else away from the reactor.
-async fn away_if_long<T: Send + 'static>(
-    length: usize,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    if length <= PACKED_HERE_MAX {
-        return work();
-    }
-    offload(work).await.unwrap_or_else(|| {
-        Err(Error::Internal { detail: "a body could not be packed or unpacked".to_owned() })
-    })
 }
 
 /// The pause that no body may have. The timer is set only once there is something to wait for.
