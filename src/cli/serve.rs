@@ -22,7 +22,7 @@ use crate::{
         grpc::{self, GrpcService, GrpcSettings},
         http::{self, HttpSettings},
     },
-    memory::{BufferPool, keep_freed_memory},
+    memory::{BufferPool, Regions, keep_freed_memory},
     observe::logging,
     repository::{self, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
@@ -89,7 +89,9 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let (arena, budget) = args.memory();
     let pool = BufferPool::new(arena, budget)
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
-    let server = Arc::new(Server::new(reactors.handles(), topology.instance_cores(count), pool));
+    let regions = Regions::new(args.allow_client_shm);
+    let cores = topology.instance_cores(count);
+    let server = Arc::new(Server::new(reactors.handles(), cores, pool, regions));
 
     let control = control(args, server.clone());
     let listeners = listen(args, &control)?;
@@ -126,9 +128,6 @@ fn load(
     control: &Arc<ModelControl>,
     startup: &Startup,
 ) -> Result<(), ServeError> {
-    if args.allow_client_shm {
-        log::warn!("--allow-client-shm has no effect: shared memory is not supported yet");
-    }
     let polling = control.first_look()?;
     let models = control.start(startup)?;
     startup::log_backends(&control.loader().backends);

@@ -167,6 +167,18 @@ pub enum Error {
     #[error("request of {got} bytes exceeds the limit of {limit} bytes")]
     RequestTooLarge { limit: usize, got: u64 },
 
+    #[error("Unable to find {kind}shared memory region: '{name}'")]
+    UnknownRegion { kind: &'static str, name: String },
+    #[error("shared memory region '{name}' already in manager")]
+    RegionExists { name: String },
+    #[error("Unable to open shared memory region: '{key}'")]
+    UnopenableRegion { key: String },
+    #[error(
+        "shared memory size specified with the request for output '{output}' ({got} bytes) should \
+         be at least {expected} bytes to hold the results"
+    )]
+    OutputRegionTooSmall { output: String, expected: usize, got: usize },
+
     #[error("Exceeds maximum queue size")]
     QueueFull,
     #[error("server is out of its budget of {limit} bytes for requests in flight")]
@@ -190,7 +202,10 @@ impl Error {
     /// The protocol's code for this failure.
     pub fn code(&self) -> Code {
         match self {
-            Self::UnknownModel { .. } | Self::UnknownVersion { .. } => Code::NotFound,
+            Self::UnknownModel { .. }
+            | Self::UnknownVersion { .. }
+            | Self::UnknownRegion { .. } => Code::NotFound,
+            Self::RegionExists { .. } => Code::AlreadyExists,
             Self::NoAvailableVersions { .. }
             | Self::VersionNotReady { .. }
             | Self::NotReady
@@ -232,9 +247,11 @@ impl Error {
             | Self::RequestTooLarge { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } => Code::Unsupported,
             Self::Cancelled => Code::Cancelled,
-            Self::ModelNotPolled { .. } | Self::Backend { .. } | Self::Internal { .. } => {
-                Code::Internal
-            }
+            Self::ModelNotPolled { .. }
+            | Self::UnopenableRegion { .. }
+            | Self::OutputRegionTooSmall { .. }
+            | Self::Backend { .. }
+            | Self::Internal { .. } => Code::Internal,
         }
     }
 

@@ -18,7 +18,7 @@ pub use clock::Timestamp;
 pub use datatype::DataType;
 pub use error::{Code, Error, NameList};
 pub use parameters::{Parameter, Parameters};
-pub use request::{InferInput, InferRequest, RequestedOutput};
+pub use request::{InferInput, InferRequest, RegionRange, RequestedOutput};
 pub use response::{InferOutput, InferResponse};
 pub use rope::Rope;
 pub use shape::Shape;

@@ -39,6 +39,32 @@ pub struct InferInput {
     pub shape: Shape,
     /// Its elements, little-endian and row-major, where they arrived.
     pub data: Rope,
+    /// Where its elements are instead, if they did not come with the request.
+    pub source: Option<Box<RegionRange>>,
+}
+
+impl InferInput {
+    /// A tensor whose elements came with the request.
+    pub fn new(
+        name: impl Into<CompactString>,
+        datatype: DataType,
+        shape: Shape,
+        data: impl Into<Rope>,
+    ) -> Self {
+        Self { name: name.into(), datatype, shape, data: data.into(), source: None }
+    }
+}
+
+/// Bytes of a shared-memory region that a client registered, as a request names them: nobody has
+/// looked yet whether they are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionRange {
+    /// The region's name.
+    pub region: CompactString,
+    /// Where they begin in it.
+    pub offset: u64,
+    /// How many there are.
+    pub byte_size: u64,
 }
 
 /// An output that a request asks for.
@@ -51,4 +77,6 @@ pub struct RequestedOutput {
     /// Whether the tensor travels in binary form behind a JSON response; `None` leaves that to the
     /// request's default. Only HTTP has a choice.
     pub binary: Option<bool>,
+    /// Where the tensor is to be written instead of being sent.
+    pub target: Option<Box<RegionRange>>,
 }

@@ -8,3 +8,5 @@
 mod describe;
 pub mod grpc;
 pub mod http;
+mod regions;
+mod shared_memory;

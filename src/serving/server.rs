@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     inference::{Error, InferRequest},
-    memory::BufferPool,
+    memory::{BufferPool, Regions},
     repository::ModelId,
     runtime::{ReactorHandle, ReplyReceiver, pin_to},
 };
@@ -40,6 +40,7 @@ pub struct Server {
     reactors: Vec<ReactorHandle>,
     instance_cores: Vec<usize>,
     pool: BufferPool,
+    regions: Regions,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
     incomplete: AtomicBool,
@@ -55,13 +56,19 @@ pub type Versions = BTreeMap<i64, Arc<LoadedVersion>>;
 
 impl Server {
     /// A server without models.
-    pub fn new(reactors: &[ReactorHandle], instance_cores: Vec<usize>, pool: BufferPool) -> Self {
+    pub fn new(
+        reactors: &[ReactorHandle],
+        instance_cores: Vec<usize>,
+        pool: BufferPool,
+        regions: Regions,
+    ) -> Self {
         Self {
             models: ArcSwap::default(),
             state: AtomicU8::new(ServerState::Starting as u8),
             reactors: reactors.to_vec(),
             instance_cores,
             pool,
+            regions,
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
         }
@@ -105,6 +112,11 @@ impl Server {
                 self.instance_cores
             );
         }
+    }
+
+    /// Shared memory that clients have registered.
+    pub fn regions(&self) -> &Regions {
+        &self.regions
     }
 
     /// The tensor memory of all models.

@@ -11,8 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-
 use super::{Reply, Server, VersionSpec};
 use crate::{
     backend::{
@@ -22,7 +20,7 @@ use crate::{
     inference::{
         DataType, InferInput, InferRequest, Parameters, Shape, Signature, TensorSpec, Timestamp,
     },
-    memory::BufferPool,
+    memory::{BufferPool, Regions},
     observe::Totals,
     proto,
     repository::DynamicBatching,
@@ -56,7 +54,8 @@ impl Stage {
         let topology = Topology::read().unwrap();
         let reactors = Reactors::start(&settings, &topology).unwrap();
         let pool = BufferPool::new(64 << 20, 64 << 20).unwrap();
-        let server = Server::new(reactors.handles(), topology.reactor_cores(1), pool);
+        let server =
+            Server::new(reactors.handles(), topology.reactor_cores(1), pool, Regions::new(false));
         let tensor = |name| TensorSpec::new(name, DataType::Uint8, Shape::from([ROW as i64]));
         let signature = Signature {
             model: "m".into(),
@@ -90,12 +89,8 @@ impl Stage {
         let (server, gives_up) = (self.server.clone(), Waiting::default());
         self.waiting.lock().unwrap().insert(value, gives_up.clone());
         let asking = move || {
-            let input = InferInput {
-                name: "IN".into(),
-                datatype: DataType::Uint8,
-                shape: Shape::from([1, ROW as i64]),
-                data: Bytes::from(vec![value; ROW]).into(),
-            };
+            let shape = Shape::from([1, ROW as i64]);
+            let input = InferInput::new("IN", DataType::Uint8, shape, vec![value; ROW]);
             let request = InferRequest {
                 model_name: "m".into(),
                 inputs: [input].into_iter().collect(),

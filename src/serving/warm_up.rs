@@ -98,7 +98,7 @@ impl WarmUp {
                 let dims = Shape::from(input.dims.as_slice());
                 let data = data(name, input, datatype, &dims, model_dir)?;
                 let shape = if batched { dims.with_batch(1) } else { dims };
-                Ok(InferInput { name: name.as_str().into(), datatype, shape, data: data.into() })
+                Ok(InferInput::new(name.as_str(), datatype, shape, data))
             })
             .collect();
         let mut request = InferRequest { inputs: inputs?, ..InferRequest::default() };

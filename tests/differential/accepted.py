@@ -130,7 +130,7 @@ _WHERE = {
         http/infer/classification_negative
         http/infer/classification_text http/generate/text_for_float http/generate/bad_json
         http/generate/empty http/generate/bytes_number http/generate/bytes_bool
-        http/generate/bytes_object http/generate/bytes_null http/shm/register_bad_json
+        http/generate/bytes_object http/generate/bytes_null http/shm/register_bad_json http/shm/register_empty
         http/shm/register_empty http/trace/set_bad_json http/trace/set_empty
         http/logging/set_bad_type http/logging/set_bad_level http/logging/set_level_negative
         http/logging/set_bad_json http/logging/set_empty http/index/ready_text http/index/bad_json

@@ -9,11 +9,6 @@ from __future__ import annotations
 import fnmatch
 
 _WHERE = {
-    "shared memory": """
-        http/shm/* http/cuda_shm/* grpc/shm/* grpc/cuda_shm/* shared_memory/*
-        http/infer/shared_memory_unknown_in http/infer/shared_memory_unknown_out
-        http/infer/shared_memory_no_size grpc/infer/shared_memory_*
-    """,
     "trace settings": "http/trace/* grpc/trace/*",
     "log settings": "http/logging/* grpc/logging/*",
     "generate": "http/generate/*",
@@ -40,8 +35,8 @@ _WHERE = {
     "all extensions of the protocol": "http/server/metadata grpc/server/metadata",
 }
 
-# These fit a pattern and answer alike already: all they learn is that the method is wrong.
-_NOW = {"http/generate/get", "http/shm/get_register", "http/shm/post_status"}
+# It fits a pattern and answers alike already: all it learns is that the method is wrong.
+_NOW = {"http/generate/get"}
 
 # Models of the test's repository that need such a feature to be loaded.
 MODELS = ("ensemble", "identity_sequence")

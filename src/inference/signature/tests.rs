@@ -20,7 +20,7 @@ fn signature(max_batch_size: u32) -> Signature {
 }
 
 fn input(name: &str, datatype: DataType, shape: &[i64], data: &[u8]) -> InferInput {
-    InferInput { name: name.into(), datatype, shape: shape.into(), data: data.to_vec().into() }
+    InferInput::new(name, datatype, shape.into(), data.to_vec())
 }
 
 fn floats(shape: &[i64], bytes: usize) -> InferInput {

@@ -90,16 +90,27 @@ impl WireInput {
                 _ => reader.skip(wire)?,
             }
         }
-        parameters::check_input(&name, &parameters)?;
         let datatype: DataType = datatype.parse().map_err(|_| {
             Error::malformed(format!("inference input '{name}' has unknown data-type '{datatype}'"))
         })?;
-        Ok(Self { input: InferInput { name, datatype, shape, data: Rope::default() }, contents })
+        let mut input = InferInput::new(name, datatype, shape, Rope::default());
+        input.source = parameters::source(&input.name, &parameters)?;
+        Ok(Self { input, contents })
     }
 
     /// The input with the data that its typed `contents` hold.
     fn with_contents(self, model: &str) -> Result<InferInput, Error> {
         let Self { mut input, contents } = self;
+        if input.source.is_some() {
+            return match contents {
+                None => Ok(input),
+                Some(_) => Err(Error::malformed(format!(
+                    "unexpected 'content' provided when using shared memory for input tensor '{}' \
+                     for model '{model}'",
+                    input.name
+                ))),
+            };
+        }
         let contents = contents.ok_or_else(|| no_data(&input, model))?;
         check_kind(&input, model, &contents)?;
         input.data = typed_contents(&input, contents)?.into();
@@ -131,7 +142,9 @@ fn with_raw_contents(
                     input.name
                 )));
             }
-            input.data = raw.next().ok_or_else(|| no_data(&input, model))?;
+            if input.source.is_none() {
+                input.data = raw.next().ok_or_else(|| no_data(&input, model))?;
+            }
             Ok(input)
         })
         .collect()

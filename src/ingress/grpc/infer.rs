@@ -13,9 +13,10 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
 use super::{connection::Connection, decode, encode, message::MessageReader, status};
 use crate::{
-    inference::{Error, InferResponse, Timestamp},
+    inference::{Error, InferRequest, InferResponse, Rope, Timestamp},
+    ingress::shared_memory::SharedTensors,
     runtime::{ReplyReceiver, sleep},
-    serving::Reply,
+    serving::{Reply, Server},
 };
 
 /// How long a large response may lie in the batch's memory while its client does not read. After
@@ -61,12 +62,33 @@ async fn infer(
     let message = messages.next().await?;
     let message = message.ok_or_else(|| Error::malformed("the call has no request message"))?;
     let _reservation = message.reservation;
-    let mut request = decode::infer_request(message.bytes)?;
-    request.deadline = deadline;
-    let mut answer = connection.server.infer(request)?;
+    let (mut answer, shared) = begin(&connection.server, message.bytes, deadline)?;
     let reply =
         std::future::poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
-    reply.unwrap_or_else(|| Err(Error::unanswered()))
+    let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
+    match shared.is_empty() {
+        true => Ok(response),
+        false => Box::pin(shared.deliver(response, connection.server.pool())).await,
+    }
+}
+
+fn begin(
+    server: &Server,
+    message: Rope,
+    deadline: Option<Timestamp>,
+) -> Result<(ReplyReceiver<Reply>, SharedTensors), Error> {
+    let mut request = decode::infer_request(message)?;
+    request.deadline = deadline;
+    ask(server, request)
+}
+
+/// Hands a request to the server. What it uses of shared memory is to be kept until it is answered.
+pub fn ask(
+    server: &Server,
+    mut request: InferRequest,
+) -> Result<(ReplyReceiver<Reply>, SharedTensors), Error> {
+    let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
+    Ok((server.infer(request)?, shared))
 }
 
 /// Waits for the answer, or for the client to leave or to send what does not belong there.

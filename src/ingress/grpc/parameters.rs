@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::inference::{Error, InferRequest, Parameter, Parameters, RequestedOutput};
+use crate::inference::{Error, InferRequest, Parameter, Parameters, RegionRange, RequestedOutput};
 
 /// The parameters of one input or output.
 pub type TensorParameters = Parameters;
@@ -46,27 +46,30 @@ pub fn take_reserved(request: &mut InferRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks the parameters of an input.
+/// Where an input lies, if its parameters say that it lies in shared memory.
 ///
 /// # Errors
-/// When they ask for what the server does not offer.
-pub fn check_input(name: &str, parameters: &TensorParameters) -> Result<(), Error> {
-    match parameters.get("shared_memory_region") {
-        Some(_) => Err(shared_memory(name)),
-        None => Ok(()),
-    }
+/// When a value is of the wrong kind or its size is missing.
+pub fn source(
+    name: &str,
+    parameters: &TensorParameters,
+) -> Result<Option<Box<RegionRange>>, Error> {
+    if parameters.is_empty() { Ok(None) } else { region(name, parameters) }
 }
 
 /// Moves the parameters of an output into its fields.
 ///
 /// # Errors
-/// When they ask for what the server does not offer, or a value is of the wrong kind.
+/// When they contradict each other, or a value is of the wrong kind.
 pub fn apply_output(
     output: &mut RequestedOutput,
     parameters: &TensorParameters,
 ) -> Result<(), Error> {
-    if parameters.get("shared_memory_region").is_some() {
-        return Err(shared_memory(&output.name));
+    output.target = region(&output.name, parameters)?;
+    if output.target.is_some() && parameters.get("classification").is_some() {
+        return Err(Error::malformed(
+            "output can't set both 'shared_memory_region' and 'classification'",
+        ));
     }
     output.classification = match parameters.get("classification") {
         None => 0,
@@ -97,8 +100,26 @@ fn unsigned(name: &str, value: &Parameter, expected: &str) -> Result<u64, Error>
     }
 }
 
-fn shared_memory(tensor: &str) -> Error {
-    Error::Unsupported {
-        detail: format!("tensor '{tensor}' is in shared memory, which is not supported"),
-    }
+fn region(tensor: &str, parameters: &TensorParameters) -> Result<Option<Box<RegionRange>>, Error> {
+    let region = match parameters.get("shared_memory_region") {
+        None => return Ok(None),
+        Some(Parameter::String(region)) => region.clone(),
+        Some(_) => return Err(wrong_type("shared_memory_region", "string_param")),
+    };
+    // A negative number is one that no region reaches.
+    let number = |name, value: &Parameter| match value {
+        Parameter::Int(value) => Ok(value.cast_unsigned()),
+        Parameter::Uint(value) => Ok(*value),
+        _ => Err(wrong_type(name, "int64_param")),
+    };
+    let offset = parameters.get("shared_memory_offset");
+    let offset = offset.map_or(Ok(0), |value| number("shared_memory_offset", value))?;
+    let byte_size = parameters.get("shared_memory_byte_size").ok_or_else(|| {
+        Error::malformed(format!(
+            "'shared_memory_byte_size' must be specified along with 'shared_memory_region' \
+             parameter for tensor '{tensor}'"
+        ))
+    })?;
+    let byte_size = number("shared_memory_byte_size", byte_size)?;
+    Ok(Some(Box::new(RegionRange { region, offset, byte_size })))
 }

@@ -9,14 +9,20 @@ use tower_service::Service as _;
 use super::{repository, status, tonic_bridge::RequestBody};
 use crate::{
     inference::Error,
-    ingress::describe,
+    ingress::{describe, regions},
     proto::{
-        ModelConfigRequest, ModelConfigResponse, ModelMetadataRequest, ModelMetadataResponse,
-        ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse,
+        CudaSharedMemoryRegisterRequest, CudaSharedMemoryRegisterResponse,
+        CudaSharedMemoryStatusRequest, CudaSharedMemoryStatusResponse,
+        CudaSharedMemoryUnregisterRequest, CudaSharedMemoryUnregisterResponse, ModelConfigRequest,
+        ModelConfigResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest,
+        ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse,
         RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
         RepositoryModelLoadResponse, RepositoryModelUnloadRequest, RepositoryModelUnloadResponse,
         ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
-        ServerReadyRequest, ServerReadyResponse,
+        ServerReadyRequest, ServerReadyResponse, SystemSharedMemoryRegisterRequest,
+        SystemSharedMemoryRegisterResponse, SystemSharedMemoryStatusRequest,
+        SystemSharedMemoryStatusResponse, SystemSharedMemoryUnregisterRequest,
+        SystemSharedMemoryUnregisterResponse,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
         health::{
             HealthCheckRequest, HealthCheckResponse,
@@ -179,6 +185,51 @@ impl GrpcInferenceService for Calls {
             Err(error) => Err(error),
         })
         .map(|_| tonic::Response::new(RepositoryModelUnloadResponse {}))
+    }
+
+    async fn system_shared_memory_status(
+        &self,
+        request: tonic::Request<SystemSharedMemoryStatusRequest>,
+    ) -> Answer<SystemSharedMemoryStatusResponse> {
+        answer(regions::status(self.server.regions(), &request.into_inner().name))
+    }
+
+    async fn system_shared_memory_register(
+        &self,
+        request: tonic::Request<SystemSharedMemoryRegisterRequest>,
+    ) -> Answer<SystemSharedMemoryRegisterResponse> {
+        let registered = regions::register(self.server.regions(), &request.into_inner());
+        answer(registered.map(|()| SystemSharedMemoryRegisterResponse {}))
+    }
+
+    async fn system_shared_memory_unregister(
+        &self,
+        request: tonic::Request<SystemSharedMemoryUnregisterRequest>,
+    ) -> Answer<SystemSharedMemoryUnregisterResponse> {
+        regions::unregister(self.server.regions(), &request.into_inner().name);
+        answer(Ok(SystemSharedMemoryUnregisterResponse {}))
+    }
+
+    async fn cuda_shared_memory_status(
+        &self,
+        request: tonic::Request<CudaSharedMemoryStatusRequest>,
+    ) -> Answer<CudaSharedMemoryStatusResponse> {
+        answer(regions::cuda_status(&request.into_inner().name))
+    }
+
+    async fn cuda_shared_memory_register(
+        &self,
+        request: tonic::Request<CudaSharedMemoryRegisterRequest>,
+    ) -> Answer<CudaSharedMemoryRegisterResponse> {
+        answer(Err(regions::cuda_register(&request.into_inner())))
+    }
+
+    async fn cuda_shared_memory_unregister(
+        &self,
+        _: tonic::Request<CudaSharedMemoryUnregisterRequest>,
+    ) -> Answer<CudaSharedMemoryUnregisterResponse> {
+        // There are none that could be forgotten.
+        answer(Ok(CudaSharedMemoryUnregisterResponse {}))
     }
 }
 

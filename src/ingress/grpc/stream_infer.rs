@@ -10,12 +10,13 @@ use h2::{RecvStream, SendStream, server::SendResponse};
 use super::{
     connection::Connection,
     decode, encode,
-    infer::{response_head, send_segment},
+    infer::{ask, response_head, send_segment},
     message::{Message, MessageReader},
     status,
 };
 use crate::{
     inference::{Error, Parameter},
+    ingress::shared_memory::SharedTensors,
     memory::Reservation,
     runtime::ReplyReceiver,
     serving::Reply,
@@ -38,7 +39,8 @@ pub async fn answer(
     while reading || !in_flight.is_empty() {
         match next_event(&mut requests, &mut responses, &mut in_flight, reading).await {
             Event::Request(message) => in_flight.push_back(begin(&connection, message)),
-            Event::Reply(id, reply) => {
+            Event::Reply(id, shared, reply) => {
+                let reply = delivered(&connection, shared, reply).await;
                 if send(&connection, &mut responses, &id, reply).await.is_err() {
                     return;
                 }
@@ -62,6 +64,7 @@ pub async fn answer(
 struct InFlight {
     id: CompactString,
     answer: Answer,
+    shared: SharedTensors,
     _reservation: Reservation,
 }
 
@@ -74,7 +77,7 @@ enum Answer {
 enum Event {
     Request(Message),
     /// The oldest request's answer.
-    Reply(CompactString, Reply),
+    Reply(CompactString, SharedTensors, Reply),
     /// The client sends no more requests.
     End,
     /// What the client sends is no stream of messages.
@@ -95,9 +98,11 @@ async fn next_event(
             };
             if let Poll::Ready(reply) = reply {
                 let id = std::mem::take(&mut oldest.id);
+                let shared = std::mem::take(&mut oldest.shared);
                 in_flight.pop_front();
                 return Poll::Ready(Event::Reply(
                     id,
+                    shared,
                     reply.unwrap_or_else(|| Err(Error::unanswered())),
                 ));
             }
@@ -118,12 +123,19 @@ async fn next_event(
 }
 
 fn begin(connection: &Connection, message: Message) -> InFlight {
-    let (id, answer) = match decode::infer_request(message.bytes) {
-        Ok(request) => (request.id.clone(), connection.server.infer(request)),
+    let (id, begun) = match decode::infer_request(message.bytes) {
+        Ok(request) => (request.id.clone(), ask(&connection.server, request)),
         Err(error) => (CompactString::default(), Err(error)),
     };
-    let answer = answer.map_or_else(|error| Answer::Failed(Some(error)), Answer::Coming);
-    InFlight { id, answer, _reservation: message.reservation }
+    let (answer, shared) = match begun {
+        Ok((answer, shared)) => (Answer::Coming(answer), shared),
+        Err(error) => (Answer::Failed(Some(error)), SharedTensors::default()),
+    };
+    InFlight { id, answer, shared, _reservation: message.reservation }
+}
+
+async fn delivered(connection: &Connection, shared: SharedTensors, reply: Reply) -> Reply {
+    shared.deliver(reply?, connection.server.pool()).await
 }
 
 async fn send(

@@ -70,7 +70,9 @@ pub fn encode(response: &InferResponse, form: &ResponseForm) -> Result<EncodedRe
             json.push(b',');
         }
         write_output_head(&mut json, output);
-        if form.is_binary(index, &output.name) {
+        if form.is_elsewhere(index, &output.name) {
+            // It has been written to the client's memory.
+        } else if form.is_binary(index, &output.name) {
             json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
             write_integer(&mut json, output.data.len());
             json.push(b'}');

@@ -78,7 +78,7 @@ pub fn repository_index(index: &RepositoryIndexResponse) -> Bytes {
     write(&models.collect::<Vec<_>>())
 }
 
-fn write(body: &impl Serialize) -> Bytes {
+pub(super) fn write(body: &impl Serialize) -> Bytes {
     // Strings and integers in structs and sequences: neither they nor a vector can refuse.
     serde_json::to_vec(body).unwrap_or_default().into()
 }

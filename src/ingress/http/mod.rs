@@ -6,13 +6,15 @@
 //! The pure parts use the vocabulary and the protocol's messages; sockets and the server are known to
 //! `service` alone, the runtime also to `packed`, which keeps long unpacking off the reactor.
 
+pub mod body;
 pub mod encoding;
-pub mod error;
+mod error;
 pub mod infer_request;
 pub mod infer_response;
 mod json;
 pub mod metadata;
 mod packed;
+mod regions;
 mod repository;
 pub mod route;
 mod service;

@@ -1,8 +1,9 @@
 //! The bodies of the calls about repositories. All may be empty.
 
-use bytes::Bytes;
-
-use super::json::{Cursor, Kind};
+use super::{
+    body::{base64, boolean, members_if_any, skip, string},
+    json::{Cursor, Kind},
+};
 use crate::{
     inference::{Error, Rope},
     ingress::describe,
@@ -15,7 +16,7 @@ use crate::{
 /// The body is not JSON, or says it otherwise than by `true` or `false`.
 pub fn only_ready(body: &Rope) -> Result<bool, Error> {
     let mut ready = false;
-    members(body, |cursor, name| {
+    members_if_any(body, |cursor, name| {
         match name {
             "ready" => ready = boolean(cursor)?,
             _ => skip(cursor)?,
@@ -68,7 +69,7 @@ fn parameters(
     body: &Rope,
     mut parameter: impl FnMut(&mut Cursor<'_>, &str) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    members(body, |cursor, name| match (name, cursor.kind()) {
+    members_if_any(body, |cursor, name| match (name, cursor.kind()) {
         ("parameters", Kind::Object) => cursor.object(|cursor, name| parameter(cursor, &name)),
         ("parameters", _) => {
             cursor.skip()?;
@@ -78,77 +79,10 @@ fn parameters(
     })
 }
 
-fn members(
-    body: &Rope,
-    mut member: impl FnMut(&mut Cursor<'_>, &str) -> Result<(), Error>,
-) -> Result<(), Error> {
-    if body.is_empty() {
-        return Ok(());
-    }
-    let text = body.clone().into_bytes();
-    let mut cursor = Cursor::new(&text)?;
-    if cursor.kind() != Kind::Object {
-        cursor.skip()?;
-        return Err(Error::malformed("attempt to get members for non-object"));
-    }
-    cursor.object(|cursor, name| member(cursor, &name))?;
-    Ok(cursor.finish()?)
-}
-
-fn skip(cursor: &mut Cursor<'_>) -> Result<(), Error> {
-    cursor.skip()?;
-    Ok(())
-}
-
-fn boolean(cursor: &mut Cursor<'_>) -> Result<bool, Error> {
-    match cursor.kind() {
-        Kind::Bool => Ok(cursor.boolean()?),
-        _ => {
-            cursor.skip()?;
-            Err(Error::malformed("attempt to access JSON non-boolean as boolean"))
-        }
-    }
-}
-
-fn string(cursor: &mut Cursor<'_>) -> Result<String, Error> {
-    match cursor.kind() {
-        Kind::String => Ok(cursor.string()?.into_owned()),
-        _ => {
-            cursor.skip()?;
-            Err(Error::malformed("attempt to access JSON non-string as string"))
-        }
-    }
-}
-
-/// The bytes that a text means in the usual alphabet, with its padding or without; white space counts
-/// for nothing.
-fn base64(text: &str) -> Option<Bytes> {
-    let text = text.trim_end_matches(|c: char| c == '=' || c.is_ascii_whitespace());
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
-    let (mut bits, mut held) = (0_u32, 0_u32);
-    for symbol in text.bytes().filter(|symbol| !symbol.is_ascii_whitespace()) {
-        let value = match symbol {
-            b'A'..=b'Z' => symbol - b'A',
-            b'a'..=b'z' => symbol - b'a' + 26,
-            b'0'..=b'9' => symbol - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held) as u8);
-            bits &= (1 << held) - 1;
-        }
-    }
-    // A whole symbol too many, or bits that no byte has.
-    (held < 6 && bits == 0).then(|| bytes.into())
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn rope(text: &str) -> Rope {

@@ -24,12 +24,12 @@ use super::{
     encoding::Encoding,
     error,
     infer_request::{self, ResponseForm},
-    infer_response, metadata, packed, repository,
-    route::{self, Model, Route, RouteError},
+    infer_response, metadata, packed, regions as http_regions, repository,
+    route::{self, Model, Route, RouteError, SharedMemoryAction, SharedMemoryKind},
 };
 use crate::{
     inference::{Error, InferRequest, Rope},
-    ingress::describe,
+    ingress::{describe, regions, shared_memory::SharedTensors},
     memory::Reservation,
     runtime::{HyperTimer, TcpStream, draining, sleep},
     serving::{ModelControl, Server},
@@ -142,6 +142,9 @@ impl Calls {
             Route::RepositoryUnload { repository, model } => {
                 self.unload(&repository, &model, &head, body).await
             }
+            Route::SharedMemory { kind, action: SharedMemoryAction::Register, region } => {
+                self.register(kind, &region, &head, body).await
+            }
             other => self.describe(&other),
         };
         answered.unwrap_or_else(|error| {
@@ -179,6 +182,21 @@ impl Calls {
             Route::AllStatistics => {
                 json(metadata::model_statistics(&describe::statistics(server, "", "")?))
             }
+            Route::SharedMemory { kind, action, region } => match (kind, action) {
+                (SharedMemoryKind::System, SharedMemoryAction::Status) => {
+                    json(http_regions::status(&regions::status(server.regions(), region)?))
+                }
+                (SharedMemoryKind::Cuda, SharedMemoryAction::Status) => {
+                    regions::cuda_status(region)?;
+                    json(Bytes::from_static(b"[]"))
+                }
+                (SharedMemoryKind::System, _) => {
+                    regions::unregister(server.regions(), region);
+                    with_type(Segments::default(), "application/json")
+                }
+                // There are none that could be forgotten.
+                (SharedMemoryKind::Cuda, _) => with_type(Segments::default(), "application/json"),
+            },
             other => {
                 let call = format!("{other:?}");
                 let call = call.split([' ', '(']).next().unwrap_or_default();
@@ -231,6 +249,28 @@ impl Calls {
         Ok(with_type(Segments::default(), "application/json"))
     }
 
+    async fn register(
+        &self,
+        kind: SharedMemoryKind,
+        region: &str,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        let mut reservation = self.server.pool().reservation();
+        let body = self.read(head, body, &mut reservation).await?;
+        match kind {
+            SharedMemoryKind::System => {
+                let request = http_regions::register(region, &body)?;
+                regions::register(self.server.regions(), &request)?;
+            }
+            SharedMemoryKind::Cuda => {
+                let request = http_regions::cuda_register(region, &body)?;
+                return Err(regions::cuda_register(&request));
+            }
+        }
+        Ok(with_type(Segments::default(), "application/json"))
+    }
+
     async fn infer(
         &self,
         model: &Model<'_>,
@@ -241,11 +281,14 @@ impl Calls {
         self.server.version(&model.name, model.version)?;
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
-        let (request, form) = self.parse(model, &head.headers, &body)?;
+        let (mut request, form) = self.parse(model, &head.headers, &body)?;
         drop(body);
+        let server = &self.server;
+        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
         let mut answer = self.server.infer(request)?;
         let reply = answer.receive().await;
         let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
+        let response = shared.deliver(response, server.pool()).await?;
         let encoded = infer_response::encode(&response, &form)?;
         let json_length = encoded.json_length();
         let content_type = encoded.content_type();

@@ -53,8 +53,11 @@ fn an_answer_has_tritons_members_in_tritons_order() {
     response.parameters.insert("u", Parameter::Uint(u64::MAX));
     response.parameters.insert("d", Parameter::Double(0.25));
     response.parameters.insert("s", Parameter::String("x".into()));
-    let binary =
-        |name: &str| RequestedOutput { name: name.into(), classification: 0, binary: Some(true) };
+    let binary = |name: &str| RequestedOutput {
+        name: name.into(),
+        binary: Some(true),
+        ..RequestedOutput::default()
+    };
     let form = ResponseForm {
         binary_by_default: false,
         outputs: [binary("E"), binary("D")].into_iter().collect(),
@@ -181,8 +184,8 @@ fn any_response() -> impl Strategy<Value = (InferResponse, ResponseForm)> {
                 let json = !matches!(output.datatype, DataType::Fp16 | DataType::Bf16);
                 form.outputs.push(RequestedOutput {
                     name: (&*output.name).into(),
-                    classification: 0,
                     binary: Some(binary || !json),
+                    ..RequestedOutput::default()
                 });
                 answer.outputs.push(output);
             }

@@ -42,6 +42,11 @@ impl ResponseForm {
         at_index.or_else(|| self.outputs.iter().find(|output| output.name == name))
     }
 
+    /// Whether the output goes to shared memory instead of into the answer.
+    pub fn is_elsewhere(&self, index: usize, name: &str) -> bool {
+        self.output(index, name).is_some_and(|output| output.target.is_some())
+    }
+
     /// Whether the output travels in binary form.
     pub fn is_binary(&self, index: usize, name: &str) -> bool {
         let said = self.output(index, name).and_then(|output| output.binary);

@@ -54,12 +54,12 @@ pub fn raw_infer_request(
     let request = InferRequest {
         model_name: (&*signature.model).into(),
         model_version: version.into(),
-        inputs: smallvec![InferInput {
-            name: (&*spec.name).into(),
-            datatype: spec.datatype,
-            shape: batch.into_iter().chain(dims).collect(),
+        inputs: smallvec![InferInput::new(
+            &*spec.name,
+            spec.datatype,
+            batch.into_iter().chain(dims).collect(),
             data,
-        }],
+        )],
         ..InferRequest::default()
     };
     Ok((request, ResponseForm { binary_by_default: true, ..ResponseForm::default() }))

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::{RANK_MAX, TENSORS_MAX, Tail, elements, members};
 use crate::{
-    inference::{DataType, Error, InferInput, RequestedOutput, Rope, Shape},
+    inference::{DataType, Error, InferInput, RegionRange, RequestedOutput, Rope, Shape},
     ingress::http::json::Cursor,
 };
 
@@ -43,8 +43,35 @@ struct InputReader<'a> {
     datatype: Option<Cow<'a, str>>,
     shape: Option<Shape>,
     binary_data_size: Option<u64>,
-    in_shared_memory: bool,
+    place: Place<'a>,
     data: Option<Data<'a>>,
+}
+
+/// Where a tensor lies by its parameters, if that is in shared memory.
+#[derive(Default)]
+struct Place<'a> {
+    region: Option<Cow<'a, str>>,
+    offset: u64,
+    byte_size: u64,
+}
+
+impl<'a> Place<'a> {
+    fn member(&mut self, cursor: &mut Cursor<'a>, name: &str) -> Result<(), Error> {
+        match name {
+            "shared_memory_region" => self.region = Some(members::string(cursor, name)?),
+            "shared_memory_offset" => self.offset = members::unsigned(cursor, name)?,
+            "shared_memory_byte_size" => self.byte_size = members::unsigned(cursor, name)?,
+            _ => {
+                cursor.skip()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn range(self) -> Option<Box<RegionRange>> {
+        let region = self.region?.as_ref().into();
+        Some(Box::new(RegionRange { region, offset: self.offset, byte_size: self.byte_size }))
+    }
 }
 
 /// The member `data`: read already if name, type and shape came before it, or its place.
@@ -67,13 +94,7 @@ impl<'a> InputReader<'a> {
                         let size = members::unsigned(cursor, "binary_data_size")?;
                         self.binary_data_size = Some(size);
                     }
-                    "shared_memory_region" => {
-                        members::string(cursor, "shared_memory_region")?;
-                        self.in_shared_memory = true;
-                    }
-                    _ => {
-                        cursor.skip()?;
-                    }
+                    _ => self.place.member(cursor, name)?,
                 }
                 Ok(())
             })?,
@@ -110,17 +131,18 @@ impl<'a> InputReader<'a> {
                      model '{model}'"
                 ))
             })?,
-            (None, None) if self.in_shared_memory => return Err(shared_memory("input", &name)),
             (None, None) => Rope::default(),
         };
-        Ok(InferInput { name: name.as_ref().into(), datatype, shape, data })
+        let mut input = InferInput::new(name.as_ref(), datatype, shape, data);
+        input.source = self.place.range();
+        Ok(input)
     }
 
     fn check_one_source(&self) -> Result<(), Error> {
         let sources = [
             (self.data.is_some(), " 'data'"),
             (self.binary_data_size.is_some(), " 'binary_data_size'"),
-            (self.in_shared_memory, " 'shared_memory_region'"),
+            (self.place.region.is_some(), " 'shared_memory_region'"),
         ];
         let set: String = sources.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
         let said = match sources.iter().filter(|(set, _)| *set).count() {
@@ -135,11 +157,11 @@ impl<'a> InputReader<'a> {
     }
 }
 
-fn output(cursor: &mut Cursor<'_>) -> Result<RequestedOutput, Error> {
+fn output<'a>(cursor: &mut Cursor<'a>) -> Result<RequestedOutput, Error> {
     let mut output_name = None;
     let mut binary = None;
     let mut classification = None;
-    let mut in_shared_memory = false;
+    let mut place = Place::default();
     members::object(cursor, |cursor, name| {
         match name {
             "name" if output_name.is_none() => output_name = Some(members::string(cursor, "name")?),
@@ -150,13 +172,7 @@ fn output(cursor: &mut Cursor<'_>) -> Result<RequestedOutput, Error> {
                         let count = members::unsigned_to("set", cursor, "classification")?;
                         classification = Some(count);
                     }
-                    "shared_memory_region" => {
-                        members::string(cursor, "shared_memory_region")?;
-                        in_shared_memory = true;
-                    }
-                    _ => {
-                        cursor.skip()?;
-                    }
+                    _ => place.member(cursor, name)?,
                 }
                 Ok(())
             })?,
@@ -167,12 +183,14 @@ fn output(cursor: &mut Cursor<'_>) -> Result<RequestedOutput, Error> {
         Ok(())
     })?;
     let name = output_name.ok_or_else(|| members::missing("name"))?;
-    if in_shared_memory {
-        let other = match (classification, binary) {
-            (Some(_), _) => "classification",
-            (None, Some(true)) => "binary_data",
-            _ => return Err(shared_memory("output", &name)),
-        };
+    let target = place.range();
+    let other = match (classification, binary) {
+        _ if target.is_none() => None,
+        (Some(_), _) => Some("classification"),
+        (None, Some(true)) => Some("binary_data"),
+        _ => None,
+    };
+    if let Some(other) = other {
         return Err(Error::malformed(format!(
             "Output can't set both 'shared_memory_region' and '{other}'"
         )));
@@ -190,6 +208,7 @@ fn output(cursor: &mut Cursor<'_>) -> Result<RequestedOutput, Error> {
         // An output that is named and says nothing travels as JSON whatever the request's default
         // is: that default is for outputs that are not named.
         binary: Some(binary.unwrap_or(false)),
+        target,
     })
 }
 
@@ -215,13 +234,6 @@ fn shape(cursor: &mut Cursor<'_>) -> Result<Shape, Error> {
 
 fn parse_datatype(input: &str, name: &str) -> Result<DataType, Error> {
     name.parse().map_err(|_| Error::malformed(format!("invalid datatype for input {input}")))
-}
-
-/// Tensors in shared memory are not served over HTTP.
-fn shared_memory(what: &str, name: &str) -> Error {
-    Error::Unsupported {
-        detail: format!("{what} '{name}' is in shared memory, which is not supported over HTTP"),
-    }
 }
 
 fn check_count(what: &str, count: usize) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::inference::{DataType, Parameter, Shape, Signature, TensorSpec};
+use crate::inference::{DataType, Parameter, RegionRange, Shape, Signature, TensorSpec};
 
 fn parse_text(json: &str) -> Result<(InferRequest, ResponseForm), Error> {
     parse("m", "", &json.as_bytes().to_vec().into(), json.len())
@@ -404,22 +404,19 @@ fn the_tail_must_be_exactly_what_the_inputs_take() {
 }
 
 #[test]
-fn shared_memory_is_refused_as_unsupported() {
-    let region = r#""parameters":{"shared_memory_region":"r","shared_memory_byte_size":4}"#;
+fn tensors_may_lie_in_shared_memory() {
+    let region = r#""parameters":{"shared_memory_region":"r","shared_memory_byte_size":4,"shared_memory_offset":8}"#;
     let json = input(&format!(r#""name":"A","datatype":"INT8","shape":[4],{region}"#));
-    let error = parse_text(&json).unwrap_err();
-    assert_eq!(error.code(), crate::inference::Code::Unsupported);
-    assert_eq!(
-        error.to_string(),
-        "input 'A' is in shared memory, which is not supported over HTTP"
-    );
+    let expected = RegionRange { region: "r".into(), offset: 8, byte_size: 4 };
+    let (request, _) = parse_text(&json).unwrap();
+    assert_eq!(request.inputs[0].source.as_deref(), Some(&expected));
+    let json = format!(r#"{{"inputs":[],"outputs":[{{"name":"P",{region}}}]}}"#);
+    let (request, form) = parse_text(&json).unwrap();
+    assert_eq!(request.outputs[0].target.as_deref(), Some(&expected));
+    assert!(form.is_elsewhere(0, "P"));
     let output = |parameters: &str| {
         message(&format!(r#"{{"inputs":[],"outputs":[{{"name":"P","parameters":{parameters}}}]}}"#))
     };
-    assert_eq!(
-        output(r#"{"shared_memory_region":"r"}"#),
-        "output 'P' is in shared memory, which is not supported over HTTP"
-    );
     assert_eq!(
         output(r#"{"shared_memory_region":"r","classification":1}"#),
         "Output can't set both 'shared_memory_region' and 'classification'"

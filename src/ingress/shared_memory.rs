@@ -1,0 +1,114 @@
+//! Tensors that lie in shared memory: what a request names becomes bytes, and outputs go where they are
+//! to go.
+
+use compact_str::CompactString;
+use smallvec::SmallVec;
+
+use crate::{
+    inference::{DataType, Error, InferRequest, InferResponse},
+    memory::{BufferPool, RegionView, Regions},
+    runtime::offload,
+};
+
+/// Outputs of up to so many bytes are copied into their regions on the reactor: some 100 µs.
+const COPIED_HERE_MAX: usize = 1 << 20;
+
+/// The regions that a request uses. They stay mapped until it is dropped.
+#[derive(Debug, Default)]
+pub struct SharedTensors(Option<Box<Places>>);
+
+#[derive(Debug, Default)]
+struct Places {
+    inputs: SmallVec<[RegionView; 1]>,
+    outputs: SmallVec<[(CompactString, RegionView); 1]>,
+}
+
+impl SharedTensors {
+    /// Looks up what the request names and puts the bytes of its inputs in place.
+    ///
+    /// Floating-point numbers are read where they lie, for any bits are a number. Everything else is
+    /// copied first: a client that changed an index or the length of a string after it was checked
+    /// would lead the model out of its memory.
+    ///
+    /// # Errors
+    /// When a region is unknown, a range does not lie within it, or memory for a copy is used up.
+    pub fn resolve(
+        request: &mut InferRequest,
+        regions: &Regions,
+        pool: &BufferPool,
+    ) -> Result<Self, Error> {
+        let named = request.inputs.iter().any(|input| input.source.is_some())
+            || request.outputs.iter().any(|output| output.target.is_some());
+        if !named {
+            return Ok(Self(None));
+        }
+        let mut places = Box::new(Places::default());
+        for input in &mut request.inputs {
+            let Some(range) = input.source.take() else { continue };
+            let view = regions.view(&range)?;
+            let bytes = match input.datatype {
+                DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
+                    view.in_place()
+                }
+                _ => view.copied(pool)?,
+            };
+            view.check_whole()?;
+            input.data = bytes.into();
+            places.inputs.push(view);
+        }
+        for output in &request.outputs {
+            if let Some(range) = &output.target {
+                places.outputs.push((output.name.clone(), regions.view(range)?));
+            }
+        }
+        Ok(Self(Some(places)))
+    }
+
+    /// Whether the request uses no region.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Writes the outputs that go to regions there. Their data is gone from the response then. What is
+    /// sent lies in no region any more: the socket could not read what a client takes away.
+    ///
+    /// # Errors
+    /// When an output does not fit its place, or the client cut a region short meanwhile, or memory for
+    /// a copy is used up.
+    pub async fn deliver(
+        self,
+        mut response: InferResponse,
+        pool: &BufferPool,
+    ) -> Result<InferResponse, Error> {
+        let Some(places) = self.0 else { return Ok(response) };
+        for (name, view) in places.outputs {
+            let output = response.outputs.iter_mut().find(|output| *output.name == *name);
+            let Some(output) = output else { continue };
+            let data = std::mem::take(&mut output.data);
+            if data.len() > view.len() {
+                let (expected, got) = (data.len(), view.len());
+                return Err(Error::OutputRegionTooSmall { output: name.into(), expected, got });
+            }
+            let is_long = data.len() > COPIED_HERE_MAX;
+            let copy = move || {
+                view.write(&data);
+                view.check_whole()
+            };
+            match is_long {
+                true => offload(copy).await.unwrap_or_else(|| Err(Error::unanswered()))?,
+                false => copy()?,
+            }
+        }
+        for output in &mut response.outputs {
+            if places.inputs.iter().any(|input| input.is_home_of(&output.data)) {
+                let mut copy = pool.allocate(output.data.len())?;
+                copy.copy_from_slice(&output.data);
+                output.data = copy.freeze();
+            }
+        }
+        for input in &places.inputs {
+            input.check_whole()?;
+        }
+        Ok(response)
+    }
+}

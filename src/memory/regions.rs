@@ -1,0 +1,371 @@
+use std::{
+    fmt,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use memmap2::{MmapOptions, MmapRaw};
+use nix::{
+    fcntl::OFlag,
+    sys::{
+        mman::shm_open,
+        stat::{Mode, fstat},
+    },
+};
+use rustc_hash::FxHashMap;
+
+use super::{
+    fault::Watch,
+    pool::{BufferPool, Exhausted},
+};
+use crate::inference::{Error, RegionRange};
+
+/// The beginning of names that no client may register: they are those of Triton's Python back end.
+const RESERVED: &str = "triton_python_backend_shm_region_";
+
+/// The POSIX shared-memory regions that clients have registered.
+///
+/// Finding one takes no lock. A region that is unregistered stays mapped until the last request that
+/// uses it has been answered.
+pub struct Regions {
+    allowed: bool,
+    named: ArcSwap<Named>,
+    /// Held while regions come or go.
+    change: Mutex<()>,
+}
+
+type Named = FxHashMap<Arc<str>, Arc<Region>>;
+
+/// A registered region.
+pub struct Region {
+    /// The name that requests use.
+    pub name: Arc<str>,
+    /// The name of the shared-memory object.
+    pub key: String,
+    /// Where in the object it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub byte_size: u64,
+    // Before the map, which it must not outlive.
+    watch: Watch,
+    map: MmapRaw,
+}
+
+/// A part of a region that lies within it, for as long as it is held.
+#[derive(Clone)]
+pub struct RegionView {
+    region: Arc<Region>,
+    start: usize,
+    len: usize,
+}
+
+impl Regions {
+    /// No regions yet. Unless `allowed`, none can be registered.
+    pub fn new(allowed: bool) -> Self {
+        Self { allowed, named: ArcSwap::default(), change: Mutex::new(()) }
+    }
+
+    /// Maps `byte_size` bytes of the shared-memory object `key` from `offset` on, under `name`.
+    ///
+    /// # Errors
+    /// When the name is taken or reserved, there is no such object, or it is too small.
+    pub fn register(
+        &self,
+        name: &str,
+        key: &str,
+        offset: u64,
+        byte_size: u64,
+    ) -> Result<(), Error> {
+        self.check_allowed()?;
+        if key.trim_start_matches('/').starts_with(RESERVED) {
+            return Err(Error::malformed(format!(
+                "cannot register shared memory region '{name}' with key '{key}': keys that begin \
+                 with '{RESERVED}' are reserved"
+            )));
+        }
+        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut named = Named::clone(&self.named.load());
+        if named.contains_key(name) {
+            return Err(Error::RegionExists { name: name.to_owned() });
+        }
+        let region = Region::map(name, key, offset, byte_size)?;
+        named.insert(region.name.clone(), Arc::new(region));
+        self.named.store(Arc::new(named));
+        Ok(())
+    }
+
+    /// Forgets the region `name`, if there is one.
+    pub fn unregister(&self, name: &str) {
+        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut named = Named::clone(&self.named.load());
+        named.remove(name);
+        self.named.store(Arc::new(named));
+    }
+
+    /// Forgets all regions.
+    pub fn unregister_all(&self) {
+        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        self.named.store(Arc::default());
+    }
+
+    /// All regions, by name.
+    pub fn all(&self) -> Vec<Arc<Region>> {
+        let mut all: Vec<_> = self.named.load().values().cloned().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// The bytes that a request names.
+    ///
+    /// # Errors
+    /// When there is no such region, or the bytes do not lie within it.
+    pub fn view(&self, range: &RegionRange) -> Result<RegionView, Error> {
+        let name = range.region.as_str();
+        let Some(region) = self.named.load().get(name).cloned() else {
+            self.check_allowed()?;
+            return Err(Error::UnknownRegion { kind: "", name: name.to_owned() });
+        };
+        if range.offset >= region.byte_size {
+            return Err(Error::malformed(format!(
+                "Invalid offset for shared memory region: '{name}'"
+            )));
+        }
+        if range.byte_size > region.byte_size - range.offset {
+            return Err(Error::malformed(format!(
+                "Invalid offset + byte size for shared memory region: '{name}'"
+            )));
+        }
+        // Both are at most the length of the map, which is a `usize`.
+        Ok(RegionView { region, start: range.offset as usize, len: range.byte_size as usize })
+    }
+
+    fn check_allowed(&self) -> Result<(), Error> {
+        if self.allowed {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            detail: "clients may not use shared memory on this server: start it with \
+                     --allow-client-shm=true"
+                .to_owned(),
+        })
+    }
+}
+
+impl Region {
+    fn map(name: &str, key: &str, offset: u64, byte_size: u64) -> Result<Self, Error> {
+        let object = open(key).ok_or_else(|| Error::UnopenableRegion { key: key.to_owned() })?;
+        let refused = |why: &str| {
+            Error::malformed(format!("failed to register shared memory region '{name}': {why}"))
+        };
+        let unmappable = || refused("unable to process address spaceInvalid argument");
+        let end = offset.checked_add(byte_size).ok_or_else(unmappable)?;
+        if byte_size == 0 || offset % page_size() != 0 {
+            return Err(unmappable());
+        }
+        let found = fstat(&object).map_err(|error| refused(error.desc()))?.st_size;
+        if u64::try_from(found).unwrap_or(0) < end {
+            return Err(refused("invalid args"));
+        }
+        let len = usize::try_from(byte_size).map_err(|_| unmappable())?;
+        let map = MmapOptions::new().offset(offset).len(len).map_raw(&object);
+        let map = map.map_err(|error| refused(&error.to_string()))?;
+        let start = map.as_ptr().expose_provenance();
+        let watch = Watch::begin(start, len).map_err(|error| refused(&error.to_string()))?;
+        Ok(Self { name: name.into(), key: key.to_owned(), offset, byte_size, watch, map })
+    }
+}
+
+/// Opens a shared-memory object that exists, without waiting for anyone and without following links.
+fn open(key: &str) -> Option<OwnedFd> {
+    shm_open(key, OFlag::O_RDWR | OFlag::O_NONBLOCK, Mode::empty()).ok()
+}
+
+fn page_size() -> u64 {
+    // SAFETY: it takes no pointer.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
+}
+
+impl RegionView {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes where they lie. The client can change them at any time, so nothing may rest on having
+    /// looked at them before.
+    pub fn in_place(&self) -> Bytes {
+        Bytes::from_owner(self.clone())
+    }
+
+    /// A copy of the bytes, which the client cannot change any more.
+    ///
+    /// # Errors
+    /// When the budget is used up.
+    pub fn copied(&self, pool: &BufferPool) -> Result<Bytes, Exhausted> {
+        let mut buffer = pool.allocate(self.len)?;
+        // SAFETY: the view lies within the map, and the buffer is as long and apart from it. A client
+        // that writes meanwhile gets a mixture of its own bytes.
+        unsafe { std::ptr::copy_nonoverlapping(self.pointer(), buffer.as_mut_ptr(), self.len) };
+        Ok(buffer.freeze())
+    }
+
+    /// Copies `bytes`, of which there are at most as many as the view has, to its start.
+    ///
+    /// # Panics
+    /// When there are more.
+    pub fn write(&self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.len, "more bytes than the view has");
+        // SAFETY: the view lies within the map, which may be written. The bytes may lie in the same
+        // region: then they may overlap, which `copy` allows.
+        unsafe { std::ptr::copy(bytes.as_ptr(), self.pointer(), bytes.len()) };
+    }
+
+    /// Whether the client cut the region short while it was in use, so that what was read of it may be
+    /// zeros and what was written is lost.
+    ///
+    /// # Errors
+    /// Says so, with the region's name.
+    pub fn check_whole(&self) -> Result<(), Error> {
+        if self.region.watch.is_cut_short() {
+            return Err(Error::malformed(format!(
+                "shared memory region '{}' was truncated while it was in use",
+                self.region.name
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether `bytes` lie in the view's region.
+    pub fn is_home_of(&self, bytes: &[u8]) -> bool {
+        let start = self.region.map.as_ptr().addr();
+        (start..start + self.region.map.len()).contains(&bytes.as_ptr().addr())
+    }
+
+    fn pointer(&self) -> *mut u8 {
+        self.region.map.as_mut_ptr().wrapping_add(self.start)
+    }
+}
+
+impl AsRef<[u8]> for RegionView {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the view lies within the map, which it keeps alive. That the client may write
+        // meanwhile is told where the bytes are handed out.
+        unsafe { std::slice::from_raw_parts(self.pointer(), self.len) }
+    }
+}
+
+impl fmt::Debug for RegionView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}..][..{}]", self.region.name, self.start, self.len)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use nix::{sys::mman::shm_unlink, unistd::ftruncate};
+
+    use super::*;
+
+    /// A shared-memory object that goes with the test.
+    struct Object(String, OwnedFd);
+
+    impl Object {
+        fn new(name: &str, bytes: i64) -> Self {
+            let key = format!("/nereid-test-{name}-{}", std::process::id());
+            let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+            let object = shm_open(key.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+            ftruncate(&object, bytes).unwrap();
+            Self(key, object)
+        }
+    }
+
+    impl Drop for Object {
+        fn drop(&mut self) {
+            let _ = shm_unlink(self.0.as_str());
+        }
+    }
+
+    fn range(region: &str, offset: u64, byte_size: u64) -> RegionRange {
+        RegionRange { region: region.into(), offset, byte_size }
+    }
+
+    #[test]
+    fn views_lie_within_their_region() {
+        let object = Object::new("views", 8192);
+        let regions = Regions::new(true);
+        regions.register("r", &object.0, 4096, 64).unwrap();
+        for (offset, size, good) in [
+            (0, 64, true),
+            (60, 4, true),
+            (60, 5, false),
+            (64, 0, false),
+            (0, 65, false),
+            (u64::MAX, 1, false),
+            (8, u64::MAX, false),
+        ] {
+            assert_eq!(regions.view(&range("r", offset, size)).is_ok(), good, "{offset} {size}");
+        }
+        let view = regions.view(&range("r", 8, 4)).unwrap();
+        view.write(&[1, 2, 3]);
+        let pool = BufferPool::new(1 << 20, 1 << 20).unwrap();
+        assert_eq!(view.copied(&pool).unwrap()[..], [1, 2, 3, 0]);
+        regions.unregister("r");
+        assert!(regions.view(&range("r", 8, 4)).is_err());
+        assert_eq!(view.in_place()[..], [1, 2, 3, 0], "a view outlives the registration");
+    }
+
+    #[test]
+    fn what_cannot_be_registered_is_refused() {
+        let object = Object::new("refused", 8192);
+        let regions = Regions::new(true);
+        let register = |key: &str, offset, size| regions.register("r", key, offset, size);
+        for (key, offset, size, expected) in [
+            (object.0.as_str(), 0, 8193, "invalid args"),
+            (&object.0, 8192, 8, "invalid args"),
+            (&object.0, 0, 0, "unable to process address space"),
+            (&object.0, 64, 64, "unable to process address space"),
+            (&object.0, u64::MAX - 7, 16, "unable to process address space"),
+            ("/nereid-test-absent", 0, 8, "Unable to open"),
+            ("", 0, 8, "Unable to open"),
+            ("/a/../b", 0, 8, "Unable to open"),
+            ("/triton_python_backend_shm_region_1", 0, 8, "reserved"),
+        ] {
+            let error = register(key, offset, size).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        register(&object.0, 0, 8).unwrap();
+        assert_eq!(
+            register(&object.0, 0, 8).unwrap_err(),
+            Error::RegionExists { name: "r".into() }
+        );
+        let closed = Regions::new(false).register("r", &object.0, 0, 8).unwrap_err();
+        assert!(closed.to_string().contains("--allow-client-shm=true"));
+    }
+
+    #[test]
+    fn a_region_that_is_cut_short_is_an_error_and_no_end() {
+        let object = Object::new("cut", 1 << 20);
+        let regions = Regions::new(true);
+        regions.register("cut", &object.0, 0, 1 << 20).unwrap();
+        let whole = Object::new("whole", 4096);
+        regions.register("whole", &whole.0, 0, 4096).unwrap();
+        let view = regions.view(&range("cut", 0, 1 << 20)).unwrap();
+        view.write(&[7; 1 << 20]);
+        view.check_whole().unwrap();
+        ftruncate(&object.1, 4096).unwrap();
+        let pool = BufferPool::new(4 << 20, 4 << 20).unwrap();
+        view.copied(&pool).unwrap();
+        let error = view.check_whole().unwrap_err().to_string();
+        assert!(error.contains("'cut' was truncated"), "{error}");
+        view.write(&[7; 8]);
+        regions.view(&range("whole", 0, 4096)).unwrap().check_whole().unwrap();
+    }
+}

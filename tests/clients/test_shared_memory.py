@@ -1,0 +1,201 @@
+"""Tensors in system shared memory, by Triton's own client library and load generator."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import queue
+import subprocess
+import threading
+import time
+import urllib.request
+import uuid
+
+import numpy as np
+import pytest
+import servers
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+import tritonclient.utils.shared_memory as shm
+from tritonclient.utils import InferenceServerException
+
+from . import models, triton
+
+CLIENTS = {"http": triton_http, "grpc": triton_grpc}
+every_protocol = pytest.mark.parametrize("protocol", CLIENTS)
+WAIT_SECONDS_MAX = 30
+
+
+@pytest.fixture(scope="module")
+def sharing(driver, binary, repository, tmp_path_factory):
+    """A server whose clients may use shared memory."""
+    flags = (f"--io-driver={driver}", "--reactors=2", "--allow-client-shm=true")
+    log = tmp_path_factory.mktemp("sharing") / "server.log"
+    with servers.Server("nereid-sharing", binary, repository, flags, log) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _client(server, protocol: str):
+    address = server.http_address if protocol == "http" else server.grpc_address
+    with contextlib.closing(CLIENTS[protocol].InferenceServerClient(address)) as client:
+        yield client
+
+
+def _metrics(server) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as page:
+        return page.read().decode()
+
+
+class Region:
+    """A registered region, and the object behind it."""
+
+    def __init__(self, client, byte_size: int, offset: int = 0):
+        self.name, self.key = f"region-{uuid.uuid4().hex}", f"/nereid-test-{uuid.uuid4().hex}"
+        self.byte_size = byte_size
+        self.handle = shm.create_shared_memory_region(self.name, self.key, offset + byte_size)
+        self.path = pathlib.Path("/dev/shm" + self.key)
+        client.register_system_shared_memory(self.name, self.key, byte_size, offset)
+
+    def __enter__(self) -> Region:
+        return self
+
+    def __exit__(self, *_) -> None:
+        shm.destroy_shared_memory_region(self.handle)
+
+
+def _input(client_module, name: str, array: np.ndarray, datatype: str, region: Region, size: int, offset: int = 0):
+    made = client_module.InferInput(name, list(array.shape), datatype)
+    made.set_shared_memory(region.name, size, offset)
+    return made
+
+
+def _output(client_module, name: str, region: Region, size: int, offset: int = 0):
+    made = client_module.InferRequestedOutput(name)
+    made.set_shared_memory(region.name, size, offset)
+    return made
+
+
+@every_protocol
+@pytest.mark.parametrize("elements", [3, 150_000, 1_000_000])
+@pytest.mark.parametrize("datatype", ["FP32", "INT64", "BF16"])
+def test_tensors_come_and_go_through_regions(sharing, protocol, datatype, elements):
+    """Nothing of them is sent; what stands in the region behind the output stays."""
+    module = CLIENTS[protocol]
+    array = triton.values(datatype, (elements,))
+    with _client(sharing, protocol) as client:
+        with Region(client, array.nbytes + 64) as there, Region(client, array.nbytes + 64) as back:
+            shm.set_shared_memory_region(there.handle, [array], offset=16)
+            shm.set_shared_memory_region(back.handle, [np.full(array.nbytes + 64, 7, dtype=np.uint8)])
+            client.infer(
+                datatype.lower(),
+                [_input(module, "INPUT0", array, datatype, there, array.nbytes, 16)],
+                outputs=[_output(module, "OUTPUT0", back, array.nbytes, 32)],
+            )
+            got = shm.get_contents_as_numpy(back.handle, array.dtype, array.shape, offset=32)
+            np.testing.assert_array_equal(got, array)
+            rest = shm.get_contents_as_numpy(back.handle, np.uint8, (array.nbytes + 64,))
+            assert (rest[:32] == 7).all() and (rest[32 + array.nbytes :] == 7).all()
+            client.unregister_system_shared_memory()
+
+
+@every_protocol
+def test_strings_come_through_a_region_and_are_sent_back(sharing, protocol):
+    """With their lengths in front, as they would be sent."""
+    module = CLIENTS[protocol]
+    array = triton.values("BYTES", (4,))
+    packed = b"".join(len(text).to_bytes(4, "little") + text for text in array)
+    with _client(sharing, protocol) as client, Region(client, len(packed)) as region:
+        shm.set_shared_memory_region(region.handle, [np.frombuffer(packed, dtype=np.uint8)])
+        given = _input(module, "INPUT0", array, "BYTES", region, len(packed))
+        answer = client.infer("bytes", [given], outputs=[module.InferRequestedOutput("OUTPUT0")])
+        np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), array)
+
+
+def test_rows_of_one_batch_come_from_regions_and_from_requests(sharing):
+    """Eight requests that wait for each other."""
+    answers: dict[int, np.ndarray] = {}
+
+    def ask(number: int) -> None:
+        array = np.full((1, 4), number, dtype=np.float32)
+        with _client(sharing, "grpc") as client:
+            if number % 2:
+                given = triton.tensor(triton_grpc, "INPUT0", "FP32", array)
+                answers[number] = client.infer("gather", [given]).as_numpy("OUTPUT0")
+                return
+            with Region(client, 16) as region:
+                shm.set_shared_memory_region(region.handle, [array])
+                given = _input(triton_grpc, "INPUT0", array, "FP32", region, 16)
+                answers[number] = client.infer("gather", [given]).as_numpy("OUTPUT0")
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_SECONDS_MAX)
+    for number in range(8):
+        np.testing.assert_array_equal(answers[number], np.full((1, 4), number, dtype=np.float32))
+
+
+def test_a_region_that_is_unregistered_in_use_serves_its_request(sharing):
+    """The request waits in a batcher's queue for a second meanwhile."""
+    array = np.arange(4, dtype=np.float32).reshape(1, 4)
+    with _client(sharing, "grpc") as client, Region(client, 16) as region:
+        shm.set_shared_memory_region(region.handle, [array])
+        given = _input(triton_grpc, "INPUT0", array, "FP32", region, 16)
+        answers: queue.Queue = queue.Queue()
+        client.async_infer("second", [given], lambda result, error: answers.put((result, error)))
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while 'nv_inference_pending_request_count{model="second",version="1"} 1' not in _metrics(sharing):
+            assert time.monotonic() < deadline, "the request did not come to wait"
+        client.unregister_system_shared_memory(region.name)
+        result, error = answers.get(timeout=WAIT_SECONDS_MAX)
+        assert error is None
+        np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), array)
+
+
+@every_protocol
+def test_a_region_that_is_cut_short_is_an_error_and_no_end(sharing, protocol):
+    """The object behind it loses all its pages between registering and asking."""
+    module = CLIENTS[protocol]
+    array = np.ones(4096, dtype=np.float32)
+    with _client(sharing, protocol) as client, Region(client, array.nbytes) as region:
+        shm.set_shared_memory_region(region.handle, [array])
+        os.truncate(region.path, 0)
+        # One is read where it lies, the other copied first.
+        for datatype in ("FP32", "INT32"):
+            given = _input(module, "INPUT0", array, datatype, region, array.nbytes)
+            with pytest.raises(InferenceServerException, match="was truncated while it was in use"):
+                client.infer(datatype.lower(), [given])
+        os.truncate(region.path, array.nbytes)
+        client.unregister_system_shared_memory(region.name)
+        assert client.is_server_live()
+    assert sharing.is_running()
+
+
+@every_protocol
+def test_clients_may_not_use_shared_memory_unless_allowed(server, protocol):
+    """The default; the error names the flag."""
+    with _client(server, protocol) as client:
+        with pytest.raises(InferenceServerException, match="--allow-client-shm=true"):
+            with Region(client, 16):
+                pass
+    for leftover in pathlib.Path("/dev/shm").glob("nereid-test-*"):
+        leftover.unlink()
+
+
+@pytest.mark.skipif(not servers.peer_is_usable(), reason="scripts/setup_peer.sh installs perf_analyzer")
+@every_protocol
+def test_perf_analyzer_uses_shared_memory(sharing, protocol):
+    """Triton's own load generator."""
+    before = sharing.requests_done("fp32_batched")
+    address = sharing.http_address if protocol == "http" else sharing.grpc_address
+    command = [servers.PEER / "bin" / "perf_analyzer", "-m", "fp32_batched", "--shape", "INPUT0:16"]
+    command += ["--shared-memory", "system", "--output-shared-memory-size", "64"]
+    command += ["--concurrency-range", "4", "-p", "300", "-s", "99", "-r", "3", "-a", "-u", address, "-i", protocol]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(servers.PEER / "lib")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Throughput" in done.stdout
+    assert sharing.requests_done("fp32_batched") > before
