@@ -1,7 +1,6 @@
 //! `ModelInfer`: one request, one response.
 
 use std::{
-    future::Future,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -29,28 +28,26 @@ const SMALL_SEGMENT: usize = 2 * encode::COPIED_BYTES_MAX;
 
 /// Answers a `ModelInfer` call. What the future keeps between its polls is kept small: there is one for
 /// each request in flight, and from 1 KiB on the allocator takes a slower way.
-pub fn answer(
+pub async fn answer(
     connection: Rc<Connection>,
     deadline: Option<Timestamp>,
     body: RecvStream,
     mut respond: SendResponse<Bytes>,
-) -> impl Future<Output = ()> {
-    async move {
-        let segments = match infer(&connection, deadline, body, &mut respond).await {
-            Ok(response) => encode::infer_response(&response),
-            // Nobody is there to be told.
-            Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
-            Err(error) => return send_trailers_only(respond, status::failed(&error)),
-        };
-        let Ok(mut stream) = respond.send_response(response_head(), false) else { return };
-        for segment in segments {
-            if send_segment(&connection, &mut stream, segment).await.is_err() {
-                return;
-            }
+) {
+    let segments = match infer(&connection, deadline, body, &mut respond).await {
+        Ok(response) => encode::infer_response(&response),
+        // Nobody is there to be told.
+        Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
+        Err(error) => return send_trailers_only(respond, status::failed(&error)),
+    };
+    let Ok(mut stream) = respond.send_response(response_head(), false) else { return };
+    for segment in segments {
+        if send_segment(&connection, &mut stream, segment).await.is_err() {
+            return;
         }
-        // An error here means that the client has left.
-        let _ = stream.send_trailers(status::ok());
     }
+    // An error here means that the client has left.
+    let _ = stream.send_trailers(status::ok());
 }
 
 async fn infer(
