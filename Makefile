@@ -59,7 +59,7 @@ test: ## Everything that a change must pass, in order, up to the first failure
 .PHONY: test-long
 test-long: ## The same, the tools that `make test` can do without, more of loom, the book, a short fuzz; needs nightly
 	@scripts/require.sh rust cc python fmt clippy nightly
-	@scripts/stages.sh tools $(STAGES) book fuzz
+	@scripts/stages.sh tools $(STAGES) advisories book fuzz
 
 .PHONY: tools
 tools: ## Install cargo-deny, cargo-fuzz and mdbook, in pinned versions, into build/tools
@@ -72,10 +72,20 @@ check: ## Formatting, lints, house style, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
 	$(CARGO) test --quiet --locked --test tidy --test compatibility
+	@$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --locked check licenses bans sources; \
 	else \
 		echo "skipped: cargo deny (licences, bans, sources), because it is missing (make tools installs it)"; \
+	fi
+
+.PHONY: advisories
+advisories: ## Known faults of the crates we depend on, where their database can be reached; needs cargo-deny
+	@scripts/require.sh rust cargo-deny
+	@if $(CARGO) deny fetch db >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check advisories; \
+	else \
+		echo "skipped: advisories, because their database cannot be reached (github.com/RustSec/advisory-db)"; \
 	fi
 
 .PHONY: test-unit

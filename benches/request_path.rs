@@ -83,7 +83,7 @@ fn decode(criterion: &mut Criterion) {
     }
 }
 
-/// Writing a response, beside prost's own writing.
+/// Writing a response, beside prost's own writing and a copy of its bytes.
 fn encode(criterion: &mut Criterion) {
     for (name, bytes) in [("64 B", SMALL), ("600 KB", LARGE)] {
         let ours = response(bytes);
@@ -104,6 +104,10 @@ fn encode(criterion: &mut Criterion) {
         group.bench_function("encode", |bencher| bencher.iter(|| black_box(infer_response(&ours))));
         group.bench_function("twin: prost", |bencher| {
             bencher.iter(|| black_box(twin.encode_to_vec()));
+        });
+        let message = twin.encode_to_vec();
+        group.bench_function("bound: memcpy", |bencher| {
+            bencher.iter(|| black_box(message.clone()));
         });
     }
 }
@@ -183,6 +187,13 @@ fn hops(criterion: &mut Criterion) {
                 }),
                 std::task::Poll::Pending => unreachable!("a message was sent"),
             }
+        });
+    });
+    group.bench_function("twin: one channel, same thread", |bencher| {
+        let (send, receive) = mpsc::sync_channel::<u64>(64);
+        bencher.iter(|| {
+            send.send(black_box(1)).unwrap();
+            black_box(receive.try_recv().unwrap());
         });
     });
     for driver in ["io_uring", "epoll"] {

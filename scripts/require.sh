@@ -63,7 +63,7 @@ for tool in "$@"; do
             cargo +nightly --version >/dev/null 2>&1 ||
                 lacks "a nightly compiler of Rust, which fuzzing needs" "rustup toolchain install nightly"
             ;;
-        cargo-fuzz | mdbook) command -v "$tool" >/dev/null || lacks "$tool" "make tools" ;;
+        cargo-deny | cargo-fuzz | mdbook) command -v "$tool" >/dev/null || lacks "$tool" "make tools" ;;
         *)
             echo "require.sh: '$tool' is not a tool it knows" >&2
             exit 2

@@ -6,7 +6,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 
 while read -r tool; do
     # Cargo itself leaves alone what is installed under this root in the version asked for.
-    cargo install --quiet --locked --root "$root/build/tools" "$tool" || {
+    cargo install --quiet --locked --root "$root/build/tools" "$tool" </dev/null || {
         echo "setup_tools: could not install $tool" >&2
         exit 1
     }

@@ -17,12 +17,6 @@ const ROOMS: [&str; 12] = [
     "ingress",
     "cli",
 ];
-/// What a room names from above itself, and why it may.
-const UPWARD: [(&str, &str, &str); 1] = [(
-    "repository",
-    "backend",
-    "a model's file completes its configuration, and its source is plain data",
-)];
 /// Rooms that deal with what the compiler cannot check.
 const UNSAFE_ROOMS: [&str; 4] = ["runtime", "memory", "backend", "device"];
 const LINES_MAX: usize = 700;
@@ -212,8 +206,7 @@ fn imports_point_downwards() {
             continue;
         };
         for (number, to) in rooms_named(&source) {
-            let excused = UPWARD.iter().any(|(low, high, _)| (*low, *high) == (&from, &to));
-            if !excused && place(&to).is_some_and(|other| other > own) {
+            if place(&to).is_some_and(|other| other > own) {
                 findings.push(format!(
                     "{}:{number}: {from} names {to}, which lies above it",
                     source.path
@@ -222,16 +215,6 @@ fn imports_point_downwards() {
         }
     }
     report(&findings);
-}
-
-#[test]
-fn an_excuse_does_not_outlive_its_reason() {
-    let sources = rust_sources();
-    let idle = UPWARD.iter().filter(|(low, high, _)| {
-        let of_room = sources.iter().filter(|source| room(&source.path) == *low);
-        !of_room.flat_map(rooms_named).any(|(_, named)| named == *high)
-    });
-    report(&idle.map(|(low, high, _)| format!("{low} no longer names {high}")).collect::<Vec<_>>());
 }
 
 #[test]

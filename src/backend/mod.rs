@@ -1,23 +1,22 @@
 //! What runs models: the [`Backend`] → [`Model`] → [`Instance`] traits and their implementations.
 //!
-//! A back end is found at run time, never linked. It knows tensors, files and memory; it does not
-//! know who asked, how requests were batched, or which thread it is on.
+//! A back end is found at run time, never linked. It knows tensors, files, memory, and what the
+//! repository tells it of a model, which is plain data; it does not know who asked, how requests were
+//! batched, or which thread it is on.
 
 pub mod directory;
 mod identity;
 pub mod onnxruntime;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::{
-    inference::{DataType, Shape, Signature},
-    memory::BufferPool,
-};
+use crate::{inference::Shape, memory::BufferPool};
 
 pub use self::identity::Identity;
+pub use crate::repository::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};
 
 /// Why a back end could not load or run something. The message names the thing at fault.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -95,68 +94,7 @@ pub struct Batch<'a> {
 pub struct BatchTensor {
     /// The shape that the model sees, the batch dimension included.
     pub shape: Shape,
-    /// The elements, little-endian and row-major; for [`DataType::Bytes`] length-prefixed strings.
+    /// The elements, little-endian and row-major; for [`DataType::Bytes`](crate::inference::DataType::Bytes) length-prefixed strings.
     /// Inputs of other types are aligned for their element type.
     pub data: Bytes,
-}
-
-/// Everything a back end is told about one version of a model.
-#[derive(Clone, Debug)]
-pub struct ModelSource {
-    /// The model's name.
-    pub name: Arc<str>,
-    /// The version.
-    pub version: i64,
-    /// The folder of the model, which holds `config.pbtxt` and the version folders.
-    pub model_dir: PathBuf,
-    /// The folder of this version.
-    pub version_dir: PathBuf,
-    /// The model file or folder inside it.
-    pub model_path: PathBuf,
-    /// The configuration; partial when the source is given to [`Backend::inspect`].
-    pub config: Arc<crate::proto::ModelConfig>,
-    /// The tensors; empty when the source is given to [`Backend::inspect`].
-    pub signature: Arc<Signature>,
-    /// Settings of `--backend-config` for this back end.
-    pub settings: Arc<BTreeMap<String, String>>,
-}
-
-/// Where an instance runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placement {
-    /// Its name: `{group}_{index}`.
-    pub name: String,
-    /// The device.
-    pub device: PlacementDevice,
-}
-
-/// The device of a [`Placement`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlacementDevice {
-    /// The host's processors.
-    Cpu,
-    /// A GPU by its CUDA ordinal.
-    Gpu(i32),
-    /// The model file decides.
-    Model,
-}
-
-/// The tensors that a model's own file declares.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ModelIo {
-    /// Inputs in the file's order.
-    pub inputs: Vec<ModelIoTensor>,
-    /// Outputs in the file's order.
-    pub outputs: Vec<ModelIoTensor>,
-}
-
-/// One tensor of a [`ModelIo`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelIoTensor {
-    /// The tensor's name.
-    pub name: String,
-    /// Its element type.
-    pub datatype: DataType,
-    /// All its dimensions, a batch dimension included if it has one; `-1` for an unknown size.
-    pub dims: Shape,
 }

@@ -3,9 +3,9 @@
 use super::{
     autocomplete::{fed_by_server, find},
     error::Fault,
+    source::{ModelIo, ModelIoTensor},
 };
 use crate::{
-    backend::{ModelIo, ModelIoTensor},
     inference::{DataType, Shape},
     proto::{ModelConfig, ModelTensorReshape},
 };

@@ -6,9 +6,11 @@
 
 use std::collections::BTreeSet;
 
-use super::error::Fault;
+use super::{
+    error::Fault,
+    source::{ModelIo, ModelIoTensor},
+};
 use crate::{
-    backend::{ModelIo, ModelIoTensor},
     inference::Shape,
     proto::{
         DataType, ModelConfig, ModelDynamicBatching, ModelInput, ModelOutput, ModelTensorReshape,

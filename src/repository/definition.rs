@@ -1,8 +1,11 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use super::{labels::Labels, scheduling::Scheduling};
+use super::{
+    labels::Labels,
+    scheduling::Scheduling,
+    source::{ModelSource, Placement, PlacementDevice},
+};
 use crate::{
-    backend::{ModelSource, Placement, PlacementDevice},
     inference::{DataType, Shape, Signature, TensorSpec},
     proto::{ModelConfig, ModelTensorReshape, model_instance_group::Kind},
 };

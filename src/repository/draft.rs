@@ -11,11 +11,11 @@ use super::{
     options::Options,
     platform,
     scheduling::Scheduling,
+    source::{ModelIo, ModelSource, PlacementDevice},
     text::{self, Outline},
     validate, versions,
 };
 use crate::{
-    backend::{ModelIo, ModelSource, PlacementDevice},
     inference::Signature,
     proto::{
         ModelConfig, model_config::SchedulingChoice,

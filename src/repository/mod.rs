@@ -7,8 +7,7 @@
 //! then [`Draft::complete`] makes the [`Definition`] that is served. [`check()`] does all of it for
 //! `nereid check`, without serving.
 //!
-//! This room may use the vocabulary, the protocol's messages and the back ends' plain data. It must
-//! not know how models run, who asks for them, or when they are loaded.
+//! This room may use the vocabulary and the protocol's messages. It must not know how models run, who asks for them, or when they are loaded.
 
 mod agreement;
 mod autocomplete;
@@ -25,6 +24,7 @@ mod options;
 mod overrides;
 mod platform;
 mod scheduling;
+mod source;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -46,4 +46,5 @@ pub use scheduling::{
     Scheduling, SequenceBatching, SequenceControl, SequenceControlKind, SequenceState,
     SequenceStrategy, TimeoutAction,
 };
+pub use source::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};
 pub use text::parse_config;

@@ -99,16 +99,8 @@ pub struct Unpacking {
 
 enum Decoder {
     Identity(RopeReader),
-    Deflate(ZlibDecoder<RopeReader>),
-    Gzip(GzDecoder<RopeReader>),
-}
-
-/// How far an [`Unpacking`] has come.
-pub enum Unpacked {
-    /// To the end.
-    Whole(Rope),
-    /// To where it was to pause.
-    Partly(Unpacking),
+    Deflate(Box<ZlibDecoder<RopeReader>>),
+    Gzip(Box<GzDecoder<RopeReader>>),
 }
 
 impl Unpacking {
@@ -118,17 +110,18 @@ impl Unpacking {
         let reader = RopeReader { rope: body, piece: 0, offset: 0 };
         let decoder = match encoding {
             Encoding::Identity => Decoder::Identity(reader),
-            Encoding::Deflate => Decoder::Deflate(ZlibDecoder::new(reader)),
-            Encoding::Gzip => Decoder::Gzip(GzDecoder::new(reader)),
+            Encoding::Deflate => Decoder::Deflate(Box::new(ZlibDecoder::new(reader))),
+            Encoding::Gzip => Decoder::Gzip(Box::new(GzDecoder::new(reader))),
         };
         Self { encoding, packed_len, limit, decoder, unpacked: Vec::new() }
     }
 
-    /// Goes on until `pause` bytes have come out in all, or to the end if that is nearer.
+    /// Goes on until `pause` bytes have come out in all, which returns `None`, or to the end if that is
+    /// nearer.
     ///
     /// # Errors
     /// When the body is damaged, is followed by something else or becomes larger than it may.
-    pub fn advance(mut self, pause: usize) -> Result<Unpacked, Error> {
+    pub fn advance(&mut self, pause: usize) -> Result<Option<Rope>, Error> {
         // One byte past the limit tells that it is too much.
         let pause = pause.min(self.limit.saturating_add(1));
         let wanted = pause.saturating_sub(self.unpacked.len());
@@ -143,24 +136,21 @@ impl Unpacking {
             )));
         }
         if got == wanted {
-            return Ok(Unpacked::Partly(self));
+            return Ok(None);
         }
         if self.decoder.source().fill_buf().is_ok_and(|rest| !rest.is_empty()) {
             return Err(self.failed(&"unexpected data behind its end"));
         }
-        Ok(Unpacked::Whole(self.unpacked.into()))
+        Ok(Some(std::mem::take(&mut self.unpacked).into()))
     }
 
     /// Goes on to the end.
     ///
     /// # Errors
     /// As [`advance`](Self::advance).
-    pub fn finish(self) -> Result<Rope, Error> {
-        match self.advance(usize::MAX)? {
-            Unpacked::Whole(unpacked) => Ok(unpacked),
-            // Not to be had: the limit stops it before.
-            Unpacked::Partly(rest) => Err(rest.failed(&"it has no end")),
-        }
+    pub fn finish(mut self) -> Result<Rope, Error> {
+        // `None` is not to be had: the limit stops it before.
+        self.advance(usize::MAX)?.ok_or_else(|| self.failed(&"it has no end"))
     }
 
     fn failed(&self, why: &dyn Display) -> Error {
@@ -328,10 +318,7 @@ mod tests {
             let mut unpacking = Unpacking::new(encoding, packed, SIZE);
             for pause in [1, 1000, 1000, 999, SIZE] {
                 let before = unpacking.unpacked.len();
-                unpacking = match unpacking.advance(pause).unwrap() {
-                    Unpacked::Partly(rest) => rest,
-                    Unpacked::Whole(_) => panic!("whole at {pause}"),
-                };
+                assert!(unpacking.advance(pause).unwrap().is_none(), "whole at {pause}");
                 assert_eq!(unpacking.unpacked.len(), pause.max(before));
             }
             assert_eq!(unpacking.finish().unwrap().into_bytes(), zeros);

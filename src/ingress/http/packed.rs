@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    encoding::{self, Encoding, Unpacked, Unpacking},
+    encoding::{self, Encoding, Unpacking},
     infer_response::EncodedResponse,
 };
 use crate::{
@@ -26,9 +26,10 @@ pub async fn unpack(encoding: Encoding, body: Rope, limit: usize) -> Result<Rope
     if body.len() > HERE_MAX {
         return away(move || encoding::decompress(encoding, body, limit)).await;
     }
-    match Unpacking::new(encoding, body, limit).advance(UNPACKED_HERE_MAX)? {
-        Unpacked::Whole(unpacked) => Ok(unpacked),
-        Unpacked::Partly(rest) => away(move || rest.finish()).await,
+    let mut unpacking = Unpacking::new(encoding, body, limit);
+    match unpacking.advance(UNPACKED_HERE_MAX)? {
+        Some(unpacked) => Ok(unpacked),
+        None => away(move || unpacking.finish()).await,
     }
 }
 

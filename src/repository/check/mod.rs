@@ -9,8 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Definition, Draft, Entry, Error, Options, Repository, draft::data_files, layout};
-use crate::backend::{BackendError, ModelIo, ModelSource};
+use super::{
+    Definition, Draft, Entry, Error, ModelIo, ModelSource, Options, Repository, draft::data_files,
+    layout,
+};
 
 /// Something wrong or odd in a repository.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,8 +53,8 @@ impl fmt::Display for Finding {
 }
 
 /// How a caller lets a back end look at a model: `Ok(None)` where the back end cannot tell, or is
-/// not installed and shall not be missed.
-pub type Inspect<'a> = dyn FnMut(&ModelSource) -> Result<Option<ModelIo>, BackendError> + 'a;
+/// not installed and shall not be missed, and why it could not.
+pub type Inspect<'a> = dyn FnMut(&ModelSource) -> Result<Option<ModelIo>, String> + 'a;
 
 /// Checks every model of the repositories in `roots`, then the ensembles across them. Findings come
 /// in the order of the models' names.

@@ -3,10 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    backend::PlacementDevice,
-    proto::{ModelConfig, model_config::SchedulingChoice, model_instance_group::Kind},
-};
+use crate::proto::{ModelConfig, model_config::SchedulingChoice, model_instance_group::Kind};
 
 fn served(config: &str, io: &ModelIo) -> Definition {
     onnx(config).draft("m", &Options::default()).unwrap().complete(Some(io)).unwrap()

@@ -6,10 +6,7 @@ mod whole;
 use std::{fs, path::Path, sync::Arc};
 
 use super::*;
-use crate::{
-    backend::{ModelIo, ModelIoTensor},
-    inference::{DataType, Shape},
-};
+use crate::inference::{DataType, Shape};
 
 /// A repository of one test, deleted at its end.
 struct Fixture(tempfile::TempDir);

@@ -1,7 +1,6 @@
 //! Checking whole repositories.
 
 use super::*;
-use crate::backend::{BackendError, ModelSource};
 
 fn findings(fixture: &Fixture, inspect: &mut Inspect<'_>) -> Vec<String> {
     let root = fixture.root().display().to_string() + "/";
@@ -11,7 +10,7 @@ fn findings(fixture: &Fixture, inspect: &mut Inspect<'_>) -> Vec<String> {
         .collect()
 }
 
-fn nothing(_: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
+fn nothing(_: &ModelSource) -> Result<Option<ModelIo>, String> {
     Ok(None)
 }
 
@@ -70,7 +69,7 @@ fn every_model_gets_its_findings_with_their_places() {
         .with("f/1/model.onnx", "");
     let found = findings(&fixture, &mut |source| match &*source.name {
         "d" => Ok(Some(io(&[("x", &[-1, 5])], &[("y", &[-1, 2])]))),
-        "f" => Err(BackendError("the file is no model".into())),
+        "f" => Err("the file is no model".into()),
         _ => Ok(None),
     });
     assert_eq!(
