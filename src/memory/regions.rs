@@ -161,7 +161,7 @@ impl Region {
         };
         let unmappable = || refused("unable to process address spaceInvalid argument");
         let end = offset.checked_add(byte_size).ok_or_else(unmappable)?;
-        if byte_size == 0 || offset % page_size() != 0 {
+        if byte_size == 0 || !offset.is_multiple_of(page_size()) {
             return Err(unmappable());
         }
         let found = fstat(&object).map_err(|error| refused(error.desc()))?.st_size;
