@@ -172,8 +172,7 @@ impl Reactors {
     /// Starts them, each on its own processor.
     ///
     /// # Errors
-    /// When a thread or an event loop cannot be had. With [`DriverChoice::Auto`] a refused io_uring
-    /// is no error: epoll takes its place.
+    /// When a thread or an event loop cannot be had.
     pub fn start(settings: &ReactorSettings, topology: &Topology) -> Result<Self, StartError> {
         let chosen = driver::choose(settings.driver);
         let mut reactors = Self { handles: Vec::new(), threads: Vec::new() };

@@ -133,7 +133,7 @@ pub struct ServeArgs {
     /// Event loops, each on a core of its own [default: half of the cores, 1 to 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     reactors: Option<u16>,
-    /// What drives the event loops: auto, io_uring or epoll
+    /// What drives the event loops: auto (epoll), io_uring or epoll
     #[arg(long, value_name = "DRIVER", default_value = "auto")]
     pub io_driver: DriverChoice,
     /// Microseconds that an idle event loop looks for work before it sleeps (io_uring only)

@@ -31,18 +31,6 @@ fn builder(core: usize, idle_spin: Duration) -> LocalExecutorBuilder {
         .spin_before_park(idle_spin)
 }
 
-/// Whether an event loop on io_uring can be had, and if not, why.
-pub fn probe() -> Result<(), String> {
-    let probing = std::thread::spawn(|| {
-        LocalExecutorBuilder::new(Placement::Unbound)
-            .io_memory(IO_MEMORY_BYTES)
-            .make()
-            .map(drop)
-            .map_err(|error| error.to_string())
-    });
-    probing.join().unwrap_or_else(|_| Err("setting it up panicked".to_owned()))
-}
-
 pub fn run(core: usize, idle_spin: Duration, main: impl Future<Output = ()>) -> Result<(), String> {
     let executor = builder(core, idle_spin).make().map_err(|error| error.to_string())?;
     executor.run(async {
