@@ -6,5 +6,8 @@
 //! scheduled or run.
 
 mod describe;
+pub mod forward;
 pub mod grpc;
 pub mod http;
+pub mod restricted;
+pub mod tls;

@@ -2,6 +2,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 
+use super::{accepted::AcceptedFlags, wires::WireArgs};
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, switch},
@@ -60,6 +61,9 @@ pub struct ServeArgs {
     /// Seconds that requests in flight have when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub exit_timeout_secs: u64,
+    /// Seconds during which the server still serves, but is not ready, when it is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub shutdown_delay_secs: u64,
 
     /// Whether HTTP is served
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
@@ -143,6 +147,11 @@ pub struct ServeArgs {
     /// A file for the log [default: standard error]
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub wires: WireArgs,
+    #[command(flatten)]
+    pub accepted: AcceptedFlags,
 }
 
 impl ServeArgs {
