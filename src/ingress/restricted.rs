@@ -46,6 +46,9 @@ impl FromStr for Restriction {
         let expected = || format!("expected <api>,<api>:<header>=<value>, got '{text}'");
         let (groups, key) = text.split_once(':').ok_or_else(expected)?;
         let (header, value) = key.split_once('=').ok_or_else(expected)?;
+        if header.is_empty() || value.is_empty() {
+            return Err(expected());
+        }
         let group = |name: &str| {
             let known = NAMES.iter().find(|(known, _)| *known == name).map(|(_, group)| *group);
             known.ok_or_else(|| {
@@ -172,6 +175,7 @@ mod tests {
         for (bad, told) in [
             ("health", "expected <api>,<api>:<header>=<value>, got 'health'"),
             ("health:key", "expected <api>,<api>:<header>=<value>, got 'health:key'"),
+            ("health:key=", "expected <api>,<api>:<header>=<value>, got 'health:key='"),
             ("health,all:a=1", "got 'all'"),
         ] {
             let error = bad.parse::<Restriction>().unwrap_err();
