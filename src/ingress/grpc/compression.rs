@@ -182,9 +182,10 @@ fn decompress(packing: Packing, packed: &Rope, limit: usize) -> Result<Option<Ve
     let mut rest = &packed[..];
     let (name, read) = match packing {
         Packing::Identity => {
-            return Err(Error::malformed(
-                "the request message is compressed, but the request has no grpc-encoding",
-            ));
+            // gRPC's own word for a stream that contradicts its head.
+            return Err(Error::Internal {
+                detail: "the request message is compressed, but its head has no grpc-encoding".into(),
+            });
         }
         Packing::Deflate => ("deflate", read_to_limit(ZlibDecoder::new(&mut rest), limit)),
         Packing::Gzip => ("gzip", read_to_limit(GzDecoder::new(&mut rest), limit)),
