@@ -184,7 +184,8 @@ fn decompress(packing: Packing, packed: &Rope, limit: usize) -> Result<Option<Ve
         Packing::Identity => {
             // gRPC's own word for a stream that contradicts its head.
             return Err(Error::Internal {
-                detail: "the request message is compressed, but its head has no grpc-encoding".into(),
+                detail: "the request message is compressed, but its head has no grpc-encoding"
+                    .into(),
             });
         }
         Packing::Deflate => ("deflate", read_to_limit(ZlibDecoder::new(&mut rest), limit)),

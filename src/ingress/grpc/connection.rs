@@ -24,7 +24,7 @@ use super::{
     status, stream_infer, tonic_bridge,
 };
 use crate::{
-    inference::{Error, Parameters},
+    inference::{Error, Parameters, Timestamp},
     ingress::{forward::HeaderPattern, restricted::Restrictions},
     runtime::{TcpStream, draining, sleep, spawn},
     serving::Server,
@@ -193,28 +193,25 @@ fn dispatch(
         Ok(terms) => terms,
         Err(error) => {
             let mut trailers = status::failed(&error);
-            trailers.insert("grpc-accept-encoding", compression::ACCEPTED);
+            if matches!(error, Error::Unsupported { .. }) {
+                trailers.insert("grpc-accept-encoding", compression::ACCEPTED);
+            }
             return infer::send_trailers_only(respond, trailers);
         }
     };
     let connection = connection.clone();
-    match path {
-        MODEL_INFER => {
-            let deadline = match infer::deadline(&head.headers) {
-                Ok(deadline) => deadline,
-                Err(error) => return infer::send_trailers_only(respond, status::failed(&error)),
-            };
-            spawn(&"gRPC ModelInfer", infer::answer(connection, deadline, terms, body, respond));
-        }
-        _ => {
-            let answer = stream_infer::answer(connection, terms, body, respond);
-            spawn(&"gRPC ModelStreamInfer", answer);
-        }
+    if path == MODEL_INFER {
+        spawn(&"gRPC ModelInfer", infer::answer(connection, terms, body, respond));
+    } else {
+        let answer = stream_infer::answer(connection, terms, body, respond);
+        spawn(&"gRPC ModelStreamInfer", answer);
     }
 }
 
 /// What the head of an inference call says of its messages.
 pub struct Terms {
+    /// When the client stops waiting.
+    pub deadline: Option<Timestamp>,
     /// How its requests are packed, where they are.
     pub requests: Packing,
     /// How its responses are to be packed.
@@ -227,6 +224,7 @@ impl Terms {
     fn read(headers: &http::HeaderMap, settings: &GrpcSettings) -> Result<Self, Error> {
         let forwarded = settings.forwarded.as_ref();
         Ok(Self {
+            deadline: infer::deadline(headers)?,
             requests: Packing::of_request(headers)?,
             responses: settings.response_packing.of_response(headers),
             forwarded: forwarded.map(|pattern| Box::new(pattern.parameters(headers))),

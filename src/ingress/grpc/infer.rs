@@ -35,15 +35,15 @@ const SMALL_SEGMENT: usize = 2 * encode::COPIED_BYTES_MAX;
 
 /// Answers a `ModelInfer` call. What the future keeps between its polls is kept small: there is one for
 /// each request in flight, and from 1 KiB on the allocator takes a slower way.
+#[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
 pub fn answer(
     connection: Rc<Connection>,
-    deadline: Option<Timestamp>,
     terms: Terms,
     body: RecvStream,
     mut respond: SendResponse<Bytes>,
 ) -> impl Future<Output = ()> {
     async move {
-        let segments = match infer(&connection, deadline, &terms, body, &mut respond).await {
+        let segments = match infer(&connection, &terms, body, &mut respond).await {
             Ok(response) => encode::infer_response(&response),
             // Nobody is there to be told.
             Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
@@ -67,7 +67,6 @@ pub fn answer(
 
 async fn infer(
     connection: &Connection,
-    deadline: Option<Timestamp>,
     terms: &Terms,
     body: RecvStream,
     respond: &mut SendResponse<Bytes>,
@@ -82,7 +81,7 @@ async fn infer(
     }
     let _reservation = message.reservation;
     let mut request = decode::infer_request(message.bytes)?;
-    request.deadline = deadline;
+    request.deadline = terms.deadline;
     terms.apply(&mut request.parameters);
     let mut answer = connection.server.infer(request)?;
     let reply = std::future::poll_fn(|cx| poll_answer(&mut answer, respond, cx)).await;
