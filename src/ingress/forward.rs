@@ -5,7 +5,8 @@ use regex::{Regex, RegexBuilder};
 
 use crate::inference::{Parameter, Parameters};
 
-/// Which headers are forwarded: those whose name has a match.
+/// Which headers are forwarded: those whose name has a match. As in tritonserver, an empty pattern
+/// forwards none.
 #[derive(Clone, Debug)]
 pub struct HeaderPattern(Regex);
 
@@ -26,12 +27,17 @@ impl HeaderPattern {
         RegexBuilder::new(text).case_insensitive(true).build().map(Self)
     }
 
+    /// Whether nothing is forwarded at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.as_str().is_empty()
+    }
+
     /// The headers that are forwarded. What gRPC itself says in headers is not.
     pub fn parameters(&self, headers: &HeaderMap) -> Parameters {
         let mut parameters = Parameters::default();
         for (name, value) in headers {
             let name = name.as_str();
-            if !name.starts_with("grpc-") && self.0.is_match(name) {
+            if !self.is_empty() && !name.starts_with("grpc-") && self.0.is_match(name) {
                 let value = String::from_utf8_lossy(value.as_bytes());
                 parameters.insert(name, Parameter::String(value.into()));
             }
@@ -65,6 +71,7 @@ mod tests {
         assert_eq!(names(HeaderPattern::exact("My-.*").unwrap()), "");
         assert_eq!(names(HeaderPattern::exact("(?i)My-O").unwrap()), "my-one");
         assert_eq!(names(HeaderPattern::any_case("My-.*").unwrap()), "my-one my-two");
+        assert_eq!(names(HeaderPattern::any_case("").unwrap()), "");
         assert_eq!(names(HeaderPattern::any_case("^x$").unwrap()), "x");
         let parameters = HeaderPattern::exact("my-two").unwrap().parameters(&headers);
         assert_eq!(parameters.get("my-two"), Some(&Parameter::String("zwei".into())));
