@@ -88,6 +88,17 @@ def test_idle_connections_are_not_pinged_unless_allowed(start, small):
         assert connection.pings >= 1
 
 
+def test_times_may_be_of_any_size(start, small):
+    """None at all, and more than a clock can hold."""
+    endless = 2**64 - 1
+    for time_ms, age_ms in ((0, endless), (endless, endless)):
+        flags = (f"--grpc-keepalive-time={time_ms}", f"--grpc-max-connection-age={age_ms}", WITHOUT_CALLS)
+        server = start(small, *flags)
+        with wire.Connection(server) as connection:
+            _read_for(connection, 0.5)
+            assert connection.answer(connection.call("ServerLive", LIVE)).grpc_status == 0
+
+
 def test_an_old_connection_ends_after_its_calls(start, small):
     """The client is told first, and what is in flight is answered."""
     server = start(small, "--grpc-max-connection-age=500")

@@ -20,6 +20,7 @@ from . import certificates, models, triton
 READY_SECONDS_MAX = 20
 # The server looks at its files once a second at most.
 RELOAD_SECONDS_MAX = 10
+STOP_SECONDS_MAX = 1.0
 ARRAY = np.arange(300_000, dtype=np.float32)
 
 
@@ -200,3 +201,15 @@ def _name(server, pki) -> str:
         with _context(pki).wrap_socket(raw, server_hostname="127.0.0.1") as wrapped:
             subject = dict(pair for part in wrapped.getpeercert()["subject"] for pair in part)
     return subject["commonName"]
+
+
+def test_open_connections_do_not_delay_the_end(tls, pki):
+    """Neither idle ones nor those that have not shaken hands."""
+    server = tls()
+    kept = http.client.HTTPSConnection("127.0.0.1", server.http_port, context=_context(pki), timeout=5)
+    kept.connect()
+    silent = socket.create_connection(("127.0.0.1", server.grpc_port))
+    with contextlib.closing(_grpc(server, pki)) as client, contextlib.closing(kept), silent:
+        assert client.is_server_live()
+        server.stop()
+    assert server.stop_seconds < STOP_SECONDS_MAX and server.process.returncode == 0

@@ -4,7 +4,7 @@ use futures_util::future::{Either, select};
 
 use crate::{
     ingress::tls::Tls,
-    runtime::{Label, TcpStream, sleep, spawn},
+    runtime::{Label, TcpStream, draining, sleep, spawn},
 };
 
 /// How long a client may take to shake hands.
@@ -19,7 +19,8 @@ pub fn over_tls<Serving: Future<Output = ()> + 'static>(
 ) {
     spawn(label, async move {
         let handshake = pin!(stream.secured(tls.config()));
-        match select(handshake, sleep(HANDSHAKE_MAX)).await {
+        let impatient = select(sleep(HANDSHAKE_MAX), draining());
+        match select(handshake, impatient).await {
             Either::Left((Ok(stream), _)) => serve(stream).await,
             Either::Left((Err(error), _)) => {
                 log::debug!("a client and the server did not agree on TLS: {error}");

@@ -11,7 +11,7 @@ use flate2::{
     bufread::{GzDecoder, ZlibDecoder},
     write::{GzEncoder, ZlibEncoder},
 };
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::smallvec;
 
 use super::{
@@ -26,6 +26,11 @@ use crate::{
 /// Messages up to this many bytes are packed and unpacked on the reactor: a few hundred microseconds
 /// at most.
 const PACKED_HERE_MAX: usize = 16 << 10;
+
+/// How the messages that follow are packed, where they are.
+pub static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+/// How the peer's messages may be packed.
+pub static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// How a message is packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,7 +53,7 @@ impl Packing {
     /// # Errors
     /// When it is in no way that we know.
     pub fn of_request(headers: &HeaderMap) -> Result<Self, Error> {
-        let Some(name) = headers.get("grpc-encoding") else { return Ok(Self::Identity) };
+        let Some(name) = headers.get(&GRPC_ENCODING) else { return Ok(Self::Identity) };
         Self::by_name(name.as_bytes()).ok_or_else(|| Error::Unsupported {
             detail: format!("unknown grpc-encoding {name:?}, expected identity, deflate or gzip"),
         })
@@ -121,7 +126,7 @@ impl ResponsePacking {
             Self::Low => [Packing::Gzip, Packing::Deflate],
             Self::Medium | Self::High => [Packing::Deflate, Packing::Gzip],
         };
-        let accepted = headers.get("grpc-accept-encoding").map(HeaderValue::as_bytes);
+        let accepted = headers.get(&GRPC_ACCEPT_ENCODING).map(HeaderValue::as_bytes);
         let accepted = accepted.unwrap_or_default();
         let accepts = |packing: &Packing| {
             let mut names = accepted.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);

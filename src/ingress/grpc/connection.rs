@@ -103,7 +103,8 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
         .max_pending_accept_reset_streams(RESETS_MAX)
         .max_local_error_reset_streams(Some(RESETS_MAX))
         .handshake::<_, Bytes>(stream);
-    let mut wire = match select(pin!(handshake), sleep(HANDSHAKE_MAX)).await {
+    let impatient = select(sleep(HANDSHAKE_MAX), draining());
+    let mut wire = match select(pin!(handshake), impatient).await {
         Either::Left((Ok(wire), _)) => wire,
         Either::Left((Err(error), _)) => {
             log::debug!("a gRPC connection did not begin as HTTP/2: {error}");
@@ -194,7 +195,8 @@ fn dispatch(
         Err(error) => {
             let mut trailers = status::failed(&error);
             if matches!(error, Error::Unsupported { .. }) {
-                trailers.insert("grpc-accept-encoding", compression::ACCEPTED);
+                let name = compression::GRPC_ACCEPT_ENCODING.clone();
+                trailers.insert(name, compression::ACCEPTED);
             }
             return infer::send_trailers_only(respond, trailers);
         }

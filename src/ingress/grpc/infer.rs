@@ -155,7 +155,7 @@ pub fn response_head(packing: Packing) -> Response<()> {
     let content_type = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     if let Some(name) = packing.header() {
-        response.headers_mut().insert("grpc-encoding", name);
+        response.headers_mut().insert(compression::GRPC_ENCODING.clone(), name);
     }
     response
 }

@@ -14,6 +14,11 @@ use h2::{Ping, PingPong};
 use super::connection::Connection;
 use crate::runtime::{sleep, spawn};
 
+/// No connection is pinged more often, whatever the flag says.
+const TIME_MIN: Duration = Duration::from_millis(10);
+/// Longer waits than this are for ever; every timer can hold it.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// When connections are pinged, and how old they get.
 #[derive(Clone, Debug)]
 pub struct KeepAlive {
@@ -155,9 +160,10 @@ pub fn watch(connection: &Rc<Connection>) -> Watch {
 }
 
 async fn keep_alive(connection: Weak<Connection>, settings: &KeepAlive) {
+    let time = settings.time.clamp(TIME_MIN, TIME_MAX);
     let (mut pings, mut calls_seen) = (0, 0);
     loop {
-        sleep(settings.time).await;
+        sleep(time).await;
         let Some(orders) = orders_of(&connection) else { return };
         let calls = orders.calls.get();
         if calls != calls_seen {
@@ -172,7 +178,7 @@ async fn keep_alive(connection: Weak<Connection>, settings: &KeepAlive) {
         pings += 1;
         let pongs = orders.pongs.get();
         orders.give(Order::Ping);
-        sleep(settings.timeout).await;
+        sleep(settings.timeout.min(TIME_MAX)).await;
         if orders.pongs.get() == pongs {
             log::debug!("closed a gRPC connection: a ping had no answer in {:?}", settings.timeout);
             return orders.give(Order::Close);
@@ -183,11 +189,11 @@ async fn keep_alive(connection: Weak<Connection>, settings: &KeepAlive) {
 async fn grow_old(connection: Weak<Connection>, settings: &KeepAlive) {
     let Some(age) = settings.age_max else { return };
     // A tenth more or less, so that clients that came together do not come back together.
-    sleep(age.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+    sleep(age.min(TIME_MAX).mul_f64(0.9 + 0.2 * fastrand::f64())).await;
     let Some(orders) = orders_of(&connection) else { return };
     orders.give(Order::Drain);
     if let Some(grace) = settings.age_grace {
-        sleep(grace).await;
+        sleep(grace.min(TIME_MAX)).await;
         orders.give(Order::Close);
     }
 }
