@@ -14,7 +14,8 @@ const DIRECT_METHODS: [&str; 2] = ["ModelInfer", "ModelStreamInfer"];
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let mut descriptors = protox::compile(["grpc_service.proto", "health.proto"], ["proto"])?;
+    let mut descriptors =
+        protox::compile(["grpc_service.proto", "health.proto", "reflection.proto"], ["proto"])?;
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
     for service in descriptors.file.iter_mut().flat_map(|file| file.service.iter_mut()) {

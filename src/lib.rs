@@ -44,6 +44,11 @@ pub mod proto {
         tonic::include_proto!("grpc.health.v1");
     }
 
-    /// The encoded descriptors of both, for reflection and for the text format.
+    /// The standard gRPC reflection service.
+    pub mod reflection {
+        tonic::include_proto!("grpc.reflection.v1");
+    }
+
+    /// The encoded descriptors of all, for reflection and for the text format.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }

@@ -1,11 +1,13 @@
-//! `docs/src/compatibility.md` speaks of every call and every route of the protocol, and of each in
-//! one of three words.
+//! `docs/src/compatibility.md` speaks of every call and every route of the protocol and of every flag,
+//! and of each in one of a few words.
 
 const PAGE: &str = include_str!("../docs/src/compatibility.md");
 const PROTOS: [&str; 2] =
     [include_str!("../proto/grpc_service.proto"), include_str!("../proto/health.proto")];
 const CONFIG: &str = include_str!("../proto/model_config.proto");
-const STATES: [&str; 3] = ["yes", "partly", "later"];
+const WORKS: &str = "works";
+const WITHOUT_EFFECT: &str = "accepted without effect";
+const STATES: [&str; 5] = ["yes", "partly", "later", WORKS, WITHOUT_EFFECT];
 
 /// Triton's routes, as its sources have them.
 const ROUTES: [&str; 26] = [
@@ -35,6 +37,97 @@ const ROUTES: [&str; 26] = [
     "GET /metrics",
     "GET /ping",
     "POST /invocations",
+];
+
+/// tritonserver's flags, as its help lists them.
+const FLAGS: [&str; 87] = [
+    "id",
+    "exit-timeout-secs",
+    "log-verbose",
+    "log-info",
+    "log-warning",
+    "log-error",
+    "log-format",
+    "log-file",
+    "model-store",
+    "model-repository",
+    "exit-on-error",
+    "disable-auto-complete-config",
+    "strict-readiness",
+    "model-control-mode",
+    "load-model",
+    "model-config-name",
+    "model-load-thread-count",
+    "enable-peer-access",
+    "allow-http",
+    "http-address",
+    "http-port",
+    "reuse-http-port",
+    "http-header-forward-pattern",
+    "http-thread-count",
+    "http-restricted-api",
+    "allow-grpc",
+    "grpc-address",
+    "grpc-port",
+    "reuse-grpc-port",
+    "grpc-header-forward-pattern",
+    "grpc-infer-allocation-pool-size",
+    "grpc-use-ssl",
+    "grpc-use-ssl-mutual",
+    "grpc-server-cert",
+    "grpc-server-key",
+    "grpc-root-cert",
+    "grpc-infer-response-compression-level",
+    "grpc-keepalive-time",
+    "grpc-keepalive-timeout",
+    "grpc-keepalive-permit-without-calls",
+    "grpc-http2-max-pings-without-data",
+    "grpc-http2-min-recv-ping-interval-without-data",
+    "grpc-http2-max-ping-strikes",
+    "grpc-max-connection-age",
+    "grpc-max-connection-age-grace",
+    "grpc-restricted-protocol",
+    "allow-sagemaker",
+    "sagemaker-port",
+    "sagemaker-safe-port-range",
+    "sagemaker-thread-count",
+    "allow-vertex-ai",
+    "vertex-ai-port",
+    "vertex-ai-thread-count",
+    "vertex-ai-default-model",
+    "allow-metrics",
+    "allow-gpu-metrics",
+    "allow-cpu-metrics",
+    "metrics-address",
+    "metrics-port",
+    "metrics-interval-ms",
+    "metrics-config",
+    "trace-config",
+    "backend-directory",
+    "backend-config",
+    "repoagent-directory",
+    "cache-config",
+    "cache-directory",
+    "rate-limit",
+    "rate-limit-resource",
+    "pinned-memory-pool-byte-size",
+    "cuda-memory-pool-byte-size",
+    "cuda-virtual-address-size",
+    "min-supported-compute-capability",
+    "buffer-manager-thread-count",
+    "host-policy",
+    "model-load-gpu-limit",
+    "strict-model-config",
+    "response-cache-byte-size",
+    "trace-file",
+    "trace-level",
+    "trace-rate",
+    "trace-count",
+    "trace-log-frequency",
+    "http-max-input-size",
+    "allow-client-shm",
+    "grpc-infer-thread-count",
+    "grpc-max-response-pool-size",
 ];
 
 /// The rows of the page's tables: the first cell, without its quotes, and the second.
@@ -92,4 +185,37 @@ fn every_row_is_in_a_known_state() {
     let unknown: Vec<_> =
         rows.iter().filter(|(_, state)| !STATES.contains(state)).map(|(first, _)| first).collect();
     assert_eq!(unknown, [""; 0]);
+}
+
+/// The names of all flags that the server takes, other names of them included.
+fn flags() -> Vec<String> {
+    nereid::cli::command()
+        .get_arguments()
+        .flat_map(|arg| {
+            let others = arg.get_all_aliases().unwrap_or_default();
+            arg.get_long().into_iter().chain(others).map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn every_flag_of_tritonserver_is_taken() {
+    let taken = flags();
+    let missing: Vec<_> =
+        FLAGS.into_iter().filter(|flag| !taken.iter().any(|it| it == flag)).collect();
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
+fn every_flag_has_a_row_that_tells_whether_it_works() {
+    let rows = rows();
+    let without_effect: Vec<&str> = nereid::cli::flags_without_effect().collect();
+    for flag in flags() {
+        let row = rows.iter().find(|(first, _)| first.strip_prefix("--") == Some(&flag));
+        let expected = match without_effect.contains(&flag.as_str()) {
+            true => WITHOUT_EFFECT,
+            false => WORKS,
+        };
+        assert_eq!(row.map(|(_, state)| *state), Some(expected), "--{flag}");
+    }
 }

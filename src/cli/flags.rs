@@ -1,11 +1,13 @@
 //! The forms that tritonserver's flags have beside the usual ones.
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-
-/// A switch that may be given as `--flag`, `--flag=true`, `--flag=1`, `--flag=false` and so on.
-pub fn switch() -> impl TypedValueParser<Value = bool> {
-    PossibleValuesParser::new(["true", "false", "True", "False", "1", "0"])
-        .map(|text| matches!(text.as_str(), "true" | "True" | "1"))
+/// A switch that may be given as `--flag`, `--flag=true`, `--flag on`, `--flag=0` and so on, in capitals
+/// or not.
+pub fn switch() -> impl Fn(&str) -> Result<bool, String> + Clone + Send + Sync + 'static {
+    |text| match text.to_ascii_lowercase().as_str() {
+        "true" | "on" | "1" => Ok(true),
+        "false" | "off" | "0" => Ok(false),
+        _ => Err(format!("expected true, on, 1, false, off or 0, got '{text}'")),
+    }
 }
 
 /// `--backend-config=<back end>,<setting>=<value>`; without a back end it holds for all.
@@ -36,6 +38,18 @@ impl std::str::FromStr for BackendSetting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn switches_are_read_as_triton_writes_them() {
+        for on in ["true", "True", "ON", "1"] {
+            assert_eq!(switch()(on), Ok(true), "{on}");
+        }
+        for off in ["false", "FALSE", "off", "0"] {
+            assert_eq!(switch()(off), Ok(false), "{off}");
+        }
+        let told = "expected true, on, 1, false, off or 0, got 'yes'";
+        assert_eq!(switch()("yes"), Err(told.to_owned()));
+    }
 
     #[test]
     fn backend_settings_are_read_as_triton_writes_them() {

@@ -7,12 +7,13 @@ pub mod backend;
 pub mod bench;
 mod check;
 mod flags;
+mod headings;
 mod serve;
 mod table;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use self::{check::CheckArgs, serve::ServeArgs};
 
@@ -42,7 +43,8 @@ enum Command {
 
 /// Does what the process's arguments say.
 pub fn run() -> ExitCode {
-    let CommandLine { command, serve } = CommandLine::parse();
+    let read = CommandLine::from_arg_matches(&command().get_matches());
+    let CommandLine { command, serve } = read.unwrap_or_else(|error| error.exit());
     match command {
         None => serve::run(serve),
         Some(Command::Serve(args)) => serve::run(*args),
@@ -50,6 +52,16 @@ pub fn run() -> ExitCode {
         Some(Command::Bench(args)) => report(bench::run(*args)),
         Some(Command::Backend(command)) => report(command.run()),
     }
+}
+
+/// All that the command line may hold.
+pub fn command() -> clap::Command {
+    headings::grouped(CommandLine::command()).mut_subcommand("serve", headings::grouped)
+}
+
+/// The names of tritonserver's flags that are taken without effect so far.
+pub fn flags_without_effect() -> impl Iterator<Item = &'static str> {
+    serve::accepted_names().chain(["allow-client-shm"])
 }
 
 fn report<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {

@@ -1,7 +1,10 @@
 //! `nereid serve`: starts the server, keeps it until it is told to stop, and stops it in order.
 
+mod accepted;
 mod args;
 mod startup;
+mod tls_handshake;
+mod wires;
 
 use std::{
     io,
@@ -13,14 +16,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
 
-pub use self::args::ServeArgs;
+pub use self::{accepted::names as accepted_names, args::ServeArgs};
+use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{BackendError, Identity, onnxruntime::OnnxRuntime},
     ingress::{
-        grpc::{self, GrpcService, GrpcSettings},
-        http::{self, HttpSettings},
+        grpc::{self, GrpcService},
+        http,
     },
     memory::{BufferPool, Regions, keep_freed_memory},
     observe::logging,
@@ -31,6 +38,8 @@ use crate::{
 
 /// How often the end of the last connections is looked for while the server stops.
 const DRAIN_POLL: Duration = Duration::from_millis(2);
+/// How often a second signal is looked for while the server leaves.
+const LEAVE_POLL: Duration = Duration::from_millis(20);
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +58,8 @@ enum ServeError {
     Memory { bytes: usize, source: io::Error },
     #[error("cannot listen on '{address}' for {what}: {source}")]
     Listen { what: &'static str, address: String, source: io::Error },
+    #[error("{0}")]
+    Wires(#[from] WireError),
     #[error("{0}")]
     Repository(#[from] repository::Error),
     #[error("{0}")]
@@ -96,6 +107,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let control = control(args, server.clone());
     let listeners = listen(args, &control)?;
     startup::log_listeners(&listeners);
+    args.accepted.warnings().for_each(|warning| log::warn!("{warning}"));
     let acceptor = Acceptor::start(
         listeners.into_iter().map(|(_, listener)| listener).collect(),
         reactors.handles().to_vec(),
@@ -108,6 +120,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         server.enter(ServerState::Ready);
         let signal = stop_signals.wait();
         log::info!("{}: stopping", signal.map_or("a signal", Signal::as_str));
+        leave(&server, &stop_signals, Duration::from_secs(args.shutdown_delay_secs));
     });
     stop(&control, acceptor, reactors, Duration::from_secs(args.exit_timeout_secs));
     stopped
@@ -175,8 +188,9 @@ fn listen(
         Ok::<_, ServeError>(())
     };
     if args.allow_grpc {
-        let settings = GrpcSettings::default();
+        let settings = Arc::new(args.wires.grpc_settings()?);
         let service = GrpcService::new(control.clone(), settings.message_max);
+        let tls = args.wires.grpc_tls()?;
         bind(
             "gRPC",
             &args.grpc_address,
@@ -184,13 +198,19 @@ fn listen(
             args.reuse_grpc_port,
             Arc::new(move |stream, _| {
                 let (service, settings) = (service.clone(), settings.clone());
-                spawn(&"a gRPC connection", grpc::serve(stream, service, settings));
+                match tls.clone() {
+                    None => spawn(&"a gRPC connection", grpc::serve(stream, service, settings)),
+                    Some(tls) => over_tls(stream, tls, &"a gRPC connection over TLS", |stream| {
+                        grpc::serve(stream, service, settings)
+                    }),
+                }
             }),
         )?;
     }
     if args.allow_http {
         let control = control.clone();
-        let settings = HttpSettings { body_max: args.http_max_input_size };
+        let settings = Arc::new(args.wires.http_settings(args.http_max_input_size)?);
+        let tls = args.wires.http_tls()?;
         bind(
             "HTTP",
             &args.http_address,
@@ -198,7 +218,12 @@ fn listen(
             args.reuse_http_port,
             Arc::new(move |stream, _| {
                 let (control, settings) = (control.clone(), settings.clone());
-                spawn(&"an HTTP connection", http::serve(stream, control, settings));
+                match tls.clone() {
+                    None => spawn(&"an HTTP connection", http::serve(stream, control, settings)),
+                    Some(tls) => over_tls(stream, tls, &"an HTTP connection over TLS", |stream| {
+                        http::serve(stream, control, settings)
+                    }),
+                }
             }),
         )?;
     }
@@ -223,6 +248,28 @@ fn resolve(address: &str, port: u16) -> io::Result<SocketAddr> {
         .to_socket_addrs()?
         .next()
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+}
+
+/// Serves on for `delay` while saying that the server is not ready, so that whoever spreads requests
+/// over servers goes elsewhere first. A second signal ends that.
+fn leave(server: &Server, signals: &SigSet, delay: Duration) {
+    if delay.is_zero() {
+        return;
+    }
+    server.enter(ServerState::Leaving);
+    let until = Instant::now() + delay;
+    let signals = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
+    match signals {
+        Ok(signals) => {
+            while Instant::now() < until && !matches!(signals.read_signal(), Ok(Some(_))) {
+                thread::sleep(LEAVE_POLL);
+            }
+        }
+        Err(error) => {
+            log::warn!("a second signal will not be seen: {error}");
+            thread::sleep(delay);
+        }
+    }
 }
 
 /// Closes the ports, answers what is in flight, and ends. Idle connections are closed at once;

@@ -6,7 +6,10 @@
 //! scheduled or run.
 
 mod describe;
+pub mod forward;
 pub mod grpc;
 pub mod http;
 mod regions;
+pub mod restricted;
 mod shared_memory;
+pub mod tls;

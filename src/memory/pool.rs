@@ -187,6 +187,11 @@ impl Reservation {
         self.bytes += bytes;
         Ok(())
     }
+
+    /// What is charged.
+    pub fn pool(&self) -> &BufferPool {
+        &self.pool
+    }
 }
 
 impl Drop for Reservation {

@@ -31,7 +31,7 @@ pub use reactor::{
     Message, ReactorHandle, ReactorSettings, Reactors, StartError, current, spawn, try_current,
 };
 pub use reply::{ReplyReceiver, ReplySender, reply_channel};
-pub use stall::label;
+pub use stall::{Label, label};
 pub use tcp::TcpStream;
 pub use timer::{HyperTimer, Sleep, sleep, sleep_until};
 pub use topology::{Topology, pin_to};

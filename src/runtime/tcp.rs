@@ -3,12 +3,14 @@ use std::{
     net,
     os::fd::{AsRawFd, BorrowedFd},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use futures_lite::io::{AsyncRead as _, AsyncWrite as _};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 
 use super::{
     driver::{self, Driver, EpollStream, UringStream},
@@ -19,12 +21,15 @@ use super::{
 /// of hyper.
 pub struct TcpStream {
     stream: Stream,
-    _load: Load,
+    /// Whoever is outermost counts.
+    load: Option<Load>,
 }
 
 enum Stream {
     Uring(UringStream),
     Epoll(EpollStream),
+    /// TLS over one of the others.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl TcpStream {
@@ -41,7 +46,17 @@ impl TcpStream {
             Driver::IoUring => Stream::Uring(driver::uring_stream(socket)?),
             Driver::Epoll => Stream::Epoll(driver::epoll_stream(socket)?),
         };
-        Ok(Self { stream, _load: load })
+        Ok(Self { stream, load: Some(load) })
+    }
+
+    /// Shakes hands as the server's side of TLS. What is then read and written is the plain text.
+    ///
+    /// # Errors
+    /// When the peer leaves, does not speak TLS, or one side refuses the other.
+    pub async fn secured(mut self, config: Arc<ServerConfig>) -> io::Result<Self> {
+        let load = self.load.take();
+        let stream = TlsAcceptor::from(config).accept(self).await?;
+        Ok(Self { stream: Stream::Tls(Box::new(stream)), load })
     }
 }
 
@@ -74,6 +89,7 @@ impl AsyncRead for TcpStream {
                 Poll::Ready(Ok(()))
             }
             Stream::Epoll(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -87,6 +103,7 @@ impl AsyncWrite for TcpStream {
         match &mut self.stream {
             Stream::Uring(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Epoll(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -106,6 +123,7 @@ impl AsyncWrite for TcpStream {
                 result => Poll::Ready(result),
             },
             Stream::Epoll(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -113,14 +131,19 @@ impl AsyncWrite for TcpStream {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            // Nothing is held back.
+            Stream::Uring(_) | Stream::Epoll(_) => Poll::Ready(Ok(())),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = match &mut self.stream {
             Stream::Uring(stream) => ready!(Pin::new(stream).poll_close(cx)),
             Stream::Epoll(stream) => ready!(Pin::new(stream).poll_shutdown(cx)),
+            Stream::Tls(stream) => ready!(Pin::new(stream).poll_shutdown(cx)),
         };
         match result {
             // The peer was faster.

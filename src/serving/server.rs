@@ -29,6 +29,8 @@ pub enum ServerState {
     Starting,
     /// It serves.
     Ready,
+    /// It serves, but says that it is not ready, so that clients go elsewhere.
+    Leaving,
     /// It answers what it has taken in, and takes in nothing new.
     Stopping,
 }
@@ -79,6 +81,7 @@ impl Server {
         match self.state.load(Ordering::Relaxed) {
             0 => ServerState::Starting,
             1 => ServerState::Ready,
+            2 => ServerState::Leaving,
             _ => ServerState::Stopping,
         }
     }

@@ -82,12 +82,12 @@ def start(driver, binary, tmp_path):
     """Starts a server of a test's own; it ends with the test."""
     started = []
 
-    def start(repository: pathlib.Path, *flags: str) -> servers.Server:
+    def start(repository: pathlib.Path, *flags: str, wait=servers.Server.wait_ready) -> servers.Server:
         all_flags = (f"--io-driver={driver}", "--reactors=2", *flags)
         log = tmp_path / f"server-{len(started)}.log"
         server = servers.Server("nereid-own", binary, repository, all_flags, log)
         started.append(server)
-        server.wait_ready()
+        wait(server)
         return server
 
     yield start

@@ -42,7 +42,8 @@ def test_idle_connections_do_not_delay_the_end(start, small):
     server = start(small)
     client = triton_grpc.InferenceServerClient(server.grpc_address)
     assert client.is_server_live()
-    with socket.create_connection(("127.0.0.1", server.http_port)) as raw:
+    silent = socket.create_connection(("127.0.0.1", server.grpc_port))
+    with silent, socket.create_connection(("127.0.0.1", server.http_port)) as raw:
         raw.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 200")
         assert _stop(server) < IDLE_STOP_SECONDS_MAX

@@ -14,6 +14,8 @@ END_HEADERS = 4
 SETTINGS_INITIAL_WINDOW = 4
 SERVICE = "/inference.GRPCInferenceService/"
 WAIT_SECONDS_MAX = 20
+# What every peer takes in one frame.
+FRAME_BYTES_MAX = 16384
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -74,6 +76,8 @@ class Connection:
         self.decoder = hpack.Decoder()
         self.answers: dict[int, Answer] = {}
         self.pongs = 0
+        self.pings = 0
+        self.answers_pings = True
         self.goaway: int | None = None
         self.closed = False
         self._next = 1
@@ -105,9 +109,11 @@ class Connection:
         stream = self.new_stream()
         path = method if method.startswith("/") else SERVICE + method
         block = request_headers(path, **headers)
+        pieces = [body[at : at + FRAME_BYTES_MAX] for at in range(0, len(body), FRAME_BYTES_MAX)] or [b""]
         self.send(
             frame(HEADERS, END_HEADERS, stream, block),
-            frame(DATA, END_STREAM if end else 0, stream, body),
+            *(frame(DATA, 0, stream, piece) for piece in pieces[:-1]),
+            frame(DATA, END_STREAM if end else 0, stream, pieces[-1]),
         )
         return stream
 
@@ -142,6 +148,10 @@ class Connection:
             self.goaway = int.from_bytes(payload[4:8], "big")
         elif kind == PING and flags & ACK:
             self.pongs += 1
+        elif kind == PING:
+            self.pings += 1
+            if self.answers_pings:
+                self.send(frame(PING, ACK, 0, payload))
         elif kind == SETTINGS and not flags & ACK:
             self.send(frame(SETTINGS, ACK, 0))
         if kind in (DATA, HEADERS) and flags & END_STREAM:

@@ -124,21 +124,30 @@ class GrpcCase:
     method: str
     message: Any
     setup: str = "default"
+    metadata: tuple[tuple[str, str], ...] = ()
+    service: str = SERVICE
 
     def request(self) -> dict:
         """The request for a reader of the recorded file."""
+        shown: dict[str, Any] = {"protocol": "grpc", "method": self.method}
+        if self.service != SERVICE:
+            shown["service"] = self.service
+        if self.metadata:
+            shown["metadata"] = dict(self.metadata)
         if isinstance(self.message, bytes):
-            return {"protocol": "grpc", "method": self.method, "bytes": self.message.hex()}
-        return {"protocol": "grpc", "method": self.method, "message": _shown(self.message)}
+            return {**shown, "bytes": self.message.hex()}
+        return {**shown, "message": _shown(self.message)}
 
     def send(self, server) -> dict:
         """The answer of one server."""
         with _channel(server) as channel:
-            call = channel.unary_unary(SERVICE + self.method)
+            call = channel.unary_unary(self.service + self.method)
             try:
-                raw = call(_bytes(self.message), timeout=SECONDS_MAX)
+                raw = call(_bytes(self.message), timeout=SECONDS_MAX, metadata=self.metadata)
             except grpc.RpcError as error:
                 return _grpc_error(error)
+        if self.service != SERVICE:
+            return {"code": "OK", "bytes": raw.hex()}
         response = _response_class(self.method)()
         response.ParseFromString(raw)
         return {"code": "OK", "message": _shown(response)}

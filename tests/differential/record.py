@@ -19,7 +19,7 @@ sys.path.insert(0, str(FOLDER.parents[1] / "benches" / "peer"))
 
 import servers  # noqa: E402
 
-from . import grpc_cases, http_cases, http_infer_cases, repository  # noqa: E402
+from . import grpc_cases, http_cases, http_infer_cases, repository, restricted_cases  # noqa: E402
 
 GOLDEN = FOLDER / "triton-2.51.json"
 # Why a model's configuration was refused goes to the real server's log only.
@@ -30,6 +30,7 @@ SETUPS: dict[str, tuple[str, ...]] = {
     "default": ("--model-control-mode=none", "--allow-http=true"),
     "explicit": ("--model-control-mode=explicit", "--load-model=identity"),
     "shared_memory": (),
+    "restricted": restricted_cases.FLAGS,
 }
 # The release that was recorded has no such flag: it lets every client register memory.
 NEREID_FLAGS = ("--allow-client-shm=true", "--exit-on-error=false", "--strict-readiness=false")
@@ -46,6 +47,7 @@ def all_cases() -> list:
         *grpc_cases.killers(),
         *grpc_cases.loading(),
         *grpc_cases.shared_memory(),
+        *restricted_cases.cases(),
     ]
     names = [each.name for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})

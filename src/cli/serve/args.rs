@@ -7,6 +7,7 @@ use std::{
 
 use clap::Args;
 
+use super::{accepted::AcceptedFlags, wires::WireArgs};
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, switch},
@@ -79,6 +80,9 @@ pub struct ServeArgs {
     /// Seconds that requests in flight have when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub exit_timeout_secs: u64,
+    /// Seconds during which the server still serves, but is not ready, when it is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub shutdown_delay_secs: u64,
 
     /// Whether HTTP is served
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
@@ -162,6 +166,11 @@ pub struct ServeArgs {
     /// A file for the log [default: standard error]
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub wires: WireArgs,
+    #[command(flatten)]
+    pub accepted: AcceptedFlags,
 }
 
 impl ServeArgs {

@@ -6,6 +6,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -14,8 +15,17 @@ use futures_util::future::{Either, select};
 use h2::{RecvStream, server::SendResponse};
 use http::{Method, Request, header::CONTENT_TYPE};
 
-use super::{infer, service::GrpcService, status, stream_infer, tonic_bridge};
+use super::{
+    compression::{self, Packing, ResponsePacking},
+    infer,
+    keep_alive::{self, KeepAlive, Order, Orders, Pings},
+    restricted_group,
+    service::GrpcService,
+    status, stream_infer, tonic_bridge,
+};
 use crate::{
+    inference::{Error, Parameters, Timestamp},
+    ingress::{forward::HeaderPattern, restricted::Restrictions},
     runtime::{TcpStream, draining, sleep, spawn},
     serving::Server,
 };
@@ -39,6 +49,9 @@ const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a client may open and reset before the connection ends (rapid reset).
 const RESETS_MAX: usize = 256;
 
+const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
 /// What an operator can set.
 #[derive(Clone, Debug)]
 pub struct GrpcSettings {
@@ -46,24 +59,40 @@ pub struct GrpcSettings {
     pub message_max: usize,
     /// Responses that one connection may leave unread, in bytes.
     pub unsent_max: usize,
+    /// Calls that not everybody may make.
+    pub restrictions: Option<Restrictions>,
+    /// Headers that become parameters.
+    pub forwarded: Option<HeaderPattern>,
+    /// How inference responses are packed.
+    pub response_packing: ResponsePacking,
+    /// Pings and ages.
+    pub keep_alive: KeepAlive,
 }
 
 impl Default for GrpcSettings {
     fn default() -> Self {
-        Self { message_max: i32::MAX as usize, unsent_max: 64 << 20 }
+        Self {
+            message_max: i32::MAX as usize,
+            unsent_max: 64 << 20,
+            restrictions: None,
+            forwarded: None,
+            response_packing: ResponsePacking::None,
+            keep_alive: KeepAlive::default(),
+        }
     }
 }
 
 /// What all calls of a connection share.
 pub struct Connection {
     pub server: Arc<Server>,
-    pub settings: GrpcSettings,
+    pub settings: Arc<GrpcSettings>,
     pub unsent: Budget,
+    pub(super) orders: Rc<Orders>,
     service: GrpcService,
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(stream: TcpStream, service: GrpcService, settings: GrpcSettings) {
+pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSettings>) {
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -74,7 +103,8 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: GrpcSettin
         .max_pending_accept_reset_streams(RESETS_MAX)
         .max_local_error_reset_streams(Some(RESETS_MAX))
         .handshake::<_, Bytes>(stream);
-    let mut wire = match select(pin!(handshake), sleep(HANDSHAKE_MAX)).await {
+    let impatient = select(sleep(HANDSHAKE_MAX), draining());
+    let mut wire = match select(pin!(handshake), impatient).await {
         Either::Left((Ok(wire), _)) => wire,
         Either::Left((Err(error), _)) => {
             log::debug!("a gRPC connection did not begin as HTTP/2: {error}");
@@ -89,8 +119,11 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: GrpcSettin
         server: service.server().clone(),
         unsent: Budget::new(settings.unsent_max),
         settings,
+        orders: Rc::default(),
         service,
     });
+    let _watch = keep_alive::watch(&connection);
+    let mut pings = Pings::default();
     let mut drain = Some(draining());
     loop {
         let accepted = std::future::poll_fn(|cx| {
@@ -99,6 +132,19 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: GrpcSettin
                 drain = None;
                 wire.graceful_shutdown();
             }
+            let orders = connection.orders.take(cx);
+            if orders.any() {
+                if orders.has(Order::Close) {
+                    return Poll::Ready(None);
+                }
+                if orders.has(Order::Drain) {
+                    wire.graceful_shutdown();
+                }
+                if orders.has(Order::Ping) {
+                    pings.send(|| wire.ping_pong());
+                }
+            }
+            pings.look(&connection.orders, cx);
             wire.poll_accept(cx)
         });
         match accepted.await {
@@ -126,24 +172,71 @@ fn dispatch(
         refuse(respond, head.method == Method::POST);
         return;
     }
+    let settings = &connection.settings;
+    connection.orders.calls.set(connection.orders.calls.get() + 1);
+    if let Some(restrictions) = &settings.restrictions
+        && let Some(group) = restricted_group::of_path(head.uri.path())
+        && let Some(header) = restrictions.missing(group, &head.headers)
+    {
+        let message = format!("This protocol is restricted, expecting header '{header}'");
+        return infer::send_trailers_only(respond, status::with_message(14, &message));
+    }
+    let path = head.uri.path();
+    if path != MODEL_INFER && path != MODEL_STREAM_INFER {
+        let (request, connection) = (Request::from_parts(head, body), connection.clone());
+        let service = connection.service.clone();
+        spawn(&"a gRPC call", async move {
+            tonic_bridge::answer(&connection, service, request, respond).await;
+        });
+        return;
+    }
+    let terms = match Terms::read(&head.headers, settings) {
+        Ok(terms) => terms,
+        Err(error) => {
+            let mut trailers = status::failed(&error);
+            if matches!(error, Error::Unsupported { .. }) {
+                let name = compression::GRPC_ACCEPT_ENCODING.clone();
+                trailers.insert(name, compression::ACCEPTED);
+            }
+            return infer::send_trailers_only(respond, trailers);
+        }
+    };
     let connection = connection.clone();
-    match head.uri.path() {
-        "/inference.GRPCInferenceService/ModelInfer" => {
-            let deadline = match infer::deadline(&head.headers) {
-                Ok(deadline) => deadline,
-                Err(error) => return infer::send_trailers_only(respond, status::failed(&error)),
-            };
-            spawn(&"gRPC ModelInfer", infer::answer(connection, deadline, body, respond));
-        }
-        "/inference.GRPCInferenceService/ModelStreamInfer" => {
-            spawn(&"gRPC ModelStreamInfer", stream_infer::answer(connection, body, respond));
-        }
-        _ => {
-            let request = Request::from_parts(head, body);
-            let service = connection.service.clone();
-            spawn(&"a gRPC call", async move {
-                tonic_bridge::answer(&connection, service, request, respond).await;
-            });
+    if path == MODEL_INFER {
+        spawn(&"gRPC ModelInfer", infer::answer(connection, terms, body, respond));
+    } else {
+        let answer = stream_infer::answer(connection, terms, body, respond);
+        spawn(&"gRPC ModelStreamInfer", answer);
+    }
+}
+
+/// What the head of an inference call says of its messages.
+pub struct Terms {
+    /// When the client stops waiting.
+    pub deadline: Option<Timestamp>,
+    /// How its requests are packed, where they are.
+    pub requests: Packing,
+    /// How its responses are to be packed.
+    pub responses: Packing,
+    /// Headers that go with each request; rare, so they are kept out of the way.
+    pub forwarded: Option<Box<Parameters>>,
+}
+
+impl Terms {
+    fn read(headers: &http::HeaderMap, settings: &GrpcSettings) -> Result<Self, Error> {
+        let forwarded = settings.forwarded.as_ref();
+        Ok(Self {
+            deadline: infer::deadline(headers)?,
+            requests: Packing::of_request(headers)?,
+            responses: settings.response_packing.of_response(headers),
+            forwarded: forwarded.map(|pattern| Box::new(pattern.parameters(headers))),
+        })
+    }
+
+    /// Gives a request what the head says.
+    pub fn apply(&self, parameters: &mut Parameters) {
+        for (name, value) in self.forwarded.iter().flat_map(|forwarded| forwarded.iter()) {
+            parameters.insert(name, value.clone());
         }
     }
 }

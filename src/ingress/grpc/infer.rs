@@ -11,7 +11,13 @@ use futures_util::future::{Either, select};
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
-use super::{connection::Connection, decode, encode, message::MessageReader, status};
+use super::{
+    compression::{self, Packing},
+    connection::{Connection, Terms},
+    decode, encode,
+    message::MessageReader,
+    status,
+};
 use crate::{
     inference::{Error, InferRequest, InferResponse, Rope, Timestamp},
     ingress::shared_memory::SharedTensors,
@@ -31,17 +37,22 @@ const SMALL_SEGMENT: usize = 2 * encode::COPIED_BYTES_MAX;
 /// each request in flight, and from 1 KiB on the allocator takes a slower way.
 pub async fn answer(
     connection: Rc<Connection>,
-    deadline: Option<Timestamp>,
+    terms: Terms,
     body: RecvStream,
     mut respond: SendResponse<Bytes>,
 ) {
-    let segments = match infer(&connection, deadline, body, &mut respond).await {
+    let segments = match infer(&connection, &terms, body, &mut respond).await {
         Ok(response) => encode::infer_response(&response),
         // Nobody is there to be told.
         Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
         Err(error) => return send_trailers_only(respond, status::failed(&error)),
     };
-    let Ok(mut stream) = respond.send_response(response_head(), false) else { return };
+    let segments = match terms.responses {
+        Packing::Identity => segments,
+        packing => Box::pin(compression::pack(segments, packing)).await,
+    };
+    let head = response_head(terms.responses);
+    let Ok(mut stream) = respond.send_response(head, false) else { return };
     for segment in segments {
         if send_segment(&connection, &mut stream, segment).await.is_err() {
             return;
@@ -53,16 +64,20 @@ pub async fn answer(
 
 async fn infer(
     connection: &Connection,
-    deadline: Option<Timestamp>,
+    terms: &Terms,
     body: RecvStream,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<InferResponse, Error> {
     let memory = connection.server.pool();
     let mut messages = MessageReader::new(body, connection.settings.message_max, memory);
     let message = messages.next().await?;
-    let message = message.ok_or_else(|| Error::malformed("the call has no request message"))?;
+    let mut message = message.ok_or_else(|| Error::malformed("the call has no request message"))?;
+    if message.packed {
+        let limit = connection.settings.message_max;
+        message = Box::pin(compression::unpack(message, terms.requests, limit)).await?;
+    }
     let _reservation = message.reservation;
-    let (mut answer, shared) = begin(&connection.server, message.bytes, deadline)?;
+    let (mut answer, shared) = begin(&connection.server, message.bytes, terms)?;
     let reply =
         std::future::poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
     let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
@@ -75,10 +90,11 @@ async fn infer(
 fn begin(
     server: &Server,
     message: Rope,
-    deadline: Option<Timestamp>,
+    terms: &Terms,
 ) -> Result<(ReplyReceiver<Reply>, SharedTensors), Error> {
     let mut request = decode::infer_request(message)?;
-    request.deadline = deadline;
+    request.deadline = terms.deadline;
+    terms.apply(&mut request.parameters);
     ask(server, request)
 }
 
@@ -156,17 +172,20 @@ async fn send_large(
     Ok(())
 }
 
-/// The head of every gRPC response.
-pub fn response_head() -> Response<()> {
+/// The head of a gRPC response whose messages may be packed.
+pub fn response_head(packing: Packing) -> Response<()> {
     let mut response = Response::new(());
     let content_type = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(CONTENT_TYPE, content_type);
+    if let Some(name) = packing.header() {
+        response.headers_mut().insert(compression::GRPC_ENCODING.clone(), name);
+    }
     response
 }
 
 /// Ends a call that has no message to give.
 pub fn send_trailers_only(mut respond: SendResponse<Bytes>, trailers: HeaderMap) {
-    let mut response = response_head();
+    let mut response = response_head(Packing::Identity);
     *response.status_mut() = StatusCode::OK;
     response.headers_mut().extend(trailers);
     // An error here means that the client has left.

@@ -16,7 +16,8 @@ pub struct MessageReader {
     body: RecvStream,
     /// What has arrived and belongs to no message yet.
     arrived: Rope,
-    message_len: Option<usize>,
+    /// The next message's length, and whether it is packed.
+    next: Option<(usize, bool)>,
     message_max: usize,
     memory: BufferPool,
     /// What has arrived, charged against the server's memory.
@@ -27,6 +28,8 @@ pub struct MessageReader {
 /// A message, and the charge for its memory, to be kept as long as it is.
 pub struct Message {
     pub bytes: Rope,
+    /// Whether it must be unpacked first.
+    pub packed: bool,
     pub reservation: Reservation,
 }
 
@@ -35,7 +38,7 @@ impl MessageReader {
         Self {
             body,
             arrived: Rope::default(),
-            message_len: None,
+            next: None,
             message_max,
             memory: memory.clone(),
             reservation: memory.reservation(),
@@ -51,10 +54,10 @@ impl MessageReader {
             }
             if self.ended {
                 return Poll::Ready(match self.arrived.len() {
-                    0 if self.message_len.is_none() => Ok(None),
+                    0 if self.next.is_none() => Ok(None),
                     got => Err(Error::malformed(format!(
                         "the stream ended inside a message: expected {} bytes, got {got}",
-                        self.message_len.unwrap_or(FRAME_HEADER)
+                        self.next.map_or(FRAME_HEADER, |(len, _)| len)
                     ))),
                 });
             }
@@ -112,38 +115,42 @@ impl MessageReader {
     }
 
     fn take_message(&mut self) -> Result<Option<Message>, Error> {
-        let len = match self.message_len {
-            Some(len) => len,
+        let (len, packed) = match self.next {
+            Some(next) => next,
             None if self.arrived.len() < FRAME_HEADER => return Ok(None),
             None => {
-                let len = self.read_header()?;
-                self.message_len = Some(len);
-                len
+                let next = self.read_header()?;
+                *self.next.insert(next)
             }
         };
         if self.arrived.len() < len {
             return Ok(None);
         }
-        self.message_len = None;
+        self.next = None;
         let bytes = self.arrived.split_to(len);
         let mut rest = self.memory.reservation();
         rest.grow(self.arrived.len())?;
-        Ok(Some(Message { bytes, reservation: std::mem::replace(&mut self.reservation, rest) }))
+        let reservation = std::mem::replace(&mut self.reservation, rest);
+        Ok(Some(Message { bytes, packed, reservation }))
     }
 
-    fn read_header(&mut self) -> Result<usize, Error> {
+    fn read_header(&mut self) -> Result<(usize, bool), Error> {
         let mut header = [0; FRAME_HEADER];
         self.arrived.split_to(FRAME_HEADER).copy_to(&mut header);
         let mut header = &header[..];
-        if header.get_u8() != 0 {
-            return Err(Error::Unsupported {
-                detail: "the request message is compressed, which is not supported".into(),
-            });
-        }
+        let packed = match header.get_u8() {
+            0 => false,
+            1 => true,
+            flag => {
+                return Err(Error::malformed(format!(
+                    "a message must begin with its compression flag, 0 or 1, got {flag}"
+                )));
+            }
+        };
         let len = header.get_u32() as usize;
         if len > self.message_max {
             return Err(Error::RequestTooLarge { limit: self.message_max, got: len as u64 });
         }
-        Ok(len)
+        Ok((len, packed))
     }
 }

@@ -1,13 +1,17 @@
 //! gRPC. `ModelInfer` and `ModelStreamInfer` are answered on HTTP/2 frames directly: tensors stay in
 //! the frames they arrived in, responses are written as segments. tonic serves every other call.
 
+mod compression;
 mod connection;
 mod decode;
 mod encode;
 mod infer;
+mod keep_alive;
 mod message;
 mod parameters;
+mod reflection;
 mod repository;
+mod restricted_group;
 mod service;
 mod status;
 mod stream_infer;
@@ -16,7 +20,9 @@ mod tests;
 mod tonic_bridge;
 mod wire;
 
+pub use compression::ResponsePacking;
 pub use connection::{GrpcSettings, serve};
 pub use decode::infer_request;
 pub use encode::infer_response;
+pub use keep_alive::KeepAlive;
 pub use service::GrpcService;

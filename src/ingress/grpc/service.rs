@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use http::{Request, Response};
-use tonic::{Status, body::Body};
+use tonic::{Status, body::Body, codec::CompressionEncoding};
 use tower_service::Service as _;
 
-use super::{repository, status, tonic_bridge::RequestBody};
+use super::{
+    reflection::{self, Reflection},
+    repository, status,
+    tonic_bridge::RequestBody,
+};
 use crate::{
     inference::Error,
     ingress::{describe, regions},
@@ -29,6 +33,7 @@ use crate::{
             health_check_response::ServingStatus,
             health_server::{Health, HealthServer},
         },
+        reflection::server_reflection_server::ServerReflectionServer,
     },
     serving::{ModelControl, Server},
 };
@@ -39,6 +44,7 @@ pub struct GrpcService {
     control: Arc<ModelControl>,
     inference: GrpcInferenceServiceServer<Calls>,
     health: HealthServer<Calls>,
+    reflection: ServerReflectionServer<Reflection>,
 }
 
 impl GrpcService {
@@ -49,8 +55,13 @@ impl GrpcService {
         Self {
             control,
             inference: GrpcInferenceServiceServer::from_arc(calls.clone())
-                .max_decoding_message_size(message_max),
-            health: HealthServer::from_arc(calls),
+                .max_decoding_message_size(message_max)
+                .accept_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Deflate),
+            health: HealthServer::from_arc(calls)
+                .accept_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Deflate),
+            reflection: ServerReflectionServer::new(Reflection::new()),
         }
     }
 
@@ -60,11 +71,19 @@ impl GrpcService {
     }
 
     /// Answers a call, or nothing when there is no such service.
-    pub(super) async fn call(&mut self, request: Request<RequestBody>) -> Option<Response<Body>> {
+    pub(super) async fn call(
+        &mut self,
+        mut request: Request<RequestBody>,
+    ) -> Option<Response<Body>> {
         let service = request.uri().path().trim_start_matches('/').split('/').next();
         let answer = match service {
             Some("inference.GRPCInferenceService") => self.inference.call(request).await,
             Some("grpc.health.v1.Health") => self.health.call(request).await,
+            Some(service) if reflection::SERVICES.contains(&service) => {
+                *request.uri_mut() =
+                    request.uri().path().replace(".v1alpha.", ".v1.").parse().ok()?;
+                self.reflection.call(request).await
+            }
             _ => return None,
         };
         match answer {

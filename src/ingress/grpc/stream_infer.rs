@@ -6,9 +6,11 @@ use std::{collections::VecDeque, future::poll_fn, rc::Rc, task::Poll};
 use bytes::Bytes;
 use compact_str::CompactString;
 use h2::{RecvStream, SendStream, server::SendResponse};
+use smallvec::smallvec;
 
 use super::{
-    connection::Connection,
+    compression::{self, Packing},
+    connection::{Connection, Terms},
     decode, encode,
     infer::{ask, response_head, send_segment},
     message::{Message, MessageReader},
@@ -28,20 +30,39 @@ const IN_FLIGHT_MAX: usize = 1024;
 /// Answers a `ModelStreamInfer` call.
 pub async fn answer(
     connection: Rc<Connection>,
+    terms: Terms,
     body: RecvStream,
     mut respond: SendResponse<Bytes>,
 ) {
-    let Ok(mut responses) = respond.send_response(response_head(), false) else { return };
+    let head = response_head(terms.responses);
+    let Ok(mut responses) = respond.send_response(head, false) else { return };
     let memory = connection.server.pool();
     let mut requests = MessageReader::new(body, connection.settings.message_max, memory);
     let mut in_flight = VecDeque::new();
     let mut reading = true;
     while reading || !in_flight.is_empty() {
         match next_event(&mut requests, &mut responses, &mut in_flight, reading).await {
-            Event::Request(message) => in_flight.push_back(begin(&connection, message)),
+            Event::Request(message) => {
+                let begun = match message.packed {
+                    false => begin(&connection, &terms, message),
+                    true => {
+                        let limit = connection.settings.message_max;
+                        let unpacked = compression::unpack(message, terms.requests, limit);
+                        match Box::pin(unpacked).await {
+                            Ok(message) => begin(&connection, &terms, message),
+                            // What follows in the stream can be no better.
+                            Err(error) => {
+                                let _ = responses.send_trailers(status::failed(&error));
+                                return;
+                            }
+                        }
+                    }
+                };
+                in_flight.push_back(begun);
+            }
             Event::Reply(id, shared, reply) => {
                 let reply = delivered(&connection, shared, reply).await;
-                if send(&connection, &mut responses, &id, reply).await.is_err() {
+                if send(&connection, &terms, &mut responses, &id, reply).await.is_err() {
                     return;
                 }
             }
@@ -122,9 +143,12 @@ async fn next_event(
     .await
 }
 
-fn begin(connection: &Connection, message: Message) -> InFlight {
+fn begin(connection: &Connection, terms: &Terms, message: Message) -> InFlight {
     let (id, begun) = match decode::infer_request(message.bytes) {
-        Ok(request) => (request.id.clone(), ask(&connection.server, request)),
+        Ok(mut request) => {
+            terms.apply(&mut request.parameters);
+            (request.id.clone(), ask(&connection.server, request))
+        }
         Err(error) => (CompactString::default(), Err(error)),
     };
     let (answer, shared) = match begun {
@@ -140,21 +164,24 @@ async fn delivered(connection: &Connection, shared: SharedTensors, reply: Reply)
 
 async fn send(
     connection: &Connection,
+    terms: &Terms,
     responses: &mut SendStream<Bytes>,
     id: &str,
     reply: Reply,
 ) -> Result<(), super::infer::Gone> {
-    match reply {
+    let segments = match reply {
         Ok(mut response) => {
             response.parameters.insert("triton_final_response", Parameter::Bool(true));
-            for segment in encode::stream_response(&response) {
-                send_segment(connection, responses, segment).await?;
-            }
-            Ok(())
+            encode::stream_response(&response)
         }
-        Err(error) => {
-            let message = encode::stream_error(&error.to_string(), id);
-            send_segment(connection, responses, message).await
-        }
+        Err(error) => smallvec![encode::stream_error(&error.to_string(), id)],
+    };
+    let segments = match terms.responses {
+        Packing::Identity => segments,
+        packing => Box::pin(compression::pack(segments, packing)).await,
+    };
+    for segment in segments {
+        send_segment(connection, responses, segment).await?;
     }
+    Ok(())
 }

@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use http::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
+use crate::ingress::restricted::ApiGroup;
+
 /// A call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -50,6 +52,25 @@ pub enum Route<'a> {
         access: Access,
     },
     Logging(Access),
+}
+
+impl Route<'_> {
+    /// The group by which the call can be restricted.
+    pub fn group(&self) -> ApiGroup {
+        match self {
+            Self::ServerLive | Self::ServerReady | Self::ModelReady(_) => ApiGroup::Health,
+            Self::ServerMetadata | Self::ModelMetadata(_) => ApiGroup::Metadata,
+            Self::Infer(_) | Self::Generate(_) | Self::GenerateStream(_) => ApiGroup::Inference,
+            Self::SharedMemory { .. } => ApiGroup::SharedMemory,
+            Self::ModelConfig(_) => ApiGroup::ModelConfig,
+            Self::RepositoryIndex { .. }
+            | Self::RepositoryLoad { .. }
+            | Self::RepositoryUnload { .. } => ApiGroup::ModelRepository,
+            Self::AllStatistics | Self::ModelStatistics(_) => ApiGroup::Statistics,
+            Self::Trace { .. } => ApiGroup::Trace,
+            Self::Logging(_) => ApiGroup::Logging,
+        }
+    }
 }
 
 /// The model that a call is for.

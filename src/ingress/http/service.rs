@@ -29,7 +29,10 @@ use super::{
 };
 use crate::{
     inference::{Error, InferRequest, Rope},
-    ingress::{describe, regions, shared_memory::SharedTensors},
+    ingress::{
+        describe, forward::HeaderPattern, regions, restricted::Restrictions,
+        shared_memory::SharedTensors,
+    },
     memory::Reservation,
     runtime::{HyperTimer, TcpStream, draining, sleep},
     serving::{ModelControl, Server},
@@ -49,16 +52,20 @@ const HEADER_LENGTH: &str = "inference-header-content-length";
 pub struct HttpSettings {
     /// The largest body in bytes, packed or not.
     pub body_max: usize,
+    /// Calls that not everybody may make.
+    pub restrictions: Option<Restrictions>,
+    /// Headers that become parameters.
+    pub forwarded: Option<HeaderPattern>,
 }
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        Self { body_max: 64 << 20 }
+        Self { body_max: 64 << 20, restrictions: None, forwarded: None }
     }
 }
 
 /// Serves a connection of the inference port until it ends.
-pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: HttpSettings) {
+pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: Arc<HttpSettings>) {
     let server = control.server().clone();
     let calls = Arc::new(Calls { control, server, settings });
     carry(stream, move |request| {
@@ -118,12 +125,15 @@ where
 struct Calls {
     control: Arc<ModelControl>,
     server: Arc<Server>,
-    settings: HttpSettings,
+    settings: Arc<HttpSettings>,
 }
 
 impl Calls {
     async fn answer(&self, request: Request<Incoming>) -> Response<Segments> {
         let (head, body) = request.into_parts();
+        if let Some(refusal) = self.refusal(&head) {
+            return refusal;
+        }
         let route = match route::route(&head.method, head.uri.path()) {
             Ok(route) => route,
             Err(wrong) => {
@@ -153,6 +163,17 @@ impl Calls {
             *response.status_mut() = status;
             response
         })
+    }
+
+    /// The answer to one who may not make this call. Like the real server's, it does not depend on the
+    /// method.
+    fn refusal(&self, head: &request::Parts) -> Option<Response<Segments>> {
+        let restrictions = self.settings.restrictions.as_ref()?;
+        let path = head.uri.path();
+        let route = route::route(&Method::GET, path).or_else(|_| route::route(&Method::POST, path));
+        let header = restrictions.missing(route.ok()?.group(), &head.headers)?;
+        let message = format!("This API is restricted, expecting header '{header}'");
+        Some(failure(StatusCode::FORBIDDEN, &message))
     }
 
     fn describe(&self, route: &Route<'_>) -> Result<Response<Segments>, Error> {
@@ -282,6 +303,11 @@ impl Calls {
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let (mut request, form) = self.parse(model, &head.headers, &body)?;
+        if let Some(pattern) = &self.settings.forwarded {
+            for (name, value) in pattern.parameters(&head.headers).iter() {
+                request.parameters.insert(name, value.clone());
+            }
+        }
         drop(body);
         let server = &self.server;
         let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;

@@ -1,0 +1,84 @@
+//! The groups in which `--help` shows the flags: tritonserver's.
+
+use clap::Command;
+
+/// Groups by the beginnings of their flags' names; the first that fits counts.
+const GROUPS: &[(&str, &[&str])] = &[
+    (
+        "Deprecated",
+        &[
+            "strict-model-config",
+            "response-cache-byte-size",
+            "trace-file",
+            "trace-level",
+            "trace-rate",
+            "trace-count",
+            "trace-log-frequency",
+        ],
+    ),
+    ("Logging", &["log-"]),
+    ("SageMaker", &["allow-sagemaker", "sagemaker-"]),
+    ("Vertex AI", &["allow-vertex-ai", "vertex-ai-"]),
+    ("Metrics", &["allow-metrics", "allow-gpu-metrics", "allow-cpu-metrics", "metrics-"]),
+    ("HTTP", &["allow-http", "http-", "reuse-http-"]),
+    ("gRPC", &["allow-grpc", "grpc-", "reuse-grpc-"]),
+    ("Tracing", &["trace-"]),
+    ("Back ends", &["backend-"]),
+    ("Repository agents", &["repoagent-"]),
+    ("Response cache", &["cache-"]),
+    ("Rate limiter", &["rate-limit", "rate-limit-"]),
+    (
+        "Memory and devices",
+        &[
+            "pinned-memory-",
+            "memory-budget-",
+            "cuda-",
+            "min-supported-",
+            "buffer-manager-",
+            "host-policy",
+            "model-load-gpu-limit",
+            "enable-peer-access",
+            "allow-client-shm",
+        ],
+    ),
+    (
+        "Model repository",
+        &[
+            "model-",
+            "load-model",
+            "repository-",
+            "exit-on-error",
+            "strict-readiness",
+            "disable-auto-complete-config",
+        ],
+    ),
+    (
+        "Server",
+        &[
+            "id",
+            "exit-timeout-secs",
+            "shutdown-delay-secs",
+            "reactors",
+            "io-driver",
+            "idle-spin-us",
+        ],
+    ),
+];
+
+/// Puts each flag of `command` under its group.
+pub fn grouped(command: Command) -> Command {
+    command.mut_args(|arg| match arg.get_long().and_then(heading) {
+        Some(heading) => arg.help_heading(heading),
+        None => arg,
+    })
+}
+
+fn heading(flag: &str) -> Option<&'static str> {
+    let of_group = |names: &[&str]| {
+        names.iter().any(|name| match name.ends_with('-') {
+            true => flag.starts_with(name),
+            false => flag == *name,
+        })
+    };
+    GROUPS.iter().find(|(_, names)| of_group(names)).map(|(heading, _)| *heading)
+}

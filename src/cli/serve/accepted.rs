@@ -1,0 +1,392 @@
+//! Flags of tritonserver that are taken, held against their form, and have no effect here yet. Each
+//! that is given says so in one line when the server starts.
+
+use clap::{
+    Arg, ArgAction, ArgMatches, Command, FromArgMatches, builder::ValueParser, parser::ValueSource,
+};
+
+use crate::cli::flags::switch;
+
+/// The flags of the table that were given.
+#[derive(Clone, Debug, Default)]
+pub struct AcceptedFlags {
+    given: Vec<&'static Row>,
+}
+
+/// One flag.
+#[derive(Debug)]
+struct Row {
+    name: &'static str,
+    form: Form,
+    about: &'static str,
+    /// Why it has no effect.
+    reason: &'static str,
+}
+
+/// What a value must look like.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Switch,
+    Whole,
+    Real,
+    Text,
+    OneOf(&'static [&'static str]),
+    /// `first`, a character, `second`.
+    Pair(Part, char, Part),
+    /// `<name>,<setting>=<value>`
+    Setting,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Whole,
+    Real,
+    Text,
+}
+
+const REACTORS: &str = "all requests are handled by --reactors event loops";
+const NO_POOL: &str = "requests and responses come from no pool of objects that could be sized";
+const NO_PING_COUNT: &str = "pings of clients are answered and not counted";
+const NO_SAGEMAKER: &str = "the SageMaker endpoints are not there yet";
+const NO_VERTEX: &str = "the Vertex AI endpoints are not there yet";
+const NO_TRACE: &str = "there are no traces yet";
+const NO_CACHE: &str = "there is no response cache yet";
+const NO_LIMITER: &str = "there is no rate limiter yet";
+const NO_GPU: &str = "models do not run on GPUs yet";
+
+/// Every such flag, in the order of tritonserver's help.
+static ROWS: &[Row] = &[
+    row("id", Form::Text, "The server's name", "the server calls itself triton"),
+    row("enable-peer-access", Form::Switch, "Let GPUs read each other's memory", NO_GPU),
+    row("http-thread-count", Form::Whole, "Threads that handle HTTP requests", REACTORS),
+    row("grpc-infer-thread-count", Form::Whole, "Threads that handle gRPC requests", REACTORS),
+    row(
+        "grpc-infer-allocation-pool-size",
+        Form::Whole,
+        "Request and response objects that are kept for reuse",
+        NO_POOL,
+    ),
+    row(
+        "grpc-max-response-pool-size",
+        Form::Whole,
+        "Response objects that may wait in a queue",
+        NO_POOL,
+    ),
+    row(
+        "grpc-http2-min-recv-ping-interval-without-data",
+        Form::Whole,
+        "Milliseconds that a client must leave between pings",
+        NO_PING_COUNT,
+    ),
+    row(
+        "grpc-http2-max-ping-strikes",
+        Form::Whole,
+        "Pings that come too early before the connection ends",
+        NO_PING_COUNT,
+    ),
+    row("allow-sagemaker", Form::Switch, "Whether SageMaker's endpoints are served", NO_SAGEMAKER),
+    row("sagemaker-port", Form::Whole, "The port for SageMaker", NO_SAGEMAKER),
+    row(
+        "sagemaker-safe-port-range",
+        Form::Pair(Part::Whole, '-', Part::Whole),
+        "The ports that other endpoints may have",
+        NO_SAGEMAKER,
+    ),
+    row("sagemaker-thread-count", Form::Whole, "Threads for SageMaker", NO_SAGEMAKER),
+    row("allow-vertex-ai", Form::Switch, "Whether Vertex AI's endpoints are served", NO_VERTEX),
+    row("vertex-ai-port", Form::Whole, "The port for Vertex AI", NO_VERTEX),
+    row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", NO_VERTEX),
+    row("vertex-ai-default-model", Form::Text, "The model of Vertex AI's requests", NO_VERTEX),
+    row(
+        "allow-gpu-metrics",
+        Form::Switch,
+        "Whether metrics of GPUs are served",
+        "there are no metrics of GPUs yet",
+    ),
+    row(
+        "allow-cpu-metrics",
+        Form::Switch,
+        "Whether metrics of the processors are served",
+        "there are no metrics of processors yet",
+    ),
+    row(
+        "metrics-interval-ms",
+        Form::Real,
+        "Milliseconds between looks at what is measured",
+        "every metric is read when it is asked for",
+    ),
+    row(
+        "metrics-config",
+        Form::Pair(Part::Text, '=', Part::Text),
+        "A setting of metrics, as <SETTING>=<VALUE>",
+        "all metrics that exist are on",
+    ),
+    row(
+        "trace-config",
+        Form::Pair(Part::Text, '=', Part::Text),
+        "A setting of traces, as [<MODE>,]<SETTING>=<VALUE>",
+        NO_TRACE,
+    ),
+    row(
+        "repoagent-directory",
+        Form::Text,
+        "Where repository agents lie",
+        "there are no repository agents yet",
+    ),
+    row(
+        "cache-config",
+        Form::Setting,
+        "A setting of a cache, as <CACHE>,<SETTING>=<VALUE>",
+        NO_CACHE,
+    ),
+    row("cache-directory", Form::Text, "Where caches lie", NO_CACHE),
+    row(
+        "rate-limit",
+        Form::OneOf(&["off", "execution_count"]),
+        "How models share resources",
+        NO_LIMITER,
+    ),
+    row(
+        "rate-limit-resource",
+        Form::Pair(Part::Text, ':', Part::Text),
+        "A resource that models share, as <NAME>:<COUNT>[:<DEVICE>]",
+        NO_LIMITER,
+    ),
+    row(
+        "cuda-memory-pool-byte-size",
+        Form::Pair(Part::Whole, ':', Part::Whole),
+        "Bytes of tensor memory on a GPU, as <DEVICE>:<BYTES>",
+        NO_GPU,
+    ),
+    row(
+        "cuda-virtual-address-size",
+        Form::Pair(Part::Whole, ':', Part::Whole),
+        "Bytes that a state may grow to on a GPU, as <DEVICE>:<BYTES>",
+        NO_GPU,
+    ),
+    row(
+        "min-supported-compute-capability",
+        Form::Real,
+        "The least compute capability of a GPU that is used",
+        NO_GPU,
+    ),
+    row(
+        "buffer-manager-thread-count",
+        Form::Whole,
+        "Threads that copy tensors",
+        "the event loops and the instances' own threads copy tensors",
+    ),
+    row(
+        "host-policy",
+        Form::Setting,
+        "A setting of a host policy, as <POLICY>,<SETTING>=<VALUE>",
+        "there are no host policies yet",
+    ),
+    row(
+        "model-load-gpu-limit",
+        Form::Pair(Part::Whole, ':', Part::Real),
+        "How full a GPU may be for a model to load, as <DEVICE>:<FRACTION>",
+        NO_GPU,
+    ),
+    row("response-cache-byte-size", Form::Whole, "Older form of --cache-config", NO_CACHE),
+    row("trace-file", Form::Text, "Older form of --trace-config triton,file=", NO_TRACE),
+    row(
+        "trace-level",
+        Form::OneOf(&["OFF", "TIMESTAMPS", "TENSORS"]),
+        "Older form of --trace-config level=",
+        NO_TRACE,
+    ),
+    row("trace-rate", Form::Whole, "Older form of --trace-config rate=", NO_TRACE),
+    row("trace-count", Form::Whole, "Older form of --trace-config count=", NO_TRACE),
+    row(
+        "trace-log-frequency",
+        Form::Whole,
+        "Older form of --trace-config triton,log-frequency=",
+        NO_TRACE,
+    ),
+];
+
+const fn row(name: &'static str, form: Form, about: &'static str, reason: &'static str) -> Row {
+    Row { name, form, about, reason }
+}
+
+/// The names of the flags that are taken without effect.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ROWS.iter().map(|row| row.name)
+}
+
+impl AcceptedFlags {
+    /// What the log is to say of those that were given.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        self.given
+            .iter()
+            .map(|Row { name, reason, .. }| format!("accepted, without effect: --{name}: {reason}"))
+    }
+}
+
+impl clap::Args for AcceptedFlags {
+    fn augment_args(command: Command) -> Command {
+        command.args(ROWS.iter().map(Row::arg))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for AcceptedFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |row: &&Row| matches.value_source(row.name) == Some(ValueSource::CommandLine);
+        Ok(Self { given: ROWS.iter().filter(given).collect() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Row {
+    fn arg(&self) -> Arg {
+        let arg = Arg::new(self.name)
+            .long(self.name)
+            .help(format!("{}; without effect so far", self.about))
+            .value_name(self.form.value_name())
+            .value_parser(self.form.parser())
+            // As in tritonserver, a flag may come again.
+            .action(ArgAction::Append);
+        match self.form {
+            Form::Switch => arg.num_args(0..=1).default_missing_value("true"),
+            Form::Whole | Form::Real => arg.allow_negative_numbers(true),
+            _ => arg,
+        }
+    }
+}
+
+impl Form {
+    fn value_name(self) -> &'static str {
+        match self {
+            Self::Switch => "BOOL",
+            Self::Whole | Self::Real => "N",
+            Self::Text | Self::Pair(..) | Self::Setting => "VALUE",
+            Self::OneOf(_) => "MODE",
+        }
+    }
+
+    fn parser(self) -> ValueParser {
+        match self {
+            Self::Switch => ValueParser::new(switch()),
+            Self::OneOf(values) => ValueParser::from(values.to_vec()),
+            _ => ValueParser::new(move |text: &str| self.check(text)),
+        }
+    }
+
+    fn check(self, text: &str) -> Result<String, String> {
+        let pair = |first: Part, mark: char, second: Part| {
+            text.split_once(mark).is_some_and(|(a, b)| first.fits(a) && second.fits(b))
+        };
+        let (fits, expected) = match self {
+            Self::Switch | Self::OneOf(_) | Self::Text => (true, String::new()),
+            Self::Whole => (Part::Whole.fits(text), Part::Whole.name().to_owned()),
+            Self::Real => (Part::Real.fits(text), Part::Real.name().to_owned()),
+            Self::Pair(first, mark, second) => {
+                let form = format!("{}{mark}{}", first.name(), second.name());
+                (pair(first, mark, second), form)
+            }
+            Self::Setting => {
+                let setting = text.split_once(',').map(|(_, setting)| setting);
+                let fits = setting.is_some_and(|setting| setting.contains('='));
+                (fits, "<name>,<setting>=<value>".to_owned())
+            }
+        };
+        match fits {
+            true => Ok(text.to_owned()),
+            false => Err(format!("expected {expected}, got '{text}'")),
+        }
+    }
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "<integer>",
+            Self::Real => "<number>",
+            Self::Text => "<text>",
+        }
+    }
+
+    fn fits(self, text: &str) -> bool {
+        match self {
+            Self::Whole => text.parse::<i64>().is_ok(),
+            Self::Real => text.parse::<f64>().is_ok(),
+            Self::Text => !text.is_empty(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args as _;
+
+    use super::*;
+
+    fn read(flags: &[&str]) -> Result<Vec<String>, String> {
+        let command = AcceptedFlags::augment_args(Command::new("nereid"));
+        let matches = command
+            .try_get_matches_from(["nereid"].iter().chain(flags))
+            .map_err(|error| error.to_string())?;
+        let flags = AcceptedFlags::from_arg_matches(&matches).map_err(|error| error.to_string())?;
+        Ok(flags.warnings().collect())
+    }
+
+    #[test]
+    fn a_flag_that_is_given_is_named_with_its_reason() {
+        assert_eq!(read(&[]), Ok(vec![]));
+        let expected = [
+            "accepted, without effect: --cuda-memory-pool-byte-size: models do not run on GPUs yet",
+            "accepted, without effect: --trace-rate: there are no traces yet",
+        ];
+        for flags in [
+            &["--trace-rate=5", "--cuda-memory-pool-byte-size", "0:1024"][..],
+            &[
+                "--cuda-memory-pool-byte-size=0:1",
+                "--cuda-memory-pool-byte-size=1:1",
+                "--trace-rate",
+                "1",
+            ],
+        ] {
+            assert_eq!(read(flags).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn every_form_is_held_against_the_value() {
+        for good in [
+            "--allow-sagemaker",
+            "--allow-sagemaker=off",
+            "--trace-count=-1",
+            "--metrics-interval-ms=0.5",
+            "--rate-limit=execution_count",
+            "--rate-limit-resource=R1:10:0",
+            "--host-policy=p,numa-node=0",
+            "--model-load-gpu-limit=0:0.5",
+            "--trace-config=triton,file=x",
+            "--sagemaker-safe-port-range=1-2",
+            "--cache-config=local,size=1",
+        ] {
+            assert_eq!(read(&[good]).map(|warnings| warnings.len()), Ok(1), "{good}");
+        }
+        for (bad, told) in [
+            ("--trace-rate=often", "'--trace-rate <N>': expected <integer>, got 'often'"),
+            ("--metrics-interval-ms=x", "expected <number>, got 'x'"),
+            ("--rate-limit=on", "invalid value 'on' for '--rate-limit <MODE>'"),
+            ("--cuda-memory-pool-byte-size=64", "expected <integer>:<integer>, got '64'"),
+            ("--model-load-gpu-limit=0:all", "expected <integer>:<number>, got '0:all'"),
+            ("--host-policy=p", "expected <name>,<setting>=<value>, got 'p'"),
+            ("--allow-sagemaker=maybe", "'--allow-sagemaker"),
+        ] {
+            let error = read(&[bad]).unwrap_err();
+            assert!(error.contains(told), "{bad}: {error}");
+        }
+    }
+}
