@@ -1,7 +1,6 @@
 //! `ModelInfer`: one request, one response.
 
 use std::{
-    future::Future,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -35,34 +34,30 @@ const SMALL_SEGMENT: usize = 2 * encode::COPIED_BYTES_MAX;
 
 /// Answers a `ModelInfer` call. What the future keeps between its polls is kept small: there is one for
 /// each request in flight, and from 1 KiB on the allocator takes a slower way.
-#[allow(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
-pub fn answer(
+pub async fn answer(
     connection: Rc<Connection>,
     terms: Terms,
     body: RecvStream,
     mut respond: SendResponse<Bytes>,
-) -> impl Future<Output = ()> {
-    async move {
-        let segments = match infer(&connection, &terms, body, &mut respond).await {
-            Ok(response) => encode::infer_response(&response),
-            // Nobody is there to be told.
-            Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
-            Err(error) => return send_trailers_only(respond, status::failed(&error)),
-        };
-        let segments = match terms.responses {
-            Packing::Identity => segments,
-            packing => Box::pin(compression::pack(segments, packing)).await,
-        };
-        let head = response_head(terms.responses);
-        let Ok(mut stream) = respond.send_response(head, false) else { return };
-        for segment in segments {
-            if send_segment(&connection, &mut stream, segment).await.is_err() {
-                return;
-            }
-        }
-        // An error here means that the client has left.
-        let _ = stream.send_trailers(status::ok());
+) {
+    let mut segments = match infer(&connection, &terms, body, &mut respond).await {
+        Ok(response) => encode::infer_response(&response),
+        // Nobody is there to be told.
+        Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
+        Err(error) => return send_trailers_only(respond, status::failed(&error)),
+    };
+    if terms.responses != Packing::Identity {
+        segments = Box::pin(compression::pack(segments, terms.responses)).await;
     }
+    let head = response_head(terms.responses);
+    let Ok(mut stream) = respond.send_response(head, false) else { return };
+    for segment in segments {
+        if send_segment(&connection, &mut stream, segment).await.is_err() {
+            return;
+        }
+    }
+    // An error here means that the client has left.
+    let _ = stream.send_trailers(status::ok());
 }
 
 async fn infer(
