@@ -24,6 +24,10 @@ const PREEMPT: Duration = Duration::from_millis(5);
 /// having none, and goes to sleep over those that it has. This wakes it.
 const HEARTBEAT: Duration = Duration::from_millis(20);
 
+/// The heart's chambers, which beat in turn. One alone would set its next beat in the task that its last
+/// one woke: were that a round that runs no task too, there would be no other.
+const CHAMBERS: u32 = 16;
+
 fn builder(core: usize, idle_spin: Duration) -> LocalExecutorBuilder {
     LocalExecutorBuilder::new(Placement::Fixed(core))
         .io_memory(IO_MEMORY_BYTES)
@@ -34,12 +38,15 @@ fn builder(core: usize, idle_spin: Duration) -> LocalExecutorBuilder {
 pub fn run(core: usize, idle_spin: Duration, main: impl Future<Output = ()>) -> Result<(), String> {
     let executor = builder(core, idle_spin).make().map_err(|error| error.to_string())?;
     executor.run(async {
-        glommio::spawn_local(async {
-            loop {
-                Timer::new(HEARTBEAT).await;
-            }
-        })
-        .detach();
+        for chamber in 1..=CHAMBERS {
+            glommio::spawn_local(async move {
+                Timer::new(HEARTBEAT * chamber).await;
+                loop {
+                    Timer::new(HEARTBEAT * CHAMBERS).await;
+                }
+            })
+            .detach();
+        }
         main.await;
     });
     Ok(())
