@@ -1,6 +1,7 @@
 //! `nereid serve`: starts the server, keeps it until it is told to stop, and stops it in order.
 
 mod args;
+mod observe_args;
 mod startup;
 
 use std::{
@@ -23,10 +24,10 @@ use crate::{
         http::{self, HttpSettings},
     },
     memory::{BufferPool, keep_freed_memory},
-    observe::logging,
+    observe::{logging, trace::Tracer},
     repository::{self, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
-    serving::{Backends, Loader, ModelControl, Server, ServerState, Startup},
+    serving::{Backends, Loader, ModelControl, Observers, Server, ServerState, Startup},
 };
 
 /// How often the end of the last connections is looked for while the server stops.
@@ -53,6 +54,10 @@ enum ServeError {
     Repository(#[from] repository::Error),
     #[error("{0}")]
     Flags(&'static str),
+    #[error("{0}")]
+    TraceFlags(String),
+    #[error("cannot start the thread that writes traces: {0}")]
+    Traces(io::Error),
     #[error("cannot start to watch the model repositories: {0}")]
     Watch(io::Error),
     #[error("{failed} model(s) failed to load; --exit-on-error=false serves the others")]
@@ -77,6 +82,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         return Err(ServeError::NoRepository);
     }
     let startup = args.startup().map_err(ServeError::Flags)?;
+    let (trace_file, traces) = args.observe.traces().map_err(ServeError::TraceFlags)?;
     logging::start(&args.log_settings()).map_err(ServeError::Log)?;
     // Before any thread starts, so that all of them leave these signals to this one.
     let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
@@ -89,7 +95,12 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let (arena, budget) = args.memory();
     let pool = BufferPool::new(arena, budget)
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
-    let server = Arc::new(Server::new(reactors.handles(), topology.instance_cores(count), pool));
+    let observers = Observers {
+        tracer: Tracer::start(trace_file, traces).map_err(ServeError::Traces)?,
+        metrics: args.observe.metrics(),
+    };
+    let instance_cores = topology.instance_cores(count);
+    let server = Arc::new(Server::new(reactors.handles(), instance_cores, pool, observers));
 
     let control = control(args, server.clone());
     let listeners = listen(args, &control)?;
@@ -246,4 +257,5 @@ fn stop(control: &ModelControl, acceptor: Acceptor, reactors: Reactors, patience
     }
     server.unload_all();
     reactors.stop();
+    server.tracer().stop();
 }

@@ -8,3 +8,4 @@
 mod describe;
 pub mod grpc;
 pub mod http;
+mod settings;

@@ -32,6 +32,6 @@ pub use control::{
 };
 pub use job::Reply;
 pub use load::{Backends, Loader};
-pub use server::{Server, ServerState};
+pub use server::{Observers, Server, ServerState};
 pub use version::{LoadedVersion, Site, VersionError, VersionSpec};
 pub use warm_up::{WarmUp, WarmUpError};

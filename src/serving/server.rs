@@ -17,6 +17,7 @@ use super::{
 use crate::{
     inference::{Error, InferRequest},
     memory::BufferPool,
+    observe::{MetricsSettings, trace::Tracer},
     repository::ModelId,
     runtime::{ReactorHandle, ReplyReceiver, pin_to},
 };
@@ -40,6 +41,7 @@ pub struct Server {
     reactors: Vec<ReactorHandle>,
     instance_cores: Vec<usize>,
     pool: BufferPool,
+    observers: Observers,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
     incomplete: AtomicBool,
@@ -53,15 +55,29 @@ type Namesakes = SmallVec<[(ModelId, Arc<Versions>); 1]>;
 /// The versions of a model that are served.
 pub type Versions = BTreeMap<i64, Arc<LoadedVersion>>;
 
+/// What watches the server.
+pub struct Observers {
+    /// Decides which requests are traced.
+    pub tracer: Arc<Tracer>,
+    /// What is measured of models, and told of them.
+    pub metrics: MetricsSettings,
+}
+
 impl Server {
     /// A server without models.
-    pub fn new(reactors: &[ReactorHandle], instance_cores: Vec<usize>, pool: BufferPool) -> Self {
+    pub fn new(
+        reactors: &[ReactorHandle],
+        instance_cores: Vec<usize>,
+        pool: BufferPool,
+        observers: Observers,
+    ) -> Self {
         Self {
             models: ArcSwap::default(),
             state: AtomicU8::new(ServerState::Starting as u8),
             reactors: reactors.to_vec(),
             instance_cores,
             pool,
+            observers,
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
         }
@@ -112,6 +128,16 @@ impl Server {
         &self.pool
     }
 
+    /// What decides which requests are traced.
+    pub fn tracer(&self) -> &Tracer {
+        &self.observers.tracer
+    }
+
+    /// What is measured of models, and told of them.
+    pub fn metrics(&self) -> &MetricsSettings {
+        &self.observers.metrics
+    }
+
     /// Starts a version, which is not served yet. Blocks, so not for reactors.
     ///
     /// # Errors
@@ -123,6 +149,7 @@ impl Server {
             home: &self.reactors[next],
             instance_cores: &self.instance_cores,
             pool: &self.pool,
+            observers: &self.observers,
         };
         LoadedVersion::start(spec, &site)
     }

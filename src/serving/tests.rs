@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Reply, Server, VersionSpec};
+use super::{Observers, Reply, Server, VersionSpec};
 use crate::{
     backend::{
         BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, Placement,
@@ -23,7 +23,10 @@ use crate::{
         DataType, InferInput, InferRequest, Parameters, Shape, Signature, TensorSpec, Timestamp,
     },
     memory::BufferPool,
-    observe::Totals,
+    observe::{
+        MetricsSettings, Totals,
+        trace::{self, Tracer},
+    },
     proto,
     repository::DynamicBatching,
     runtime::{DriverChoice, ReactorSettings, Reactors, ReplyReceiver, Topology, spawn, yield_now},
@@ -56,7 +59,11 @@ impl Stage {
         let topology = Topology::read().unwrap();
         let reactors = Reactors::start(&settings, &topology).unwrap();
         let pool = BufferPool::new(64 << 20, 64 << 20).unwrap();
-        let server = Server::new(reactors.handles(), topology.reactor_cores(1), pool);
+        let observers = Observers {
+            tracer: Tracer::start(None, trace::Settings::default()).unwrap(),
+            metrics: MetricsSettings::default(),
+        };
+        let server = Server::new(reactors.handles(), topology.reactor_cores(1), pool, observers);
         let tensor = |name| TensorSpec::new(name, DataType::Uint8, Shape::from([ROW as i64]));
         let signature = Signature {
             model: "m".into(),

@@ -9,14 +9,18 @@ use super::{
     inline::{self, Pace},
     instance_thread::{InstanceThreads, NoThread},
     job::{Job, Reply},
+    server::Observers,
     shard::{Executor, InlineInstance, Shard, ShardHandle},
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
     backend::{BackendError, Instance, Model, Placement},
-    inference::{Error, InferRequest, Signature, Timestamp},
+    inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
     memory::BufferPool,
-    observe::ModelStatistics,
+    observe::{
+        ModelStatistics,
+        trace::{Event, ModelTracer, Trace, TracedTensor},
+    },
     proto,
     repository::{Labels, OverrideFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
@@ -71,6 +75,7 @@ pub struct LoadedVersion {
     /// How long it took to load.
     pub load_time: Duration,
     pub(super) pool: BufferPool,
+    tracer: Arc<ModelTracer>,
     /// Kept as long as the version, whose back end may still read from it.
     _folder: Option<Arc<OverrideFolder>>,
     home: ReactorHandle,
@@ -88,6 +93,8 @@ pub struct Site<'a> {
     pub instance_cores: &'a [usize],
     /// Tensor memory.
     pub pool: &'a BufferPool,
+    /// What watches them.
+    pub observers: &'a Observers,
 }
 
 /// Why a version could not be started.
@@ -144,7 +151,11 @@ impl LoadedVersion {
             instances.push((placement.name.clone(), spec.instance(placement, site.pool)?));
         }
         let runs_inline = inline::suits(&spec, &mut instances, site.pool);
-        let statistics = ModelStatistics::new(site.reactors.len(), spec.signature.max_batch_size);
+        // What is not served on a reactor takes no memory there.
+        let home = site.home.index();
+        let served = site.reactors.iter().map(|reactor| runs_inline || reactor.index() == home);
+        let plan = site.observers.metrics.plan(&spec.config);
+        let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
         let version = Arc::new(Self {
             name: spec.name.clone(),
             namespace: spec.namespace.clone(),
@@ -155,6 +166,7 @@ impl LoadedVersion {
             statistics: Arc::new(statistics),
             load_time: Timestamp::now() - spec.began,
             pool: site.pool.clone(),
+            tracer: site.observers.tracer.of_model(&spec.name),
             _folder: spec.folder.clone(),
             home: site.home.clone(),
             shards: PerReactor::new(site.reactors),
@@ -210,8 +222,15 @@ impl LoadedVersion {
         let arrived = Timestamp::now();
         let admitted = self.signature.admit(&mut request)?;
         let (reply, answer) = reply_channel();
+        let mut trace = self.tracer.begin(&self.name, self.version, &request.id);
+        if let Some(trace) = &mut trace {
+            trace.at(Event::RequestStart, arrived);
+            trace.at(Event::QueueStart, Timestamp::now());
+            self.trace_inputs(trace, &admitted);
+        }
         let job = Job {
             version: self.clone(),
+            trace,
             id: request.id,
             admitted,
             priority: request.priority,
@@ -225,6 +244,22 @@ impl LoadedVersion {
             None => self.send_home(job)?,
         }
         Ok(answer)
+    }
+
+    fn trace_inputs(&self, trace: &mut Trace, admitted: &Admitted) {
+        if !trace.wants_tensors() {
+            return;
+        }
+        for (spec, input) in self.signature.inputs.iter().zip(&admitted.inputs) {
+            if let Some(AdmittedInput { shape, data }) = input {
+                trace.input(TracedTensor {
+                    name: spec.name.clone(),
+                    datatype: spec.datatype,
+                    shape: shape.clone(),
+                    data: data.clone(),
+                });
+            }
+        }
     }
 
     fn send_home(&self, job: Job) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use std::{
 
 use clap::Args;
 
+use super::observe_args::ObserveArgs;
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, switch},
@@ -123,6 +124,8 @@ pub struct ServeArgs {
     /// The port for metrics; 0 lets the system choose
     #[arg(long, value_name = "PORT", default_value_t = 8002)]
     pub metrics_port: u16,
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 
     /// Bytes of tensor memory in one piece, which is pinned when there is a GPU
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
@@ -250,10 +253,7 @@ impl ServeArgs {
             warning: self.log_warning,
             error: self.log_error,
             verbose: self.log_verbose,
-            format: match self.log_format.as_str() {
-                "ISO8601" => LogFormat::Iso8601,
-                _ => LogFormat::Default,
-            },
+            format: LogFormat::by_name(&self.log_format).unwrap_or_default(),
             file: self.log_file.clone(),
         }
     }

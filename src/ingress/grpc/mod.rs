@@ -9,6 +9,7 @@ mod message;
 mod parameters;
 mod repository;
 mod service;
+mod settings;
 mod status;
 mod stream_infer;
 mod tonic_bridge;

@@ -6,17 +6,19 @@ use http::{Request, Response};
 use tonic::{Status, body::Body};
 use tower_service::Service as _;
 
-use super::{repository, status, tonic_bridge::RequestBody};
+use super::{repository, settings, status, tonic_bridge::RequestBody};
 use crate::{
     inference::Error,
-    ingress::describe,
+    ingress::{describe, settings as live},
+    observe::logging,
     proto::{
-        ModelConfigRequest, ModelConfigResponse, ModelMetadataRequest, ModelMetadataResponse,
-        ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse,
-        RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
-        RepositoryModelLoadResponse, RepositoryModelUnloadRequest, RepositoryModelUnloadResponse,
-        ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
-        ServerReadyRequest, ServerReadyResponse,
+        LogSettingsRequest, LogSettingsResponse, ModelConfigRequest, ModelConfigResponse,
+        ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
+        ModelStatisticsRequest, ModelStatisticsResponse, RepositoryIndexRequest,
+        RepositoryIndexResponse, RepositoryModelLoadRequest, RepositoryModelLoadResponse,
+        RepositoryModelUnloadRequest, RepositoryModelUnloadResponse, ServerLiveRequest,
+        ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest,
+        ServerReadyResponse, TraceSettingRequest, TraceSettingResponse,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
         health::{
             HealthCheckRequest, HealthCheckResponse,
@@ -179,6 +181,29 @@ impl GrpcInferenceService for Calls {
             Err(error) => Err(error),
         })
         .map(|_| tonic::Response::new(RepositoryModelUnloadResponse {}))
+    }
+
+    async fn log_settings(
+        &self,
+        request: tonic::Request<LogSettingsRequest>,
+    ) -> Answer<LogSettingsResponse> {
+        answer(settings::log_change(request.get_ref()).map(|change| {
+            logging::change(change);
+            settings::log_settings(&logging::settings())
+        }))
+    }
+
+    async fn trace_setting(
+        &self,
+        request: tonic::Request<TraceSettingRequest>,
+    ) -> Answer<TraceSettingResponse> {
+        let request = request.get_ref();
+        let model = &request.model_name;
+        let changed = live::trace(&self.server, model)
+            .and_then(|_| settings::trace_change(request))
+            .and_then(|change| live::change_trace(&self.server, model, change));
+        let file = live::trace_file(self.server.tracer());
+        answer(changed.map(|told| settings::trace_settings(&told, file)))
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod encoding;
 pub mod error;
+mod generate;
 pub mod infer_request;
 pub mod infer_response;
 mod json;
@@ -15,6 +16,7 @@ pub mod metadata;
 mod repository;
 pub mod route;
 mod service;
+mod settings;
 
 pub use service::{HttpSettings, serve, serve_metrics};
 

@@ -100,7 +100,11 @@ fn skip(cursor: &mut Cursor<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn boolean(cursor: &mut Cursor<'_>) -> Result<bool, Error> {
+/// Reads `true` or `false`.
+///
+/// # Errors
+/// When it is neither.
+pub fn boolean(cursor: &mut Cursor<'_>) -> Result<bool, Error> {
     match cursor.kind() {
         Kind::Bool => Ok(cursor.boolean()?),
         _ => {
@@ -110,7 +114,11 @@ fn boolean(cursor: &mut Cursor<'_>) -> Result<bool, Error> {
     }
 }
 
-fn string(cursor: &mut Cursor<'_>) -> Result<String, Error> {
+/// Reads a string.
+///
+/// # Errors
+/// When it is none.
+pub fn string(cursor: &mut Cursor<'_>) -> Result<String, Error> {
     match cursor.kind() {
         Kind::String => Ok(cursor.string()?.into_owned()),
         _ => {

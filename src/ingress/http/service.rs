@@ -22,17 +22,19 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{
     encoding::{self, Encoding},
-    error,
+    error, generate,
     infer_request::{self, ResponseForm},
     infer_response, metadata, repository,
-    route::{self, Model, Route, RouteError},
+    route::{self, Access, Model, Route, RouteError},
+    settings,
 };
 use crate::{
     inference::{Error, InferRequest, Rope},
-    ingress::describe,
+    ingress::{describe, settings as live},
     memory::Reservation,
-    runtime::{HyperTimer, TcpStream, draining, offload, sleep},
-    serving::{ModelControl, Server},
+    observe::{logging, trace::Settings},
+    runtime::{HyperTimer, ReplyReceiver, TcpStream, draining, offload, sleep},
+    serving::{ModelControl, Reply, Server},
 };
 
 /// How long a client may take to send the head of its next request; an idle connection counts.
@@ -139,12 +141,18 @@ impl Calls {
         };
         let answered = match route {
             Route::Infer(model) => self.infer(&model, &head, body).await,
+            Route::Generate(model) => self.generate(&model, &head, body).await,
+            Route::GenerateStream(model) => self.generate_stream(&model, &head, body).await,
             Route::RepositoryIndex { .. } => self.index(&head, body).await,
             Route::RepositoryLoad { repository, model } => {
                 self.load(&repository, &model, &head, body).await
             }
             Route::RepositoryUnload { repository, model } => {
                 self.unload(&repository, &model, &head, body).await
+            }
+            Route::Logging(Access::Write) => self.set_log(&head, body).await,
+            Route::Trace { model, access: Access::Write } => {
+                self.set_trace(&model.unwrap_or_default(), &head, body).await
             }
             other => self.describe(&other),
         };
@@ -183,6 +191,10 @@ impl Calls {
             Route::AllStatistics => {
                 json(metadata::model_statistics(&describe::statistics(server, "", "")?))
             }
+            Route::Logging(Access::Read) => json(settings::log_settings(&logging::settings())),
+            Route::Trace { model, access: Access::Read } => {
+                self.trace_settings(&live::trace(server, model.as_deref().unwrap_or_default())?)
+            }
             other => {
                 let call = format!("{other:?}");
                 let call = call.split([' ', '(']).next().unwrap_or_default();
@@ -190,6 +202,34 @@ impl Calls {
                 return Err(Error::Unsupported { detail });
             }
         })
+    }
+
+    fn trace_settings(&self, told: &Settings) -> Response<Segments> {
+        json(settings::trace_settings(told, &live::trace_file(self.server.tracer())))
+    }
+
+    async fn set_log(
+        &self,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        let mut reservation = self.server.pool().reservation();
+        let body = self.read(head, body, &mut reservation).await?;
+        logging::change(settings::log_change(&body)?);
+        Ok(json(settings::log_settings(&logging::settings())))
+    }
+
+    async fn set_trace(
+        &self,
+        model: &str,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        live::trace(&self.server, model)?;
+        let mut reservation = self.server.pool().reservation();
+        let body = self.read(head, body, &mut reservation).await?;
+        let change = settings::trace_change(&body)?;
+        Ok(self.trace_settings(&live::change_trace(&self.server, model, change)?))
     }
 
     async fn index(
@@ -272,6 +312,50 @@ impl Calls {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
         }
         Ok(response)
+    }
+
+    async fn generate(
+        &self,
+        model: &Model<'_>,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        let (mut answer, _reservation) = self.ask(model, head, body).await?;
+        let reply = answer.receive().await.unwrap_or_else(|| Err(Error::unanswered()));
+        Ok(json(generate::response(&reply?)?.into()))
+    }
+
+    /// What is wrong with the request is the answer; what goes wrong after that is an event.
+    async fn generate_stream(
+        &self,
+        model: &Model<'_>,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        let (mut answer, _reservation) = self.ask(model, head, body).await?;
+        let reply = answer.receive().await.unwrap_or_else(|| Err(Error::unanswered()));
+        let (status, json) = match reply.and_then(|response| generate::response(&response)) {
+            Ok(json) => (StatusCode::OK, json.into()),
+            Err(error) => error::answer(&error),
+        };
+        let event = Segments::one(generate::event(&json));
+        let mut response = with_type(event, "text/event-stream; charset=utf-8");
+        *response.status_mut() = status;
+        Ok(response)
+    }
+
+    /// Sends a flat request to its model.
+    async fn ask(
+        &self,
+        model: &Model<'_>,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<(ReplyReceiver<Reply>, Reservation), Error> {
+        let version = self.server.version(&model.name, model.version)?;
+        let mut reservation = self.server.pool().reservation();
+        let body = self.read(head, body, &mut reservation).await?;
+        let request = generate::request(&version.signature, model.version, &body)?;
+        Ok((self.server.infer(request)?, reservation))
     }
 
     fn parse(
