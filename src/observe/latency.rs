@@ -194,7 +194,7 @@ impl Histogram {
 const FINE_BITS: u32 = 4;
 /// The largest power of two that has buckets: over an hour.
 const LARGEST_BITS: u32 = 42;
-const FINE_BUCKETS: usize = ((LARGEST_BITS - FINE_BITS + 1) << FINE_BITS) as usize;
+const FINE_BUCKETS: usize = ((LARGEST_BITS - FINE_BITS) << FINE_BITS) as usize;
 
 fn fine_bucket(nanos: u64) -> usize {
     let nanos = nanos.clamp(1 << FINE_BITS, (1 << LARGEST_BITS) - 1);

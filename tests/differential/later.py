@@ -14,9 +14,6 @@ _WHERE = {
         http/infer/shared_memory_unknown_in http/infer/shared_memory_unknown_out
         http/infer/shared_memory_no_size grpc/infer/shared_memory_*
     """,
-    "trace settings": "http/trace/* grpc/trace/*",
-    "log settings": "http/logging/* grpc/logging/*",
-    "generate": "http/generate/*",
     "sequences": """
         http/model/*_identity_sequence grpc/model/*_identity_sequence http/stats/identity_sequence
         http/infer/sequence_no_id http/infer/sequence_not_started http/infer/sequence_start
@@ -34,14 +31,17 @@ _WHERE = {
         grpc/index/all grpc/index/ready
         explicit/grpc/load_ensemble explicit/grpc/load_bad_ensemble_*
     """,
-    "decoupled models": "http/infer/decoupled http/infer/decoupled_bad_shape grpc/infer/decoupled",
+    "decoupled models": """
+        http/infer/decoupled http/infer/decoupled_bad_shape grpc/infer/decoupled
+        http/stats/identity_decoupled
+    """,
     "warm-up": "explicit/grpc/load_bad_warmup explicit/grpc/load_bad_warmup_shape",
     "repository agents": "explicit/grpc/load_bad_agent",
     "all extensions of the protocol": "http/server/metadata grpc/server/metadata",
 }
 
 # These fit a pattern and answer alike already: all they learn is that the method is wrong.
-_NOW = {"http/generate/get", "http/shm/get_register", "http/shm/post_status"}
+_NOW = {"http/shm/get_register", "http/shm/post_status"}
 
 # Models of the test's repository that need such a feature to be loaded.
 MODELS = ("ensemble", "identity_sequence")
