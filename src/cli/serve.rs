@@ -55,7 +55,7 @@ enum ServeError {
     #[error("{0}")]
     Flags(&'static str),
     #[error("{0}")]
-    TraceFlags(String),
+    OtherFlags(String),
     #[error("cannot start the thread that writes traces: {0}")]
     Traces(io::Error),
     #[error("cannot start to watch the model repositories: {0}")]
@@ -82,7 +82,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         return Err(ServeError::NoRepository);
     }
     let startup = args.startup().map_err(ServeError::Flags)?;
-    let (trace_file, traces) = args.observe.traces().map_err(ServeError::TraceFlags)?;
+    let (trace_file, traces) = args.observe.traces().map_err(ServeError::OtherFlags)?;
     logging::start(&args.log_settings()).map_err(ServeError::Log)?;
     // Before any thread starts, so that all of them leave these signals to this one.
     let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
@@ -99,7 +99,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         tracer: Tracer::start(trace_file, traces).map_err(ServeError::Traces)?,
         metrics: args.observe.metrics(),
     };
-    let instance_cores = topology.instance_cores(count);
+    let instance_cores = args.instance_cores(&topology, count).map_err(ServeError::OtherFlags)?;
     let server = Arc::new(Server::new(reactors.handles(), instance_cores, pool, observers));
 
     let control = control(args, server.clone());

@@ -14,6 +14,7 @@ mod classification;
 mod control;
 mod execution;
 mod inline;
+mod instance_cores;
 mod instance_thread;
 mod job;
 mod load;
@@ -30,6 +31,7 @@ pub use control::{
     ControlMode, ControlSettings, IndexEntry, ModelControl, ModelStatus, Polling, Startup,
     VersionState,
 };
+pub use instance_cores::InstanceCores;
 pub use job::Reply;
 pub use load::{Backends, Loader};
 pub use server::{Observers, Server, ServerState};

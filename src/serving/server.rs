@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::{
+    instance_cores::InstanceCores,
     job::Reply,
     version::{LoadedVersion, Site, VersionError, VersionSpec},
 };
@@ -39,7 +40,7 @@ pub struct Server {
     models: ArcSwap<Models>,
     state: AtomicU8,
     reactors: Vec<ReactorHandle>,
-    instance_cores: Vec<usize>,
+    instance_cores: InstanceCores,
     pool: BufferPool,
     observers: Observers,
     next_home: AtomicUsize,
@@ -67,7 +68,7 @@ impl Server {
     /// A server without models.
     pub fn new(
         reactors: &[ReactorHandle],
-        instance_cores: Vec<usize>,
+        instance_cores: InstanceCores,
         pool: BufferPool,
         observers: Observers,
     ) -> Self {
@@ -115,10 +116,10 @@ impl Server {
 
     /// Binds the calling thread, and all that it starts, to the cores of instance threads.
     pub(super) fn leave_reactor_cores(&self) {
-        if let Err(error) = pin_to(&self.instance_cores) {
+        if let Err(error) = pin_to(self.instance_cores.others()) {
             log::warn!(
                 "a loading thread cannot be bound to cores {:?}: {error}",
-                self.instance_cores
+                self.instance_cores.others()
             );
         }
     }

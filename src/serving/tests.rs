@@ -63,7 +63,8 @@ impl Stage {
             tracer: Tracer::start(None, trace::Settings::default()).unwrap(),
             metrics: MetricsSettings::default(),
         };
-        let server = Server::new(reactors.handles(), topology.reactor_cores(1), pool, observers);
+        let server =
+            Server::new(reactors.handles(), topology.reactor_cores(1).into(), pool, observers);
         let tensor = |name| TensorSpec::new(name, DataType::Uint8, Shape::from([ROW as i64]));
         let signature = Signature {
             model: "m".into(),
@@ -80,7 +81,11 @@ impl Stage {
             labels: Arc::default(),
             policy: BatchingPolicy { max_batch_size: 4, dynamic },
             warm_ups: Vec::new(),
-            placements: vec![Placement { name: "m_0".into(), device: PlacementDevice::Cpu }],
+            placements: vec![Placement {
+                name: "m_0".into(),
+                device: PlacementDevice::Cpu,
+                host_policy: "cpu".into(),
+            }],
             model: Arc::new(model),
             began: Timestamp::now(),
             folder: None,

@@ -7,7 +7,8 @@ use std::{
 use super::{
     execution::Executed,
     inline::{self, Pace},
-    instance_thread::{InstanceThreads, NoThread},
+    instance_cores::InstanceCores,
+    instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::{Job, Reply},
     server::Observers,
     shard::{Executor, InlineInstance, Shard, ShardHandle},
@@ -90,7 +91,7 @@ pub struct Site<'a> {
     /// The one that is to own the queue of a model that does not run inline.
     pub home: &'a ReactorHandle,
     /// Where instance threads run.
-    pub instance_cores: &'a [usize],
+    pub instance_cores: &'a InstanceCores,
     /// Tensor memory.
     pub pool: &'a BufferPool,
     /// What watches them.
@@ -148,9 +149,17 @@ impl LoadedVersion {
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
         let mut instances = Vec::new();
         for placement in &spec.placements {
-            instances.push((placement.name.clone(), spec.instance(placement, site.pool)?));
+            instances.push(PlacedInstance {
+                name: placement.name.clone(),
+                cores: site.instance_cores.of(&placement.host_policy).to_vec(),
+                instance: spec.instance(placement, site.pool)?,
+            });
         }
-        let runs_inline = inline::suits(&spec, &mut instances, site.pool);
+        // Who wants an instance on certain processors does not want it on those of reactors.
+        let is_placed =
+            |placement: &Placement| site.instance_cores.wanted(&placement.host_policy).is_some();
+        let runs_inline = !spec.placements.iter().any(is_placed)
+            && inline::suits(&spec, &mut instances, site.pool);
         // What is not served on a reactor takes no memory there.
         let home = site.home.index();
         let served = site.reactors.iter().map(|reactor| runs_inline || reactor.index() == home);
@@ -175,19 +184,20 @@ impl LoadedVersion {
             let pace = Pace::of(spec.model.inline_fitness());
             let mut instances = instances.into_iter();
             for reactor in site.reactors {
-                let (name, instance) = match (instances.next(), spec.placements.first()) {
+                let placed = match (instances.next(), spec.placements.first()) {
                     (Some(made), _) => made,
-                    (None, Some(placement)) => {
-                        (placement.name.clone(), spec.instance(placement, site.pool)?)
-                    }
+                    (None, Some(placement)) => PlacedInstance {
+                        name: placement.name.clone(),
+                        cores: site.instance_cores.others().to_vec(),
+                        instance: spec.instance(placement, site.pool)?,
+                    },
                     (None, None) => break,
                 };
-                let (cores, pace) = (site.instance_cores.to_vec(), pace.clone());
-                let instance = InlineInstance { instance, name, cores, pace };
+                let instance = InlineInstance { placed, pace: pace.clone() };
                 version.place(reactor, spec.policy.clone(), Executor::Inline(Some(instance)))?;
             }
         } else {
-            let threads = InstanceThreads::start(instances, site.instance_cores, site.home)?;
+            let threads = InstanceThreads::start(instances, site.home)?;
             version.place(site.home, spec.policy, Executor::Threads(threads))?;
         }
         Ok(version)

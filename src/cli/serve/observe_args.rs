@@ -82,6 +82,9 @@ impl FromStr for TraceConfig {
             "mode" => Err(format!("expected the trace mode triton, got '{value}'")),
             "triton,file" => Ok(Self::File(value.into())),
             "triton,log-frequency" => value.parse().map(Self::LogFrequency).map_err(|_| number()),
+            _ if name.starts_with("opentelemetry,") => {
+                Err(format!("traces in OpenTelemetry's form are not supported, got '{text}'"))
+            }
             _ => Err(bad()),
         }
     }

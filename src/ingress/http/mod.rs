@@ -8,6 +8,7 @@
 
 pub mod encoding;
 pub mod error;
+mod extensions;
 mod generate;
 pub mod infer_request;
 pub mod infer_response;

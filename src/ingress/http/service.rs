@@ -22,7 +22,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{
     encoding::{self, Encoding},
-    error, generate,
+    error,
     infer_request::{self, ResponseForm},
     infer_response, metadata, repository,
     route::{self, Access, Model, Route, RouteError},
@@ -32,9 +32,9 @@ use crate::{
     inference::{Error, InferRequest, Rope},
     ingress::{describe, settings as live},
     memory::Reservation,
-    observe::{logging, trace::Settings},
-    runtime::{HyperTimer, ReplyReceiver, TcpStream, draining, offload, sleep},
-    serving::{ModelControl, Reply, Server},
+    observe::logging,
+    runtime::{HyperTimer, TcpStream, draining, offload, sleep},
+    serving::{ModelControl, Server},
 };
 
 /// How long a client may take to send the head of its next request; an idle connection counts.
@@ -121,9 +121,9 @@ where
     }
 }
 
-struct Calls {
+pub(super) struct Calls {
     control: Arc<ModelControl>,
-    server: Arc<Server>,
+    pub(super) server: Arc<Server>,
     settings: HttpSettings,
 }
 
@@ -202,34 +202,6 @@ impl Calls {
                 return Err(Error::Unsupported { detail });
             }
         })
-    }
-
-    fn trace_settings(&self, told: &Settings) -> Response<Segments> {
-        json(settings::trace_settings(told, &live::trace_file(self.server.tracer())))
-    }
-
-    async fn set_log(
-        &self,
-        head: &request::Parts,
-        body: Incoming,
-    ) -> Result<Response<Segments>, Error> {
-        let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
-        logging::change(settings::log_change(&body)?);
-        Ok(json(settings::log_settings(&logging::settings())))
-    }
-
-    async fn set_trace(
-        &self,
-        model: &str,
-        head: &request::Parts,
-        body: Incoming,
-    ) -> Result<Response<Segments>, Error> {
-        live::trace(&self.server, model)?;
-        let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
-        let change = settings::trace_change(&body)?;
-        Ok(self.trace_settings(&live::change_trace(&self.server, model, change)?))
     }
 
     async fn index(
@@ -314,50 +286,6 @@ impl Calls {
         Ok(response)
     }
 
-    async fn generate(
-        &self,
-        model: &Model<'_>,
-        head: &request::Parts,
-        body: Incoming,
-    ) -> Result<Response<Segments>, Error> {
-        let (mut answer, _reservation) = self.ask(model, head, body).await?;
-        let reply = answer.receive().await.unwrap_or_else(|| Err(Error::unanswered()));
-        Ok(json(generate::response(&reply?)?.into()))
-    }
-
-    /// What is wrong with the request is the answer; what goes wrong after that is an event.
-    async fn generate_stream(
-        &self,
-        model: &Model<'_>,
-        head: &request::Parts,
-        body: Incoming,
-    ) -> Result<Response<Segments>, Error> {
-        let (mut answer, _reservation) = self.ask(model, head, body).await?;
-        let reply = answer.receive().await.unwrap_or_else(|| Err(Error::unanswered()));
-        let (status, json) = match reply.and_then(|response| generate::response(&response)) {
-            Ok(json) => (StatusCode::OK, json.into()),
-            Err(error) => error::answer(&error),
-        };
-        let event = Segments::one(generate::event(&json));
-        let mut response = with_type(event, "text/event-stream; charset=utf-8");
-        *response.status_mut() = status;
-        Ok(response)
-    }
-
-    /// Sends a flat request to its model.
-    async fn ask(
-        &self,
-        model: &Model<'_>,
-        head: &request::Parts,
-        body: Incoming,
-    ) -> Result<(ReplyReceiver<Reply>, Reservation), Error> {
-        let version = self.server.version(&model.name, model.version)?;
-        let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
-        let request = generate::request(&version.signature, model.version, &body)?;
-        Ok((self.server.infer(request)?, reservation))
-    }
-
     fn parse(
         &self,
         model: &Model<'_>,
@@ -376,7 +304,7 @@ impl Calls {
     }
 
     /// The body of a request, unpacked.
-    async fn read(
+    pub(super) async fn read(
         &self,
         head: &request::Parts,
         mut body: Incoming,
@@ -452,7 +380,7 @@ fn ready(ready: bool) -> Response<Segments> {
     response
 }
 
-fn json(body: Bytes) -> Response<Segments> {
+pub(super) fn json(body: Bytes) -> Response<Segments> {
     with_type(Segments::one(body), "application/json")
 }
 
@@ -469,7 +397,7 @@ fn method_not_allowed(allow: &'static str) -> Response<Segments> {
     response
 }
 
-fn with_type(body: Segments, content_type: &'static str) -> Response<Segments> {
+pub(super) fn with_type(body: Segments, content_type: &'static str) -> Response<Segments> {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
@@ -477,13 +405,13 @@ fn with_type(body: Segments, content_type: &'static str) -> Response<Segments> {
 
 /// A body whose pieces lie in different places and are written from there.
 #[derive(Default)]
-struct Segments {
+pub(super) struct Segments {
     /// In reverse, so that the next is the last.
     pieces: SmallVec<[Bytes; 3]>,
 }
 
 impl Segments {
-    fn one(piece: Bytes) -> Self {
+    pub(super) fn one(piece: Bytes) -> Self {
         Self { pieces: smallvec![piece] }
     }
 
