@@ -113,7 +113,7 @@ impl Plan {
     /// A place for one reactor to note in.
     pub(super) fn recorder(&self) -> Recorder {
         Recorder {
-            histograms: self.bounds.iter().map(|bounds| Histogram::new(bounds)).collect(),
+            histograms: self.bounds.iter().map(Histogram::new).collect(),
             summaries: match self.summaries {
                 true => Step::ALL.iter().map(|_| Summary::default()).collect(),
                 false => Box::default(),
@@ -170,6 +170,9 @@ impl Recorder {
 
 struct Histogram {
     bounds: Arc<[u64]>,
+    /// By power of two, the first bucket that a duration from there on may be in: what remains to be
+    /// looked at is a bound or two, where a search would guess wrong at each of its steps.
+    starts: Box<[u16; 64]>,
     /// One more than bounds: the last for what is above all.
     counts: Box<[AtomicU64]>,
     sum: AtomicU64,
@@ -178,12 +181,20 @@ struct Histogram {
 impl Histogram {
     fn new(bounds: &Arc<[u64]>) -> Self {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
-        Self { bounds: bounds.clone(), counts, sum: AtomicU64::new(0) }
+        let start = |power: usize| bounds.partition_point(|&bound| bound < 1 << power);
+        let starts = std::array::from_fn(|power| u16::try_from(start(power)).unwrap_or(u16::MAX));
+        Self { bounds: bounds.clone(), starts: Box::new(starts), counts, sum: AtomicU64::new(0) }
+    }
+
+    fn bucket(&self, nanos: u64) -> usize {
+        let power = nanos.checked_ilog2().unwrap_or(0) as usize;
+        let start = usize::from(self.starts[power % self.starts.len()]);
+        let above = self.bounds.get(start..).unwrap_or_default();
+        start + above.iter().take_while(|&&bound| bound < nanos).count()
     }
 
     fn note(&self, nanos: u64, times: u64) {
-        let bucket = self.bounds.partition_point(|&bound| bound < nanos);
-        if let Some(count) = self.counts.get(bucket) {
+        if let Some(count) = self.counts.get(self.bucket(nanos)) {
             bump(count, times);
         }
         bump(&self.sum, nanos.wrapping_mul(times));
@@ -319,6 +330,22 @@ mod tests {
     };
 
     proptest! {
+        #[test]
+        fn a_duration_is_in_the_bucket_whose_bounds_hold_it(
+            bounds in prop::collection::btree_set(any::<u64>(), 0..40),
+            picked in any::<prop::sample::Index>(),
+            shift in 0..64_u32,
+            nanos in any::<u64>(),
+        ) {
+            let bounds: Arc<[u64]> = bounds.into_iter().collect();
+            let histogram = Histogram::new(&bounds);
+            let near = bounds.get(picked.index(bounds.len().max(1))).copied().unwrap_or(0);
+            for nanos in [nanos >> shift, near, near.saturating_add(1), 0, u64::MAX] {
+                let expected = bounds.partition_point(|&bound| bound < nanos);
+                prop_assert_eq!(histogram.bucket(nanos), expected);
+            }
+        }
+
         #[test]
         fn a_fine_bucket_is_close_to_what_is_in_it(nanos in 16_u64..1 << LARGEST_BITS) {
             let bucket = fine_bucket(nanos);
