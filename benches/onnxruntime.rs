@@ -66,7 +66,11 @@ fn through_the_back_end(
         }),
         settings: Arc::default(),
     };
-    let placement = Placement { name: "mlp_0".to_owned(), device: PlacementDevice::Cpu };
+    let placement = Placement {
+        name: "mlp_0".to_owned(),
+        device: PlacementDevice::Cpu,
+        host_policy: "cpu".to_owned(),
+    };
     let loaded = runtime.load(&source).expect("the model loads");
     let mut instance = loaded.instance(&placement).expect("an instance");
     let pool = BufferPool::new(1 << 20, 1 << 20).expect("a pool");

@@ -13,7 +13,7 @@
 //! - [`memory`]: where tensors lie, and the budget that bounds them.
 //! - [`repository`]: model folders and their `config.pbtxt`.
 //! - [`runtime`]: one thread, one core, one event loop; the only room that names io_uring or epoll.
-//! - [`observe`]: statistics, metrics, logs.
+//! - [`observe`]: statistics, metrics, traces, logs.
 //! - [`inference`]: the vocabulary that all share.
 //!
 //! To follow one request: `ingress/grpc/infer.rs` reads it, `inference/signature.rs` admits it,

@@ -35,6 +35,60 @@ impl std::str::FromStr for BackendSetting {
     }
 }
 
+/// `--host-policy=<policy>,<setting>=<value>`: where instances of a host policy run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPolicy {
+    /// The policy's name.
+    pub name: String,
+    /// What it says.
+    pub setting: HostSetting,
+}
+
+/// What a host policy says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostSetting {
+    /// The NUMA node whose processors are used.
+    NumaNode(usize),
+    /// The processors that are used, of all or of the NUMA node.
+    Cores(Vec<usize>),
+}
+
+impl std::str::FromStr for HostPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || {
+            format!(
+                "expected <policy>,numa-node=<node> or <policy>,cpu-cores=<first>-<last>, got \
+                 '{text}'"
+            )
+        };
+        let (name, setting) = text.split_once(',').ok_or_else(expected)?;
+        let setting = match setting.split_once('=').ok_or_else(expected)? {
+            ("numa-node", node) => node.parse().ok().map(HostSetting::NumaNode),
+            ("cpu-cores", ranges) => cores(ranges).map(HostSetting::Cores),
+            _ => None,
+        };
+        let setting = setting.filter(|_| !name.is_empty()).ok_or_else(expected)?;
+        Ok(Self { name: name.into(), setting })
+    }
+}
+
+/// Numbers and ranges with commas between them, as `0-3,8`.
+fn cores(text: &str) -> Option<Vec<usize>> {
+    const CORES_MAX: usize = 4096;
+    let mut cores = Vec::new();
+    for range in text.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        if first > last || last >= CORES_MAX {
+            return None;
+        }
+        cores.extend(first..=last);
+    }
+    Some(cores)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +103,25 @@ mod tests {
         }
         let told = "expected true, on, 1, false, off or 0, got 'yes'";
         assert_eq!(switch()("yes"), Err(told.to_owned()));
+    }
+
+    #[test]
+    fn host_policies_are_read_as_triton_writes_them() {
+        let policy = |name: &str, setting| Ok(HostPolicy { name: name.into(), setting });
+        assert_eq!("cpu,numa-node=1".parse(), policy("cpu", HostSetting::NumaNode(1)));
+        let listed = HostSetting::Cores(vec![0, 1, 2, 8]);
+        assert_eq!("gpu_0,cpu-cores=0-2,8".parse(), policy("gpu_0", listed));
+        for bad in [
+            "cpu",
+            "cpu,numa-node",
+            ",numa-node=1",
+            "cpu,cpu-cores=3-1",
+            "cpu,x=1",
+            "cpu,cpu-cores=0-99999999999",
+            "cpu,cpu-cores=",
+        ] {
+            assert!(bad.parse::<HostPolicy>().is_err(), "{bad}");
+        }
     }
 
     #[test]

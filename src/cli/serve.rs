@@ -2,6 +2,7 @@
 
 mod accepted;
 mod args;
+mod observe_args;
 mod startup;
 mod tls_handshake;
 mod wires;
@@ -30,10 +31,10 @@ use crate::{
         http,
     },
     memory::{BufferPool, Regions, keep_freed_memory},
-    observe::logging,
+    observe::{logging, trace::Tracer},
     repository::{self, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
-    serving::{Backends, Loader, ModelControl, Server, ServerState, Startup},
+    serving::{Backends, Loader, ModelControl, Observers, Server, ServerState, Startup},
 };
 
 /// How often the end of the last connections is looked for while the server stops.
@@ -64,6 +65,10 @@ enum ServeError {
     Repository(#[from] repository::Error),
     #[error("{0}")]
     Flags(&'static str),
+    #[error("{0}")]
+    OtherFlags(String),
+    #[error("cannot start the thread that writes traces: {0}")]
+    Traces(io::Error),
     #[error("cannot start to watch the model repositories: {0}")]
     Watch(io::Error),
     #[error("{failed} model(s) failed to load; --exit-on-error=false serves the others")]
@@ -88,6 +93,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         return Err(ServeError::NoRepository);
     }
     let startup = args.startup().map_err(ServeError::Flags)?;
+    let (trace_file, traces) = args.observe.traces().map_err(ServeError::OtherFlags)?;
     logging::start(&args.log_settings()).map_err(ServeError::Log)?;
     // Before any thread starts, so that all of them leave these signals to this one.
     let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
@@ -100,9 +106,14 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let (arena, budget) = args.memory();
     let pool = BufferPool::new(arena, budget)
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
+    let observers = Observers {
+        tracer: Tracer::start(trace_file, traces).map_err(ServeError::Traces)?,
+        metrics: args.observe.metrics(),
+    };
     let regions = Regions::new(args.allow_client_shm);
-    let cores = topology.instance_cores(count);
-    let server = Arc::new(Server::new(reactors.handles(), cores, pool, regions));
+    let instance_cores = args.instance_cores(&topology, count).map_err(ServeError::OtherFlags)?;
+    let server =
+        Arc::new(Server::new(reactors.handles(), instance_cores, pool, regions, observers));
 
     let control = control(args, server.clone());
     let listeners = listen(args, &control)?;
@@ -292,4 +303,5 @@ fn stop(control: &ModelControl, acceptor: Acceptor, reactors: Reactors, patience
     }
     server.unload_all();
     reactors.stop();
+    server.tracer().stop();
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The protocol's extensions that the server offers.
-const EXTENSIONS: [&str; 10] = [
+const EXTENSIONS: [&str; 12] = [
     "classification",
     "model_repository",
     "model_repository(unload_dependents)",
@@ -24,6 +24,8 @@ const EXTENSIONS: [&str; 10] = [
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
 ];
 
 /// The server's name when `--id` gives none. Clients that look for Triton find it.
@@ -156,11 +158,12 @@ pub fn metrics(server: &Server) -> String {
             namespace: &version.namespace,
             version: version.version,
             totals: version.statistics.totals(),
+            latencies: version.statistics.latencies(),
             load_seconds: version.load_time.as_secs_f64(),
             tags: version.config.metric_tags.iter().map(|(k, v)| (&**k, &**v)).collect(),
         })
         .collect();
     let pool = server.pool();
     let pool = PoolMetrics { total_bytes: pool.arena_bytes(), used_bytes: pool.used() };
-    prometheus::render(&models, pool)
+    prometheus::render(server.metrics(), &models, pool)
 }

@@ -11,5 +11,6 @@ pub mod grpc;
 pub mod http;
 mod regions;
 pub mod restricted;
+mod settings;
 mod shared_memory;
 pub mod tls;

@@ -1,6 +1,10 @@
 //! What the whole machine uses, as Linux tells it.
 
-use std::{fs, sync::Mutex};
+use std::{
+    fs,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 /// The machine's memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,14 +18,29 @@ pub fn memory() -> Option<Memory> {
     parse_memory(&fs::read_to_string("/proc/meminfo").ok()?)
 }
 
-/// The share of all processors' time that was used since this was last asked, from 0 to 1; the first
-/// time since the machine started. `None` where the system does not tell.
-pub fn cpu_utilization() -> Option<f64> {
-    static LAST: Mutex<Ticks> = Mutex::new(Ticks { all: 0, idle: 0 });
-    let now = parse_ticks(&fs::read_to_string("/proc/stat").ok()?)?;
+/// The share of all processors' time that was used since the machine was last looked at, from 0 to 1;
+/// the first time since it started. It is looked at again after `interval` at the earliest. `None`
+/// where the system does not tell.
+pub fn cpu_utilization(interval: Duration) -> Option<f64> {
+    static LAST: Mutex<Option<Look>> = Mutex::new(None);
     let mut last = LAST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let before = std::mem::replace(&mut *last, now);
-    Some(utilization(before, now))
+    if let Some(look) = &*last
+        && look.when.elapsed() < interval
+    {
+        return Some(look.utilization);
+    }
+    let now = parse_ticks(&fs::read_to_string("/proc/stat").ok()?)?;
+    let before = last.as_ref().map_or(Ticks { all: 0, idle: 0 }, |look| look.ticks);
+    let utilization = utilization(before, now);
+    *last = Some(Look { when: Instant::now(), ticks: now, utilization });
+    Some(utilization)
+}
+
+/// What was seen when the machine was last looked at.
+struct Look {
+    when: Instant,
+    ticks: Ticks,
+    utilization: f64,
 }
 
 /// Processor time since the machine started.

@@ -4,9 +4,10 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
     path::PathBuf,
-    sync::Mutex,
+    sync::{Arc, LazyLock, Mutex},
 };
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -50,6 +51,32 @@ pub enum LogFormat {
     Iso8601,
 }
 
+impl LogFormat {
+    /// The name in flags and calls.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Iso8601 => "ISO8601",
+        }
+    }
+
+    /// The format of this name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        [Self::Default, Self::Iso8601].into_iter().find(|format| format.name() == name)
+    }
+}
+
+/// What of the log's settings to change; `None` leaves a setting as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct LogChange {
+    pub info: Option<bool>,
+    pub warning: Option<bool>,
+    pub error: Option<bool>,
+    pub verbose: Option<u32>,
+    pub format: Option<LogFormat>,
+}
+
 /// Sends the log of the whole process where the settings say.
 ///
 /// # Errors
@@ -59,44 +86,80 @@ pub fn start(settings: &LogSettings) -> io::Result<()> {
         Some(path) => Some(Mutex::new(OpenOptions::new().append(true).create(true).open(path)?)),
         None => None,
     };
-    let logger = Logger { settings: settings.clone(), file };
-    let most = match settings.verbose {
-        0 if settings.info => LevelFilter::Info,
-        0 if settings.warning => LevelFilter::Warn,
-        0 => LevelFilter::Error,
-        1 => LevelFilter::Debug,
-        _ => LevelFilter::Trace,
-    };
-    log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
-    log::set_max_level(most);
+    log::set_boxed_logger(Box::new(Logger { file })).map_err(io::Error::other)?;
+    replace(settings.clone());
     Ok(())
 }
 
+/// What the log shows now.
+pub fn settings() -> LogSettings {
+    LogSettings::clone(&SETTINGS.load())
+}
+
+/// Changes what the log of the whole process shows, from the next message on.
+pub fn change(change: LogChange) {
+    let now = settings();
+    replace(LogSettings {
+        info: change.info.unwrap_or(now.info),
+        warning: change.warning.unwrap_or(now.warning),
+        error: change.error.unwrap_or(now.error),
+        verbose: change.verbose.unwrap_or(now.verbose),
+        format: change.format.unwrap_or(now.format),
+        file: now.file,
+    });
+}
+
+/// A process has one log, so its settings belong to the process too.
+static SETTINGS: LazyLock<ArcSwap<LogSettings>> = LazyLock::new(ArcSwap::default);
+
+fn replace(settings: LogSettings) {
+    log::set_max_level(most_detailed(&settings));
+    SETTINGS.store(Arc::new(settings));
+}
+
+/// The most detailed messages that any message could be; the others cost one load.
+fn most_detailed(settings: &LogSettings) -> LevelFilter {
+    match settings.verbose {
+        0 if settings.info => LevelFilter::Info,
+        0 if settings.warning => LevelFilter::Warn,
+        0 if settings.error => LevelFilter::Error,
+        0 => LevelFilter::Off,
+        1 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    }
+}
+
 struct Logger {
-    settings: LogSettings,
     file: Option<Mutex<File>>,
+}
+
+impl LogSettings {
+    fn shows(&self, metadata: &Metadata<'_>) -> bool {
+        match metadata.level() {
+            Level::Error => self.error,
+            Level::Warn => self.warning,
+            Level::Info => self.info,
+            // Other crates' details are for those who ask for everything.
+            Level::Debug => {
+                let ours = metadata.target().starts_with(env!("CARGO_PKG_NAME"));
+                self.verbose > if ours { 0 } else { 1 }
+            }
+            Level::Trace => self.verbose > 2,
+        }
+    }
 }
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        match metadata.level() {
-            Level::Error => self.settings.error,
-            Level::Warn => self.settings.warning,
-            Level::Info => self.settings.info,
-            // Other crates' details are for those who ask for everything.
-            Level::Debug => {
-                let ours = metadata.target().starts_with(env!("CARGO_PKG_NAME"));
-                self.settings.verbose > if ours { 0 } else { 1 }
-            }
-            Level::Trace => self.settings.verbose > 2,
-        }
+        SETTINGS.load().shows(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
+        let settings = SETTINGS.load();
+        if !settings.shows(record.metadata()) {
             return;
         }
-        let line = format_line(record, self.settings.format, Timestamp::now());
+        let line = format_line(record, settings.format, Timestamp::now());
         // A log that cannot be written has nobody to tell.
         let _ = match &self.file {
             Some(file) => file
@@ -130,6 +193,35 @@ fn format_line(record: &Record<'_>, format: LogFormat, now: Timestamp) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_that_nobody_sees_are_not_made() {
+        let settings = |info, warning, error, verbose| LogSettings {
+            info,
+            warning,
+            error,
+            verbose,
+            ..LogSettings::default()
+        };
+        for (settings, expected) in [
+            (settings(true, true, true, 0), LevelFilter::Info),
+            (settings(false, true, true, 0), LevelFilter::Warn),
+            (settings(false, false, true, 0), LevelFilter::Error),
+            (settings(false, false, false, 0), LevelFilter::Off),
+            (settings(false, false, false, 1), LevelFilter::Debug),
+            (settings(true, true, true, 2), LevelFilter::Trace),
+        ] {
+            assert_eq!(most_detailed(&settings), expected, "{settings:?}");
+        }
+    }
+
+    #[test]
+    fn formats_have_names() {
+        for format in [LogFormat::Default, LogFormat::Iso8601] {
+            assert_eq!(LogFormat::by_name(format.name()), Some(format));
+        }
+        assert_eq!(LogFormat::by_name("iso8601"), None);
+    }
 
     #[test]
     fn lines_look_like_tritons() {

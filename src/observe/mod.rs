@@ -1,11 +1,15 @@
-//! What the server tells of itself: statistics, metrics, logs.
+//! What the server tells of itself: statistics, metrics, traces, logs.
 //!
 //! Counters are kept per reactor, written by that reactor alone and read by anyone without a
 //! message, so that watching costs the request path next to nothing.
 
 mod host;
+pub mod latency;
 pub mod logging;
+mod metrics;
 pub mod prometheus;
 mod statistics;
+pub mod trace;
 
+pub use metrics::{MetricsConfig, MetricsSettings};
 pub use statistics::{BatchTimes, Duration, Failure, ModelStatistics, Totals};

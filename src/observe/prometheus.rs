@@ -1,8 +1,11 @@
 //! Statistics → the text that Prometheus reads, under Triton's names.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
-use super::{Totals, host};
+use super::{
+    MetricsSettings, Totals, host,
+    latency::{FAMILIES, Latencies, Step},
+};
 
 /// What is told of one version of a model.
 pub struct ModelMetrics<'a> {
@@ -14,6 +17,8 @@ pub struct ModelMetrics<'a> {
     pub version: i64,
     /// What was counted.
     pub totals: Totals,
+    /// How the durations are distributed.
+    pub latencies: Latencies,
     /// How long it took to load, in seconds.
     pub load_seconds: f64,
     /// The operator's own labels, by the model's configuration.
@@ -78,13 +83,45 @@ const COUNTERS: [(&str, &str, Value); 8] = [
     ),
 ];
 
+/// Name and help of the summaries, by step.
+const SUMMARIES: [(&str, &str); Step::ALL.len()] = [
+    (
+        "nv_inference_request_summary_us",
+        "Summary of inference request duration in microseconds (includes cached requests)",
+    ),
+    (
+        "nv_inference_queue_summary_us",
+        "Summary of inference queuing duration in microseconds (includes cached requests)",
+    ),
+    (
+        "nv_inference_compute_input_summary_us",
+        "Cumulative compute input duration in microseconds (does not include cached requests)",
+    ),
+    (
+        "nv_inference_compute_infer_summary_us",
+        "Cumulative compute inference duration in microseconds (does not include cached requests)",
+    ),
+    (
+        "nv_inference_compute_output_summary_us",
+        "Cumulative inference compute output duration in microseconds \
+         (does not include cached requests)",
+    ),
+];
+
 /// The whole answer to a scrape.
-pub fn render(models: &[ModelMetrics<'_>], pool: PoolMetrics) -> String {
+pub fn render(
+    settings: &MetricsSettings,
+    models: &[ModelMetrics<'_>],
+    pool: PoolMetrics,
+) -> String {
     let mut out = String::new();
     let (name, help, value) = COUNTERS[0];
     family(&mut out, models, name, help, "counter", |model| value(&model.totals).to_string());
     failures(&mut out, models);
     for (name, help, value) in &COUNTERS[1..] {
+        if !settings.counters && name.ends_with("_duration_us") {
+            continue;
+        }
         family(&mut out, models, name, help, "counter", |model| value(&model.totals).to_string());
     }
     family(
@@ -103,6 +140,12 @@ pub fn render(models: &[ModelMetrics<'_>], pool: PoolMetrics) -> String {
         "gauge",
         |model| model.load_seconds.to_string(),
     );
+    if settings.summaries {
+        summaries(&mut out, models, &settings.quantiles);
+    }
+    if settings.histograms {
+        histograms(&mut out, models);
+    }
     let pools = [
         (
             "nv_pinned_memory_pool_total_bytes",
@@ -119,8 +162,50 @@ pub fn render(models: &[ModelMetrics<'_>], pool: PoolMetrics) -> String {
         head(&mut out, name, help, "gauge");
         line(&mut out, format_args!("{name} {bytes}"));
     }
-    host_usage(&mut out);
+    if settings.cpu {
+        host_usage(&mut out, settings.interval);
+    }
     out
+}
+
+fn summaries(out: &mut String, models: &[ModelMetrics<'_>], quantiles: &[f64]) {
+    for (step, (name, help)) in SUMMARIES.iter().enumerate() {
+        head(out, name, help, "summary");
+        for model in models {
+            let Some(summary) = model.latencies.summaries.get(step) else { continue };
+            let labels = labels(model, None);
+            line(out, format_args!("{name}_count{{{labels}}} {}", summary.count()));
+            line(out, format_args!("{name}_sum{{{labels}}} {}", summary.sum / MICROS));
+            for &quantile in quantiles {
+                let value = summary.quantile(quantile);
+                let value = value.map_or("Nan".to_owned(), |nanos| (nanos / MICROS).to_string());
+                let labels = format!("{labels},quantile=\"{quantile}\"");
+                line(out, format_args!("{name}{{{labels}}} {value}"));
+            }
+        }
+    }
+}
+
+fn histograms(out: &mut String, models: &[ModelMetrics<'_>]) {
+    for (index, family) in FAMILIES.iter().enumerate() {
+        let name = family.name;
+        head(out, name, family.help, "histogram");
+        for model in models {
+            let Some(histogram) = model.latencies.histograms.get(index) else { continue };
+            let labels = labels(model, None);
+            let count: u64 = histogram.counts.iter().sum();
+            let sum = histogram.sum as f64 / family.unit as f64;
+            line(out, format_args!("{name}_count{{{labels}}} {count}"));
+            line(out, format_args!("{name}_sum{{{labels}}} {sum}"));
+            let mut below = 0;
+            for (bound, count) in histogram.bounds.iter().zip(&histogram.counts) {
+                below += count;
+                let bound = *bound as f64 / family.unit as f64;
+                line(out, format_args!("{name}_bucket{{{labels},le=\"{bound}\"}} {below}"));
+            }
+            line(out, format_args!("{name}_bucket{{{labels},le=\"+Inf\"}} {count}"));
+        }
+    }
 }
 
 fn failures(out: &mut String, models: &[ModelMetrics<'_>]) {
@@ -172,12 +257,12 @@ fn labels(model: &ModelMetrics<'_>, extra: Option<(&str, &str)>) -> String {
     labels.collect::<Vec<_>>().join(",")
 }
 
-fn host_usage(out: &mut String) {
+fn host_usage(out: &mut String, interval: Duration) {
     let gauges = [
         (
             "nv_cpu_utilization",
             "CPU utilization rate [0.0 - 1.0]",
-            host::cpu_utilization().map(|rate| rate.to_string()),
+            host::cpu_utilization(interval).map(|rate| rate.to_string()),
         ),
         (
             "nv_cpu_memory_total_bytes",
@@ -210,12 +295,12 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::Duration;
+    use crate::observe::{self, ModelStatistics};
 
     #[test]
     fn a_model_is_told_of_with_its_labels() {
         let totals = Totals {
-            success: Duration { count: 3, nanos: 7_500 },
+            success: observe::Duration { count: 3, nanos: 7_500 },
             rejected: 2,
             pending: 1,
             ..Totals::default()
@@ -225,10 +310,12 @@ mod tests {
             namespace: "",
             version: 4,
             totals,
+            latencies: Latencies::default(),
             load_seconds: 0.5,
             tags: vec![("team", "x\ny")],
         }];
-        let text = render(&models, PoolMetrics { total_bytes: 10, used_bytes: 5 });
+        let pool = PoolMetrics { total_bytes: 10, used_bytes: 5 };
+        let text = render(&MetricsSettings::default(), &models, pool);
         for expected in [
             "# TYPE nv_inference_request_success counter\n",
             "nv_inference_request_success{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 3\n",
@@ -240,5 +327,43 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is not in {text}");
         }
+    }
+    #[test]
+    fn distributions_are_told_when_asked_for() {
+        let served = std::iter::once(true);
+        let settings = MetricsSettings {
+            cpu: false,
+            counters: false,
+            histograms: true,
+            summaries: true,
+            quantiles: vec![0.5, 0.99],
+            ..MetricsSettings::default()
+        };
+        let plan = settings.plan(&crate::proto::ModelConfig::default());
+        let statistics = ModelStatistics::new(served, 0, &plan);
+        statistics.succeeded(0, Duration::from_millis(250), Duration::from_micros(80));
+        let models = [ModelMetrics {
+            model: "m",
+            namespace: "",
+            version: 1,
+            totals: statistics.totals(),
+            latencies: statistics.latencies(),
+            load_seconds: 0.5,
+            tags: Vec::new(),
+        }];
+        let text = render(&settings, &models, PoolMetrics::default());
+        let family = "nv_inference_first_response_histogram_ms";
+        let labels = "model=\"m\",version=\"1\"";
+        for expected in [
+            format!("# TYPE {family} histogram\n{family}_count{{{labels}}} 1\n"),
+            format!("{family}_sum{{{labels}}} 250\n{family}_bucket{{{labels},le=\"100\"}} 0\n"),
+            format!("{family}_bucket{{{labels},le=\"500\"}} 1\n"),
+            format!("{family}_bucket{{{labels},le=\"+Inf\"}} 1\n"),
+            format!("nv_inference_queue_summary_us_sum{{{labels}}} 80\n"),
+            format!("nv_inference_compute_infer_summary_us{{{labels},quantile=\"0.99\"}} Nan\n"),
+        ] {
+            assert!(text.contains(&expected), "{expected} is not in {text}");
+        }
+        assert!(!text.contains("_duration_us") && !text.contains("nv_cpu_"), "{text}");
     }
 }

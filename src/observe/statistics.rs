@@ -3,6 +3,7 @@ use std::{
     time::{self, SystemTime, UNIX_EPOCH},
 };
 
+use super::latency::{Latencies, Plan, Recorder, Step};
 use crate::proto;
 
 /// Batches of more rows than this are counted in the totals only.
@@ -16,7 +17,6 @@ struct Counter {
 }
 
 impl Counter {
-    /// Only the owning reactor adds, so a load and a store are enough.
     fn add(&self, count: u64, time: time::Duration) {
         bump(&self.count, count);
         bump(&self.nanos, nanos(time));
@@ -30,7 +30,8 @@ impl Counter {
     }
 }
 
-fn bump(counter: &AtomicU64, by: u64) {
+/// Only the owning reactor adds, so a load and a store are enough.
+pub(super) fn bump(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
 }
 
@@ -76,6 +77,7 @@ struct Core {
     pending: AtomicU64,
     last_inference_ms: AtomicU64,
     batches: Box<[BatchCounters]>,
+    latencies: Recorder,
 }
 
 /// Executions of one batch size.
@@ -88,7 +90,8 @@ struct BatchCounters {
 
 /// Statistics of one version of a model.
 pub struct ModelStatistics {
-    cores: Box<[Core]>,
+    /// By reactor; none where the model is not served.
+    cores: Box<[Option<Core>]>,
 }
 
 /// Why a request failed, as the metrics tell it.
@@ -136,38 +139,51 @@ pub struct Totals {
 }
 
 impl ModelStatistics {
-    /// For a model whose batches have at most `max_batch_size` rows, counted on `reactors` reactors.
-    pub fn new(reactors: usize, max_batch_size: u32) -> Self {
+    /// For a model whose batches have at most `max_batch_size` rows, and of which `plan` is kept. The
+    /// iterator tells of each reactor whether the model is served there.
+    pub fn new(served: impl Iterator<Item = bool>, max_batch_size: u32, plan: &Plan) -> Self {
         let sizes = (max_batch_size.max(1) as usize).min(BATCH_SIZES_MAX);
         let core = || Core {
             batches: (0..sizes).map(|_| BatchCounters::default()).collect(),
+            latencies: plan.recorder(),
             ..Core::default()
         };
-        Self { cores: (0..reactors).map(|_| core()).collect() }
+        Self { cores: served.map(|is_served| is_served.then(core)).collect() }
+    }
+
+    fn core(&self, reactor: usize) -> Option<&Core> {
+        self.cores.get(reactor)?.as_ref()
+    }
+
+    fn counted(&self) -> impl Iterator<Item = &Core> {
+        self.cores.iter().flatten()
     }
 
     /// Counts a request that entered the queue. Called, as all that follow, on reactor `reactor`.
     pub fn enqueued(&self, reactor: usize) {
-        if let Some(core) = self.cores.get(reactor) {
+        if let Some(core) = self.core(reactor) {
             bump(&core.pending, 1);
         }
     }
 
     /// Counts a request that left the queue.
     pub fn dequeued(&self, reactor: usize) {
-        if let Some(core) = self.cores.get(reactor) {
+        if let Some(core) = self.core(reactor) {
             bump(&core.pending, 1_u64.wrapping_neg());
         }
     }
 
     /// Counts a batch that ran.
     pub fn executed(&self, reactor: usize, rows: u32, requests: u64, times: BatchTimes) {
-        let Some(core) = self.cores.get(reactor) else { return };
+        let Some(core) = self.core(reactor) else { return };
         bump(&core.inferences, u64::from(rows));
         bump(&core.executions, 1);
         core.compute_input.add(requests, scaled(times.compute_input, requests));
         core.compute_infer.add(requests, scaled(times.compute_infer, requests));
         core.compute_output.add(requests, scaled(times.compute_output, requests));
+        core.latencies.note(Step::ComputeInput, times.compute_input, requests);
+        core.latencies.note(Step::ComputeInfer, times.compute_infer, requests);
+        core.latencies.note(Step::ComputeOutput, times.compute_output, requests);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         core.last_inference_ms.store(now_ms, Ordering::Relaxed);
@@ -180,15 +196,17 @@ impl ModelStatistics {
 
     /// Counts a request that succeeded after `total`, of which it waited `queued`.
     pub fn succeeded(&self, reactor: usize, total: time::Duration, queued: time::Duration) {
-        if let Some(core) = self.cores.get(reactor) {
+        if let Some(core) = self.core(reactor) {
             core.success.add(1, total);
             core.queue.add(1, queued);
+            core.latencies.note(Step::Request, total, 1);
+            core.latencies.note(Step::Queue, queued, 1);
         }
     }
 
     /// Counts a request that failed after `total`.
     pub fn failed(&self, reactor: usize, failure: Failure, total: time::Duration) {
-        if let Some(core) = self.cores.get(reactor) {
+        if let Some(core) = self.core(reactor) {
             core.fail.add(1, total);
             bump(&core.failures[failure as usize], 1);
         }
@@ -197,7 +215,7 @@ impl ModelStatistics {
     /// The sums over all reactors.
     pub fn totals(&self) -> Totals {
         let mut sum = Totals::default();
-        for core in &self.cores {
+        for core in self.counted() {
             sum.success = sum.success.plus(core.success.read());
             sum.fail = sum.fail.plus(core.fail.read());
             let failures =
@@ -217,6 +235,13 @@ impl ModelStatistics {
             let last = core.last_inference_ms.load(Ordering::Relaxed);
             sum.last_inference_ms = sum.last_inference_ms.max(last);
         }
+        sum
+    }
+
+    /// The distributions of durations, of all reactors together.
+    pub fn latencies(&self) -> Latencies {
+        let mut sum = Latencies::default();
+        self.counted().for_each(|core| sum.add(&core.latencies));
         sum
     }
 
@@ -246,12 +271,11 @@ impl ModelStatistics {
     }
 
     fn batch_statistics(&self) -> Vec<proto::InferBatchStatistics> {
-        let sizes = self.cores.first().map_or(0, |core| core.batches.len());
+        let sizes = self.counted().next().map_or(0, |core| core.batches.len());
         (0..sizes)
             .filter_map(|index| {
                 let sum = |counter: fn(&BatchCounters) -> &Counter| {
-                    self.cores
-                        .iter()
+                    self.counted()
                         .filter_map(|core| core.batches.get(index))
                         .fold(Duration::default(), |sum, batch| sum.plus(counter(batch).read()))
                 };

@@ -120,6 +120,12 @@ pub(super) fn placements(config: &ModelConfig) -> Vec<Placement> {
             rounds.enumerate().map(|(index, device)| Placement {
                 name: format!("{}_{index}", group.name),
                 device,
+                host_policy: match (group.host_policy.as_str(), device) {
+                    ("", PlacementDevice::Cpu) => "cpu".to_owned(),
+                    ("", PlacementDevice::Gpu(id)) => format!("gpu_{id}"),
+                    ("", PlacementDevice::Model) => "model".to_owned(),
+                    (named, _) => named.to_owned(),
+                },
             })
         })
         .collect()

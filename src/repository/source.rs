@@ -35,6 +35,8 @@ pub struct Placement {
     pub name: String,
     /// The device.
     pub device: PlacementDevice,
+    /// What the operator calls the processors that it runs on.
+    pub host_policy: String,
 }
 
 /// The device of a [`Placement`].

@@ -58,6 +58,16 @@ impl Topology {
         cores.iter().map(|core| core.id).collect()
     }
 
+    /// The processors of a NUMA node.
+    pub fn cores_of_node(&self, node: usize) -> Vec<usize> {
+        self.cores.iter().filter(|core| core.numa_node == node).map(|core| core.id).collect()
+    }
+
+    /// Whether this process may run on a processor.
+    pub fn has(&self, id: usize) -> bool {
+        self.cores.iter().any(|core| core.id == id)
+    }
+
     /// The number of NUMA nodes.
     pub fn numa_nodes(&self) -> usize {
         let mut nodes: Vec<_> = self.cores.iter().map(|core| core.numa_node).collect();

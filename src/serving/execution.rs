@@ -15,7 +15,10 @@ use super::{
 use crate::{
     backend::{Batch, Instance},
     inference::{Admitted, Error, InferResponse, Parameters, Timestamp},
-    observe::BatchTimes,
+    observe::{
+        BatchTimes,
+        trace::{Event, Trace, TracedTensor},
+    },
 };
 
 /// A batch that is to run: nobody joins or leaves it any more.
@@ -74,6 +77,35 @@ fn run(
     Ok(responses)
 }
 
+/// Notes how a request ran, and what came of it.
+fn traced(
+    mut trace: Box<Trace>,
+    began: Timestamp,
+    times: BatchTimes,
+    now: Timestamp,
+    outputs: &Outputs,
+) {
+    let assembled = began + times.compute_input;
+    let ran = assembled + times.compute_infer;
+    trace.at(Event::ComputeStart, began);
+    trace.at(Event::ComputeInputEnd, assembled);
+    trace.at(Event::ComputeOutputStart, ran);
+    trace.at(Event::ComputeEnd, ran + times.compute_output);
+    trace.at(Event::InferResponseComplete, now);
+    trace.at(Event::RequestEnd, now);
+    if trace.wants_tensors() {
+        for output in outputs {
+            trace.output(TracedTensor {
+                name: output.name.clone(),
+                datatype: output.datatype,
+                shape: output.shape.clone(),
+                data: output.data.clone().into(),
+            });
+        }
+    }
+    trace.finish();
+}
+
 fn describe(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -121,6 +153,9 @@ impl Executed {
                 continue;
             }
             version.statistics.succeeded(reactor, now - job.arrived, began - job.arrived);
+            if let Some(trace) = job.trace {
+                traced(trace, began, times, now, &outputs);
+            }
             let response = InferResponse {
                 model_name: version.name.clone(),
                 model_version: version.version,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::version::VersionSpec;
+use super::{instance_thread::PlacedInstance, version::VersionSpec};
 use crate::{
-    backend::{Batch, BatchTensor, InlineFitness, Instance},
+    backend::{Batch, BatchTensor, InlineFitness},
     inference::Timestamp,
     memory::BufferPool,
 };
@@ -67,17 +67,13 @@ impl Pace {
 
 /// Tries the model with zeros at its largest batch: it runs inline when it is small, of fixed
 /// shapes, needs no threads of its own and its configuration does not forbid it.
-pub fn suits(
-    spec: &VersionSpec,
-    instances: &mut [(String, Box<dyn Instance>)],
-    pool: &BufferPool,
-) -> bool {
+pub fn suits(spec: &VersionSpec, instances: &mut [PlacedInstance], pool: &BufferPool) -> bool {
     let forbidden = spec
         .config
         .parameters
         .get(PARAMETER)
         .is_some_and(|parameter| parameter.string_value.eq_ignore_ascii_case("off"));
-    let Some((_, instance)) = instances.first_mut() else { return false };
+    let Some(PlacedInstance { instance, .. }) = instances.first_mut() else { return false };
     match spec.model.inline_fitness() {
         _ if forbidden => return false,
         InlineFitness::Never => return false,

@@ -23,6 +23,16 @@ pub struct InstanceThreads {
     in_flight: usize,
 }
 
+/// An instance and where it is to run.
+pub struct PlacedInstance {
+    /// Its name.
+    pub name: String,
+    /// The processors that its thread is bound to.
+    pub cores: Vec<usize>,
+    /// What runs there.
+    pub instance: Box<dyn Instance>,
+}
+
 /// The system gave no thread for an instance.
 pub struct NoThread {
     /// The instance.
@@ -32,19 +42,15 @@ pub struct NoThread {
 }
 
 impl InstanceThreads {
-    /// Starts a thread for each of `instances`, which come with their names, bound to `cores`.
+    /// Starts a thread for each of `instances`.
     ///
     /// # Errors
     /// When a thread cannot be had.
-    pub fn start(
-        instances: Vec<(String, Box<dyn Instance>)>,
-        cores: &[usize],
-        home: &ReactorHandle,
-    ) -> Result<Self, NoThread> {
+    pub fn start(instances: Vec<PlacedInstance>, home: &ReactorHandle) -> Result<Self, NoThread> {
         let count = instances.len();
         let (batches, receive) = bounded(count * LANES);
-        for (name, instance) in instances {
-            let (cores, receive, home) = (cores.to_vec(), receive.clone(), home.clone());
+        for PlacedInstance { name, cores, instance } in instances {
+            let (receive, home) = (receive.clone(), home.clone());
             thread::Builder::new()
                 .name(name.clone())
                 .spawn(move || run(instance, &cores, &receive, &home))

@@ -5,7 +5,10 @@ use compact_str::CompactString;
 use super::version::LoadedVersion;
 use crate::{
     inference::{Admitted, Error, InferResponse, Timestamp},
-    observe::Failure,
+    observe::{
+        Failure,
+        trace::{Event, Trace},
+    },
     runtime::ReplySender,
     scheduler::Queued,
 };
@@ -24,6 +27,8 @@ pub struct Job {
     pub deadline: Option<Timestamp>,
     pub arrived: Timestamp,
     pub reply: ReplySender<Reply>,
+    /// What is noted of it, if it is traced.
+    pub trace: Option<Box<Trace>>,
 }
 
 impl Job {
@@ -35,8 +40,12 @@ impl Job {
             Error::Backend { .. } => Failure::Backend,
             _ => Failure::Other,
         };
-        let took = Timestamp::now() - self.arrived;
-        self.version.statistics.failed(reactor, failure, took);
+        let now = Timestamp::now();
+        self.version.statistics.failed(reactor, failure, now - self.arrived);
+        if let Some(mut trace) = self.trace {
+            trace.at(Event::RequestEnd, now);
+            trace.finish();
+        }
         self.reply.finish(Err(error));
     }
 }

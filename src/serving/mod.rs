@@ -14,6 +14,7 @@ mod classification;
 mod control;
 mod execution;
 mod inline;
+mod instance_cores;
 mod instance_thread;
 mod job;
 mod load;
@@ -30,8 +31,9 @@ pub use control::{
     ControlMode, ControlSettings, IndexEntry, ModelControl, ModelStatus, Polling, Startup,
     VersionState,
 };
+pub use instance_cores::InstanceCores;
 pub use job::Reply;
 pub use load::{Backends, Loader};
-pub use server::{Server, ServerState};
+pub use server::{Observers, Server, ServerState};
 pub use version::{LoadedVersion, Site, VersionError, VersionSpec};
 pub use warm_up::{WarmUp, WarmUpError};

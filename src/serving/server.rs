@@ -11,12 +11,14 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::{
+    instance_cores::InstanceCores,
     job::Reply,
     version::{LoadedVersion, Site, VersionError, VersionSpec},
 };
 use crate::{
     inference::{Error, InferRequest},
     memory::{BufferPool, Regions},
+    observe::{MetricsSettings, trace::Tracer},
     repository::ModelId,
     runtime::{ReactorHandle, ReplyReceiver, pin_to},
 };
@@ -40,9 +42,10 @@ pub struct Server {
     models: ArcSwap<Models>,
     state: AtomicU8,
     reactors: Vec<ReactorHandle>,
-    instance_cores: Vec<usize>,
+    instance_cores: InstanceCores,
     pool: BufferPool,
     regions: Regions,
+    observers: Observers,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
     incomplete: AtomicBool,
@@ -56,13 +59,22 @@ type Namesakes = SmallVec<[(ModelId, Arc<Versions>); 1]>;
 /// The versions of a model that are served.
 pub type Versions = BTreeMap<i64, Arc<LoadedVersion>>;
 
+/// What watches the server.
+pub struct Observers {
+    /// Decides which requests are traced.
+    pub tracer: Arc<Tracer>,
+    /// What is measured of models, and told of them.
+    pub metrics: MetricsSettings,
+}
+
 impl Server {
     /// A server without models.
     pub fn new(
         reactors: &[ReactorHandle],
-        instance_cores: Vec<usize>,
+        instance_cores: InstanceCores,
         pool: BufferPool,
         regions: Regions,
+        observers: Observers,
     ) -> Self {
         Self {
             models: ArcSwap::default(),
@@ -71,6 +83,7 @@ impl Server {
             instance_cores,
             pool,
             regions,
+            observers,
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
         }
@@ -109,10 +122,10 @@ impl Server {
 
     /// Binds the calling thread, and all that it starts, to the cores of instance threads.
     pub(super) fn leave_reactor_cores(&self) {
-        if let Err(error) = pin_to(&self.instance_cores) {
+        if let Err(error) = pin_to(self.instance_cores.others()) {
             log::warn!(
                 "a loading thread cannot be bound to cores {:?}: {error}",
-                self.instance_cores
+                self.instance_cores.others()
             );
         }
     }
@@ -127,6 +140,16 @@ impl Server {
         &self.pool
     }
 
+    /// What decides which requests are traced.
+    pub fn tracer(&self) -> &Tracer {
+        &self.observers.tracer
+    }
+
+    /// What is measured of models, and told of them.
+    pub fn metrics(&self) -> &MetricsSettings {
+        &self.observers.metrics
+    }
+
     /// Starts a version, which is not served yet. Blocks, so not for reactors.
     ///
     /// # Errors
@@ -138,6 +161,7 @@ impl Server {
             home: &self.reactors[next],
             instance_cores: &self.instance_cores,
             pool: &self.pool,
+            observers: &self.observers,
         };
         LoadedVersion::start(spec, &site)
     }

@@ -12,12 +12,11 @@ use smallvec::SmallVec;
 use super::{
     execution::{Executed, SealedBatch, execute},
     inline::Pace,
-    instance_thread::{InstanceThreads, NoThread},
+    instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::Job,
     rows::{Help, SHARED_AHEAD_BYTES_MIN, SHARED_BYTES_MIN, SharedRows},
 };
 use crate::{
-    backend::Instance,
     inference::{Admitted, Error, Timestamp},
     runtime::{Sleep, current, sleep_until, spawn, yield_now},
     scheduler::{BatchingPolicy, Decision, DynamicQueue},
@@ -46,12 +45,8 @@ pub enum Executor {
 
 /// An instance that runs on its reactor as long as it is fast.
 pub struct InlineInstance {
-    /// What runs.
-    pub instance: Box<dyn Instance>,
-    /// Its name.
-    pub name: String,
-    /// Where its thread is bound to, should it need one.
-    pub cores: Vec<usize>,
+    /// What runs, and where its thread is bound to, should it need one.
+    pub placed: PlacedInstance,
     /// How fast it has been.
     pub pace: Pace,
 }
@@ -59,9 +54,9 @@ pub struct InlineInstance {
 impl InlineInstance {
     /// Gives the instance a thread of its own, because it has become slow.
     fn into_thread(self) -> Executor {
-        log::warn!("instance '{}' has become too slow to run inline: it gets a thread", self.name);
-        let instances = vec![(self.name, self.instance)];
-        let started = InstanceThreads::start(instances, &self.cores, &current());
+        let name = &self.placed.name;
+        log::warn!("instance '{name}' has become too slow to run inline: it gets a thread");
+        let started = InstanceThreads::start(vec![self.placed], &current());
         Executor::Threads(started.unwrap_or_else(|NoThread { name, source }| {
             log::error!("cannot start the thread of instance '{name}': {source}");
             InstanceThreads::none()
@@ -158,7 +153,7 @@ impl Shard {
                 let Some(mut taken) = instance.take() else { return };
                 drop(executor);
                 let batch = SealedBatch { jobs, rows: SharedRows::default() };
-                let executed = execute(&mut *taken.instance, batch, now);
+                let executed = execute(&mut *taken.placed.instance, batch, now);
                 let ended = executed.ended();
                 let slow = taken.pace.is_lost_after(executed.compute_infer());
                 *self.executor.borrow_mut() =

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Reply, Server, VersionSpec};
+use super::{Observers, Reply, Server, VersionSpec};
 use crate::{
     backend::{
         BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, Placement,
@@ -21,7 +21,10 @@ use crate::{
         DataType, InferInput, InferRequest, Parameters, Shape, Signature, TensorSpec, Timestamp,
     },
     memory::{BufferPool, Regions},
-    observe::Totals,
+    observe::{
+        MetricsSettings, Totals,
+        trace::{self, Tracer},
+    },
     proto,
     repository::DynamicBatching,
     runtime::{DriverChoice, ReactorSettings, Reactors, ReplyReceiver, Topology, spawn, yield_now},
@@ -54,8 +57,17 @@ impl Stage {
         let topology = Topology::read().unwrap();
         let reactors = Reactors::start(&settings, &topology).unwrap();
         let pool = BufferPool::new(64 << 20, 64 << 20).unwrap();
-        let server =
-            Server::new(reactors.handles(), topology.reactor_cores(1), pool, Regions::new(false));
+        let observers = Observers {
+            tracer: Tracer::start(None, trace::Settings::default()).unwrap(),
+            metrics: MetricsSettings::default(),
+        };
+        let server = Server::new(
+            reactors.handles(),
+            topology.reactor_cores(1).into(),
+            pool,
+            Regions::new(false),
+            observers,
+        );
         let tensor = |name| TensorSpec::new(name, DataType::Uint8, Shape::from([ROW as i64]));
         let signature = Signature {
             model: "m".into(),
@@ -72,7 +84,11 @@ impl Stage {
             labels: Arc::default(),
             policy: BatchingPolicy { max_batch_size: 4, dynamic },
             warm_ups: Vec::new(),
-            placements: vec![Placement { name: "m_0".into(), device: PlacementDevice::Cpu }],
+            placements: vec![Placement {
+                name: "m_0".into(),
+                device: PlacementDevice::Cpu,
+                host_policy: "cpu".into(),
+            }],
             model: Arc::new(model),
             began: Timestamp::now(),
             folder: None,

@@ -7,16 +7,21 @@ use std::{
 use super::{
     execution::Executed,
     inline::{self, Pace},
-    instance_thread::{InstanceThreads, NoThread},
+    instance_cores::InstanceCores,
+    instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::{Job, Reply},
+    server::Observers,
     shard::{Executor, InlineInstance, Shard, ShardHandle},
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
     backend::{BackendError, Instance, Model, Placement},
-    inference::{Error, InferRequest, Signature, Timestamp},
+    inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
     memory::BufferPool,
-    observe::ModelStatistics,
+    observe::{
+        ModelStatistics,
+        trace::{Event, ModelTracer, Trace, TracedTensor},
+    },
     proto,
     repository::{Labels, OverrideFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
@@ -71,6 +76,7 @@ pub struct LoadedVersion {
     /// How long it took to load.
     pub load_time: Duration,
     pub(super) pool: BufferPool,
+    tracer: Arc<ModelTracer>,
     /// Kept as long as the version, whose back end may still read from it.
     _folder: Option<Arc<OverrideFolder>>,
     home: ReactorHandle,
@@ -85,9 +91,11 @@ pub struct Site<'a> {
     /// The one that is to own the queue of a model that does not run inline.
     pub home: &'a ReactorHandle,
     /// Where instance threads run.
-    pub instance_cores: &'a [usize],
+    pub instance_cores: &'a InstanceCores,
     /// Tensor memory.
     pub pool: &'a BufferPool,
+    /// What watches them.
+    pub observers: &'a Observers,
 }
 
 /// Why a version could not be started.
@@ -141,10 +149,22 @@ impl LoadedVersion {
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
         let mut instances = Vec::new();
         for placement in &spec.placements {
-            instances.push((placement.name.clone(), spec.instance(placement, site.pool)?));
+            instances.push(PlacedInstance {
+                name: placement.name.clone(),
+                cores: site.instance_cores.of(&placement.host_policy).to_vec(),
+                instance: spec.instance(placement, site.pool)?,
+            });
         }
-        let runs_inline = inline::suits(&spec, &mut instances, site.pool);
-        let statistics = ModelStatistics::new(site.reactors.len(), spec.signature.max_batch_size);
+        // Who wants an instance on certain processors does not want it on those of reactors.
+        let is_placed =
+            |placement: &Placement| site.instance_cores.wanted(&placement.host_policy).is_some();
+        let runs_inline = !spec.placements.iter().any(is_placed)
+            && inline::suits(&spec, &mut instances, site.pool);
+        // What is not served on a reactor takes no memory there.
+        let home = site.home.index();
+        let served = site.reactors.iter().map(|reactor| runs_inline || reactor.index() == home);
+        let plan = site.observers.metrics.plan(&spec.config);
+        let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
         let version = Arc::new(Self {
             name: spec.name.clone(),
             namespace: spec.namespace.clone(),
@@ -155,6 +175,7 @@ impl LoadedVersion {
             statistics: Arc::new(statistics),
             load_time: Timestamp::now() - spec.began,
             pool: site.pool.clone(),
+            tracer: site.observers.tracer.of_model(&spec.name),
             _folder: spec.folder.clone(),
             home: site.home.clone(),
             shards: PerReactor::new(site.reactors),
@@ -163,19 +184,20 @@ impl LoadedVersion {
             let pace = Pace::of(spec.model.inline_fitness());
             let mut instances = instances.into_iter();
             for reactor in site.reactors {
-                let (name, instance) = match (instances.next(), spec.placements.first()) {
+                let placed = match (instances.next(), spec.placements.first()) {
                     (Some(made), _) => made,
-                    (None, Some(placement)) => {
-                        (placement.name.clone(), spec.instance(placement, site.pool)?)
-                    }
+                    (None, Some(placement)) => PlacedInstance {
+                        name: placement.name.clone(),
+                        cores: site.instance_cores.others().to_vec(),
+                        instance: spec.instance(placement, site.pool)?,
+                    },
                     (None, None) => break,
                 };
-                let (cores, pace) = (site.instance_cores.to_vec(), pace.clone());
-                let instance = InlineInstance { instance, name, cores, pace };
+                let instance = InlineInstance { placed, pace: pace.clone() };
                 version.place(reactor, spec.policy.clone(), Executor::Inline(Some(instance)))?;
             }
         } else {
-            let threads = InstanceThreads::start(instances, site.instance_cores, site.home)?;
+            let threads = InstanceThreads::start(instances, site.home)?;
             version.place(site.home, spec.policy, Executor::Threads(threads))?;
         }
         Ok(version)
@@ -210,8 +232,15 @@ impl LoadedVersion {
         let arrived = Timestamp::now();
         let admitted = self.signature.admit(&mut request)?;
         let (reply, answer) = reply_channel();
+        let mut trace = self.tracer.begin(&self.name, self.version, &request.id);
+        if let Some(trace) = &mut trace {
+            trace.at(Event::RequestStart, arrived);
+            trace.at(Event::QueueStart, Timestamp::now());
+            self.trace_inputs(trace, &admitted);
+        }
         let job = Job {
             version: self.clone(),
+            trace,
             id: request.id,
             admitted,
             priority: request.priority,
@@ -225,6 +254,22 @@ impl LoadedVersion {
             None => self.send_home(job)?,
         }
         Ok(answer)
+    }
+
+    fn trace_inputs(&self, trace: &mut Trace, admitted: &Admitted) {
+        if !trace.wants_tensors() {
+            return;
+        }
+        for (spec, input) in self.signature.inputs.iter().zip(&admitted.inputs) {
+            if let Some(AdmittedInput { shape, data }) = input {
+                trace.input(TracedTensor {
+                    name: spec.name.clone(),
+                    datatype: spec.datatype,
+                    shape: shape.clone(),
+                    data: data.clone(),
+                });
+            }
+        }
     }
 
     fn send_home(&self, job: Job) -> Result<(), Error> {

@@ -122,3 +122,18 @@ def test_a_packed_bomb_is_refused(server):
     bomb = gzip.compress(bytes(128 << 20), 1)
     status, _, _ = curl(server, INFER, "-H", "Content-Encoding: gzip", body=bomb)
     assert 400 <= status < 500
+
+
+def test_generate(server):
+    """Flat JSON in and out, alone and as a stream's event."""
+    path = "/v2/models/fp32/generate"
+    status, _, body = curl(server, path, body=b'{"INPUT0": [1, 2.5], "id": "x", "temperature": 0.5}')
+    expected = {"OUTPUT0": [1.0, 2.5], "id": "x", "model_name": "fp32", "model_version": "1"}
+    assert (status, json.loads(body)) == (200, expected)
+    status, headers, body = curl(server, path + "_stream", body=b'{"INPUT0": 3}')
+    assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert body == b'data: {"OUTPUT0":3.0,"model_name":"fp32","model_version":"1"}\n\n'
+    for call in (path, path + "_stream"):
+        status, headers, body = curl(server, call, body=b'{"INPUT0": "x"}')
+        assert (status, headers["content-type"]) == (400, "application/json")
+        assert "non-number" in json.loads(body)["error"]

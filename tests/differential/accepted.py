@@ -53,6 +53,7 @@ _WHERE = {
     WRAP: """
         http/infer/value_uint8_over http/infer/value_int8_over http/infer/value_int16_over
         http/infer/value_int32_over
+        http/trace/set_rate_negative
         grpc/infer/contents_UINT8_over grpc/infer/contents_UINT16_over
         grpc/infer/contents_INT8_over grpc/infer/contents_INT16_over
     """,
@@ -133,6 +134,13 @@ _WHERE = {
         http/generate/bytes_object http/generate/bytes_null http/shm/register_bad_json http/shm/register_empty
         http/shm/register_empty http/trace/set_bad_json http/trace/set_empty
         http/logging/set_bad_type http/logging/set_bad_level http/logging/set_level_negative
+        http/generate/nested http/generate/float_null http/generate/two_fraction
+        http/generate/bool_number http/generate/strings_mixed http/generate/id_number
+        http/generate/parameters_number http/generate/array http/generate/trailing
+        http/generate/stream_text
+        http/trace/set_level_text http/trace/set_level_number http/trace/set_rate_number
+        http/trace/set_rate_list http/logging/set_bad_format http/logging/set_format_number
+        http/logging/set_level_fraction
         http/logging/set_bad_json http/logging/set_empty http/index/ready_text http/index/bad_json
         explicit/http/load_bad_json explicit/http/load_config_object
     """,

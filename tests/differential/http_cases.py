@@ -71,6 +71,43 @@ def _generate():
     yield _get("generate/stream", "/v2/models/identity/generate_stream", "POST", body)
     yield _get("generate/stream_decoupled", "/v2/models/identity_decoupled/generate_stream", "POST", body)
     yield _get("generate/stream_bad", "/v2/models/identity/generate_stream", "POST", b'{"NONE": 1}')
+    for name, model, sent in (
+        ("none", "identity", '{"INPUT0": []}'),
+        ("nested", "identity", '{"INPUT0": [[1, 2], [3, 4]]}'),
+        ("float_null", "identity", '{"INPUT0": null}'),
+        ("fixed", "identity_fixed", '{"INPUT0": [1, 2, 3, 4, 5, 6]}'),
+        ("fixed_scalar", "identity_fixed", '{"INPUT0": 1}'),
+        ("fixed_nested", "identity_fixed", '{"INPUT0": [[1, 2, 3], [4, 5, 6]]}'),
+        ("two", "identity_two", '{"INPUT0": [1, 2], "INPUT1": [3, 4]}'),
+        ("two_scalar", "identity_two", '{"INPUT0": [1, 2], "INPUT1": 3}'),
+        ("two_fraction", "identity_two", '{"INPUT0": 1, "INPUT1": [3, 4.5]}'),
+        ("fp16", "identity_types", '{"INPUT_FP16": 1}'),
+        ("bool_number", "identity_types", '{"INPUT_BOOL": 1}'),
+        ("scalar", "identity_scalar", '{"INPUT0": 2}'),
+        ("reshape", "identity_reshape", '{"INPUT0": [1, 2, 3, 4]}'),
+        ("strings", "identity_string", '{"INPUT0": ["a", "b"]}'),
+        ("strings_mixed", "identity_string", '{"INPUT0": ["a", 1]}'),
+        ("id_number", "identity", '{"INPUT0": 1, "id": 7}'),
+        ("id_in_error", "identity", '{"id": "q", "NONE": 1}'),
+        ("parameter_kinds", "identity", '{"INPUT0": 1, "p": "s", "q": 1.5, "r": true}'),
+        ("parameter_null", "identity", '{"INPUT0": 1, "p": null}'),
+        ("parameter_list", "identity", '{"INPUT0": 1, "p": [1]}'),
+        ("parameter_object", "identity", '{"INPUT0": 1, "p": {"x": 1}}'),
+        ("parameter_reserved", "identity", '{"INPUT0": 1, "priority": "x", "triton_x": 5}'),
+        ("parameters_number", "identity", '{"INPUT0": 1, "parameters": 3}'),
+        ("parameters_input", "identity", '{"parameters": {"INPUT0": 1}}'),
+        ("parameters_input_again", "identity", '{"INPUT0": 1, "parameters": {"INPUT0": 5}}'),
+        ("parameters_list", "identity", '{"INPUT0": 1, "parameters": {"p": [1]}}'),
+        ("array", "identity", "[1]"),
+        ("no_members", "identity", "{}"),
+        ("trailing", "identity", '{"INPUT0": 1} x'),
+        ("twice", "identity", '{"INPUT0": 1, "INPUT0": 2}'),
+        ("labels", "identity_labels", '{"INPUT0": [1, 2, 3, 4]}'),
+    ):
+        yield _get(f"generate/{name}", f"/v2/models/{model}/generate", "POST", sent.encode())
+    yield _get("generate/version", "/v2/models/identity_versions/versions/1/generate", "POST", body)
+    yield _get("generate/version_unknown", "/v2/models/identity_versions/versions/7/generate", "POST", body)
+    yield _get("generate/stream_text", "/v2/models/identity/generate_stream", "POST", b'{"INPUT0": "x"}')
     for name, value in (("text", b'"hi"'), ("number", b"7"), ("list", b'["hi"]'), ("bool", b"true"), ("object", b'{"a": 1}'), ("null", b"null")):
         yield _get(f"generate/bytes_{name}", "/v2/models/identity_string/generate", "POST", b'{"INPUT0": ' + value + b"}")
 
@@ -106,10 +143,29 @@ def _extensions():
     yield _get("trace/set_bad_level", "/v2/trace/setting", "POST", b'{"trace_level":["NONE"]}')
     yield _get("trace/set_bad_rate", "/v2/trace/setting", "POST", b'{"trace_rate":"x"}')
     yield _get("trace/set_rate_negative", "/v2/trace/setting", "POST", b'{"trace_rate":"-1"}')
+    yield _get("trace/set_rate_back", "/v2/trace/setting", "POST", b'{"trace_rate":null}')
     yield _get("trace/set_rate_over", "/v2/trace/setting", "POST", b'{"trace_rate":"99999999999"}')
     yield _get("trace/set_count_bad", "/v2/trace/setting", "POST", b'{"trace_count":"-2"}')
     yield _get("trace/set_file", "/v2/trace/setting", "POST", b'{"trace_file":"x.json"}')
     yield _get("trace/set_mode", "/v2/trace/setting", "POST", b'{"trace_mode":"triton"}')
+    for name, sent in (
+        ("level_text", b'{"trace_level":"TIMESTAMPS"}'),
+        ("level_two", b'{"trace_level":["TIMESTAMPS","OFF"]}'),
+        ("level_none", b'{"trace_level":[]}'),
+        ("level_number", b'{"trace_level":[1]}'),
+        ("level_no_file", b'{"trace_level":["TIMESTAMPS"]}'),
+        ("rate_number", b'{"trace_rate":5}'),
+        ("rate_list", b'{"trace_rate":["5"]}'),
+        ("rate_empty", b'{"trace_rate":""}'),
+        ("count_text", b'{"trace_count":"x"}'),
+        ("count_over", b'{"trace_count":"99999999999"}'),
+        ("count", b'{"trace_count":"3"}'),
+        ("count_null", b'{"trace_count":null}'),
+        ("frequency_text", b'{"log_frequency":"x"}'),
+        ("mode_other", b'{"trace_mode":"opentelemetry"}'),
+        ("file_null", b'{"trace_file":null}'),
+    ):
+        yield _get(f"trace/set_{name}", "/v2/trace/setting", "POST", sent)
     yield _get("trace/set_bad_json", "/v2/trace/setting", "POST", b"{")
     yield _get("trace/set_empty", "/v2/trace/setting", "POST")
     yield _get("trace/level_timestamps_off", "/v2/trace/setting", "POST", b'{"trace_level":["OFF"]}')
@@ -125,6 +181,9 @@ def _extensions():
     yield _get("logging/set_level_negative", "/v2/logging", "POST", b'{"log_verbose_level":-1}')
     yield _get("logging/set_bad_format", "/v2/logging", "POST", b'{"log_format":"x"}')
     yield _get("logging/set_file", "/v2/logging", "POST", b'{"log_file":"/x/y/z.log"}')
+    yield _get("logging/set_format_number", "/v2/logging", "POST", b'{"log_format":3}')
+    yield _get("logging/set_level_fraction", "/v2/logging", "POST", b'{"log_verbose_level":1.5}')
+    yield _get("logging/set_file_empty", "/v2/logging", "POST", b'{"log_file":""}')
     yield _get("logging/set_bad_json", "/v2/logging", "POST", b"{")
     yield _get("logging/set_empty", "/v2/logging", "POST")
     yield _get("index/all", "/v2/repository/index", "POST")

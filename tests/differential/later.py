@@ -9,9 +9,6 @@ from __future__ import annotations
 import fnmatch
 
 _WHERE = {
-    "trace settings": "http/trace/* grpc/trace/*",
-    "log settings": "http/logging/* grpc/logging/*",
-    "generate": "http/generate/*",
     "sequences": """
         http/model/*_identity_sequence grpc/model/*_identity_sequence http/stats/identity_sequence
         http/infer/sequence_no_id http/infer/sequence_not_started http/infer/sequence_start
@@ -29,14 +26,14 @@ _WHERE = {
         grpc/index/all grpc/index/ready
         explicit/grpc/load_ensemble explicit/grpc/load_bad_ensemble_*
     """,
-    "decoupled models": "http/infer/decoupled http/infer/decoupled_bad_shape grpc/infer/decoupled",
+    "decoupled models": """
+        http/infer/decoupled http/infer/decoupled_bad_shape grpc/infer/decoupled
+        http/stats/identity_decoupled
+    """,
     "warm-up": "explicit/grpc/load_bad_warmup explicit/grpc/load_bad_warmup_shape",
     "repository agents": "explicit/grpc/load_bad_agent",
     "all extensions of the protocol": "http/server/metadata grpc/server/metadata",
 }
-
-# It fits a pattern and answers alike already: all it learns is that the method is wrong.
-_NOW = {"http/generate/get"}
 
 # Models of the test's repository that need such a feature to be loaded.
 MODELS = ("ensemble", "identity_sequence")
@@ -44,8 +41,6 @@ MODELS = ("ensemble", "identity_sequence")
 
 def feature(case: str) -> str | None:
     """What the case waits for."""
-    if case in _NOW:
-        return None
     for name, patterns in _WHERE.items():
         if any(fnmatch.fnmatchcase(case, pattern) for pattern in patterns.split()):
             return name

@@ -7,14 +7,14 @@ use std::{
 
 use clap::Args;
 
-use super::{accepted::AcceptedFlags, wires::WireArgs};
+use super::{accepted::AcceptedFlags, observe_args::ObserveArgs, wires::WireArgs};
 use crate::{
     backend::directory,
-    cli::flags::{BackendSetting, switch},
+    cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
     observe::logging::{LogFormat, LogSettings},
     repository::Options,
-    runtime::{DriverChoice, ReactorSettings},
-    serving::{ControlMode, ControlSettings, Startup},
+    runtime::{DriverChoice, ReactorSettings, Topology},
+    serving::{ControlMode, ControlSettings, InstanceCores, Startup},
 };
 
 /// Requests from other cores that may wait at one reactor.
@@ -69,6 +69,10 @@ pub struct ServeArgs {
     /// A setting of a back end, as <BACKEND>,<SETTING>=<VALUE>; may be given several times
     #[arg(long, value_name = "SETTING")]
     pub backend_config: Vec<BackendSetting>,
+    /// Where instances of a host policy run, as <POLICY>,numa-node=<NODE> or
+    /// <POLICY>,cpu-cores=<FIRST>-<LAST>; may be given several times
+    #[arg(long, value_name = "SETTING")]
+    pub host_policy: Vec<HostPolicy>,
     /// Do not start when a model fails to load
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
@@ -127,6 +131,8 @@ pub struct ServeArgs {
     /// The port for metrics; 0 lets the system choose
     #[arg(long, value_name = "PORT", default_value_t = 8002)]
     pub metrics_port: u16,
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 
     /// Bytes of tensor memory in one piece, which is pinned when there is a GPU
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
@@ -186,6 +192,44 @@ impl ServeArgs {
             idle_spin: Duration::from_micros(self.idle_spin_us),
             mailbox_capacity: MAILBOX_CAPACITY,
         }
+    }
+
+    /// The processors of instances: what the reactors leave, less where host policies say otherwise.
+    ///
+    /// # Errors
+    /// A policy names processors that this process may not use.
+    pub fn instance_cores(
+        &self,
+        topology: &Topology,
+        reactors: usize,
+    ) -> Result<InstanceCores, String> {
+        let mut policies = BTreeMap::<&str, (Option<usize>, Option<&[usize]>)>::new();
+        for HostPolicy { name, setting } in &self.host_policy {
+            let (node, cores) = policies.entry(name).or_default();
+            match setting {
+                HostSetting::NumaNode(number) => *node = Some(*number),
+                HostSetting::Cores(listed) => *cores = Some(listed),
+            }
+        }
+        let mut all = InstanceCores::from(topology.instance_cores(reactors));
+        for (name, (node, listed)) in policies {
+            let of_node = node.map(|node| topology.cores_of_node(node));
+            let wanted = listed.map(<[usize]>::to_vec).or_else(|| of_node.clone());
+            let wanted: Vec<usize> = wanted
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|core| topology.has(*core))
+                .filter(|core| of_node.as_ref().is_none_or(|node| node.contains(core)))
+                .collect();
+            if wanted.is_empty() {
+                return Err(format!(
+                    "--host-policy: none of the processors of policy '{name}' may be used by this \
+                     process"
+                ));
+            }
+            all.set(name.to_owned(), wanted);
+        }
+        Ok(all)
     }
 
     /// What is loaded at the start.
@@ -259,10 +303,7 @@ impl ServeArgs {
             warning: self.log_warning,
             error: self.log_error,
             verbose: self.log_verbose,
-            format: match self.log_format.as_str() {
-                "ISO8601" => LogFormat::Iso8601,
-                _ => LogFormat::Default,
-            },
+            format: LogFormat::by_name(&self.log_format).unwrap_or_default(),
             file: self.log_file.clone(),
         }
     }
@@ -282,6 +323,21 @@ mod tests {
 
     fn startup(flags: &[&str]) -> Result<Startup, &'static str> {
         CommandLine::parse_from(["nereid"].iter().chain(flags)).serve.startup()
+    }
+
+    #[test]
+    fn host_policies_choose_among_the_processors_there_are() {
+        let topology = Topology::read().unwrap();
+        let core = topology.instance_cores(0)[0];
+        let read = |flags: &[String]| {
+            let line = ["nereid".to_owned()].into_iter().chain(flags.iter().cloned());
+            CommandLine::parse_from(line).serve.instance_cores(&topology, 1)
+        };
+        let cores = read(&[format!("--host-policy=cpu,cpu-cores={core}")]).unwrap();
+        assert_eq!(cores.wanted("cpu"), Some(&[core][..]));
+        assert_eq!(cores.others(), topology.instance_cores(1));
+        assert!(read(&["--host-policy=cpu,cpu-cores=4095".to_owned()]).is_err());
+        assert!(read(&["--host-policy=cpu,numa-node=4095".to_owned()]).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod reflection;
 mod repository;
 mod restricted_group;
 mod service;
+mod settings;
 mod status;
 mod stream_infer;
 #[cfg(test)]

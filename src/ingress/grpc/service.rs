@@ -8,25 +8,27 @@ use tower_service::Service as _;
 
 use super::{
     reflection::{self, Reflection},
-    repository, status,
+    repository, settings, status,
     tonic_bridge::RequestBody,
 };
 use crate::{
     inference::Error,
-    ingress::{describe, regions},
+    ingress::{describe, regions, settings as live},
+    observe::logging,
     proto::{
         CudaSharedMemoryRegisterRequest, CudaSharedMemoryRegisterResponse,
         CudaSharedMemoryStatusRequest, CudaSharedMemoryStatusResponse,
-        CudaSharedMemoryUnregisterRequest, CudaSharedMemoryUnregisterResponse, ModelConfigRequest,
-        ModelConfigResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest,
-        ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse,
-        RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
-        RepositoryModelLoadResponse, RepositoryModelUnloadRequest, RepositoryModelUnloadResponse,
-        ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
-        ServerReadyRequest, ServerReadyResponse, SystemSharedMemoryRegisterRequest,
-        SystemSharedMemoryRegisterResponse, SystemSharedMemoryStatusRequest,
-        SystemSharedMemoryStatusResponse, SystemSharedMemoryUnregisterRequest,
-        SystemSharedMemoryUnregisterResponse,
+        CudaSharedMemoryUnregisterRequest, CudaSharedMemoryUnregisterResponse, LogSettingsRequest,
+        LogSettingsResponse, ModelConfigRequest, ModelConfigResponse, ModelMetadataRequest,
+        ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest,
+        ModelStatisticsResponse, RepositoryIndexRequest, RepositoryIndexResponse,
+        RepositoryModelLoadRequest, RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
+        RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse,
+        ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+        SystemSharedMemoryRegisterRequest, SystemSharedMemoryRegisterResponse,
+        SystemSharedMemoryStatusRequest, SystemSharedMemoryStatusResponse,
+        SystemSharedMemoryUnregisterRequest, SystemSharedMemoryUnregisterResponse,
+        TraceSettingRequest, TraceSettingResponse,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
         health::{
             HealthCheckRequest, HealthCheckResponse,
@@ -249,6 +251,29 @@ impl GrpcInferenceService for Calls {
     ) -> Answer<CudaSharedMemoryUnregisterResponse> {
         // There are none that could be forgotten.
         answer(Ok(CudaSharedMemoryUnregisterResponse {}))
+    }
+
+    async fn log_settings(
+        &self,
+        request: tonic::Request<LogSettingsRequest>,
+    ) -> Answer<LogSettingsResponse> {
+        answer(settings::log_change(request.get_ref()).map(|change| {
+            logging::change(change);
+            settings::log_settings(&logging::settings())
+        }))
+    }
+
+    async fn trace_setting(
+        &self,
+        request: tonic::Request<TraceSettingRequest>,
+    ) -> Answer<TraceSettingResponse> {
+        let request = request.get_ref();
+        let model = &request.model_name;
+        let changed = live::trace(&self.server, model)
+            .and_then(|_| settings::trace_change(request))
+            .and_then(|change| live::change_trace(&self.server, model, change));
+        let file = live::trace_file(self.server.tracer());
+        answer(changed.map(|told| settings::trace_settings(&told, file)))
     }
 }
 

@@ -114,15 +114,20 @@ fn write_parameters(json: &mut Vec<u8>, parameters: &Parameters) {
         }
         write_string(json, name);
         json.push(b':');
-        match value {
-            Parameter::Bool(value) => write_bool(json, *value),
-            Parameter::Int(value) => write_integer(json, *value),
-            Parameter::Uint(value) => write_integer(json, *value),
-            Parameter::Double(value) => write_f64(json, *value),
-            Parameter::String(value) => write_string(json, value),
-        }
+        write_parameter(json, value);
     }
     json.push(b'}');
+}
+
+/// Writes the value of a parameter.
+pub(super) fn write_parameter(json: &mut Vec<u8>, value: &Parameter) {
+    match value {
+        Parameter::Bool(value) => write_bool(json, *value),
+        Parameter::Int(value) => write_integer(json, *value),
+        Parameter::Uint(value) => write_integer(json, *value),
+        Parameter::Double(value) => write_f64(json, *value),
+        Parameter::String(value) => write_string(json, value),
+    }
 }
 
 fn write_output_head(json: &mut Vec<u8>, output: &InferOutput) {
@@ -140,7 +145,8 @@ fn write_output_head(json: &mut Vec<u8>, output: &InferOutput) {
     json.push(b']');
 }
 
-fn write_elements(json: &mut Vec<u8>, output: &InferOutput) -> Result<(), Error> {
+/// Writes the elements of an output with commas between them.
+pub(super) fn write_elements(json: &mut Vec<u8>, output: &InferOutput) -> Result<(), Error> {
     match output.datatype {
         DataType::Bool => fixed(json, output, |json, [byte]| write_bool(json, byte != 0)),
         DataType::Uint8 => fixed(json, output, |json, [byte]| write_integer(json, byte)),

@@ -8,7 +8,9 @@
 
 pub mod body;
 pub mod encoding;
-mod error;
+pub mod error;
+mod extensions;
+mod generate;
 pub mod infer_request;
 pub mod infer_response;
 mod json;
@@ -18,6 +20,7 @@ mod regions;
 mod repository;
 pub mod route;
 mod service;
+mod settings;
 
 pub use service::{HttpSettings, serve, serve_metrics};
 

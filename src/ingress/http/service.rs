@@ -25,15 +25,17 @@ use super::{
     error,
     infer_request::{self, ResponseForm},
     infer_response, metadata, packed, regions as http_regions, repository,
-    route::{self, Model, Route, RouteError, SharedMemoryAction, SharedMemoryKind},
+    route::{self, Access, Model, Route, RouteError, SharedMemoryAction, SharedMemoryKind},
+    settings,
 };
 use crate::{
     inference::{Error, InferRequest, Rope},
     ingress::{
-        describe, forward::HeaderPattern, regions, restricted::Restrictions,
+        describe, forward::HeaderPattern, regions, restricted::Restrictions, settings as live,
         shared_memory::SharedTensors,
     },
     memory::Reservation,
+    observe::logging,
     runtime::{HyperTimer, TcpStream, draining, sleep},
     serving::{ModelControl, Server},
 };
@@ -122,9 +124,9 @@ where
     }
 }
 
-struct Calls {
+pub(super) struct Calls {
     control: Arc<ModelControl>,
-    server: Arc<Server>,
+    pub(super) server: Arc<Server>,
     settings: Arc<HttpSettings>,
 }
 
@@ -145,6 +147,8 @@ impl Calls {
         };
         let answered = match route {
             Route::Infer(model) => self.infer(&model, &head, body).await,
+            Route::Generate(model) => self.generate(&model, &head, body).await,
+            Route::GenerateStream(model) => self.generate_stream(&model, &head, body).await,
             Route::RepositoryIndex { .. } => self.index(&head, body).await,
             Route::RepositoryLoad { repository, model } => {
                 self.load(&repository, &model, &head, body).await
@@ -154,6 +158,10 @@ impl Calls {
             }
             Route::SharedMemory { kind, action: SharedMemoryAction::Register, region } => {
                 self.register(kind, &region, &head, body).await
+            }
+            Route::Logging(Access::Write) => self.set_log(&head, body).await,
+            Route::Trace { model, access: Access::Write } => {
+                self.set_trace(&model.unwrap_or_default(), &head, body).await
             }
             other => self.describe(&other),
         };
@@ -218,6 +226,10 @@ impl Calls {
                 // There are none that could be forgotten.
                 (SharedMemoryKind::Cuda, _) => with_type(Segments::default(), "application/json"),
             },
+            Route::Logging(Access::Read) => json(settings::log_settings(&logging::settings())),
+            Route::Trace { model, access: Access::Read } => {
+                self.trace_settings(&live::trace(server, model.as_deref().unwrap_or_default())?)
+            }
             other => {
                 let call = format!("{other:?}");
                 let call = call.split([' ', '(']).next().unwrap_or_default();
@@ -353,7 +365,7 @@ impl Calls {
     }
 
     /// The body of a request, unpacked.
-    async fn read(
+    pub(super) async fn read(
         &self,
         head: &request::Parts,
         mut body: Incoming,
@@ -415,7 +427,7 @@ fn ready(ready: bool) -> Response<Segments> {
     response
 }
 
-fn json(body: Bytes) -> Response<Segments> {
+pub(super) fn json(body: Bytes) -> Response<Segments> {
     with_type(Segments::one(body), "application/json")
 }
 
@@ -432,7 +444,7 @@ fn method_not_allowed(allow: &'static str) -> Response<Segments> {
     response
 }
 
-fn with_type(body: Segments, content_type: &'static str) -> Response<Segments> {
+pub(super) fn with_type(body: Segments, content_type: &'static str) -> Response<Segments> {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
@@ -440,13 +452,13 @@ fn with_type(body: Segments, content_type: &'static str) -> Response<Segments> {
 
 /// A body whose pieces lie in different places and are written from there.
 #[derive(Default)]
-struct Segments {
+pub(super) struct Segments {
     /// In reverse, so that the next is the last.
     pieces: SmallVec<[Bytes; 3]>,
 }
 
 impl Segments {
-    fn one(piece: Bytes) -> Self {
+    pub(super) fn one(piece: Bytes) -> Self {
         Self { pieces: smallvec![piece] }
     }
 

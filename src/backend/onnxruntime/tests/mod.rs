@@ -128,7 +128,7 @@ fn execute(
 }
 
 fn on(device: PlacementDevice) -> Placement {
-    Placement { name: "m_0".to_owned(), device }
+    Placement { name: "m_0".to_owned(), device, host_policy: "cpu".to_owned() }
 }
 
 fn pool() -> BufferPool {

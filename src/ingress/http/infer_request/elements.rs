@@ -14,17 +14,34 @@ pub fn read(
     datatype: DataType,
     shape: &Shape,
 ) -> Result<Vec<u8>, Error> {
-    if matches!(datatype, DataType::Fp16 | DataType::Bf16) {
-        return Err(Error::malformed(format!(
-            "receiving {datatype} data via JSON is not supported. Please use the binary data \
-             format for input {input}"
-        )));
-    }
-    if cursor.kind() != Kind::Array {
+    if cursor.kind() != Kind::Array && !is_binary_only(datatype) {
         cursor.skip()?;
         return Err(Error::malformed(
             "Unable to parse 'data': attempt to access JSON non-array as array",
         ));
+    }
+    read_leaves(cursor, input, datatype, shape)
+}
+
+fn is_binary_only(datatype: DataType) -> bool {
+    matches!(datatype, DataType::Fp16 | DataType::Bf16)
+}
+
+/// The same for a value that may also be one element by itself.
+///
+/// # Errors
+/// Names the element that is not of the type, or the count that does not fit the shape.
+pub fn read_leaves(
+    cursor: &mut Cursor<'_>,
+    input: &str,
+    datatype: DataType,
+    shape: &Shape,
+) -> Result<Vec<u8>, Error> {
+    if is_binary_only(datatype) {
+        return Err(Error::malformed(format!(
+            "receiving {datatype} data via JSON is not supported. Please use the binary data \
+             format for input {input}"
+        )));
     }
     let expected = shape.element_count().ok_or_else(|| {
         Error::malformed(format!(

@@ -71,7 +71,8 @@ fn request_parameter(
     Ok(())
 }
 
-fn custom_parameter(cursor: &mut Cursor<'_>, name: &str) -> Result<Parameter, Error> {
+/// Reads a parameter that a model or a scheduler reads.
+pub fn custom_parameter(cursor: &mut Cursor<'_>, name: &str) -> Result<Parameter, Error> {
     Ok(match cursor.kind() {
         Kind::String => Parameter::String(cursor.string()?.as_ref().into()),
         Kind::Bool => Parameter::Bool(cursor.boolean()?),

@@ -3,8 +3,8 @@
 //! A body is JSON, behind which the elements of tensors may follow in binary form; those stay where
 //! they arrived. Elements in JSON become little-endian bytes as they are read.
 
-mod elements;
-mod members;
+pub(super) mod elements;
+pub(super) mod members;
 mod raw;
 mod tensors;
 

@@ -1,0 +1,208 @@
+"""Watching the server: live log settings, traces of requests, distributions of durations."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from . import models
+
+ARRAY = np.array([1.0, 2.5], dtype=np.float32)
+TAGGED = """
+metric_tags { key: "team" value: "a" }
+model_metrics { metric_control {
+  metric_identifier { family: "nv_inference_request_histogram_us" }
+  histogram_options { buckets: [ 1, 60000000 ] }
+} }
+"""
+DEFAULT_LINE = re.compile(r'[IWEV]\d{4} \d\d:\d\d:\d\d\.\d{6} \d+ \S+:\d+\] "')
+ISO_LINE = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [IWEV] \d+ \S+:\d+\] "')
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A repository of a model with its own metrics and one without."""
+    chosen = {"tagged": models.Model(models.identity(TAGGED)), "fp32": models.identity_models()["fp32"]}
+    return models.write(tmp_path / "repository", chosen)
+
+
+def clients(server):
+    """A client of each protocol."""
+    yield triton_grpc, triton_grpc.InferenceServerClient(server.grpc_address)
+    yield triton_http, triton_http.InferenceServerClient(server.http_address)
+
+
+def infer(library, client, model: str = "fp32", request_id: str = "") -> None:
+    """One good request."""
+    tensor = library.InferInput("INPUT0", [2], "FP32")
+    tensor.set_data_from_numpy(ARRAY)
+    answer = client.infer(model, [tensor], request_id=request_id)
+    np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), ARRAY)
+
+
+def told(library, settings) -> dict:
+    """Settings as plain values, as HTTP has them."""
+    if library is triton_http:
+        return settings
+    return {
+        name: list(value.value) if hasattr(value, "value") else getattr(value, value.WhichOneof("parameter_choice"))
+        for name, value in settings.settings.items()
+    }
+
+
+def test_the_log_changes_while_serving(start, small, tmp_path):
+    """Levels and formats, by both protocols; the file cannot be moved."""
+    log = tmp_path / "own.log"
+    server = start(small, f"--log-file={log}")
+    for library, client in clients(server):
+        now = told(library, client.get_log_settings())
+        assert (now["log_file"], now["log_info"], now["log_verbose_level"]) == (str(log), True, 0)
+        quiet = told(library, client.update_log_settings({"log_info": False, "log_warning": False}))
+        assert (quiet["log_info"], quiet["log_warning"], quiet["log_error"]) == (False, False, True)
+        before = log.read_text()
+        _break_a_connection(server)
+        assert log.read_text() == before
+        changed = {"log_info": True, "log_warning": True, "log_verbose_level": 1, "log_format": "ISO8601"}
+        assert told(library, client.update_log_settings(changed)).items() >= changed.items()
+        # A connection that ends is told of in detail only.
+        _break_a_connection(server)
+        after = log.read_text()[len(before) :].splitlines()
+        assert after and all(ISO_LINE.match(line) for line in after), after
+        back = {"log_format": "default", "log_verbose_level": 0}
+        assert told(library, client.update_log_settings(back)).items() >= back.items()
+        with pytest.raises(InferenceServerException, match="log file location can not be updated"):
+            client.update_log_settings({"log_file": "/tmp/other"})
+    first = log.read_text().splitlines()[0]
+    assert DEFAULT_LINE.match(first), first
+
+
+def _break_a_connection(server) -> None:
+    """Has the server log something: a broken connection in detail."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=5)
+    connection.connect()
+    connection.sock.sendall(b"NONSENSE\r\n\r\n")
+    connection.sock.recv(1000)
+    connection.close()
+    time.sleep(0.2)
+
+
+def test_traces_are_written(start, small, tmp_path):
+    """Triton's records, of both protocols and of failures, into the files that the flags name."""
+    file = tmp_path / "trace.json"
+    server = start(
+        small,
+        f"--trace-config=triton,file={file}",
+        "--trace-config=level=TIMESTAMPS",
+        "--trace-config=level=TENSORS",
+        "--trace-config=rate=1",
+    )
+    for library, client in clients(server):
+        infer(library, client, request_id="r")
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(15)
+    records = json.loads(file.read_text())
+    assert [r for r in records if "model_name" in r] == [
+        {"id": number, "model_name": "fp32", "model_version": 1, "request_id": "r"} for number in (1, 2)
+    ]
+    for number in (1, 2):
+        own = [record for record in records if record["id"] == number]
+        stamps = {s["name"]: s["ns"] for record in own for s in record.get("timestamps", ())}
+        order = [
+            "REQUEST_START",
+            "QUEUE_START",
+            "COMPUTE_START",
+            "COMPUTE_INPUT_END",
+            "COMPUTE_OUTPUT_START",
+            "COMPUTE_END",
+            "REQUEST_END",
+        ]
+        assert sorted(stamps[name] for name in order) == [stamps[name] for name in order]
+        assert abs(time.monotonic_ns() - stamps["REQUEST_START"]) < 60e9
+        activities = {record["activity"]: record["tensor"] for record in own if "activity" in record}
+        tensor = {"data": "1,2.5", "shape": "2", "dtype": "FP32"}
+        assert activities == {
+            "TENSOR_QUEUE_INPUT": {"name": "INPUT0", **tensor},
+            "TENSOR_BACKEND_OUTPUT": {"name": "OUTPUT0", **tensor},
+        }
+
+
+def test_trace_settings_change_while_serving(start, small, tmp_path):
+    """For the server and for one model, with a limit, and files of a few traces each."""
+    file = tmp_path / "trace.json"
+    server = start(small, f"--trace-config=triton,file={file}", "--trace-config=rate=2")
+    for library, client in clients(server):
+        now = told(library, client.get_trace_settings())
+        value = now["trace_rate"]
+        assert (value, now["trace_level"]) == (["2"] if library is triton_grpc else "2", ["OFF"])
+        wanted = {"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "3", "log_frequency": "2"}
+        client.update_trace_settings("fp32", wanted)
+        assert told(library, client.get_trace_settings("tagged"))["trace_level"] == ["OFF"]
+        for _ in range(5):
+            infer(library, client)
+            infer(library, client, "tagged")
+        left = told(library, client.get_trace_settings("fp32"))["trace_count"]
+        assert left in ("0", ["0"])
+        client.update_trace_settings("fp32", dict.fromkeys(wanted))
+        assert told(library, client.get_trace_settings("fp32"))["trace_level"] == ["OFF"]
+        with pytest.raises(InferenceServerException, match="Request for unknown model : no_such"):
+            client.get_trace_settings("no_such")
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(15)
+    counts = [
+        len({record["id"] for record in json.loads(path.read_text())})
+        for path in sorted(tmp_path.glob("trace.json*"))
+    ]
+    assert counts == [2, 2, 2]
+
+
+def metrics(server) -> dict[str, float]:
+    """Every line of the metrics page."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=5)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if name[:1] != "#"}
+
+
+def test_durations_are_told_as_configured(start, small):
+    """Histograms with a model's own buckets, summaries with the operator's quantiles, tags as labels."""
+    server = start(
+        small,
+        "--metrics-config=histogram_latencies=true",
+        "--metrics-config=summary_latencies=true",
+        "--metrics-config=summary_quantiles=0.5:0.05,0.99:0.001",
+        "--metrics-config=counter_latencies=false",
+        "--allow-cpu-metrics=false",
+    )
+    for library, client in clients(server):
+        for _ in range(5):
+            infer(library, client, "tagged")
+    page = metrics(server)
+    labels = '{_team="a",model="tagged",version="1"'
+    family = "nv_inference_request_histogram_us"
+    assert page[f"{family}_count{labels}}}"] == 10
+    assert [page[f'{family}_bucket{labels},le="{bound}"}}'] for bound in ("1", "60000000", "+Inf")] == [0, 10, 10]
+    assert page[f'{family}_count{{model="fp32",version="1"}}'] == 0
+    assert page[f'nv_inference_first_response_histogram_ms_bucket{labels},le="5000"}}'] == 10
+    mean = page[f"{family}_sum{labels}}}"] / 10
+    median = page[f'nv_inference_request_summary_us{labels},quantile="0.5"}}']
+    high = page[f'nv_inference_request_summary_us{labels},quantile="0.99"}}']
+    assert 0 < median <= high <= 10.7 * mean + 2
+    assert page[f"nv_inference_compute_infer_summary_us_count{labels}}}"] == 10
+    assert np.isnan(page['nv_inference_queue_summary_us{model="fp32",version="1",quantile="0.5"}'])
+    assert not [name for name in page if "_duration_us" in name or name.startswith("nv_cpu_")]
+
+
+def test_durations_are_counters_by_default(server):
+    """As with Triton, nothing more is kept unless it is asked for."""
+    page = metrics(server)
+    assert any(name.startswith("nv_inference_request_duration_us") for name in page)
+    assert not [name for name in page if "histogram" in name or "summary" in name]
