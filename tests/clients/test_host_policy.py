@@ -1,0 +1,53 @@
+"""Host policies: where the threads of instances run."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+
+import numpy as np
+import pytest
+import tritonclient.http as triton_http
+
+from . import models
+
+NAMED = 'instance_group [ { kind: KIND_CPU, host_policy: "lane" } ]'
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A model of a policy of its own, and one of the usual one."""
+    chosen = {"lane": models.Model(models.identity(NAMED)), "fp32": models.identity_models()["fp32"]}
+    return models.write(tmp_path / "repository", chosen)
+
+
+def _threads(server) -> dict[str, str]:
+    """The processors that each thread may run on, by its name."""
+    found = {}
+    for status in pathlib.Path(f"/proc/{server.process.pid}/task").glob("*/status"):
+        fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+        found[fields["Name"]] = fields["Cpus_allowed_list"]
+    return found
+
+
+def test_an_instance_runs_where_its_policy_says(start, repository):
+    """On its own thread, which is bound; a model of another policy stays on the event loops."""
+    core = max(os.sched_getaffinity(0))
+    server = start(repository, f"--host-policy=lane,cpu-cores={core}")
+    threads = _threads(server)
+    assert [cores for name, cores in threads.items() if name.startswith("lane")] == [str(core)]
+    assert not [name for name in threads if name.startswith("fp32")]
+    array = np.ones(3, dtype=np.float32)
+    client = triton_http.InferenceServerClient(server.http_address)
+    tensor = triton_http.InferInput("INPUT0", [3], "FP32")
+    tensor.set_data_from_numpy(array)
+    np.testing.assert_array_equal(client.infer("lane", [tensor]).as_numpy("OUTPUT0"), array)
+
+
+def test_processors_that_are_not_there_end_the_start(binary, repository):
+    """With a message that names the policy."""
+    flags = [f"--model-repository={repository}", "--host-policy=lane,cpu-cores=4095"]
+    done = subprocess.run([binary, *flags], capture_output=True, text=True, timeout=20)
+    assert done.returncode != 0
+    assert "policy 'lane'" in done.stderr
