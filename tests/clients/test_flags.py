@@ -39,7 +39,7 @@ def test_flags_without_effect_are_named_in_the_log(start, small):
 @pytest.mark.parametrize(
     "flag,told",
     [
-        ("--trace-rate=often", "expected <integer>, got 'often'"),
+        ("--vertex-ai-port=often", "expected <integer>, got 'often'"),
         ("--http-restricted-api=health", "expected <api>,<api>:<header>=<value>, got 'health'"),
         ("--grpc-restricted-protocol=all:a=b", "got 'all'"),
         ("--grpc-header-forward-pattern=(", "unclosed group"),

@@ -49,7 +49,6 @@ const NO_POOL: &str = "requests and responses come from no pool of objects that 
 const NO_PING_COUNT: &str = "pings of clients are answered and not counted";
 const NO_SAGEMAKER: &str = "the SageMaker endpoints are not there yet";
 const NO_VERTEX: &str = "the Vertex AI endpoints are not there yet";
-const NO_TRACE: &str = "there are no traces yet";
 const NO_CACHE: &str = "there is no response cache yet";
 const NO_LIMITER: &str = "there is no rate limiter yet";
 const NO_GPU: &str = "models do not run on GPUs yet";
@@ -97,36 +96,6 @@ static ROWS: &[Row] = &[
     row("vertex-ai-port", Form::Whole, "The port for Vertex AI", NO_VERTEX),
     row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", NO_VERTEX),
     row("vertex-ai-default-model", Form::Text, "The model of Vertex AI's requests", NO_VERTEX),
-    row(
-        "allow-gpu-metrics",
-        Form::Switch,
-        "Whether metrics of GPUs are served",
-        "there are no metrics of GPUs yet",
-    ),
-    row(
-        "allow-cpu-metrics",
-        Form::Switch,
-        "Whether metrics of the processors are served",
-        "there are no metrics of processors yet",
-    ),
-    row(
-        "metrics-interval-ms",
-        Form::Real,
-        "Milliseconds between looks at what is measured",
-        "every metric is read when it is asked for",
-    ),
-    row(
-        "metrics-config",
-        Form::Pair(Part::Text, '=', Part::Text),
-        "A setting of metrics, as <SETTING>=<VALUE>",
-        "all metrics that exist are on",
-    ),
-    row(
-        "trace-config",
-        Form::Pair(Part::Text, '=', Part::Text),
-        "A setting of traces, as [<MODE>,]<SETTING>=<VALUE>",
-        NO_TRACE,
-    ),
     row(
         "repoagent-directory",
         Form::Text,
@@ -177,33 +146,12 @@ static ROWS: &[Row] = &[
         "the event loops and the instances' own threads copy tensors",
     ),
     row(
-        "host-policy",
-        Form::Setting,
-        "A setting of a host policy, as <POLICY>,<SETTING>=<VALUE>",
-        "there are no host policies yet",
-    ),
-    row(
         "model-load-gpu-limit",
         Form::Pair(Part::Whole, ':', Part::Real),
         "How full a GPU may be for a model to load, as <DEVICE>:<FRACTION>",
         NO_GPU,
     ),
     row("response-cache-byte-size", Form::Whole, "Older form of --cache-config", NO_CACHE),
-    row("trace-file", Form::Text, "Older form of --trace-config triton,file=", NO_TRACE),
-    row(
-        "trace-level",
-        Form::OneOf(&["OFF", "TIMESTAMPS", "TENSORS"]),
-        "Older form of --trace-config level=",
-        NO_TRACE,
-    ),
-    row("trace-rate", Form::Whole, "Older form of --trace-config rate=", NO_TRACE),
-    row("trace-count", Form::Whole, "Older form of --trace-config count=", NO_TRACE),
-    row(
-        "trace-log-frequency",
-        Form::Whole,
-        "Older form of --trace-config triton,log-frequency=",
-        NO_TRACE,
-    ),
 ];
 
 const fn row(name: &'static str, form: Form, about: &'static str, reason: &'static str) -> Row {
@@ -344,14 +292,14 @@ mod tests {
         assert_eq!(read(&[]), Ok(vec![]));
         let expected = [
             "accepted, without effect: --cuda-memory-pool-byte-size: models do not run on GPUs yet",
-            "accepted, without effect: --trace-rate: there are no traces yet",
+            "accepted, without effect: --vertex-ai-port: the Vertex AI endpoints are not there yet",
         ];
         for flags in [
-            &["--trace-rate=5", "--cuda-memory-pool-byte-size", "0:1024"][..],
+            &["--vertex-ai-port=5", "--cuda-memory-pool-byte-size", "0:1024"][..],
             &[
                 "--cuda-memory-pool-byte-size=0:1",
                 "--cuda-memory-pool-byte-size=1:1",
-                "--trace-rate",
+                "--vertex-ai-port",
                 "1",
             ],
         ] {
@@ -364,25 +312,23 @@ mod tests {
         for good in [
             "--allow-sagemaker",
             "--allow-sagemaker=off",
-            "--trace-count=-1",
-            "--metrics-interval-ms=0.5",
+            "--vertex-ai-port=-1",
+            "--min-supported-compute-capability=0.5",
             "--rate-limit=execution_count",
             "--rate-limit-resource=R1:10:0",
-            "--host-policy=p,numa-node=0",
             "--model-load-gpu-limit=0:0.5",
-            "--trace-config=triton,file=x",
             "--sagemaker-safe-port-range=1-2",
             "--cache-config=local,size=1",
         ] {
             assert_eq!(read(&[good]).map(|warnings| warnings.len()), Ok(1), "{good}");
         }
         for (bad, told) in [
-            ("--trace-rate=often", "'--trace-rate <N>': expected <integer>, got 'often'"),
-            ("--metrics-interval-ms=x", "expected <number>, got 'x'"),
+            ("--vertex-ai-port=often", "'--vertex-ai-port <N>': expected <integer>, got 'often'"),
+            ("--min-supported-compute-capability=x", "expected <number>, got 'x'"),
             ("--rate-limit=on", "invalid value 'on' for '--rate-limit <MODE>'"),
             ("--cuda-memory-pool-byte-size=64", "expected <integer>:<integer>, got '64'"),
             ("--model-load-gpu-limit=0:all", "expected <integer>:<number>, got '0:all'"),
-            ("--host-policy=p", "expected <name>,<setting>=<value>, got 'p'"),
+            ("--cache-config=p", "expected <name>,<setting>=<value>, got 'p'"),
             ("--allow-sagemaker=maybe", "'--allow-sagemaker"),
         ] {
             let error = read(&[bad]).unwrap_err();
