@@ -291,8 +291,8 @@ mod tests {
     fn a_flag_that_is_given_is_named_with_its_reason() {
         assert_eq!(read(&[]), Ok(vec![]));
         let expected = [
-            "accepted, without effect: --cuda-memory-pool-byte-size: models do not run on GPUs yet",
             "accepted, without effect: --vertex-ai-port: the Vertex AI endpoints are not there yet",
+            "accepted, without effect: --cuda-memory-pool-byte-size: models do not run on GPUs yet",
         ];
         for flags in [
             &["--vertex-ai-port=5", "--cuda-memory-pool-byte-size", "0:1024"][..],
