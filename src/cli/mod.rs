@@ -61,7 +61,7 @@ pub fn command() -> clap::Command {
 
 /// The names of tritonserver's flags that are taken without effect so far.
 pub fn flags_without_effect() -> impl Iterator<Item = &'static str> {
-    serve::accepted_names().chain(["allow-gpu-metrics"])
+    serve::accepted_names()
 }
 
 fn report<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {

@@ -25,9 +25,9 @@ def small(tmp_path):
 def test_flags_without_effect_are_named_in_the_log(start, small):
     """Once each, whether their value follows a sign or a space."""
     flags = (
-        "--trace-config=rate=100", "--trace-config=level=OFF", "--cuda-memory-pool-byte-size", "0:67108864",
+        "--rate-limit-resource=R1:1", "--rate-limit-resource=R2:1", "--cuda-memory-pool-byte-size", "0:67108864",
         "--allow-gpu-metrics=false", "--rate-limit=off", "--grpc-infer-allocation-pool-size=8", "--id", "me",
-        "--grpc-http2-max-ping-strikes=2", "--host-policy=gpu_0,numa-node=0",
+        "--grpc-http2-max-ping-strikes=2", "--cache-config=local,size=1024",
     )  # fmt: skip
     server = start(small, *flags)
     lines = [line for line in server.log.read_text().splitlines() if "accepted, without effect: " in line]

@@ -97,6 +97,12 @@ static ROWS: &[Row] = &[
     row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", NO_VERTEX),
     row("vertex-ai-default-model", Form::Text, "The model of Vertex AI's requests", NO_VERTEX),
     row(
+        "allow-gpu-metrics",
+        Form::Switch,
+        "Whether metrics of GPUs are served",
+        "there are no metrics of GPUs yet",
+    ),
+    row(
         "repoagent-directory",
         Form::Text,
         "Where repository agents lie",

@@ -17,10 +17,6 @@ pub struct ObserveArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
     allow_cpu_metrics: bool,
-    /// Whether the metrics tell of GPUs; without effect so far
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
-          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
-    allow_gpu_metrics: bool,
     /// Milliseconds that lie between two looks at the machine for its metrics, at least
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 2000)]
     metrics_interval_ms: u64,
