@@ -33,7 +33,7 @@ impl fmt::Display for Driver {
 /// Which event loop is wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DriverChoice {
-    /// The better one today: epoll, which costs less CPU time on every line of the peer bench.
+    /// The better one today: epoll, which mostly costs less CPU time in the peer bench.
     #[default]
     Auto,
     /// This one, or the server does not start.
