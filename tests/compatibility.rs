@@ -40,7 +40,7 @@ const ROUTES: [&str; 26] = [
 ];
 
 /// tritonserver's flags, as its help lists them.
-const FLAGS: [&str; 87] = [
+const FLAGS: [&str; 90] = [
     "id",
     "exit-timeout-secs",
     "log-verbose",
@@ -58,6 +58,9 @@ const FLAGS: [&str; 87] = [
     "load-model",
     "model-config-name",
     "model-load-thread-count",
+    "model-load-retry-count",
+    "model-namespacing",
+    "repository-poll-secs",
     "enable-peer-access",
     "allow-http",
     "http-address",
