@@ -5,6 +5,7 @@
 //! room uses the server through [`serving`](crate::serving); it knows nothing of how requests are
 //! scheduled or run.
 
+mod away;
 mod describe;
 pub mod forward;
 pub mod grpc;

@@ -4,10 +4,10 @@
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
+use super::away::away;
 use crate::{
     inference::{DataType, Error, InferRequest, InferResponse},
     memory::{BufferPool, RegionView, Regions},
-    runtime::offload,
 };
 
 /// Outputs of up to so many bytes are copied into their regions on the reactor: some 100 µs.
@@ -95,7 +95,7 @@ impl SharedTensors {
                 view.check_whole()
             };
             match is_long {
-                true => offload(copy).await.unwrap_or_else(|| Err(Error::unanswered()))?,
+                true => away(copy).await?,
                 false => copy()?,
             }
         }

@@ -20,12 +20,8 @@ use super::{
 };
 use crate::{
     inference::{Error, Rope},
-    runtime::offload,
+    ingress::away::here_or_away,
 };
-
-/// Messages up to this many bytes are packed and unpacked on the reactor: a few hundred microseconds
-/// at most.
-const PACKED_HERE_MAX: usize = 16 << 10;
 
 /// How the messages that follow are packed, where they are.
 pub static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
@@ -148,7 +144,7 @@ pub async fn unpack(message: Message, packing: Packing, limit: usize) -> Result<
     let (budget, free) = (pool.budget(), pool.budget().saturating_sub(pool.used()));
     let affordable = limit.min(free);
     let unpacked =
-        away_if_long(packed_len, move || decompress(packing, &bytes, affordable)).await??;
+        here_or_away(packed_len, move || decompress(packing, &bytes, affordable)).await?;
     match unpacked {
         Some(unpacked) => {
             reservation.grow(unpacked.len().saturating_sub(packed_len))?;
@@ -163,22 +159,10 @@ pub async fn unpack(message: Message, packing: Packing, limit: usize) -> Result<
 pub async fn pack(segments: Segments, packing: Packing) -> Segments {
     let len = segments.iter().map(Bytes::len).sum::<usize>();
     let parts = segments.clone();
-    match away_if_long(len, move || compress(packing, &parts)).await {
+    match here_or_away(len, move || Ok(compress(packing, &parts))).await {
         Ok(Some(packed)) if packed.len() < len => smallvec![packed],
         _ => segments,
     }
-}
-
-async fn away_if_long<T: Send + 'static>(
-    length: usize,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Error> {
-    if length <= PACKED_HERE_MAX {
-        return Ok(work());
-    }
-    offload(work).await.ok_or_else(|| Error::Internal {
-        detail: "a message could not be packed or unpacked".to_owned(),
-    })
 }
 
 /// The unpacked message; nothing when it is larger than `limit`.

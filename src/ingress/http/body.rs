@@ -68,12 +68,18 @@ pub fn string(cursor: &mut Cursor<'_>) -> Result<String, Error> {
 
 /// The value of a member that counts something.
 pub fn unsigned(cursor: &mut Cursor<'_>) -> Result<u64, Error> {
-    if cursor.kind() == Kind::Number
-        && let Some(value) = cursor.number()?.to_u64()
-    {
-        return Ok(value);
+    match cursor.kind() {
+        Kind::Number => cursor.number()?.to_u64().ok_or_else(not_unsigned),
+        _ => {
+            cursor.skip()?;
+            Err(not_unsigned())
+        }
     }
-    Err(Error::malformed("attempt to access JSON non-unsigned-integer as unsigned-integer"))
+}
+
+/// A value is no unsigned integer of the size that is wanted.
+pub fn not_unsigned() -> Error {
+    Error::malformed("attempt to access JSON non-unsigned-integer as unsigned-integer")
 }
 
 /// The bytes that a text means; white space counts for nothing.

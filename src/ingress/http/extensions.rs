@@ -12,9 +12,7 @@ use super::{
 use crate::{
     inference::Error,
     ingress::settings as live,
-    memory::Reservation,
     observe::{logging, trace::Settings},
-    runtime::ReplyReceiver,
     serving::Reply,
 };
 
@@ -25,9 +23,8 @@ impl Calls {
         head: &request::Parts,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
-        let (mut answer, _reservation) = self.ask(model, head, body).await?;
-        let reply = answer.receive().await.unwrap_or_else(|| Err(Error::unanswered()));
-        Ok(json(generate::response(&reply?)?.into()))
+        let response = self.ask(model, head, body).await??;
+        Ok(json(generate::response(&response)?.into()))
     }
 
     /// What is wrong with the request is the answer; what goes wrong after that is an event.
@@ -37,8 +34,7 @@ impl Calls {
         head: &request::Parts,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
-        let (mut answer, _reservation) = self.ask(model, head, body).await?;
-        let reply = answer.receive().await.unwrap_or_else(|| Err(Error::unanswered()));
+        let reply = self.ask(model, head, body).await?;
         let (status, json) = match reply.and_then(|response| generate::response(&response)) {
             Ok(json) => (StatusCode::OK, json.into()),
             Err(error) => error::answer(&error),
@@ -49,18 +45,19 @@ impl Calls {
         Ok(response)
     }
 
-    /// Sends a flat request to its model.
+    /// Sends a flat request to its model and waits for the reply. The error is one of the request.
     async fn ask(
         &self,
         model: &Model<'_>,
         head: &request::Parts,
         body: Incoming,
-    ) -> Result<(ReplyReceiver<Reply>, Reservation), Error> {
+    ) -> Result<Reply, Error> {
         let version = self.server.version(&model.name, model.version)?;
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let request = generate::request(&version.signature, model.version, &body)?;
-        Ok((self.server.infer(request)?, reservation))
+        let mut answer = self.server.infer(request)?;
+        Ok(answer.receive().await.unwrap_or_else(|| Err(Error::unanswered())))
     }
 
     pub(super) fn trace_settings(&self, told: &Settings) -> Response<Segments> {

@@ -8,12 +8,9 @@ use super::{
 };
 use crate::{
     inference::{Error, Rope},
-    runtime::offload,
+    ingress::away::{HERE_MAX, away, here_or_away},
 };
 
-/// Bodies up to this many bytes are dealt with on the reactor: a few hundred microseconds at
-/// most.
-const HERE_MAX: usize = 16 << 10;
 /// What may come out of a body that is unpacked on the reactor. The rest of one that becomes more, a
 /// thousand times its size maybe, is unpacked elsewhere.
 const UNPACKED_HERE_MAX: usize = 256 << 10;
@@ -40,22 +37,6 @@ pub async fn unpack(encoding: Encoding, body: Rope, limit: usize) -> Result<Rope
 pub async fn pack(encoding: Encoding, answer: EncodedResponse) -> Result<Bytes, Error> {
     let length = answer.content_length();
     here_or_away(length, move || encoding::compress(encoding, answer.parts())).await
-}
-
-/// Does what a body of `length` bytes asks for: on the reactor if that is quick, else away from it.
-pub async fn here_or_away<T: Send + 'static>(
-    length: usize,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    if length > HERE_MAX { away(work).await } else { work() }
-}
-
-async fn away<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    offload(work).await.unwrap_or_else(|| {
-        Err(Error::Internal { detail: "the work on a body was given up".to_owned() })
-    })
 }
 
 #[cfg(test)]

@@ -31,8 +31,8 @@ use super::{
 use crate::{
     inference::{Error, InferRequest, Rope},
     ingress::{
-        describe, forward::HeaderPattern, regions, restricted::Restrictions, settings as live,
-        shared_memory::SharedTensors,
+        away::here_or_away, describe, forward::HeaderPattern, regions, restricted::Restrictions,
+        settings as live, shared_memory::SharedTensors,
     },
     memory::Reservation,
     observe::logging,
@@ -261,7 +261,7 @@ impl Calls {
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let length = body.len();
-        let overrides = packed::here_or_away(length, move || repository::overrides(&body)).await?;
+        let overrides = here_or_away(length, move || repository::overrides(&body)).await?;
         drop(reservation);
         self.control.load(model, overrides).await?;
         Ok(with_type(Segments::default(), "application/json"))

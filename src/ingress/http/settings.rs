@@ -4,8 +4,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::{
-    body::{boolean, string},
+    body::{boolean, members, not_unsigned, string, unsigned},
     json::{Cursor, Kind},
+    metadata::write,
 };
 use crate::{
     inference::{Error, Rope},
@@ -26,7 +27,7 @@ pub fn log_change(body: &Rope) -> Result<LogChange, Error> {
         let text;
         let value = match name {
             "log_info" | "log_warning" | "log_error" => LogValue::Bool(boolean(cursor)?),
-            "log_verbose_level" => LogValue::Unsigned(unsigned(cursor)?),
+            "log_verbose_level" => LogValue::Unsigned(unsigned_32(cursor)?),
             "log_format" => {
                 text = string(cursor)?;
                 LogValue::Text(&text)
@@ -119,33 +120,9 @@ pub fn trace_settings(settings: &Settings, file: &str) -> Bytes {
     })
 }
 
-fn write(body: &impl Serialize) -> Bytes {
-    // Strings and integers in a struct cannot refuse.
-    serde_json::to_vec(body).unwrap_or_default().into()
-}
-
-fn members(
-    body: &Rope,
-    mut member: impl FnMut(&mut Cursor<'_>, &str) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let text = body.clone().into_bytes();
-    let mut cursor = Cursor::new(&text)?;
-    if cursor.kind() != Kind::Object {
-        cursor.skip()?;
-        return Err(Error::malformed("attempt to get members for non-object"));
-    }
-    cursor.object(|cursor, name| member(cursor, &name))?;
-    Ok(cursor.finish()?)
-}
-
-fn unsigned(cursor: &mut Cursor<'_>) -> Result<u32, Error> {
-    let wrong =
-        || Error::malformed("attempt to access JSON non-unsigned-integer as unsigned-integer");
-    if cursor.kind() != Kind::Number {
-        cursor.skip()?;
-        return Err(wrong());
-    }
-    cursor.number()?.to_u64().and_then(|number| u32::try_from(number).ok()).ok_or_else(wrong)
+/// The value of a member that counts something, in 32 bits.
+fn unsigned_32(cursor: &mut Cursor<'_>) -> Result<u32, Error> {
+    u32::try_from(unsigned(cursor)?).map_err(|_| not_unsigned())
 }
 
 #[cfg(test)]
