@@ -30,7 +30,7 @@ pub(super) enum Operation {
 pub(super) enum DeviceOperation {
     Copy { from: DeviceSlice, to: DeviceSlice },
     Fill { to: DeviceSlice, value: u8 },
-    Launch(Launch),
+    Launch(Box<Launch>),
 }
 
 /// A graph of a host device.
@@ -128,7 +128,7 @@ impl Operation {
                 Ok(())
             }
             Self::CopyOut { from, to } => {
-                to.write(&*read(from, device)?);
+                to.write(&read(from, device)?);
                 Ok(())
             }
             Self::Device(operation) => operation.perform(device),
@@ -149,7 +149,7 @@ impl DeviceOperation {
     fn perform(&self, device: usize) -> Result<(), DeviceError> {
         match self {
             Self::Copy { from, to } => {
-                write(to, device)?.copy_from_slice(&*read(from, device)?);
+                write(to, device)?.copy_from_slice(&read(from, device)?);
                 Ok(())
             }
             Self::Fill { to, value } => {

@@ -151,7 +151,7 @@ impl Stream for HostStream {
 
     fn launch(&mut self, launch: Launch) -> Result<(), DeviceError> {
         self.check_launch(&launch)?;
-        self.add(DeviceOperation::Launch(launch))
+        self.add(DeviceOperation::Launch(Box::new(launch)))
     }
 
     fn record(&mut self, event: &Event) -> Result<(), DeviceError> {
