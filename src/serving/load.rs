@@ -83,9 +83,7 @@ impl VersionFault {
         match self {
             Self::Repository(error) => error.code(),
             Self::WarmUp(error) => error.refusal().map_or(Code::Internal, Error::code),
-            Self::Backend(_)
-            | Self::Version(_)
-            | Self::UnavailableBackend { .. } => Code::Internal,
+            Self::Backend(_) | Self::Version(_) | Self::UnavailableBackend { .. } => Code::Internal,
             Self::UnknownBackend { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } => Code::Unsupported,
         }
