@@ -23,7 +23,7 @@ use crate::{
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
     proto,
-    repository::{Labels, OverrideFolder},
+    repository::{AgentChain, Labels, TemporaryFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
     scheduler::BatchingPolicy,
 };
@@ -53,7 +53,9 @@ pub struct VersionSpec {
     /// When loading it began.
     pub began: Timestamp,
     /// Its folder, when it is not in a repository.
-    pub folder: Option<Arc<OverrideFolder>>,
+    pub folder: Option<Arc<TemporaryFolder>>,
+    /// The agents that look after its folder.
+    pub agents: Option<Arc<AgentChain>>,
 }
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
@@ -78,7 +80,9 @@ pub struct LoadedVersion {
     pub(super) pool: BufferPool,
     tracer: Arc<ModelTracer>,
     /// Kept as long as the version, whose back end may still read from it.
-    _folder: Option<Arc<OverrideFolder>>,
+    _folder: Option<Arc<TemporaryFolder>>,
+    /// Told of the end of the model when no version of it is left.
+    pub(super) agents: Option<Arc<AgentChain>>,
     home: ReactorHandle,
     /// One on every reactor when the model runs inline, else one at home.
     shards: PerReactor<ShardHandle>,
@@ -177,6 +181,7 @@ impl LoadedVersion {
             pool: site.pool.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
             _folder: spec.folder.clone(),
+            agents: spec.agents.clone(),
             home: site.home.clone(),
             shards: PerReactor::new(site.reactors),
         });
