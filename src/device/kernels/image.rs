@@ -245,7 +245,7 @@ impl Columns {
         scratch.columns.clear();
         let first = (-picture.output[0]).clamp(0, target.width);
         let end = (picture.canvas[0] - picture.output[0]).clamp(first, target.width);
-        let mut source = usize::MAX..0;
+        let (mut source_first, mut source_end) = (usize::MAX, 0);
         for x in first..end {
             let taps = Taps::new(
                 x + picture.output[0],
@@ -255,10 +255,10 @@ impl Columns {
             );
             scratch.weights.extend(taps.weights());
             scratch.columns.push((taps.first as usize, scratch.weights.len()));
-            source.start = source.start.min(taps.first as usize);
-            source.end = source.end.max(taps.last as usize + 1);
+            source_first = source_first.min(taps.first as usize);
+            source_end = source_end.max(taps.last as usize + 1);
         }
-        Self { columns: first as usize..end as usize, source }
+        Self { columns: first as usize..end as usize, source: source_first..source_end }
     }
 }
 
