@@ -7,6 +7,7 @@
 pub mod directory;
 mod identity;
 pub mod onnxruntime;
+mod ops;
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use smallvec::SmallVec;
 
 use crate::{inference::Shape, memory::BufferPool};
 
-pub use self::identity::Identity;
+pub use self::{identity::Identity, ops::Ops};
 pub use crate::repository::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};
 
 /// Why a back end could not load or run something. The message names the thing at fault.

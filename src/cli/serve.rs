@@ -25,7 +25,7 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, onnxruntime::OnnxRuntime},
+    backend::{BackendError, Identity, Ops, onnxruntime::OnnxRuntime},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -172,6 +172,7 @@ fn load(
 pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
+    backends.add("ops", || Ok(Arc::new(Ops)));
     backends.add("onnxruntime", move || {
         let directory = directory.as_ref().ok_or_else(|| {
             BackendError(
