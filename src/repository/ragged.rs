@@ -4,7 +4,7 @@ use crate::{
 };
 
 /// How requests of different shapes share a batch; empty for most models.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Ragged {
     /// What the server tells the model of each batch, in the configuration's order.
     pub batch_inputs: Vec<BatchInput>,
@@ -13,7 +13,7 @@ pub struct Ragged {
 }
 
 /// A tensor that the server makes of the shapes in a batch.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct BatchInput {
     /// Its name, type and dimensions, all of them variable.
     pub spec: TensorSpec,

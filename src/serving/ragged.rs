@@ -55,7 +55,7 @@ fn told(input: &BatchInput, signature: &Signature, requests: &[&Admitted]) -> (S
         Kind::BatchItemShape | Kind::BatchItemShapeFlatten => {
             let items = requests.iter().flat_map(|request| {
                 let dims = item_dims(request, signature, input.source);
-                std::iter::repeat_n(dims, request.batch_size as usize).flatten()
+                dims.repeat(request.batch_size as usize)
             });
             items.collect()
         }
