@@ -14,6 +14,7 @@ use crate::{
         self, ModelConfig, ModelWarmup,
         model_warmup::{Input, input::InputDataType},
     },
+    repository::Ragged,
 };
 
 /// The folder of a model that holds the files its warm-up requests name.
@@ -131,6 +132,7 @@ impl WarmUp {
     pub fn run(
         &self,
         signature: &Signature,
+        ragged: &Ragged,
         instance: &mut dyn Instance,
         pool: &BufferPool,
     ) -> Result<(), WarmUpError> {
@@ -139,7 +141,7 @@ impl WarmUp {
             (0..self.requests).map(|_| &self.request).collect();
         let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, signature.outputs.len());
         for _ in 0..self.runs {
-            let inputs = batch::assemble(signature, &requests, Default::default(), pool)
+            let inputs = batch::assemble(signature, ragged, &requests, Default::default(), pool)
                 .map_err(|error| failed(Reason::Failed(error)))?;
             let batch = Batch { rows: self.requests, inputs: &inputs, wanted: &wanted, pool };
             if let Err(error) = instance.execute(&batch) {
@@ -288,14 +290,15 @@ mod tests {
         ] {
             let samples = read(sample(UINT16, &[2], Some(data)), &signature, dir.path()).unwrap();
             let mut witness = Witness::default();
-            samples[0].run(&signature, &mut witness, &pool).unwrap();
+            samples[0].run(&signature, &Ragged::default(), &mut witness, &pool).unwrap();
             let expected = (3, Shape::from([3, 2]), Bytes::from([row; 3].concat()));
             assert_eq!(witness.seen, [expected.clone(), expected]);
         }
         let random = Some(InputDataType::RandomData(true));
         let samples = read(sample(UINT16, &[2], random), &signature, dir.path()).unwrap();
         let mut failing = Witness { fails: true, ..Witness::default() };
-        let error = samples[0].run(&signature, &mut failing, &pool).unwrap_err();
+        let error =
+            samples[0].run(&signature, &Ragged::default(), &mut failing, &pool).unwrap_err();
         assert!(error.to_string().contains("sample 'first'"), "{error}");
         assert!(error.to_string().contains("out of order"), "{error}");
     }
