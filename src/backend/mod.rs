@@ -4,6 +4,7 @@
 //! repository tells it of a model, which is plain data; it does not know who asked, how requests were
 //! batched, or which thread it is on.
 
+pub mod cuda;
 pub mod directory;
 mod identity;
 pub mod onnxruntime;

@@ -1,4 +1,4 @@
-//! Where a kernel can be launched: on the shim, or on a GPU.
+//! Where a kernel can be launched: on the shim, or on a device.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,7 +6,9 @@ use std::{
     sync::OnceLock,
 };
 
-use nereid::device::kernels::Grid;
+use nereid::device::{Scalar, kernels::Grid};
+
+use super::on_device::OnDevice;
 
 /// An argument of a launch.
 pub enum Argument<'a> {
@@ -18,8 +20,8 @@ pub enum Argument<'a> {
     ReadTable(Vec<&'a [u8]>),
     /// A table of places that it writes.
     WriteTable(Vec<&'a mut [u8]>),
-    /// A value of up to eight bytes.
-    Value([u8; 8]),
+    /// A number.
+    Value(Scalar),
 }
 
 pub fn read<T: bytemuck::Pod>(values: &[T]) -> Argument<'_> {
@@ -30,11 +32,41 @@ pub fn write<T: bytemuck::Pod>(values: &mut [T]) -> Argument<'_> {
     Argument::Write(bytemuck::cast_slice_mut(values))
 }
 
-pub fn value<T: bytemuck::Pod>(value: T) -> Argument<'static> {
+pub fn value(number: impl Into<Number>) -> Argument<'static> {
+    Argument::Value(number.into().0)
+}
+
+/// A value as its bits, for kernels that do not ask what they mean.
+pub fn bits<T: bytemuck::Pod>(value: T) -> Argument<'static> {
     let mut bytes = [0; 8];
     let given = bytemuck::bytes_of(&value);
     bytes[..given.len()].copy_from_slice(given);
-    Argument::Value(bytes)
+    let all = u64::from_le_bytes(bytes);
+    Argument::Value(u32::try_from(all).map_or(Scalar::U64(all), |low| match given.len() {
+        8 => Scalar::U64(all),
+        _ => Scalar::U32(low),
+    }))
+}
+
+/// A number that kernels take.
+pub struct Number(Scalar);
+
+impl From<u32> for Number {
+    fn from(number: u32) -> Self {
+        Self(Scalar::U32(number))
+    }
+}
+
+impl From<u64> for Number {
+    fn from(number: u64) -> Self {
+        Self(Scalar::U64(number))
+    }
+}
+
+impl From<f32> for Number {
+    fn from(number: f32) -> Self {
+        Self(Scalar::F32(number))
+    }
 }
 
 pub trait Machine {
@@ -43,7 +75,9 @@ pub trait Machine {
 
 /// All machines of this computer.
 pub fn machines() -> Vec<Box<dyn Machine>> {
-    vec![Box::new(Shim::open())]
+    let mut machines: Vec<Box<dyn Machine>> = vec![Box::new(Shim::open())];
+    machines.extend(OnDevice::all().map(|device| Box::new(device) as Box<dyn Machine>));
+    machines
 }
 
 /// The places of a table as a kernel takes it, by value.
@@ -122,6 +156,18 @@ impl Guarded {
     }
 }
 
+/// A number as it lies in memory.
+fn bytes_of(number: Scalar) -> [u8; 8] {
+    match number {
+        Scalar::I32(number) => i64::from(number).to_le_bytes(),
+        Scalar::U32(number) => u64::from(number).to_le_bytes(),
+        Scalar::I64(number) => number.to_le_bytes(),
+        Scalar::U64(number) => number.to_le_bytes(),
+        Scalar::F32(number) => u64::from(number.to_bits()).to_le_bytes(),
+        Scalar::F64(number) => number.to_le_bytes(),
+    }
+}
+
 impl Machine for Shim {
     fn launch(&self, kernel: &str, grid: &Grid, mut arguments: Vec<Argument<'_>>) {
         type Entry = unsafe extern "C" fn(*const Grid, *mut *mut u8) -> i32;
@@ -149,12 +195,19 @@ impl Machine for Shim {
                 PlaceTable(table)
             })
             .collect();
+        let mut numbers: Vec<[u8; 8]> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::Value(number) => bytes_of(*number),
+                _ => [0; 8],
+            })
+            .collect();
         // A pointer is a table of one, as far as the kernel reads it.
         let mut pointers: Vec<*mut u8> = arguments
-            .iter_mut()
-            .zip(&mut tables)
-            .map(|(argument, table)| match argument {
-                Argument::Value(bytes) => bytes.as_mut_ptr(),
+            .iter()
+            .zip(tables.iter_mut().zip(&mut numbers))
+            .map(|(argument, (table, number))| match argument {
+                Argument::Value(_) => number.as_mut_ptr(),
                 _ => (&raw mut table.0).cast(),
             })
             .collect();

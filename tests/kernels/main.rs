@@ -1,13 +1,14 @@
-//! Every kernel on random shapes and values, three ways: its twin in Rust, `kernels/*.cu` compiled for
-//! the processor over the shim, and, where there is a GPU, the embedded image. Each is held against a
-//! plain reference in float64; what only moves or compares must be equal, float32 arithmetic is right
-//! to 1e-6 of the result's range. A failure names its seed.
+//! Every kernel on random shapes and values: its twin in Rust, by itself and as the host device runs it,
+//! `kernels/*.cu` compiled for the processor over the shim, and, where there is a GPU, the embedded
+//! image. Each is held against a plain reference in float64; what only moves or compares must be equal,
+//! float32 arithmetic is right to 1e-6 of the result's range. A failure names its seed.
 
 mod cast;
 mod gather;
 mod image;
 mod machine;
 mod nms;
+mod on_device;
 mod pad;
 mod softmax;
 mod top_k;

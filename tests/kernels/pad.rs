@@ -2,7 +2,7 @@ use nereid::device::kernels::pad;
 
 use super::{
     Machine, check,
-    machine::{read, value, write},
+    machine::{bits, read, value, write},
 };
 
 fn all_ways<T: bytemuck::Pod + PartialEq + std::fmt::Debug>(
@@ -44,13 +44,8 @@ fn all_ways<T: bytemuck::Pod + PartialEq + std::fmt::Debug>(
     for machine in machines {
         padded.fill(T::zeroed());
         back.fill(fill);
-        let arguments = vec![
-            read(&from),
-            read(&offsets),
-            write(&mut padded),
-            value(length as u64),
-            value(fill),
-        ];
+        let arguments =
+            vec![read(&from), read(&offsets), write(&mut padded), value(length as u64), bits(fill)];
         machine.launch(&format!("pad_{bytes}"), &grid, arguments);
         assert_eq!(padded, expected);
         let arguments = vec![read(&padded), read(&offsets), write(&mut back), value(length as u64)];

@@ -25,7 +25,7 @@ use bytes::Bytes;
 
 use self::{
     chain::{Operation, Step},
-    plan::{Form, Plan, Slot, Work},
+    plan::{Form, Plan, Slot},
     run::{RunError, Value},
 };
 use super::{
@@ -226,13 +226,6 @@ impl Model for Chain {
 }
 
 impl Loaded {
-    /// Whether a request's content can be at fault, as that of a file.
-    fn can_fail(&self) -> bool {
-        let is_fallible =
-            |work: &Work| matches!(work, Work::Image { .. } | Work::Gather | Work::Pad { .. });
-        self.plan.stages.iter().any(|stage| is_fallible(&stage.work))
-    }
-
     /// Runs the chain over the tensors of its inputs, each with its shape, the batch dimension
     /// included.
     fn run(

@@ -11,7 +11,10 @@ pub mod image;
 pub mod nms;
 pub mod pad;
 pub mod softmax;
+mod sources;
 pub mod top_k;
+
+pub use self::sources::source;
 
 /// What `build.rs` has made of `kernels/all.cu`.
 mod compiled {
