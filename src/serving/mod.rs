@@ -22,6 +22,7 @@ mod instance_cores;
 mod instance_thread;
 mod job;
 mod load;
+mod ragged;
 mod respond;
 mod rows;
 mod server;

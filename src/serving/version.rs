@@ -22,7 +22,7 @@ use crate::{
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
     proto,
-    repository::{Labels, OverrideFolder},
+    repository::{AgentChain, Labels, Ragged, TemporaryFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
     scheduler::BatchingPolicy,
 };
@@ -52,7 +52,9 @@ pub struct VersionSpec {
     /// When loading it began.
     pub began: Timestamp,
     /// Its folder, when it is not in a repository.
-    pub folder: Option<Arc<OverrideFolder>>,
+    pub folder: Option<Arc<TemporaryFolder>>,
+    /// The agents that look after its folder.
+    pub agents: Option<Arc<AgentChain>>,
 }
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
@@ -79,9 +81,13 @@ pub struct LoadedVersion {
     pub(super) host: Arc<Host>,
     /// Whether its instances take requests instead of batches.
     pub(super) takes_requests: bool,
+    /// How requests of different shapes share a batch.
+    pub(super) ragged: Ragged,
     tracer: Arc<ModelTracer>,
     /// Kept as long as the version, whose back end may still read from it.
-    _folder: Option<Arc<OverrideFolder>>,
+    _folder: Option<Arc<TemporaryFolder>>,
+    /// Told of the end of the model when no version of it is left.
+    pub(super) agents: Option<Arc<AgentChain>>,
     home: ReactorHandle,
     runs_inline: bool,
     /// One on every reactor when the model runs inline, else one at home.
@@ -135,11 +141,12 @@ impl VersionSpec {
     fn instance(
         &self,
         placement: &Placement,
+        ragged: &Ragged,
         host: &Arc<Host>,
     ) -> Result<ModelInstance, VersionError> {
         let mut instance = self.model.instance(placement, host)?;
         for warm_up in &self.warm_ups {
-            warm_up.run(&self.signature, &mut instance, host)?;
+            warm_up.run(&self.signature, ragged, &mut instance, host)?;
         }
         Ok(instance)
     }
@@ -151,12 +158,13 @@ impl LoadedVersion {
     /// # Errors
     /// When an instance or its thread cannot be had.
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
+        let ragged = Ragged::new(&spec.config, &spec.signature);
         let mut instances = Vec::new();
         for placement in &spec.placements {
             instances.push(PlacedInstance {
                 name: placement.name.clone(),
                 cores: site.instance_cores.of(&placement.host_policy).to_vec(),
-                instance: spec.instance(placement, site.host)?,
+                instance: spec.instance(placement, &ragged, site.host)?,
             });
         }
         // Who wants an instance on certain processors does not want it on those of reactors.
@@ -184,8 +192,10 @@ impl LoadedVersion {
             decoupled: spec.config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
             host: site.host.clone(),
             takes_requests,
+            ragged: ragged.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
             _folder: spec.folder.clone(),
+            agents: spec.agents.clone(),
             home: site.home.clone(),
             runs_inline,
             shards: PerReactor::new(site.reactors),
@@ -199,7 +209,7 @@ impl LoadedVersion {
                     (None, Some(placement)) => PlacedInstance {
                         name: placement.name.clone(),
                         cores: site.instance_cores.others().to_vec(),
-                        instance: spec.instance(placement, site.host)?,
+                        instance: spec.instance(placement, &ragged, site.host)?,
                     },
                     (None, None) => break,
                 };

@@ -26,8 +26,6 @@ _WHERE = {
         grpc/index/all grpc/index/ready
         explicit/grpc/load_ensemble explicit/grpc/load_bad_ensemble_*
     """,
-    "warm-up": "explicit/grpc/load_bad_warmup explicit/grpc/load_bad_warmup_shape",
-    "repository agents": "explicit/grpc/load_bad_agent",
     "all extensions of the protocol": "http/server/metadata grpc/server/metadata",
 }
 
