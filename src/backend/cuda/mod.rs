@@ -22,7 +22,8 @@ use bytes::Bytes;
 
 use self::{execution::OnDevice, launch::LaunchPlan, nvrtc::Nvrtc};
 use super::{
-    Backend, BackendError, Instance, Model, ModelIo, ModelSource, Placement, PlacementDevice,
+    Backend, BackendError, Host, Model, ModelInstance, ModelIo, ModelSource, Placement,
+    PlacementDevice,
 };
 use crate::{
     device::{Device, KernelSource},
@@ -190,7 +191,11 @@ struct Loaded {
 }
 
 impl Model for Loaded {
-    fn instance(&self, placement: &Placement) -> Result<Box<dyn Instance>, BackendError> {
+    fn instance(
+        &self,
+        placement: &Placement,
+        _: &Arc<Host>,
+    ) -> Result<ModelInstance, BackendError> {
         let wanted = match placement.device {
             PlacementDevice::Gpu(index) => usize::try_from(index).ok(),
             PlacementDevice::Cpu | PlacementDevice::Model => {
@@ -211,6 +216,7 @@ impl Model for Loaded {
         })?;
         let instance =
             OnDevice::new(device.clone(), &self.kernel, self.plan.clone(), self.signature.clone());
-        Ok(Box::new(instance.map_err(|error| BackendError(error.to_string()))?))
+        let instance = instance.map_err(|error| BackendError(error.to_string()))?;
+        Ok(ModelInstance::Batches(Box::new(instance)))
     }
 }

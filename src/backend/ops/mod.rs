@@ -25,12 +25,13 @@ use bytes::Bytes;
 
 use self::{
     chain::{Operation, Step},
-    plan::{Form, Plan, Slot},
+    plan::{Form, Plan, Slot, Work},
     run::{RunError, Value},
 };
 use super::{
-    Backend, BackendError, Batch, BatchOutputs, BatchTensor, InlineFitness, Instance, Model,
-    ModelIo, ModelIoTensor, ModelSource, Placement,
+    Backend, BackendError, Batch, BatchOutputs, BatchTensor, Host, InlineFitness, Instance, Model,
+    ModelInstance, ModelIo, ModelIoTensor, ModelRequest, ModelResponse, ModelSource, Placement,
+    RequestInstance, ResponseError, ResponseTensor,
 };
 use crate::{
     inference::{DataType, Shape, Signature, TensorSpec},
@@ -216,16 +217,30 @@ struct Loaded {
 }
 
 impl Model for Chain {
-    fn instance(&self, _: &Placement) -> Result<Box<dyn Instance>, BackendError> {
-        Ok(Box::new(OnTensors(self.0.clone())))
+    fn instance(&self, _: &Placement, _: &Arc<Host>) -> Result<ModelInstance, BackendError> {
+        Ok(match self.0.can_fail() {
+            true => ModelInstance::Requests(Box::new(OnRequests(self.0.clone()))),
+            false => ModelInstance::Batches(Box::new(OnTensors(self.0.clone()))),
+        })
     }
 
     fn inline_fitness(&self) -> InlineFitness {
-        InlineFitness::IfFast
+        match self.0.can_fail() {
+            true => InlineFitness::Never,
+            false => InlineFitness::IfFast,
+        }
     }
 }
 
 impl Loaded {
+    /// Whether a request's content can be at fault, as that of a file. The others of its batch shall
+    /// not suffer for it.
+    fn can_fail(&self) -> bool {
+        let is_fallible =
+            |work: &Work| matches!(work, Work::Image { .. } | Work::Gather | Work::Pad { .. });
+        self.plan.stages.iter().any(|stage| is_fallible(&stage.work))
+    }
+
     /// Runs the chain over the tensors of its inputs, each with its shape, the batch dimension
     /// included.
     fn run(
@@ -277,5 +292,38 @@ impl Instance for OnTensors {
             .map_err(|error| BackendError(error.to_string()))?;
         let tensor = |(shape, data)| BatchTensor { shape, data };
         Ok(outputs.into_iter().map(|output| output.map(tensor)).collect())
+    }
+}
+
+/// An instance that takes requests one by one.
+struct OnRequests(Arc<Loaded>);
+
+impl RequestInstance for OnRequests {
+    fn execute(&mut self, requests: Vec<ModelRequest>, host: &Host) {
+        for ModelRequest { tensors, responder, .. } in requests {
+            if responder.is_cancelled() {
+                responder.close();
+                continue;
+            }
+            let rows = tensors.batch_size as usize;
+            let inputs = tensors.inputs.into_iter().flatten();
+            let inputs = inputs.map(|input| (input.shape, input.data.into_bytes()));
+            responder.finish(match self.0.run(rows, inputs, &host.pool) {
+                Ok(outputs) => Ok(self.0.response(outputs)),
+                Err(error) => Err(ResponseError { code: error.code(), message: error.to_string() }),
+            });
+        }
+    }
+}
+
+impl Loaded {
+    fn response(&self, outputs: Vec<Option<(Shape, Bytes)>>) -> ModelResponse {
+        let outputs =
+            (0..).zip(outputs).zip(&self.results).filter_map(|((output, made), &slot)| {
+                let (shape, data) = made?;
+                let datatype = self.plan.forms.get(slot)?.datatype;
+                Some(ResponseTensor { output, datatype, shape, data })
+            });
+        ModelResponse { outputs: outputs.collect(), ..ModelResponse::default() }
     }
 }

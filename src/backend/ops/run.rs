@@ -15,7 +15,7 @@ use crate::{
         image::{self, Element, ImageError, Scratch},
         nms, pad, softmax, top_k,
     },
-    inference::{DataType, Shape},
+    inference::{Code, DataType, Shape},
     memory::{Buffer, BufferPool, Exhausted},
 };
 
@@ -38,6 +38,16 @@ pub(super) enum RunError {
     Whole { label: String, reason: String },
     #[error("{0}")]
     Memory(#[from] Exhausted),
+}
+
+impl RunError {
+    /// The protocol's code for it.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Row { .. } | Self::Whole { .. } => Code::InvalidArgument,
+            Self::Memory(_) => Code::Unavailable,
+        }
+    }
 }
 
 /// Why a stage could not be run; in which row, if it is one row's fault.

@@ -418,7 +418,9 @@ fn an_instance_runs_whole_batches() {
     let source = source(r#"[{"op": "argmax"}]"#, 4, &[("X", DataType::Fp32, &[2])], &outputs);
     let placement =
         Placement { name: "m_0".into(), device: PlacementDevice::Cpu, host_policy: String::new() };
-    let mut instance = Ops.load(&source).unwrap().instance(&placement).unwrap();
+    let host = Arc::new(Host::without_models(pool()));
+    let instance = Ops.load(&source).unwrap().instance(&placement, &host).unwrap();
+    let mut instance = instance.into_batches().expect("nothing in it can fail");
     // Not aligned for its type.
     let mut bytes = vec![0];
     bytes.extend([1f32, 2.0, 4.0, 3.0].iter().flat_map(|value| value.to_le_bytes()));
