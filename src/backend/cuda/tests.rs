@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    backend::{Batch, BatchTensor},
+    backend::{Batch, BatchTensor, Instance as _},
     device::{HostArgument, host::HostDevice, host::HostSettings},
     inference::{Shape, TensorSpec},
     memory::BufferPool,

@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    backend::PlacementDevice,
+    backend::{PlacementDevice, Respond, Responder},
+    inference::{Admitted, AdmittedInput, Code},
     proto::{ModelInput, ModelOutput, ModelParameter},
 };
 
@@ -430,4 +431,70 @@ fn an_instance_runs_whole_batches() {
     let made = instance.execute(&batch).unwrap();
     let made = made[0].as_ref().unwrap();
     assert_eq!((made.shape.clone(), made.data.clone()), tensor(&[2, 1], &[1i64, 0]));
+}
+
+/// Keeps what a model answers.
+struct Kept(std::sync::mpsc::Sender<Result<ModelResponse, ResponseError>>);
+
+impl Respond for Kept {
+    fn send(&mut self, response: Result<ModelResponse, ResponseError>) {
+        self.0.send(response).unwrap();
+    }
+
+    fn finish(mut self: Box<Self>, last: Option<Result<ModelResponse, ResponseError>>) {
+        last.into_iter().for_each(|last| self.send(last));
+    }
+
+    fn drop_unfinished(self: Box<Self>) {}
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_bad_file_fails_its_own_request_alone() {
+    let source = source(
+        r#"[{"op": "decode", "channels": 1}]"#,
+        8,
+        &[FILE],
+        &[("OUT", DataType::Uint8, &[-1, -1, 1])],
+    );
+    let host = Arc::new(Host::without_models(pool()));
+    let placement =
+        Placement { name: "m_0".into(), device: PlacementDevice::Cpu, host_policy: String::new() };
+    let instance = Ops.load(&source).unwrap().instance(&placement, &host).unwrap();
+    let ModelInstance::Requests(mut instance) = instance else { panic!("files come one by one") };
+    let (answers, answered) = std::sync::mpsc::channel();
+    let good = png(2, 1, png::ColorType::Grayscale, &[7, 9]);
+    let requests = [good, b"no picture".to_vec()].map(|file| {
+        let (shape, data) = files(&[file]);
+        let input = AdmittedInput { shape, data: data.into() };
+        ModelRequest {
+            id: "".into(),
+            tensors: Admitted {
+                batch_size: 1,
+                inputs: [Some(input)].into_iter().collect(),
+                outputs: [0].into_iter().collect(),
+                classes: Default::default(),
+            },
+            parameters: Default::default(),
+            sequence: None,
+            priority: 0,
+            queue_timeout: None,
+            deadline: None,
+            responder: Responder::new(Box::new(Kept(answers.clone()))),
+        }
+    });
+    instance.execute(requests.into(), &host);
+    let response = answered.recv().unwrap().unwrap();
+    let output = &response.outputs[0];
+    assert_eq!((output.output, output.datatype), (0, DataType::Uint8));
+    assert_eq!((output.shape.clone(), output.data.clone()), tensor(&[1, 1, 2, 1], &[7u8, 9]));
+    let error = answered.recv().unwrap().unwrap_err();
+    assert_eq!(error.code, Code::InvalidArgument);
+    let expected = "step 1 (decode): row 0: expected a JPEG or PNG file, got 10 bytes";
+    assert!(error.message.starts_with(expected), "{}", error.message);
+    drop(response);
+    assert_eq!(host.pool.used(), 0);
 }
