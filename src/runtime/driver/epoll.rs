@@ -1,8 +1,9 @@
-use std::{future::Future, io, net, pin::Pin, time::Duration};
+use std::{future::Future, io, net, os::unix, pin::Pin, time::Duration};
 
 use tokio::{runtime, task::LocalSet};
 
 pub type EpollStream = tokio::net::TcpStream;
+pub type EpollUnixStream = tokio::net::UnixStream;
 pub type EpollSleep = Pin<Box<tokio::time::Sleep>>;
 
 pub fn run(main: impl Future<Output = ()>) -> Result<(), String> {
@@ -26,4 +27,9 @@ pub fn sleep(duration: Duration) -> EpollSleep {
 pub fn stream(socket: net::TcpStream) -> io::Result<EpollStream> {
     socket.set_nonblocking(true)?;
     EpollStream::from_std(socket)
+}
+
+pub fn unix_stream(socket: unix::net::UnixStream) -> io::Result<EpollUnixStream> {
+    socket.set_nonblocking(true)?;
+    EpollUnixStream::from_std(socket)
 }
