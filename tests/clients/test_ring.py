@@ -81,7 +81,7 @@ def test_failures_have_their_words(ring):
         ring.infer("absent", given)
     assert raised.value.status == "Not found"
     with pytest.raises(RingError, match="area for answers is too small"):
-        ring.infer("fp32", given, area_bytes=200)
+        ring.infer("fp32", {"INPUT0": np.zeros(16, np.float32)}, area_bytes=140)
     with pytest.raises(TypeError, match="no tensor has the type complex128"):
         ring.infer("fp32", {"INPUT0": np.zeros(4, complex)})
     with pytest.raises(ValueError, match="does not lie in the arena"):
