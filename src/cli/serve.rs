@@ -33,7 +33,7 @@ use crate::{
     },
     memory::{BufferPool, Regions, keep_freed_memory},
     observe::{logging, trace::Tracer},
-    repository::{self, Repository},
+    repository::{self, Agents, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
     serving::{Backends, Loader, ModelControl, Observers, Server, ServerState, Startup},
 };
@@ -150,6 +150,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
 fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
     let loader = Loader {
         backends: find_backends(args.backend_directory()),
+        agents: Agents::built_in(),
         options: Arc::new(args.repository_options()),
         retries: args.model_load_retry_count,
     };

@@ -18,6 +18,7 @@ mod instance_cores;
 mod instance_thread;
 mod job;
 mod load;
+mod ragged;
 mod rows;
 mod server;
 mod shard;

@@ -92,6 +92,7 @@ impl Stage {
             model: Arc::new(model),
             began: Timestamp::now(),
             folder: None,
+            agents: None,
         };
         let version = server.start(spec).unwrap();
         let id = crate::repository::ModelId { name: "m".into(), namespace: String::new() };

@@ -23,7 +23,7 @@ use crate::{
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
     proto,
-    repository::{Labels, OverrideFolder},
+    repository::{AgentChain, Labels, Ragged, TemporaryFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
     scheduler::BatchingPolicy,
 };
@@ -53,7 +53,9 @@ pub struct VersionSpec {
     /// When loading it began.
     pub began: Timestamp,
     /// Its folder, when it is not in a repository.
-    pub folder: Option<Arc<OverrideFolder>>,
+    pub folder: Option<Arc<TemporaryFolder>>,
+    /// The agents that look after its folder.
+    pub agents: Option<Arc<AgentChain>>,
 }
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
@@ -76,9 +78,13 @@ pub struct LoadedVersion {
     /// How long it took to load.
     pub load_time: Duration,
     pub(super) pool: BufferPool,
+    /// How requests of different shapes share a batch.
+    pub(super) ragged: Ragged,
     tracer: Arc<ModelTracer>,
     /// Kept as long as the version, whose back end may still read from it.
-    _folder: Option<Arc<OverrideFolder>>,
+    _folder: Option<Arc<TemporaryFolder>>,
+    /// Told of the end of the model when no version of it is left.
+    pub(super) agents: Option<Arc<AgentChain>>,
     home: ReactorHandle,
     /// One on every reactor when the model runs inline, else one at home.
     shards: PerReactor<ShardHandle>,
@@ -131,11 +137,12 @@ impl VersionSpec {
     fn instance(
         &self,
         placement: &Placement,
+        ragged: &Ragged,
         pool: &BufferPool,
     ) -> Result<Box<dyn Instance>, VersionError> {
         let mut instance = self.model.instance(placement)?;
         for warm_up in &self.warm_ups {
-            warm_up.run(&self.signature, &mut *instance, pool)?;
+            warm_up.run(&self.signature, ragged, &mut *instance, pool)?;
         }
         Ok(instance)
     }
@@ -147,12 +154,13 @@ impl LoadedVersion {
     /// # Errors
     /// When an instance or its thread cannot be had.
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
+        let ragged = Ragged::new(&spec.config, &spec.signature);
         let mut instances = Vec::new();
         for placement in &spec.placements {
             instances.push(PlacedInstance {
                 name: placement.name.clone(),
                 cores: site.instance_cores.of(&placement.host_policy).to_vec(),
-                instance: spec.instance(placement, site.pool)?,
+                instance: spec.instance(placement, &ragged, site.pool)?,
             });
         }
         // Who wants an instance on certain processors does not want it on those of reactors.
@@ -175,8 +183,10 @@ impl LoadedVersion {
             statistics: Arc::new(statistics),
             load_time: Timestamp::now() - spec.began,
             pool: site.pool.clone(),
+            ragged: ragged.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
             _folder: spec.folder.clone(),
+            agents: spec.agents.clone(),
             home: site.home.clone(),
             shards: PerReactor::new(site.reactors),
         });
@@ -189,7 +199,7 @@ impl LoadedVersion {
                     (None, Some(placement)) => PlacedInstance {
                         name: placement.name.clone(),
                         cores: site.instance_cores.others().to_vec(),
-                        instance: spec.instance(placement, site.pool)?,
+                        instance: spec.instance(placement, &ragged, site.pool)?,
                     },
                     (None, None) => break,
                 };

@@ -14,6 +14,7 @@ use crate::{
         self, ModelConfig, ModelWarmup,
         model_warmup::{Input, input::InputDataType},
     },
+    repository::Ragged,
 };
 
 /// The folder of a model that holds the files its warm-up requests name.
@@ -46,7 +47,19 @@ enum Reason {
     #[error("batch_size {got} is more than the max_batch_size {most} of the model")]
     BatchSize { got: u32, most: u32 },
     #[error("{0}")]
-    Request(#[from] Error),
+    Refused(Error),
+    #[error("{0}")]
+    Failed(Error),
+}
+
+impl WarmUpError {
+    /// Why the model would refuse the sample of a client too, if it would.
+    pub fn refusal(&self) -> Option<&Error> {
+        match &self.reason {
+            Reason::Refused(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 /// One sample of a configuration's `model_warmup`, ready to run.
@@ -85,7 +98,9 @@ impl WarmUp {
             });
         }
         let batched = signature.max_batch_size > 0;
-        let inputs = sample.inputs.iter();
+        // Others are tensors that no request has, such as the controls of sequences.
+        let is_input = |name: &str| signature.inputs.iter().any(|input| *input.name == *name);
+        let inputs = sample.inputs.iter().filter(|(name, _)| is_input(name));
         let inputs: Result<_, Reason> = inputs
             .map(|(name, input)| {
                 let datatype = proto::DataType::try_from(input.data_type)
@@ -106,7 +121,7 @@ impl WarmUp {
             name: sample.name.clone(),
             runs: sample.count.max(1),
             requests: sample.batch_size.max(1),
-            request: signature.admit(&mut request)?,
+            request: signature.admit(&mut request).map_err(Reason::Refused)?,
         })
     }
 
@@ -117,6 +132,7 @@ impl WarmUp {
     pub fn run(
         &self,
         signature: &Signature,
+        ragged: &Ragged,
         instance: &mut dyn Instance,
         pool: &BufferPool,
     ) -> Result<(), WarmUpError> {
@@ -125,11 +141,11 @@ impl WarmUp {
             (0..self.requests).map(|_| &self.request).collect();
         let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, signature.outputs.len());
         for _ in 0..self.runs {
-            let inputs = batch::assemble(signature, &requests, Default::default(), pool)
-                .map_err(|error| failed(Reason::Request(error)))?;
+            let inputs = batch::assemble(signature, ragged, &requests, Default::default(), pool)
+                .map_err(|error| failed(Reason::Failed(error)))?;
             let batch = Batch { rows: self.requests, inputs: &inputs, wanted: &wanted, pool };
             if let Err(error) = instance.execute(&batch) {
-                return Err(failed(Reason::Request(Error::Backend { detail: error.0 })));
+                return Err(failed(Reason::Failed(Error::Backend { detail: error.0 })));
             }
         }
         Ok(())
@@ -274,14 +290,15 @@ mod tests {
         ] {
             let samples = read(sample(UINT16, &[2], Some(data)), &signature, dir.path()).unwrap();
             let mut witness = Witness::default();
-            samples[0].run(&signature, &mut witness, &pool).unwrap();
+            samples[0].run(&signature, &Ragged::default(), &mut witness, &pool).unwrap();
             let expected = (3, Shape::from([3, 2]), Bytes::from([row; 3].concat()));
             assert_eq!(witness.seen, [expected.clone(), expected]);
         }
         let random = Some(InputDataType::RandomData(true));
         let samples = read(sample(UINT16, &[2], random), &signature, dir.path()).unwrap();
         let mut failing = Witness { fails: true, ..Witness::default() };
-        let error = samples[0].run(&signature, &mut failing, &pool).unwrap_err();
+        let error =
+            samples[0].run(&signature, &Ragged::default(), &mut failing, &pool).unwrap_err();
         assert!(error.to_string().contains("sample 'first'"), "{error}");
         assert!(error.to_string().contains("out of order"), "{error}");
     }
