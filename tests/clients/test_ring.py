@@ -116,6 +116,22 @@ def test_a_real_model(ring):
     np.testing.assert_array_equal(again["y"], answer["y"])
 
 
+def test_a_model_that_answers_any_number_of_times(ring, served):
+    values, delays = np.arange(5, dtype=np.int32), np.zeros(5, np.uint32)
+    given = {"IN": values, "DELAY": delays, "WAIT": np.zeros(1, np.uint32)}
+    answers = list(ring.stream("repeat", given))
+    assert [answer["OUT"].item() for answer in answers] == values.tolist()
+    none = {"IN": values[:0], "DELAY": delays[:0], "WAIT": np.zeros(1, np.uint32)}
+    assert list(ring.stream("repeat", none)) == []
+
+    async def main() -> None:
+        async with AsyncRing(served[1], requests=2, arena_bytes=1 << 20) as ring:
+            found = [answer["OUT"].item() async for answer in ring.stream("repeat", given)]
+            assert found == values.tolist()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 def test_asyncio(served):
     async def ask(ring: AsyncRing, number: int) -> None:
         array = np.full((1, 4), number, np.float32)

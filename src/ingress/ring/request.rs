@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 
 use crate::{
     inference::{
-        DataType, Error, InferInput, InferRequest, Parameter, Parameters, RequestedOutput, Shape,
-        Timestamp,
+        CorrelationId, DataType, Error, InferInput, InferRequest, Parameter, Parameters,
+        RequestedOutput, Sequence, Shape, Timestamp,
     },
     ingress::away::away,
     memory::{BufferPool, RingMemory, RingView},
@@ -38,6 +38,7 @@ pub async fn infer_request(
         model_version: described.version.into(),
         id: described.id.into(),
         parameters: parameters(described)?,
+        sequence: sequence(described),
         priority: described.priority,
         queue_timeout: micros(described.timeout_us),
         deadline: micros(described.deadline_us).map(|deadline| Timestamp::now() + deadline),
@@ -108,15 +109,18 @@ fn parameters(described: &Request<'_>) -> Result<Parameters, Error> {
             },
         );
     }
-    let sequence = match described.sequence {
-        SequenceId::None => return Ok(parameters),
-        SequenceId::Number(number) => Parameter::Uint(number),
-        SequenceId::Text(text) => Parameter::String(text.into()),
-    };
-    parameters.insert("sequence_id", sequence);
-    parameters.insert("sequence_start", Parameter::Bool(described.sequence_start));
-    parameters.insert("sequence_end", Parameter::Bool(described.sequence_end));
     Ok(parameters)
+}
+
+fn sequence(described: &Request<'_>) -> Option<Box<Sequence>> {
+    let (start, end) = (described.sequence_start, described.sequence_end);
+    let id = match described.sequence {
+        SequenceId::None if start || end => CorrelationId::default(),
+        SequenceId::None => return None,
+        SequenceId::Number(number) => CorrelationId::Number(number),
+        SequenceId::Text(text) => CorrelationId::Text(text.into()),
+    };
+    Some(Box::new(Sequence { id, start, end }))
 }
 
 fn micros(count: u64) -> Option<Duration> {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     inference::Error,
-    runtime::{Draining, ReplyReceiver, draining, spawn, yield_now},
+    runtime::{self, Draining, ReplyReceiver, draining, spawn, yield_now},
     serving::Reply,
 };
 
@@ -190,8 +190,10 @@ enum Next {
     /// Others, or their end, are still to come.
     More(Reply),
     Last(Reply),
-    /// The one before was the last.
-    End,
+    /// No other comes. The model may have ended without telling why.
+    End {
+        is_told: bool,
+    },
     /// The client has given the request up.
     Cancelled,
 }
@@ -205,11 +207,11 @@ impl Replies {
             Some(held) => held,
             None => match ready!(self.answer.poll_receive(cx)) {
                 Some(reply) => reply,
-                None => return Poll::Ready(Next::End),
+                None => return Poll::Ready(Next::End { is_told: self.is_end_told() }),
             },
         };
         Poll::Ready(match self.answer.poll_receive(cx) {
-            Poll::Ready(None) => Next::Last(reply),
+            Poll::Ready(None) if self.is_end_told() => Next::Last(reply),
             Poll::Ready(next) => {
                 self.held = next;
                 Next::More(reply)
@@ -217,22 +219,26 @@ impl Replies {
             Poll::Pending => Next::More(reply),
         })
     }
+
+    fn is_end_told(&self) -> bool {
+        self.answer.end().is_some_and(|end| end != runtime::End::Dropped)
+    }
 }
 
 /// Tells a client what comes of its request.
 async fn tell(client: Rc<Client>, key: usize, mut places: Places, mut replies: Replies) {
-    let mut has_told = false;
     let last = loop {
         match poll_fn(|cx| replies.poll(&client, key, cx)).await {
             Next::Cancelled => break Err(Error::Cancelled),
-            Next::End if has_told => return client.put_last(key, Status::Ok, Span::default()),
-            Next::End => break Err(Error::unanswered()),
+            Next::End { is_told: true } => {
+                return client.put_last(key, Status::Ok, Span::default());
+            }
+            Next::End { is_told: false } => break Err(Error::unanswered()),
             Next::Last(reply) => break reply,
             Next::More(reply) => {
                 let (status, answer) = places.answer(reply).await;
                 if poll_fn(|cx| client.poll_room(key, cx)).await {
                     client.put_more(key, status, answer);
-                    has_told = true;
                 }
             }
         }
