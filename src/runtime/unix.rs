@@ -46,6 +46,14 @@ pub struct Peer {
 }
 
 impl UnixStream {
+    /// Takes a connected socket onto the current reactor.
+    ///
+    /// # Errors
+    /// When the event loop refuses the socket.
+    pub fn adopt(socket: net::UnixStream) -> io::Result<Self> {
+        Self::adopt_counted(socket, Load::on(&current()))
+    }
+
     pub(super) fn adopt_counted(socket: net::UnixStream, load: Load) -> io::Result<Self> {
         let descriptor = socket.as_raw_fd();
         let stream = match current().driver() {
