@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 
-use super::{accepted::AcceptedFlags, observe_args::ObserveArgs, wires::WireArgs};
+use super::{accepted::AcceptedFlags, observe_args::ObserveArgs, ring::RingArgs, wires::WireArgs};
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
@@ -146,7 +146,7 @@ pub struct ServeArgs {
     /// What drives the event loops: auto (epoll), io_uring or epoll
     #[arg(long, value_name = "DRIVER", default_value = "auto")]
     pub io_driver: DriverChoice,
-    /// Microseconds that an idle event loop looks for work before it sleeps (io_uring only)
+    /// Microseconds that an idle event loop looks for work before it sleeps
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
     pub idle_spin_us: u64,
 
@@ -173,6 +173,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub ring: RingArgs,
     #[command(flatten)]
     pub wires: WireArgs,
     #[command(flatten)]
