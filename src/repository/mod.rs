@@ -27,6 +27,7 @@ mod platform;
 mod ragged;
 mod scheduling;
 mod source;
+mod stores;
 mod temporary;
 #[cfg(test)]
 mod tests;
@@ -52,5 +53,6 @@ pub use scheduling::{
     SequenceStrategy, TimeoutAction,
 };
 pub use source::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};
+pub use stores::{Location, Store};
 pub use temporary::TemporaryFolder;
 pub use text::parse_config;
