@@ -14,6 +14,7 @@ mod agreement;
 mod autocomplete;
 mod check;
 mod definition;
+mod digest;
 mod draft;
 mod error;
 mod fingerprint;
@@ -53,6 +54,5 @@ pub use scheduling::{
     SequenceStrategy, TimeoutAction,
 };
 pub use source::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};
-pub use stores::{Location, Store};
 pub use temporary::TemporaryFolder;
 pub use text::parse_config;

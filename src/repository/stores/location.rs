@@ -7,7 +7,7 @@ use crate::repository::error::Error;
 
 /// Where a model repository lies.
 #[derive(Debug)]
-pub enum Location {
+pub(in crate::repository) enum Location {
     /// In a folder of this machine.
     Folder(PathBuf),
     /// In an object store.
@@ -85,7 +85,7 @@ fn s3(rest: &str) -> Result<(Service, &str), &'static str> {
     };
     let (first, path) = split(address);
     let port = first.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-    if port.is_some_and(|port| port.is_err()) {
+    if port.as_ref().is_some_and(|port| port.is_err()) {
         return Err(EXPECTED);
     }
     if scheme.is_none() && port.is_none() {

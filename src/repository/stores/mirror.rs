@@ -8,8 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env,
     ffi::OsString,
-    fs::{self, File},
-    io,
+    fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -22,7 +21,12 @@ use super::{
     Found,
     location::{Service, StoreUrl},
 };
-use crate::repository::{error::Error, layout::describe, temporary::TemporaryFolder};
+use crate::repository::{
+    digest::{hex, of_file},
+    error::Error,
+    layout::describe,
+    temporary::TemporaryFolder,
+};
 
 pub(super) struct Mirror {
     folder: PathBuf,
@@ -139,7 +143,7 @@ impl Mirror {
         match verified.insert(model.to_owned()) {
             // Files may have been changed since an earlier run.
             true => manifest.retain(|path, record| {
-                sum(&folder.join(path)).is_ok_and(|sum| sum == record.sha256)
+                of_file::<Sha256>(&folder.join(path)).is_ok_and(|sum| sum == record.sha256)
             }),
             false => manifest.retain(|path, _| folder.join(path).is_file()),
         }
@@ -212,16 +216,6 @@ fn remove_other_folders(root: &Path, below: &Path, wanted: &BTreeSet<PathBuf>) {
             log::warn!("cannot remove '{}': {error}", root.join(&path).display());
         }
     }
-}
-
-fn sum(path: &Path) -> io::Result<String> {
-    let (mut file, mut digest) = (File::open(path)?, Sha256::new());
-    io::copy(&mut file, &mut digest)?;
-    Ok(hex(&digest.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use std::{
 use futures_util::TryStreamExt as _;
 use object_store::{ObjectMeta, ObjectStore, path::Path as Key};
 
-pub use self::location::Location;
+pub(super) use self::location::Location;
 use self::{location::StoreUrl, mirror::Mirror};
 use super::{error::Error, fingerprint::Fingerprint};
 use crate::runtime::wait_for_network;
@@ -32,7 +32,7 @@ use crate::runtime::wait_for_network;
 const OBJECTS_MAX: usize = 1 << 18;
 
 /// A model repository in an object store.
-pub struct Store {
+pub(super) struct Store {
     url: StoreUrl,
     mirror: Mirror,
     /// Made when it is first needed, and again after a failure: credentials may have changed.
