@@ -27,6 +27,8 @@ pub fn make(url: &StoreUrl) -> Result<Arc<dyn ObjectStore>, String> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let credential = credentials::of(url)?;
     let options = ClientOptions::new()
+        // Where the operator names such an address; nothing else leads to one.
+        .with_allow_http(true)
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_read_timeout(READ_TIMEOUT)
         .with_timeout_disabled();
@@ -55,14 +57,8 @@ pub fn make(url: &StoreUrl) -> Result<Arc<dyn ObjectStore>, String> {
                 }
             }
             if let Some(endpoint) = endpoint {
-                builder = builder
-                    .with_endpoint(endpoint)
-                    .with_virtual_hosted_style_request(false)
-                    .with_allow_http(endpoint.starts_with("http://"));
+                builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(false);
             }
-            let options = options.with_allow_http(
-                endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")),
-            );
             let builder = builder.with_bucket_name(bucket).with_client_options(options);
             builder.with_retry(retry).build().map(|made| Arc::new(made) as _)
         }
