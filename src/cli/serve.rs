@@ -115,7 +115,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let server =
         Arc::new(Server::new(reactors.handles(), instance_cores, pool, regions, observers));
 
-    let control = control(args, server.clone());
+    let control = control(args, server.clone())?;
     let listeners = listen(args, &control)?;
     startup::log_listeners(&listeners);
     args.accepted.warnings().for_each(|warning| log::warn!("{warning}"));
@@ -137,15 +137,15 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     stopped
 }
 
-fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
+fn control(args: &ServeArgs, server: Arc<Server>) -> Result<Arc<ModelControl>, ServeError> {
     let loader = Loader {
         backends: find_backends(args.backend_directory()),
         agents: Agents::built_in(),
         options: Arc::new(args.repository_options()),
         retries: args.model_load_retry_count,
     };
-    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing);
-    ModelControl::new(server, repository, loader, args.control_settings())
+    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing)?;
+    Ok(ModelControl::new(server, repository, loader, args.control_settings()))
 }
 
 fn load(
