@@ -19,7 +19,7 @@ use super::{
     status,
 };
 use crate::{
-    inference::{Error, InferResponse, Rope, Timestamp},
+    inference::{Error, InferRequest, InferResponse, Rope, Timestamp},
     ingress::shared_memory::SharedTensors,
     runtime::{ReplyReceiver, sleep},
     serving::{Reply, Server},
@@ -77,7 +77,11 @@ async fn infer(
         message = Box::pin(compression::unpack(message, terms.requests, limit)).await?;
     }
     let _reservation = message.reservation;
-    let (mut answer, shared) = begin(&connection.server, message.bytes, terms)?;
+    let request = read(message.bytes, terms)?;
+    let (mut answer, shared) = match SharedTensors::are_named_by(&request) {
+        true => Box::pin(begin_shared(&connection.server, request)).await?,
+        false => (begin(&connection.server, request)?, SharedTensors::default()),
+    };
     let reply =
         std::future::poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
     let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
@@ -87,16 +91,23 @@ async fn infer(
     }
 }
 
-fn begin(
-    server: &Server,
-    message: Rope,
-    terms: &Terms,
-) -> Result<(ReplyReceiver<Reply>, SharedTensors), Error> {
+fn read(message: Rope, terms: &Terms) -> Result<InferRequest, Error> {
     let mut request = decode::infer_request(message)?;
     request.deadline = terms.deadline;
     terms.apply(&mut request.parameters);
-    let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
-    Ok((server.infer_one(request, "ModelInfer RPC")?, shared))
+    Ok(request)
+}
+
+fn begin(server: &Server, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
+    server.infer_one(request, "ModelInfer RPC")
+}
+
+async fn begin_shared(
+    server: &Server,
+    mut request: InferRequest,
+) -> Result<(ReplyReceiver<Reply>, SharedTensors), Error> {
+    let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool()).await?;
+    Ok((begin(server, request)?, shared))
 }
 
 /// Waits for the answer, or for the client to leave or to send what does not belong there.
