@@ -167,8 +167,8 @@ pub fn percentiles(period: Duration, mut work: impl FnMut()) -> (Duration, Durat
 }
 
 fn main() {
-    // `cargo test` runs benches too, with a flag that is not for them.
-    if std::env::args().any(|argument| argument == "--test") {
+    // `cargo test --benches` runs benches too, without the flag that `cargo bench` gives them.
+    if std::env::args().all(|argument| argument != "--bench") {
         return;
     }
     let seconds = std::env::var("BENCH_SECONDS").ok().and_then(|text| text.parse().ok());
