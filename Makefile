@@ -51,17 +51,21 @@ examples: ## Fetch the example models into build/examples
 
 # --- Tests
 
-STAGES := check test-unit test-loom test-clients test-examples test-differential
+STAGES := cuda check test-unit test-loom test-clients test-examples test-differential
 
 .PHONY: test
 test: ## Everything that a change must pass, in order, up to the first failure
-	@scripts/require.sh rust cc python fmt clippy
+	@scripts/require.sh rust cc cxx python fmt clippy
 	@scripts/stages.sh $(STAGES)
 
 .PHONY: test-long
 test-long: ## The same, the tools that `make test` can do without, more of loom, the book, a short fuzz; needs nightly
-	@scripts/require.sh rust cc python fmt clippy nightly
+	@scripts/require.sh rust cc cxx python fmt clippy nightly
 	@scripts/stages.sh tools $(STAGES) advisories book fuzz
+
+.PHONY: cuda
+cuda: ## Fetch a CUDA compiler into build/cuda, so that the build embeds the GPU kernels
+	@scripts/setup_cuda.sh --optional
 
 .PHONY: tools
 tools: ## Install cargo-deny, cargo-fuzz and mdbook, in pinned versions, into build/tools

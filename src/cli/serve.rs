@@ -26,7 +26,7 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, Repeat, onnxruntime::OnnxRuntime},
+    backend::{BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -181,7 +181,13 @@ fn load(
 pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
+    backends.add("ops", || Ok(Arc::new(Ops)));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
+    let compilers = directory.clone();
+    backends.add("cuda", move || {
+        let devices = || Err("this server does not open GPUs yet".to_owned());
+        Ok(Arc::new(Cuda::new(compilers.clone(), devices)))
+    });
     backends.add("onnxruntime", move || {
         let directory = directory.as_ref().ok_or_else(|| {
             BackendError(
