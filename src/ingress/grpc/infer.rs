@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, LocalBoxFuture, select};
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
@@ -19,7 +19,7 @@ use super::{
     status,
 };
 use crate::{
-    inference::{Error, InferRequest, InferResponse, Rope, Timestamp},
+    inference::{Error, InferResponse, Rope, Timestamp},
     ingress::shared_memory::SharedTensors,
     runtime::{ReplyReceiver, sleep},
     serving::{Reply, Server},
@@ -28,6 +28,9 @@ use crate::{
 /// How long a large response may lie in the batch's memory while its client does not read. After
 /// that it is copied out, so that a slow client holds up nobody's batch.
 const PATIENCE: Duration = Duration::from_millis(5);
+
+/// How errors name this call.
+const ENDPOINT: &str = "ModelInfer RPC";
 
 /// Pieces up to this size are left to HTTP/2's own buffer: copies, which hold no batch's memory. The
 /// number of open streams bounds them.
@@ -77,10 +80,9 @@ async fn infer(
         message = Box::pin(compression::unpack(message, terms.requests, limit)).await?;
     }
     let _reservation = message.reservation;
-    let request = read(message.bytes, terms)?;
-    let (mut answer, shared) = match SharedTensors::are_named_by(&request) {
-        true => Box::pin(begin_shared(&connection.server, request)).await?,
-        false => (begin(&connection.server, request)?, SharedTensors::default()),
+    let (mut answer, shared) = match begin(&connection.server, message.bytes, terms)? {
+        Begun::Asked(answer) => (answer, SharedTensors::default()),
+        Begun::Sharing(begun) => begun.await?,
     };
     let reply =
         std::future::poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
@@ -91,23 +93,24 @@ async fn infer(
     }
 }
 
-fn read(message: Rope, terms: &Terms) -> Result<InferRequest, Error> {
+/// A request that the server has, or that waits for its tensors. Those that wait are kept apart: all
+/// others need no room for that.
+enum Begun<'a> {
+    Asked(ReplyReceiver<Reply>),
+    Sharing(LocalBoxFuture<'a, Result<(ReplyReceiver<Reply>, SharedTensors), Error>>),
+}
+
+fn begin<'a>(server: &'a Server, message: Rope, terms: &Terms) -> Result<Begun<'a>, Error> {
     let mut request = decode::infer_request(message)?;
     request.deadline = terms.deadline;
     terms.apply(&mut request.parameters);
-    Ok(request)
-}
-
-fn begin(server: &Server, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
-    server.infer_one(request, "ModelInfer RPC")
-}
-
-async fn begin_shared(
-    server: &Server,
-    mut request: InferRequest,
-) -> Result<(ReplyReceiver<Reply>, SharedTensors), Error> {
-    let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool()).await?;
-    Ok((begin(server, request)?, shared))
+    if !SharedTensors::are_named_by(&request) {
+        return server.infer_one(request, ENDPOINT).map(Begun::Asked);
+    }
+    Ok(Begun::Sharing(Box::pin(async move {
+        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool()).await?;
+        Ok((server.infer_one(request, ENDPOINT)?, shared))
+    })))
 }
 
 /// Waits for the answer, or for the client to leave or to send what does not belong there.
