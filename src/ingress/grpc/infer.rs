@@ -80,7 +80,8 @@ async fn infer(
         message = Box::pin(compression::unpack(message, terms.requests, limit)).await?;
     }
     let _reservation = message.reservation;
-    let (mut answer, shared) = match begin(&connection.server, message.bytes, terms)? {
+    let begun = begin(&connection.server, message.bytes, terms)?;
+    let (mut answer, shared) = match begun {
         Begun::Asked(answer) => (answer, SharedTensors::default()),
         Begun::Sharing(begun) => begun.await?,
     };
