@@ -72,11 +72,6 @@ impl SharedTensors {
             || request.outputs.iter().any(|output| output.target.is_some())
     }
 
-    /// Whether the request uses no region.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_none()
-    }
-
     /// Writes the outputs that go to regions there. Their data is gone from the response then. What is
     /// sent lies in no region any more: the socket could not read what a client takes away.
     ///

@@ -1,6 +1,7 @@
 //! `ModelInfer`: one request, one response.
 
 use std::{
+    future::poll_fn,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -81,16 +82,21 @@ async fn infer(
     }
     let _reservation = message.reservation;
     let begun = begin(&connection.server, message.bytes, terms)?;
-    let (mut answer, shared) = match begun {
-        Begun::Asked(answer) => (answer, SharedTensors::default()),
-        Begun::Sharing(begun) => begun.await?,
-    };
-    let reply =
-        std::future::poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
-    let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
-    match shared.is_empty() {
-        true => Ok(response),
-        false => Box::pin(shared.deliver(response, connection.server.pool())).await,
+    match begun {
+        Begun::Asked(mut answer) => {
+            let reply = poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
+            reply.unwrap_or_else(|| Err(Error::unanswered()))
+        }
+        Begun::Sharing(begun) => {
+            let shared = async {
+                let (mut answer, shared) = begun.await?;
+                let reply =
+                    poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
+                let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
+                shared.deliver(response, memory).await
+            };
+            Box::pin(shared).await
+        }
     }
 }
 
