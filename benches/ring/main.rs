@@ -200,6 +200,9 @@ fn main() {
     );
     drop((client, server));
 
+    // The server has one thread more now, which serves the ring, on the second processor.
+    let client_core = cores[if cores.len() > 2 { cores.len() - 1 } else { 0 }];
+    pin_to(&[client_core]).expect("the client's processor");
     let server = Server::start(&["--ring-spin"]);
     let mut client = server.connect(true);
     let spinning = percentiles(period, || trip(&mut client, SMALL_BYTES));
