@@ -328,7 +328,8 @@ impl Calls {
         }
         drop(body);
         let server = &self.server;
-        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
+        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
+        let shared = shared.await?;
         let mut answer = self.server.infer_one(request, ENDPOINT)?;
         let reply = answer.receive().await;
         let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
