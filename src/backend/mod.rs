@@ -7,6 +7,8 @@
 pub mod directory;
 mod identity;
 pub mod onnxruntime;
+mod parameters;
+pub mod pytorch;
 
 use std::sync::Arc;
 

@@ -10,7 +10,7 @@ mod wires;
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     thread,
@@ -25,7 +25,7 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, onnxruntime::OnnxRuntime},
+    backend::{BackendError, Identity, onnxruntime::OnnxRuntime, pytorch::PyTorch},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -171,17 +171,19 @@ fn load(
 pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
-    backends.add("onnxruntime", move || {
-        let directory = directory.as_ref().ok_or_else(|| {
-            BackendError(
-                "neither --backend-directory, $NEREID_BACKEND_DIR nor $HOME says where back ends \
-                 lie"
-                .to_owned(),
-            )
-        })?;
-        Ok(Arc::new(OnnxRuntime::open(directory)?))
-    });
+    let place = directory.clone();
+    backends.add("onnxruntime", move || Ok(Arc::new(OnnxRuntime::open(known(place.as_deref())?)?)));
+    backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));
     backends
+}
+
+fn known(directory: Option<&Path>) -> Result<&Path, BackendError> {
+    directory.ok_or_else(|| {
+        BackendError(
+            "neither --backend-directory, $NEREID_BACKEND_DIR nor $HOME says where back ends lie"
+                .to_owned(),
+        )
+    })
 }
 
 fn listen(
