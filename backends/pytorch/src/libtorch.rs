@@ -8,7 +8,8 @@ use torch_sys::C_tensor;
 use crate::Failure;
 
 unsafe extern "C" {
-    fn nereid_torch_inspect(path: *const c_char, context: *mut c_void, visit: Visit) -> *mut c_char;
+    fn nereid_torch_inspect(path: *const c_char, context: *mut c_void, visit: Visit)
+    -> *mut c_char;
     fn nereid_torch_tensor(
         data: *const c_void,
         dims: *const i64,

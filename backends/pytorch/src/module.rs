@@ -21,7 +21,8 @@ pub struct Module {
 impl Module {
     pub fn load(path: &str, options: Options) -> Result<Self, Failure> {
         let _mode = Mode::enter(options.inference_mode);
-        if options.inter_op_threads > 0 && options.inter_op_threads != tch::get_num_interop_threads()
+        if options.inter_op_threads > 0
+            && options.inter_op_threads != tch::get_num_interop_threads()
         {
             set_inter_op_threads(options.inter_op_threads)?;
         }
