@@ -76,7 +76,7 @@ def wrap(archive: bytes, code: str, class_name: str, attribute: str) -> bytes:
     pickled = content["data.pkl"]
     if not (pickled.startswith(PROTO) and pickled.endswith(STOP)):
         raise ValueError("unexpected data.pkl: expected a pickle of protocol 2")
-    module = Module(class_name, {attribute: Pickled(pickled[len(PROTO) : -len(STOP)]), "training": False})
+    module = Module(class_name, {"training": False, attribute: Pickled(pickled[len(PROTO) : -len(STOP)])})
     content["data.pkl"] = PROTO + b"".join(_module(module, [])) + STOP
     content["code/__torch__.py"] = content.get("code/__torch__.py", b"") + code.encode()
     return _archive(content)
