@@ -7,7 +7,7 @@ use clap::Args;
 use super::serve;
 use crate::{
     backend::{ModelSource, directory},
-    repository::{self, Options, Severity},
+    repository::{self, Agents, Options, Severity},
 };
 
 /// What to check, and how strictly.
@@ -40,7 +40,8 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         // Not installed here: that is no fault of the repository.
         Some(Err(_)) | None => Ok(None),
     };
-    let findings = repository::check(&args.repositories, &options, &mut inspect);
+    let findings =
+        repository::check(&args.repositories, &Agents::built_in(), &options, &mut inspect);
     findings.iter().for_each(|finding| println!("{finding}"));
     for (name, opened) in backends.opened() {
         if let Err(reason) = opened {

@@ -25,14 +25,14 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, onnxruntime::OnnxRuntime, pytorch::PyTorch},
+    backend::{BackendError, Identity, Repeat, onnxruntime::OnnxRuntime, pytorch::PyTorch},
     ingress::{
         grpc::{self, GrpcService},
         http,
     },
     memory::{BufferPool, Regions, keep_freed_memory},
     observe::{logging, trace::Tracer},
-    repository::{self, Repository},
+    repository::{self, Agents, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
     serving::{Backends, Loader, ModelControl, Observers, Server, ServerState, Startup},
 };
@@ -112,8 +112,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     };
     let regions = Regions::new(args.allow_client_shm);
     let instance_cores = args.instance_cores(&topology, count).map_err(ServeError::OtherFlags)?;
-    let server =
-        Arc::new(Server::new(reactors.handles(), instance_cores, pool, regions, observers));
+    let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
     let control = control(args, server.clone());
     let listeners = listen(args, &control)?;
@@ -140,6 +139,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
 fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
     let loader = Loader {
         backends: find_backends(args.backend_directory()),
+        agents: Agents::built_in(),
         options: Arc::new(args.repository_options()),
         retries: args.model_load_retry_count,
     };
@@ -171,6 +171,7 @@ fn load(
 pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
+    backends.add("repeat", || Ok(Arc::new(Repeat)));
     let place = directory.clone();
     backends.add("onnxruntime", move || Ok(Arc::new(OnnxRuntime::open(known(place.as_deref())?)?)));
     backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));

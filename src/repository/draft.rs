@@ -58,42 +58,60 @@ pub struct Draft {
     options: Arc<Options>,
 }
 
+/// A configuration as somebody wrote it, of which only the format has been checked.
+#[derive(Debug)]
+pub(super) struct Written {
+    config: ModelConfig,
+    /// The file that the configuration came from, and where its fields stand in it.
+    origin: Option<(PathBuf, Outline)>,
+}
+
+impl Written {
+    /// Reads the configuration of the model in `dir`. One that may be absent and is, is empty.
+    ///
+    /// # Errors
+    /// It cannot be read or is not of the text format.
+    pub fn read(dir: &Path, options: &Options) -> Result<Self, Error> {
+        let path = layout::config_path(dir, options.config_name.as_deref());
+        let is_absent = std::fs::symlink_metadata(&path)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if is_absent && options.auto_complete {
+            return Ok(Self::from(ModelConfig::default()));
+        }
+        let parsed = text::parse(&path, &layout::read_text(&path)?)?;
+        Ok(Self { config: parsed.config, origin: Some((path, parsed.outline)) })
+    }
+
+    /// What it says.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+}
+
+impl From<ModelConfig> for Written {
+    /// Takes a configuration that stands in no file, such as a load request gives.
+    fn from(config: ModelConfig) -> Self {
+        Self { config, origin: None }
+    }
+}
+
 impl Draft {
     /// Reads the configuration of the model `name` in `dir`.
     ///
     /// # Errors
     /// The configuration cannot be read or breaks a rule; no version is there to serve.
     pub fn read(name: &str, dir: &Path, options: &Arc<Options>) -> Result<Self, Error> {
-        let path = layout::config_path(dir, options.config_name.as_deref());
-        let is_absent = std::fs::symlink_metadata(&path)
-            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-        if is_absent && options.auto_complete {
-            return Self::new(name, dir, ModelConfig::default(), None, options);
-        }
-        let parsed = text::parse(&path, &layout::read_text(&path)?)?;
-        Self::new(name, dir, parsed.config, Some((path, parsed.outline)), options)
+        Self::new(name, dir, Written::read(dir, options)?, options)
     }
 
-    /// Takes `config`, such as a load request gives, in place of the file's.
-    ///
-    /// # Errors
-    /// As for [`Draft::read`].
-    pub fn with_config(
+    /// Takes the configuration of the model `name` in `dir` as `written`.
+    pub(super) fn new(
         name: &str,
         dir: &Path,
-        config: ModelConfig,
+        written: Written,
         options: &Arc<Options>,
     ) -> Result<Self, Error> {
-        Self::new(name, dir, config, None, options)
-    }
-
-    fn new(
-        name: &str,
-        dir: &Path,
-        config: ModelConfig,
-        origin: Option<(PathBuf, Outline)>,
-        options: &Arc<Options>,
-    ) -> Result<Self, Error> {
+        let Written { config, origin } = written;
         if !layout::is_model_name(name) {
             return Err(Error::BadModelName { name: name.to_owned() });
         }

@@ -30,6 +30,8 @@ pub enum Error {
     /// A configuration that is well-formed and wrong; `location` says where, when it is known.
     #[error("{message}")]
     Invalid { message: String, location: Option<Location> },
+    #[error("repository agent '{agent}' of model '{model}': {message}")]
+    Agent { model: String, agent: String, code: Code, message: String },
     #[error("cannot read '{}': {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
     /// A version policy that takes none of the versions that are there.
@@ -59,6 +61,7 @@ impl Error {
     /// The protocol's code for this failure.
     pub fn code(&self) -> Code {
         match self {
+            Self::Agent { code, .. } => *code,
             Self::UnknownModel { .. } => Code::NotFound,
             Self::Unreadable { .. } => Code::Internal,
             Self::Text { .. }

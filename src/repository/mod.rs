@@ -9,6 +9,7 @@
 //!
 //! This room may use the vocabulary and the protocol's messages. It must not know how models run, who asks for them, or when they are loaded.
 
+mod agents;
 mod agreement;
 mod autocomplete;
 mod check;
@@ -23,14 +24,17 @@ mod normalise;
 mod options;
 mod overrides;
 mod platform;
+mod ragged;
 mod scheduling;
 mod source;
+mod temporary;
 #[cfg(test)]
 mod tests;
 mod text;
 mod validate;
 mod versions;
 
+pub use agents::{Action, Agent, AgentChain, AgentError, AgentModel, AgentSession, Agents};
 pub use check::{Finding, Inspect, Severity, check};
 pub use definition::Definition;
 pub use draft::Draft;
@@ -40,11 +44,13 @@ pub use json::{from_json, to_json};
 pub use labels::Labels;
 pub use layout::{Entry, ModelId, Repository, check_model_name};
 pub use options::{Gpu, Options};
-pub use overrides::{OverrideFolder, Overrides};
+pub use overrides::Overrides;
+pub use ragged::{BatchInput, Ragged};
 pub use scheduling::{
     DynamicBatching, Ensemble, EnsembleStep, InitialState, InitialStateData, QueuePolicy,
     Scheduling, SequenceBatching, SequenceControl, SequenceControlKind, SequenceState,
     SequenceStrategy, TimeoutAction,
 };
 pub use source::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};
+pub use temporary::TemporaryFolder;
 pub use text::parse_config;

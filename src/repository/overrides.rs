@@ -1,18 +1,15 @@
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt as _,
-    path::{Component, Path, PathBuf},
+    path::{Component, Path},
 };
 
 use bytes::Bytes;
 
-use super::{error::Error, json, layout::describe};
+use super::{error::Error, json, layout::describe, temporary::TemporaryFolder};
 use crate::proto::ModelConfig;
 
 /// The most bytes that the path of a file may have.
 const PATH_BYTES_MAX: usize = 1024;
-/// Names tried for a folder before giving up.
-const FOLDER_TRIES: usize = 16;
 
 /// What a load request gives in place of what is in the repository.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -46,6 +43,26 @@ impl Overrides {
             None => Err(Error::OverrideWithoutConfig),
         }
     }
+
+    /// Writes the files into a folder of their own.
+    ///
+    /// # Errors
+    /// The system does not allow it, or two paths do not go together.
+    pub fn write(&self) -> Result<TemporaryFolder, Error> {
+        let folder = TemporaryFolder::create()?;
+        for (name, content) in &self.files {
+            check_path(name)?;
+            let path = folder.path().join(name);
+            let written = path
+                .parent()
+                .map_or(Ok(()), fs::create_dir_all)
+                // Never over another: `a` and `A` are one file on some file systems.
+                .and_then(|()| fs::File::create_new(&path))
+                .and_then(|mut file| io::Write::write_all(&mut file, content));
+            written.map_err(|error| Error::unreadable(&path, describe(&error)))?;
+        }
+        Ok(folder)
+    }
 }
 
 /// Only names: no path that is absolute, leads up, or means a folder.
@@ -70,61 +87,6 @@ fn check_path(path: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A model's folder that is not in any repository, readable by this user only. It is gone when this
-/// is dropped.
-#[derive(Debug)]
-pub struct OverrideFolder(PathBuf);
-
-impl OverrideFolder {
-    /// Writes the files of `overrides` into a new folder among the system's temporary ones.
-    ///
-    /// # Errors
-    /// The system does not allow it, or two paths do not go together.
-    pub fn write(overrides: &Overrides) -> Result<Self, Error> {
-        let folder = Self::create(&std::env::temp_dir())?;
-        for (name, content) in &overrides.files {
-            check_path(name)?;
-            let path = folder.0.join(name);
-            let written = path
-                .parent()
-                .map_or(Ok(()), fs::create_dir_all)
-                // Never over another: `a` and `A` are one file on some file systems.
-                .and_then(|()| fs::File::create_new(&path))
-                .and_then(|mut file| io::Write::write_all(&mut file, content));
-            written.map_err(|error| Error::unreadable(&path, describe(&error)))?;
-        }
-        Ok(folder)
-    }
-
-    fn create(parent: &Path) -> Result<Self, Error> {
-        let mut failure = None;
-        for _ in 0..FOLDER_TRIES {
-            let path = parent.join(format!("nereid-model-{:016x}", fastrand::u64(..)));
-            match fs::DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self(path)),
-                Err(error) => failure = Some((path, error)),
-            }
-        }
-        Err(match failure {
-            Some((path, error)) => Error::unreadable(path, describe(&error)),
-            None => Error::unreadable(parent, "no folder could be made in it"),
-        })
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for OverrideFolder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            log::warn!("cannot remove the folder '{}': {error}", self.0.display());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -138,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_files_are_there_until_the_folder_is_dropped() {
-        let folder = OverrideFolder::write(&overrides(&["1/model.onnx", "1/data/a", "b"])).unwrap();
+        let folder = overrides(&["1/model.onnx", "1/data/a", "b"]).write().unwrap();
         let path = folder.path().to_owned();
         assert_eq!(fs::read(path.join("1/model.onnx")).unwrap(), b"x");
         assert_eq!(fs::read(path.join("1/data/a")).unwrap(), b"x");
@@ -166,7 +128,7 @@ mod tests {
         ] {
             let error = overrides(&[path]).config().unwrap_err();
             assert!(matches!(error, Error::BadOverride { .. }), "{path:?}: {error}");
-            assert!(OverrideFolder::write(&overrides(&[path])).is_err(), "{path:?}");
+            assert!(overrides(&[path]).write().is_err(), "{path:?}");
         }
     }
 
@@ -176,8 +138,8 @@ mod tests {
         without.config = None;
         assert_eq!(without.config(), Err(Error::OverrideWithoutConfig));
         assert_eq!(Overrides::default().config(), Ok(None));
-        assert!(OverrideFolder::write(&overrides(&["1", "1/x"])).is_err());
-        assert!(OverrideFolder::write(&overrides(&["1/x", "1/x"])).is_err());
+        assert!(overrides(&["1", "1/x"]).write().is_err());
+        assert!(overrides(&["1/x", "1/x"]).write().is_err());
     }
 
     proptest! {

@@ -3,6 +3,14 @@
 //! A scheduler is told what arrived and what time it is, and answers what to run. It knows no
 //! sockets, no threads and no devices, so a test drives it by a virtual clock.
 
+mod cache;
 mod dynamic;
+mod ensemble;
+mod rate_limiter;
 
+pub use cache::{
+    CacheKey, CachedResponse, KeyHasher, MalformedEntry, ModelIdentity, ResponseCache,
+};
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
+pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput, StepModel};
+pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit, ResourceNeed};

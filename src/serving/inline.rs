@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::{instance_thread::PlacedInstance, version::VersionSpec};
 use crate::{
-    backend::{Batch, BatchTensor, InlineFitness},
+    backend::{Batch, BatchTensor, InlineFitness, ModelInstance},
     inference::Timestamp,
     memory::BufferPool,
 };
@@ -73,13 +73,17 @@ pub fn suits(spec: &VersionSpec, instances: &mut [PlacedInstance], pool: &Buffer
         .parameters
         .get(PARAMETER)
         .is_some_and(|parameter| parameter.string_value.eq_ignore_ascii_case("off"));
+    // Its batches differ in more than their rows.
+    let is_ragged = !spec.config.batch_input.is_empty()
+        || spec.config.input.iter().any(|input| input.allow_ragged_batch);
     let Some(PlacedInstance { instance, .. }) = instances.first_mut() else { return false };
     match spec.model.inline_fitness() {
-        _ if forbidden => return false,
+        _ if forbidden || is_ragged => return false,
         InlineFitness::Never => return false,
         InlineFitness::Always => return true,
         InlineFitness::IfFast => {}
     }
+    let ModelInstance::Batches(instance) = instance else { return false };
     let Some(inputs) = zeros(spec, pool) else { return false };
     let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, spec.signature.outputs.len());
     let batch = Batch {

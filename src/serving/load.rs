@@ -11,9 +11,11 @@ use super::{
 };
 use crate::{
     backend::{Backend, BackendError},
-    inference::{Code, Timestamp},
+    inference::{Code, Error, Timestamp},
     proto::ModelConfig,
-    repository::{self, Definition, Draft, ModelId, Options, OverrideFolder, Scheduling},
+    repository::{
+        self, AgentChain, Agents, Definition, Draft, ModelId, Options, Scheduling, TemporaryFolder,
+    },
     scheduler::BatchingPolicy,
 };
 
@@ -80,10 +82,8 @@ impl VersionFault {
     fn code(&self) -> Code {
         match self {
             Self::Repository(error) => error.code(),
-            Self::Backend(_)
-            | Self::WarmUp(_)
-            | Self::Version(_)
-            | Self::UnavailableBackend { .. } => Code::Internal,
+            Self::WarmUp(error) => error.refusal().map_or(Code::Internal, Error::code),
+            Self::Backend(_) | Self::Version(_) | Self::UnavailableBackend { .. } => Code::Internal,
             Self::UnknownBackend { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } => Code::Unsupported,
         }
@@ -91,7 +91,13 @@ impl VersionFault {
 
     /// As the repository's index and the answer to a load say it.
     fn reason(&self) -> String {
-        format!("{}: {self}", self.code().words())
+        match self {
+            // As a client would be told.
+            Self::WarmUp(error) if let Some(refusal) = error.refusal() => {
+                format!("{}: {refusal}", self.code().words())
+            }
+            _ => format!("{}: {self}", self.code().words()),
+        }
     }
 
     /// As the log says it.
@@ -133,7 +139,7 @@ pub struct Source {
     /// The configuration that takes the place of the folder's.
     pub config: Option<ModelConfig>,
     /// The folder, when it is not in a repository.
-    pub folder: Option<Arc<OverrideFolder>>,
+    pub folder: Option<Arc<TemporaryFolder>>,
 }
 
 /// What is served of a model that is loaded again, and which versions of it may be served on.
@@ -148,6 +154,8 @@ pub struct Before<'a> {
 pub struct Loader {
     /// The back ends that there may be.
     pub backends: Backends,
+    /// What looks at folders before models are made of them.
+    pub agents: Agents,
     /// How models are read.
     pub options: Arc<Options>,
     /// How often a version that failed is tried again.
@@ -168,10 +176,9 @@ impl Loader {
         began: impl FnOnce(&[i64]),
     ) -> Result<Versions, LoadFailure> {
         let name = &source.id.name;
-        let draft = match &source.config {
-            None => Draft::read(name, &source.dir, &self.options)?,
-            Some(config) => Draft::with_config(name, &source.dir, config.clone(), &self.options)?,
-        };
+        let (draft, agents) =
+            self.agents.draft(name, &source.dir, source.config.as_ref(), &self.options)?;
+        let agents = agents.map(Arc::new);
         for warning in draft.warnings() {
             log::warn!("{warning}");
         }
@@ -183,8 +190,8 @@ impl Loader {
         for version in numbers {
             let started = match &defined {
                 Ok((definition, backend)) => match reusable(before, definition, version) {
-                    Some(kept) => Ok(kept),
-                    None => self.start(server, source, definition, backend.as_ref(), version),
+                    Some(kept) if agents.is_none() => Ok(kept),
+                    _ => self.start(server, source, &agents, definition, backend.as_ref(), version),
                 },
                 Err(fault) => Err(fault.clone()),
             };
@@ -223,13 +230,14 @@ impl Loader {
         &self,
         server: &Server,
         source: &Source,
+        agents: &Option<Arc<AgentChain>>,
         definition: &Definition,
         backend: &dyn Backend,
         version: i64,
     ) -> Result<Arc<LoadedVersion>, VersionFault> {
         let mut tries = 0;
         loop {
-            match start_version(server, source, definition, backend, version) {
+            match start_version(server, source, agents, definition, backend, version) {
                 Err(fault) if tries < self.retries => {
                     tries += 1;
                     log::warn!(
@@ -252,7 +260,8 @@ fn reusable(
     version: i64,
 ) -> Option<Arc<LoadedVersion>> {
     let served = before.versions.get(&version)?;
-    let same = served.config == definition.config && (before.is_same)(version);
+    let same =
+        served.agents.is_none() && served.config == definition.config && (before.is_same)(version);
     same.then(|| served.clone())
 }
 
@@ -277,6 +286,7 @@ fn find_backend(
 fn start_version(
     server: &Server,
     source: &Source,
+    agents: &Option<Arc<AgentChain>>,
     definition: &Definition,
     backend: &dyn Backend,
     version: i64,
@@ -310,6 +320,7 @@ fn start_version(
         model,
         began,
         folder: source.folder.clone(),
+        agents: agents.clone(),
     };
     server.start(spec).map_err(|error| VersionFault::Version(Arc::new(error)))
 }

@@ -15,15 +15,14 @@ use super::{
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
-    backend::{BackendError, Instance, Model, Placement},
+    backend::{BackendError, Host, Model, ModelInstance, Placement},
     inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
-    memory::BufferPool,
     observe::{
         ModelStatistics,
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
     proto,
-    repository::{Labels, OverrideFolder},
+    repository::{AgentChain, Labels, Ragged, TemporaryFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
     scheduler::BatchingPolicy,
 };
@@ -53,7 +52,9 @@ pub struct VersionSpec {
     /// When loading it began.
     pub began: Timestamp,
     /// Its folder, when it is not in a repository.
-    pub folder: Option<Arc<OverrideFolder>>,
+    pub folder: Option<Arc<TemporaryFolder>>,
+    /// The agents that look after its folder.
+    pub agents: Option<Arc<AgentChain>>,
 }
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
@@ -75,11 +76,20 @@ pub struct LoadedVersion {
     pub statistics: Arc<ModelStatistics>,
     /// How long it took to load.
     pub load_time: Duration,
-    pub(super) pool: BufferPool,
+    /// Whether a request gets any number of replies instead of one.
+    pub decoupled: bool,
+    pub(super) host: Arc<Host>,
+    /// Whether its instances take requests instead of batches.
+    pub(super) takes_requests: bool,
+    /// How requests of different shapes share a batch.
+    pub(super) ragged: Ragged,
     tracer: Arc<ModelTracer>,
     /// Kept as long as the version, whose back end may still read from it.
-    _folder: Option<Arc<OverrideFolder>>,
+    _folder: Option<Arc<TemporaryFolder>>,
+    /// Told of the end of the model when no version of it is left.
+    pub(super) agents: Option<Arc<AgentChain>>,
     home: ReactorHandle,
+    runs_inline: bool,
     /// One on every reactor when the model runs inline, else one at home.
     shards: PerReactor<ShardHandle>,
 }
@@ -92,8 +102,8 @@ pub struct Site<'a> {
     pub home: &'a ReactorHandle,
     /// Where instance threads run.
     pub instance_cores: &'a InstanceCores,
-    /// Tensor memory.
-    pub pool: &'a BufferPool,
+    /// What instances may use: tensor memory, other models.
+    pub host: &'a Arc<Host>,
     /// What watches them.
     pub observers: &'a Observers,
 }
@@ -131,11 +141,12 @@ impl VersionSpec {
     fn instance(
         &self,
         placement: &Placement,
-        pool: &BufferPool,
-    ) -> Result<Box<dyn Instance>, VersionError> {
-        let mut instance = self.model.instance(placement)?;
+        ragged: &Ragged,
+        host: &Arc<Host>,
+    ) -> Result<ModelInstance, VersionError> {
+        let mut instance = self.model.instance(placement, host)?;
         for warm_up in &self.warm_ups {
-            warm_up.run(&self.signature, &mut *instance, pool)?;
+            warm_up.run(&self.signature, ragged, &mut instance, host)?;
         }
         Ok(instance)
     }
@@ -147,22 +158,26 @@ impl LoadedVersion {
     /// # Errors
     /// When an instance or its thread cannot be had.
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
+        let ragged = Ragged::new(&spec.config, &spec.signature);
         let mut instances = Vec::new();
         for placement in &spec.placements {
             instances.push(PlacedInstance {
                 name: placement.name.clone(),
                 cores: site.instance_cores.of(&placement.host_policy).to_vec(),
-                instance: spec.instance(placement, site.pool)?,
+                instance: spec.instance(placement, &ragged, site.host)?,
             });
         }
         // Who wants an instance on certain processors does not want it on those of reactors.
         let is_placed =
             |placement: &Placement| site.instance_cores.wanted(&placement.host_policy).is_some();
         let runs_inline = !spec.placements.iter().any(is_placed)
-            && inline::suits(&spec, &mut instances, site.pool);
+            && inline::suits(&spec, &mut instances, &site.host.pool);
         // What is not served on a reactor takes no memory there.
         let home = site.home.index();
         let served = site.reactors.iter().map(|reactor| runs_inline || reactor.index() == home);
+        let takes_requests = instances
+            .first()
+            .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
         let plan = site.observers.metrics.plan(&spec.config);
         let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
         let version = Arc::new(Self {
@@ -174,10 +189,15 @@ impl LoadedVersion {
             labels: spec.labels.clone(),
             statistics: Arc::new(statistics),
             load_time: Timestamp::now() - spec.began,
-            pool: site.pool.clone(),
+            decoupled: spec.config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
+            host: site.host.clone(),
+            takes_requests,
+            ragged: ragged.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
             _folder: spec.folder.clone(),
+            agents: spec.agents.clone(),
             home: site.home.clone(),
+            runs_inline,
             shards: PerReactor::new(site.reactors),
         });
         if runs_inline {
@@ -189,7 +209,7 @@ impl LoadedVersion {
                     (None, Some(placement)) => PlacedInstance {
                         name: placement.name.clone(),
                         cores: site.instance_cores.others().to_vec(),
-                        instance: spec.instance(placement, site.pool)?,
+                        instance: spec.instance(placement, &ragged, site.host)?,
                     },
                     (None, None) => break,
                 };
@@ -243,6 +263,8 @@ impl LoadedVersion {
             trace,
             id: request.id,
             admitted,
+            parameters: request.parameters,
+            sequence: request.sequence,
             priority: request.priority,
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,
@@ -284,6 +306,11 @@ impl LoadedVersion {
             Full::Full(_) => Error::QueueFull,
             Full::Closed(_) => Error::Stopping,
         })
+    }
+
+    /// The number of the reactor that all requests go to, unless they go to all.
+    pub(super) fn only_reactor(&self) -> Option<usize> {
+        (!self.runs_inline).then(|| self.home.index())
     }
 
     /// Takes back a batch that an instance thread has run. Runs at home.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import subprocess
@@ -503,3 +504,26 @@ def test_flags_that_do_not_go_together_end_the_start(binary, repository, flags, 
     ports = [f"--{name}-{what}={value}" for name in ("http", "grpc", "metrics") for what, value in (("port", 0), ("address", "127.0.0.1"))]
     done = subprocess.run([binary, f"--model-repository={repository}", *ports, *flags], capture_output=True, text=True, timeout=30)
     assert done.returncode != 0 and words in done.stderr
+
+
+def test_a_checksum_guards_a_model(start, repository, connect):
+    """A file that is not what the configuration says keeps what is served in service, and is named."""
+    agent = 'model_repository_agents { agents [{ name: "checksum" parameters { key: "MD5:1/data" value: "%s" } }] }'
+    right = hashlib.md5(b"right").hexdigest()
+    models.write(repository, {"guarded": models.Model(models.identity(agent % right))})
+    data = repository / "guarded" / "1" / "data"
+    data.write_bytes(b"wrong")
+    server = start(repository, EXPLICIT)
+    client = connect(server)
+    mismatch = f"Mismatched MD5 hash for file 1/data, expect: {right}, got: {hashlib.md5(b'wrong').hexdigest()}"
+    with pytest.raises(InferenceServerException, match=mismatch):
+        client.load_model("guarded")
+    data.write_bytes(b"right")
+    client.load_model("guarded")
+    np.testing.assert_array_equal(_infer(server, "guarded"), ARRAY[0])
+    data.write_bytes(b"wrong")
+    with pytest.raises(InferenceServerException, match=mismatch):
+        client.load_model("guarded")
+    np.testing.assert_array_equal(_infer(server, "guarded"), ARRAY[0])
+    client.unload_model("guarded")
+    _eventually(lambda: _index(client)[0] == ("guarded", "1", "UNAVAILABLE", "unloaded"))

@@ -98,7 +98,7 @@ _WHERE = {
         explicit/grpc/load_bad_priority_policy explicit/grpc/load_bad_two_schedulers
         explicit/grpc/load_bad_sequence_control explicit/grpc/load_bad_sequence_control_twice
         explicit/grpc/load_bad_sequence_control_values explicit/grpc/load_bad_sequence_corrid
-        explicit/grpc/load_bad_cache_decoupled
+        explicit/grpc/load_bad_cache_decoupled explicit/grpc/load_bad_agent
     """,
     UNSOUND: """
         explicit/grpc/load_bad_no_input explicit/grpc/load_bad_duplicate_input

@@ -26,12 +26,6 @@ _WHERE = {
         grpc/index/all grpc/index/ready
         explicit/grpc/load_ensemble explicit/grpc/load_bad_ensemble_*
     """,
-    "decoupled models": """
-        http/infer/decoupled http/infer/decoupled_bad_shape grpc/infer/decoupled
-        http/stats/identity_decoupled
-    """,
-    "warm-up": "explicit/grpc/load_bad_warmup explicit/grpc/load_bad_warmup_shape",
-    "repository agents": "explicit/grpc/load_bad_agent",
     "all extensions of the protocol": "http/server/metadata grpc/server/metadata",
 }
 

@@ -16,10 +16,11 @@ use super::{
 };
 use crate::{
     backend::{
-        BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, ModelIo, ModelIoTensor,
-        ModelSource, Placement, PlacementDevice,
+        BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model, ModelInstance,
+        ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice,
     },
     proto::{ModelConfig, model_instance_group::Kind},
+    repository::Ragged,
 };
 
 /// One version of a model: its settings, and a session per device.
@@ -62,8 +63,9 @@ impl OnnxModel {
                 config.scheduling_choice,
                 Some(crate::proto::model_config::SchedulingChoice::SequenceBatching(_))
             );
-        let plan =
-            Plan::new(&self.source.signature, &session.inputs, &session.outputs, all_inputs)?;
+        let signature = &self.source.signature;
+        let ragged = Ragged::new(config, signature);
+        let plan = Plan::new(signature, &ragged, &session.inputs, &session.outputs, all_inputs)?;
         Ok(Arc::new(Execution::new(session, plan)))
     }
 
@@ -93,13 +95,18 @@ impl OnnxModel {
 }
 
 impl Model for OnnxModel {
-    fn instance(&self, placement: &Placement) -> Result<Box<dyn Instance>, BackendError> {
+    fn instance(
+        &self,
+        placement: &Placement,
+        _: &Arc<Host>,
+    ) -> Result<ModelInstance, BackendError> {
         let device = match placement.device {
             PlacementDevice::Cpu | PlacementDevice::Model => Device::Host,
             PlacementDevice::Gpu(ordinal) => Device::Gpu(ordinal),
         };
         let execution = self.execution(device)?;
-        Ok(Box::new(OnnxInstance { model: self.source.name.clone(), execution }))
+        let model = self.source.name.clone();
+        Ok(ModelInstance::Batches(Box::new(OnnxInstance { model, execution })))
     }
 
     fn inline_fitness(&self) -> InlineFitness {

@@ -11,10 +11,11 @@ use super::{
 };
 use crate::{
     backend::{
-        BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, ModelSource, Placement,
-        PlacementDevice,
+        BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model, ModelInstance,
+        ModelSource, Placement, PlacementDevice,
     },
     proto::model_instance_group::Kind,
+    repository::Ragged,
 };
 
 /// One version of a model.
@@ -41,7 +42,8 @@ impl TorchModel {
         let arguments = inspect(library, path).map_err(|error| load_error(source, "", &error))?;
         let declared: Vec<&str> =
             source.config.input.iter().map(|input| input.name.as_str()).collect();
-        let plan = Arc::new(Plan::new(&source.signature, &declared, &arguments)?);
+        let ragged = Ragged::new(&source.config, &source.signature);
+        let plan = Arc::new(Plan::new(&source.signature, &ragged, &declared, &arguments)?);
         Ok(Self { library, source: source.clone(), settings, plan, shared: Mutex::default() })
     }
 
@@ -81,13 +83,14 @@ fn load_error(
 }
 
 impl Model for TorchModel {
-    fn instance(&self, placement: &Placement) -> Result<Box<dyn Instance>, BackendError> {
+    fn instance(
+        &self,
+        placement: &Placement,
+        _: &Arc<Host>,
+    ) -> Result<ModelInstance, BackendError> {
         let module = self.module(placement.device)?;
-        Ok(Box::new(TorchInstance {
-            model: self.source.name.clone(),
-            module,
-            plan: self.plan.clone(),
-        }))
+        let (model, plan) = (self.source.name.clone(), self.plan.clone());
+        Ok(ModelInstance::Batches(Box::new(TorchInstance { model, module, plan })))
     }
 
     /// A module may keep something from one call to the next, which instances on every reactor would

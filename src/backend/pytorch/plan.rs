@@ -14,6 +14,7 @@ use super::{
 use crate::{
     backend::BackendError,
     inference::{DataType, Signature, TensorSpec},
+    repository::Ragged,
 };
 
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub(super) struct Plan {
 /// One input of the signature.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InputPlan {
-    /// Its index in the signature.
+    /// Its index in the signature; behind those of the signature come the batch inputs.
     pub index: usize,
     pub name: Arc<str>,
     pub datatype: DataType,
@@ -57,9 +58,12 @@ impl Plan {
     /// `forward` takes what no request can hold.
     pub fn new(
         signature: &Signature,
+        ragged: &Ragged,
         declared: &[&str],
         arguments: &[Argument],
     ) -> Result<Self, BackendError> {
+        let told = ragged.batch_inputs.iter().map(|input| &input.spec);
+        let specs: Vec<&TensorSpec> = signature.inputs.iter().chain(told).collect();
         let of_signature = signature.inputs.iter().map(|spec| ("input", spec));
         let of_signature =
             of_signature.chain(signature.outputs.iter().map(|spec| ("output", spec)));
@@ -68,7 +72,7 @@ impl Plan {
         }
         let outputs = output_plans(signature);
         if let [argument @ Argument { kind: KIND_DICTIONARY, .. }] = arguments {
-            let inputs = signature.inputs.iter().enumerate();
+            let inputs = specs.into_iter().enumerate();
             let inputs = inputs
                 .map(|(index, spec)| {
                     input_plan(
@@ -81,32 +85,36 @@ impl Plan {
                 .collect::<Result<_, _>>()?;
             return Ok(Self { dictionary: true, inputs, outputs });
         }
-        let positions = positions(signature, declared, arguments)?;
+        let positions = positions(signature, &specs, declared, arguments)?;
         let mut by_position: Vec<_> =
-            positions.into_iter().zip(&signature.inputs).enumerate().collect();
+            positions.into_iter().zip(specs.iter().copied()).enumerate().collect();
         by_position.sort_by_key(|(_, (position, _))| *position);
         let mut inputs = Vec::with_capacity(by_position.len());
         for (expected, (index, (position, spec))) in by_position.into_iter().enumerate() {
             let Some(argument) = arguments.get(position).filter(|_| position == expected) else {
-                return Err(count_error(signature, arguments));
+                return Err(count_error(signature, &specs, arguments));
             };
             inputs.push(input_plan(signature, index, spec, argument)?);
         }
         let left = arguments.get(inputs.len()..).unwrap_or_default();
         if left.iter().any(|argument| !argument.has_default) {
-            return Err(count_error(signature, arguments));
+            return Err(count_error(signature, &specs, arguments));
         }
         Ok(Self { dictionary: false, inputs, outputs })
     }
 }
 
 /// Triton's words, and what `forward` takes.
-fn count_error(signature: &Signature, arguments: &[Argument]) -> BackendError {
+fn count_error(
+    signature: &Signature,
+    specs: &[&TensorSpec],
+    arguments: &[Argument],
+) -> BackendError {
     let list: Vec<String> = arguments
         .iter()
         .map(|Argument { name, type_name, .. }| format!("{name}: {type_name}"))
         .collect();
-    let names: Vec<&str> = signature.inputs.iter().map(|spec| &*spec.name).collect();
+    let names: Vec<&str> = specs.iter().map(|spec| &*spec.name).collect();
     BackendError(format!(
         "unable to load model '{}', configuration expects {} inputs, model provides {}: \
          the inputs {} do not fit forward({})",
@@ -121,19 +129,23 @@ fn count_error(signature: &Signature, arguments: &[Argument]) -> BackendError {
 /// The argument that each input of the signature is.
 fn positions(
     signature: &Signature,
+    inputs: &[&TensorSpec],
     declared: &[&str],
     arguments: &[Argument],
 ) -> Result<Vec<usize>, BackendError> {
     let by_name = |name: &str| arguments.iter().position(|argument| argument.name == name);
-    let inputs = &signature.inputs;
     if declared.iter().all(|name| by_name(name).is_some()) {
         // Of what is not declared, some may keep to the other convention.
         let found = inputs.iter().map(|spec| by_name(&spec.name).or_else(|| index_in(&spec.name)));
-        return found.collect::<Option<_>>().ok_or_else(|| count_error(signature, arguments));
+        return found
+            .collect::<Option<_>>()
+            .ok_or_else(|| count_error(signature, inputs, arguments));
     }
     if declared.iter().all(|name| index_in(name).is_some()) {
         let found = inputs.iter().map(|spec| index_in(&spec.name).or_else(|| by_name(&spec.name)));
-        return found.collect::<Option<_>>().ok_or_else(|| count_error(signature, arguments));
+        return found
+            .collect::<Option<_>>()
+            .ok_or_else(|| count_error(signature, inputs, arguments));
     }
     if arguments.len() > 1 {
         log::warn!(
@@ -256,7 +268,7 @@ mod tests {
         declared: &[&str],
         arguments: &[Argument],
     ) -> Result<Vec<usize>, String> {
-        let plan = Plan::new(&signature(inputs, &["y"]), declared, arguments);
+        let plan = Plan::new(&signature(inputs, &["y"]), &Ragged::default(), declared, arguments);
         plan.map(|plan| plan.inputs.iter().map(|input| input.index).collect())
             .map_err(|error| error.0)
     }
@@ -312,7 +324,9 @@ mod tests {
     #[test]
     fn the_entries_of_a_dictionary_are_the_inputs() {
         let only = [argument("x", KIND_DICTIONARY)];
-        let plan = Plan::new(&signature(&["b", "a"], &["y"]), &["b", "a"], &only).unwrap();
+        let plan =
+            Plan::new(&signature(&["b", "a"], &["y"]), &Ragged::default(), &["b", "a"], &only)
+                .unwrap();
         assert!(plan.dictionary);
         let names: Vec<&str> = plan.inputs.iter().map(|input| &*input.name).collect();
         assert_eq!(names, ["b", "a"]);
@@ -335,7 +349,7 @@ mod tests {
         ] {
             let mut signature = signature(&["x"], &["y"]);
             signature.inputs[0].datatype = datatype;
-            let plan = Plan::new(&signature, &["x"], &[argument("x", kind)]);
+            let plan = Plan::new(&signature, &Ragged::default(), &["x"], &[argument("x", kind)]);
             assert_eq!(plan.is_ok(), fits, "{datatype} {kind} {plan:?}");
         }
     }
@@ -345,9 +359,9 @@ mod tests {
         let mut signature = signature(&["x"], &["y"]);
         signature.inputs[0].datatype = DataType::Bytes;
         let only = [argument("x", KIND_STRINGS)];
-        assert!(Plan::new(&signature, &["x"], &only).is_ok());
+        assert!(Plan::new(&signature, &Ragged::default(), &["x"], &only).is_ok());
         signature.max_batch_size = 4;
-        let error = Plan::new(&signature, &["x"], &only).unwrap_err().0;
+        let error = Plan::new(&signature, &Ragged::default(), &["x"], &only).unwrap_err().0;
         assert!(error.contains("1 dimensional List of String as input for 'x'"), "{error}");
     }
 

@@ -106,7 +106,7 @@ static ROWS: &[Row] = &[
         "repoagent-directory",
         Form::Text,
         "Where repository agents lie",
-        "there are no repository agents yet",
+        "repository agents come with the server so far, and none from elsewhere can be loaded",
     ),
     row(
         "cache-config",

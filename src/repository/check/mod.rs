@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Definition, Draft, Entry, Error, ModelIo, ModelSource, Options, Repository, draft::data_files,
+    Agents, Definition, Entry, Error, ModelIo, ModelSource, Options, Repository, draft::data_files,
     layout,
 };
 
@@ -57,8 +57,13 @@ impl fmt::Display for Finding {
 pub type Inspect<'a> = dyn FnMut(&ModelSource) -> Result<Option<ModelIo>, String> + 'a;
 
 /// Checks every model of the repositories in `roots`, then the ensembles across them. Findings come
-/// in the order of the models' names.
-pub fn check(roots: &[PathBuf], options: &Arc<Options>, inspect: &mut Inspect<'_>) -> Vec<Finding> {
+/// in the order of the models' names. Repository agents are called as for a load that fails.
+pub fn check(
+    roots: &[PathBuf],
+    agents: &Agents,
+    options: &Arc<Options>,
+    inspect: &mut Inspect<'_>,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let entries = match Repository::new(roots.to_vec(), false).scan() {
         Ok(entries) => entries,
@@ -73,7 +78,7 @@ pub fn check(roots: &[PathBuf], options: &Arc<Options>, inspect: &mut Inspect<'_
     }
     let mut definitions = BTreeMap::new();
     for entry in &entries {
-        match check_model(entry, roots, options, inspect, &mut findings) {
+        match check_model(entry, roots, agents, options, inspect, &mut findings) {
             Ok(definition) => {
                 definitions.insert(entry.id.name.as_str(), Some(definition));
             }
@@ -90,6 +95,7 @@ pub fn check(roots: &[PathBuf], options: &Arc<Options>, inspect: &mut Inspect<'_
 fn check_model(
     entry: &Entry,
     roots: &[PathBuf],
+    agents: &Agents,
     options: &Arc<Options>,
     inspect: &mut Inspect<'_>,
     findings: &mut Vec<Finding>,
@@ -97,7 +103,8 @@ fn check_model(
     if let Some(error) = &entry.error {
         return Err(error.clone());
     }
-    let draft = Draft::read(&entry.id.name, &entry.dir, options)?;
+    // Held until all has been looked at, for the folder may be the agents' own.
+    let (draft, _agents) = agents.draft(&entry.id.name, &entry.dir, None, options)?;
     for message in draft.warnings() {
         findings.push(warning(place(entry, roots), message.clone()));
     }
@@ -128,7 +135,7 @@ fn check_model(
         }
     }
     for (field, folder, file) in data_files(&definition.config) {
-        let path = entry.dir.join(folder).join(file);
+        let path = definition.dir.join(folder).join(file);
         if !path.is_file() {
             let message = format!("no such file, which {field} of model '{}' names", entry.id.name);
             findings.push(Finding { severity: Severity::Error, ..warning(&path, message) });

@@ -341,7 +341,7 @@ proptest! {
         let options = Arc::new(Options::default());
         let fixture = onnx("");
         let dir = fixture.root().join("m");
-        let again = Draft::with_config("m", &dir, (*first.config).clone(), &options).unwrap();
+        let again = Draft::new("m", &dir, (*first.config).clone().into(), &options).unwrap();
         prop_assert_eq!(&again.complete(Some(&io)).unwrap().config, &first.config);
         let read = from_json(&to_json(&first.config)).unwrap();
         prop_assert_eq!(&read, &*first.config);

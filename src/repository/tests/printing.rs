@@ -60,7 +60,7 @@ fn an_override_is_read_as_clients_write_it() {
     assert_eq!(config.instance_group[0].kind, 2);
     let fixture = onnx("max_batch_size: 1");
     let options = Arc::new(Options::default());
-    let draft = Draft::with_config("m", &fixture.root().join("m"), config, &options).unwrap();
+    let draft = Draft::new("m", &fixture.root().join("m"), config.into(), &options).unwrap();
     assert_eq!(draft.config().max_batch_size, 8);
 }
 

@@ -4,7 +4,7 @@ use super::*;
 
 fn findings(fixture: &Fixture, inspect: &mut Inspect<'_>) -> Vec<String> {
     let root = fixture.root().display().to_string() + "/";
-    check(&[fixture.root().into()], &Arc::new(Options::default()), inspect)
+    check(&[fixture.root().into()], &Agents::built_in(), &Arc::new(Options::default()), inspect)
         .iter()
         .map(|finding| finding.to_string().replace(&root, ""))
         .collect()
@@ -139,13 +139,14 @@ fn what_is_no_repository_is_a_finding() {
     let fixture = Fixture::new().with("file", "");
     let options = Arc::new(Options::default());
     for (path, part) in [("absent", "No such file"), ("file", "Not a directory")] {
-        let found = check(&[fixture.root().join(path)], &options, &mut nothing);
+        let found =
+            check(&[fixture.root().join(path)], &Agents::built_in(), &options, &mut nothing);
         assert_eq!(found.len(), 1);
         assert!(
             found[0].severity == Severity::Error && found[0].message.contains(part),
             "{found:?}"
         );
     }
-    let found = check(&[fixture.root().into()], &options, &mut nothing);
+    let found = check(&[fixture.root().into()], &Agents::built_in(), &options, &mut nothing);
     assert_eq!((found.len(), found[0].severity), (1, Severity::Warning));
 }

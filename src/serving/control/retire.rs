@@ -30,12 +30,13 @@ pub struct Retiring {
 impl ModelControl {
     /// Lets versions that were served go, save those that still are.
     pub(super) fn retire(self: &Arc<Self>, id: &ModelId, old: Arc<Versions>, new: &Versions) {
+        let is_kept =
+            |number, version| new.get(number).is_some_and(|kept| Arc::ptr_eq(kept, version));
+        let ending = old.iter().filter(|(number, version)| !is_kept(number, version));
+        let ending: Vec<_> = ending.map(|(_, version)| (id.clone(), version.clone())).collect();
+        ending.iter().flat_map(|(_, it)| &it.agents).for_each(|agents| agents.unloading());
         let mut retiring = lock(&self.retiring);
-        for (number, version) in old.iter() {
-            if !new.get(number).is_some_and(|kept| Arc::ptr_eq(kept, version)) {
-                retiring.versions.push((id.clone(), version.clone()));
-            }
-        }
+        retiring.versions.extend(ending);
         drop(old);
         if retiring.versions.is_empty() || retiring.has_thread {
             return;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Action, ModelControl, lock};
 use crate::{
     inference::Error,
-    repository::{self, Entry, Fingerprint, ModelId, OverrideFolder, Overrides, check_model_name},
+    repository::{self, Entry, Fingerprint, ModelId, Overrides, check_model_name},
     serving::{
         load::{Before, LoadFailure, Source},
         server::Versions,
@@ -56,7 +56,7 @@ impl ModelControl {
             Err(error) => return self.note(&unclear, is_wanted, Err(error.into())),
         };
         if !overrides.files.is_empty() {
-            let folder = match OverrideFolder::write(&overrides) {
+            let folder = match overrides.write() {
                 Ok(folder) => Arc::new(folder),
                 Err(error) => return self.note(&unclear, is_wanted, Err(error.into())),
             };
@@ -117,6 +117,7 @@ impl ModelControl {
         let began = |versions: &[i64]| lock(&self.records).loading(id, versions);
         match self.loader.load(&self.server, source, &before, began) {
             Ok(versions) => {
+                versions.values().flat_map(|it| &it.agents).for_each(|agents| agents.loaded());
                 let numbers = versions.keys().copied().collect();
                 drop(served);
                 let replaced = self.server.replace(id, versions.clone());

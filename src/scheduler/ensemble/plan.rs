@@ -1,0 +1,166 @@
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    inference::Signature,
+    repository::{Ensemble, EnsembleStep},
+};
+
+/// A tensor of an ensemble: its place among all.
+pub(super) type TensorIndex = usize;
+
+/// The steps of an ensemble and the tensors between them, by their places in lists.
+#[derive(Clone, Debug, Default)]
+pub struct EnsemblePlan {
+    /// In the order of the configuration.
+    pub steps: Vec<PlanStep>,
+    /// Which tensor each input of the ensemble is.
+    pub(super) inputs: Vec<TensorIndex>,
+    /// Which tensor each output of the ensemble is; `None` for one that no step gives.
+    pub(super) outputs: Vec<Option<TensorIndex>>,
+    pub(super) tensors: Vec<PlanTensor>,
+    /// The most calls of one step that may be open at a time.
+    pub(super) calls_max: usize,
+}
+
+/// A step.
+#[derive(Clone, Debug)]
+pub struct PlanStep {
+    /// The model's name.
+    pub model: Arc<str>,
+    /// The model's version; `None` for the newest.
+    pub version: Option<i64>,
+    /// What it takes.
+    pub inputs: Vec<StepInput>,
+    /// What it gives: the model's name for it, and which tensor it is.
+    pub(super) outputs: Vec<(Arc<str>, TensorIndex)>,
+    /// Whether a call gives any number of responses.
+    pub(super) decoupled: bool,
+    /// Whether it runs again for each response of a decoupled step before it.
+    pub(super) repeated: bool,
+}
+
+/// An input of a step.
+#[derive(Clone, Debug)]
+pub struct StepInput {
+    /// The model's name for it.
+    pub name: Arc<str>,
+    pub(super) tensor: TensorIndex,
+    /// Whether the model does without it.
+    pub(super) optional: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct PlanTensor {
+    /// The step that gives it; `None` for an input of the ensemble.
+    pub from: Option<usize>,
+    /// The steps that take it.
+    pub to: Vec<usize>,
+    /// Whether there is one for each response of a decoupled step.
+    pub repeated: bool,
+}
+
+/// What a plan needs to know of a step's model.
+#[derive(Clone, Copy, Debug)]
+pub struct StepModel<'a> {
+    /// Its tensors.
+    pub signature: &'a Signature,
+    /// Whether it gives any number of responses.
+    pub decoupled: bool,
+}
+
+impl EnsemblePlan {
+    /// For an ensemble that takes and gives what `signature` says and whose steps run `models`, one for
+    /// each. The configuration has been validated: no tensor has two sources, and there is no circle.
+    pub fn new(ensemble: &Ensemble, signature: &Signature, models: &[StepModel<'_>]) -> Self {
+        let mut names = BTreeMap::new();
+        let mut tensors: Vec<PlanTensor> = Vec::new();
+        let mut tensor = |name: &str| -> TensorIndex {
+            *names.entry(name.to_owned()).or_insert_with(|| {
+                tensors.push(PlanTensor::default());
+                tensors.len() - 1
+            })
+        };
+        let inputs: Vec<_> = signature.inputs.iter().map(|input| tensor(&input.name)).collect();
+        let outputs: Vec<_> = signature.outputs.iter().map(|output| tensor(&output.name)).collect();
+        let steps: Vec<PlanStep> = ensemble
+            .steps
+            .iter()
+            .zip(models)
+            .map(|(it, model)| step(it, model, &mut tensor))
+            .collect();
+        for (index, step) in steps.iter().enumerate() {
+            for (_, tensor) in &step.outputs {
+                if let Some(tensor) = tensors.get_mut(*tensor) {
+                    tensor.from = Some(index);
+                }
+            }
+            for input in &step.inputs {
+                if let Some(tensor) = tensors.get_mut(input.tensor)
+                    && !tensor.to.contains(&index)
+                {
+                    tensor.to.push(index);
+                }
+            }
+        }
+        let is_given = |tensor: TensorIndex| {
+            inputs.contains(&tensor) || tensors.get(tensor).is_some_and(|it| it.from.is_some())
+        };
+        let outputs = outputs.into_iter().map(|it| is_given(it).then_some(it)).collect();
+        let calls_max = ensemble.max_inflight.map_or(usize::MAX, |max| max as usize);
+        let mut plan = Self { steps, inputs, outputs, tensors, calls_max };
+        plan.mark_repeated();
+        plan
+    }
+
+    /// The names that step `index` has for its outputs that are used.
+    pub fn output_names(&self, index: usize) -> impl Iterator<Item = &Arc<str>> {
+        self.steps.get(index).into_iter().flat_map(|step| step.outputs.iter().map(|(name, _)| name))
+    }
+
+    /// What a decoupled step gives is there any number of times, and so is what is made of it.
+    fn mark_repeated(&mut self) {
+        let Self { steps, tensors, .. } = self;
+        let mut changed: Vec<usize> =
+            (0..steps.len()).filter(|&index| steps[index].decoupled).collect();
+        while let Some(index) = changed.pop() {
+            let outputs: Vec<TensorIndex> =
+                steps[index].outputs.iter().map(|(_, tensor)| *tensor).collect();
+            for tensor in outputs {
+                let tensor = &mut tensors[tensor];
+                if std::mem::replace(&mut tensor.repeated, true) {
+                    continue;
+                }
+                for &to in &tensor.to {
+                    if !std::mem::replace(&mut steps[to].repeated, true) {
+                        changed.push(to);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn step(
+    step: &EnsembleStep,
+    model: &StepModel<'_>,
+    tensor: &mut impl FnMut(&str) -> TensorIndex,
+) -> PlanStep {
+    let inputs = step.inputs.iter().map(|(name, source)| {
+        let spec = model.signature.inputs.iter().find(|spec| *spec.name == **name);
+        StepInput {
+            name: name.as_str().into(),
+            tensor: tensor(source),
+            optional: spec.is_some_and(|spec| spec.optional),
+        }
+    });
+    let inputs = inputs.collect();
+    let outputs = step.outputs.iter().map(|(name, target)| (name.as_str().into(), tensor(target)));
+    PlanStep {
+        model: step.model.as_str().into(),
+        version: step.version,
+        inputs,
+        outputs: outputs.collect(),
+        decoupled: model.decoupled,
+        repeated: false,
+    }
+}

@@ -1,0 +1,379 @@
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    inference::{DataType, Shape, Signature, TensorSpec},
+    repository::{Ensemble, EnsembleStep},
+};
+
+/// A step: its model's name, its inputs and outputs as `model's name=tensor`, and whether it is decoupled.
+type StepText<'a> = (&'a str, &'a str, &'a str, bool);
+
+fn specs(names: &str) -> Vec<TensorSpec> {
+    let spec = |name: &str| TensorSpec {
+        optional: name.ends_with('?'),
+        ..TensorSpec::new(name.trim_end_matches('?'), DataType::Fp32, Shape::from([1]))
+    };
+    names.split_whitespace().map(spec).collect()
+}
+
+fn signature(inputs: &str, outputs: &str) -> Signature {
+    let (inputs, outputs) = (specs(inputs), specs(outputs));
+    Signature { model: "m".into(), max_batch_size: 0, inputs, outputs }
+}
+
+/// A plan of steps whose model inputs that end in `?` are optional.
+fn plan(
+    inputs: &str,
+    outputs: &str,
+    steps: &[StepText<'_>],
+    max: Option<u32>,
+) -> Arc<EnsemblePlan> {
+    let pairs = |text: &str| -> BTreeMap<String, String> {
+        let pairs = text.split_whitespace().filter_map(|pair| pair.split_once('='));
+        pairs.map(|(name, tensor)| (name.trim_end_matches('?').into(), tensor.into())).collect()
+    };
+    let names = |text: &str| -> String {
+        text.split_whitespace()
+            .filter_map(|pair| Some(pair.split_once('=')?.0))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let signatures: Vec<_> =
+        steps.iter().map(|(_, i, o, _)| signature(&names(i), &names(o))).collect();
+    let models: Vec<_> = steps
+        .iter()
+        .zip(&signatures)
+        .map(|(step, signature)| StepModel { signature, decoupled: step.3 })
+        .collect();
+    let steps = steps.iter().map(|(model, inputs, outputs, _)| EnsembleStep {
+        model: (*model).into(),
+        version: None,
+        inputs: pairs(inputs),
+        outputs: pairs(outputs),
+    });
+    let ensemble = Ensemble { steps: steps.collect(), max_inflight: max };
+    Arc::new(EnsemblePlan::new(&ensemble, &signature(inputs, outputs), &models))
+}
+
+type Run = EnsembleRun<&'static str>;
+
+fn calls(run: &mut Run) -> Vec<(Call, Vec<Option<&'static str>>)> {
+    std::iter::from_fn(|| run.next_call()).collect()
+}
+
+fn call(step: usize, number: u64) -> Call {
+    Call { step, number }
+}
+
+#[test]
+fn steps_that_do_not_wait_for_each_other_run_at_once() {
+    let steps = [
+        ("left", "i=IN", "o=L", false),
+        ("right", "i=IN", "o=R", false),
+        ("join", "a=L b=R", "o=OUT", false),
+    ];
+    let mut run = Run::new(plan("IN", "OUT", &steps, None), [Some("x")], [0]);
+    let begun = calls(&mut run);
+    assert_eq!(begun, [(call(0, 0), vec![Some("x")]), (call(1, 0), vec![Some("x")])]);
+    run.answered(call(1, 0), |_| Some("r"));
+    run.ended(call(1, 0));
+    assert_eq!((calls(&mut run), run.progress()), (vec![], Progress::Going));
+    run.answered(call(0, 0), |_| Some("l"));
+    run.ended(call(0, 0));
+    assert_eq!(calls(&mut run), [(call(2, 0), vec![Some("l"), Some("r")])]);
+    assert_eq!(run.next_response(), None);
+    run.answered(call(2, 0), |name| (name == "o").then_some("lr"));
+    assert_eq!((run.next_response(), run.next_response()), (Some(vec!["lr"]), None));
+    assert_eq!(run.progress(), Progress::Going);
+    run.ended(call(2, 0));
+    assert_eq!((calls(&mut run), run.progress()), (vec![], Progress::Done));
+}
+
+#[test]
+fn steps_of_which_nothing_is_wanted_do_not_run() {
+    let steps =
+        [("a", "i=IN", "o=A", false), ("b", "i=IN", "o=M", false), ("c", "i=M", "o=B", false)];
+    let plan = plan("IN", "A B", &steps, None);
+    let models = |wanted: &[usize]| -> Vec<usize> {
+        let mut run = Run::new(plan.clone(), [Some("x")], wanted.iter().copied());
+        calls(&mut run).into_iter().map(|(call, _)| call.step).collect()
+    };
+    assert_eq!([models(&[0]), models(&[1]), models(&[0, 1])], [vec![0], vec![1], vec![0, 1]]);
+}
+
+#[test]
+fn an_input_that_is_left_out_is_left_out_of_the_steps_that_do_without() {
+    let steps = [("a", "i=IN o?=MORE", "o=A", false), ("b", "i=MORE", "o=B", false)];
+    let plan = plan("IN MORE?", "A B", &steps, None);
+    let mut run = Run::new(plan.clone(), [Some("x"), None], [0]);
+    assert_eq!(calls(&mut run), [(call(0, 0), vec![Some("x"), None])]);
+    // Nobody can give this one.
+    let mut run = Run::new(plan, [Some("x"), None], [1]);
+    assert_eq!((calls(&mut run), run.progress()), (vec![], Progress::Stuck));
+}
+
+#[test]
+fn an_output_that_a_model_does_not_give_is_missed() {
+    let mut run =
+        Run::new(plan("IN", "OUT", &[("a", "i=IN", "o=OUT", false)], None), [Some("x")], [0]);
+    calls(&mut run);
+    run.answered(call(0, 0), |_| None);
+    run.ended(call(0, 0));
+    assert_eq!((run.next_response(), run.progress()), (None, Progress::Stuck));
+}
+
+#[test]
+fn what_follows_a_decoupled_step_runs_for_each_response_and_answers_in_their_order() {
+    let steps = [("words", "i=IN", "o=W", true), ("shout", "i=W like=IN", "o=S", false)];
+    let mut run = Run::new(plan("IN", "S", &steps, Some(2)), [Some("x")], [0]);
+    assert_eq!(calls(&mut run).len(), 1);
+    for word in ["a", "b", "c"] {
+        run.answered(call(0, 0), |_| Some(word));
+    }
+    run.ended(call(0, 0));
+    // Two at a time.
+    let begun = calls(&mut run);
+    assert_eq!(
+        begun,
+        [(call(1, 0), vec![Some("a"), Some("x")]), (call(1, 1), vec![Some("b"), Some("x")])]
+    );
+    run.answered(call(1, 1), |_| Some("B"));
+    run.ended(call(1, 1));
+    assert_eq!(run.next_response(), None, "the first is not there yet");
+    assert_eq!(calls(&mut run), [(call(1, 2), vec![Some("c"), Some("x")])]);
+    for (number, word) in [(0, "A"), (2, "C")] {
+        run.answered(call(1, number), |_| Some(word));
+        run.ended(call(1, number));
+    }
+    let answers: Vec<_> = std::iter::from_fn(|| run.next_response()).flatten().collect();
+    assert_eq!((answers, run.progress()), (vec!["A", "B", "C"], Progress::Done));
+}
+
+#[test]
+fn decoupled_steps_behind_each_other_give_all_there_is() {
+    let steps = [("a", "i=IN", "o=A", true), ("b", "i=A", "o=B", true)];
+    let mut run = Run::new(plan("IN", "B", &steps, None), [Some("x")], [0]);
+    calls(&mut run);
+    for value in ["1", "2"] {
+        run.answered(call(0, 0), |_| Some(value));
+    }
+    run.ended(call(0, 0));
+    assert_eq!(calls(&mut run).len(), 2);
+    for (number, value) in [(1, "2a"), (0, "1a"), (1, "2b")] {
+        run.answered(call(1, number), |_| Some(value));
+    }
+    run.ended(call(1, 0));
+    run.ended(call(1, 1));
+    let answers: Vec<_> = std::iter::from_fn(|| run.next_response()).flatten().collect();
+    assert_eq!((answers, run.progress()), (vec!["2a", "1a", "2b"], Progress::Done));
+}
+
+#[test]
+fn a_decoupled_step_without_a_response_leaves_nothing_to_do() {
+    let steps = [("a", "i=IN", "o=A", true), ("b", "i=A", "o=B", false)];
+    let mut run = Run::new(plan("IN", "B", &steps, None), [Some("x")], [0]);
+    calls(&mut run);
+    run.ended(call(0, 0));
+    assert_eq!((calls(&mut run), run.progress()), (vec![], Progress::Done));
+}
+
+#[test]
+fn a_decoupled_step_that_is_too_fast_is_held_back() {
+    let steps = [("a", "i=IN", "o=A", true), ("b", "i=A", "o=B", false)];
+    let mut run = Run::new(plan("IN", "B", &steps, Some(3)), [Some("x")], [0]);
+    calls(&mut run);
+    let mut given = 0;
+    while !run.is_behind(call(0, 0)) {
+        run.answered(call(0, 0), |_| Some("v"));
+        calls(&mut run);
+        given += 1;
+        assert!(given < 10);
+    }
+    // Three that run, three that wait.
+    assert_eq!(given, 6);
+    run.ended(call(1, 0));
+    calls(&mut run);
+    assert!(!run.is_behind(call(0, 0)));
+}
+
+/// A step of a random ensemble: what it takes, by places among all tensors before it, how many tensors it
+/// gives, and how many responses it gives if it is decoupled.
+#[derive(Clone, Debug)]
+struct RandomStep {
+    takes: Vec<usize>,
+    gives: usize,
+    responses: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+enum Values {
+    One(u64),
+    Many(Vec<u64>),
+}
+
+fn mixed(parts: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parts.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn value(step: usize, output: usize, response: u64, inputs: &[u64]) -> u64 {
+    mixed((step, output, response, inputs))
+}
+
+/// What a decoupled step's model says with its `response`th response depends on nothing else.
+fn evaluated(steps: &[RandomStep], inputs: usize) -> Vec<Values> {
+    let mut tensors: Vec<Values> = (0..inputs as u64).map(Values::One).collect();
+    for (index, step) in steps.iter().enumerate() {
+        let taken: Vec<Values> = step.takes.iter().map(|&it| tensors[it].clone()).collect();
+        let many = taken.iter().filter_map(|values| match values {
+            Values::Many(values) => Some(values.len()),
+            Values::One(_) => None,
+        });
+        let calls = many.min();
+        let inputs = |number: usize| -> Vec<u64> {
+            let pick = |values: &Values| match values {
+                Values::One(value) => *value,
+                Values::Many(values) => values[number],
+            };
+            taken.iter().map(pick).collect()
+        };
+        for output in 0..step.gives {
+            tensors.push(match (calls, step.responses) {
+                (None, None) => Values::One(value(index, output, 0, &inputs(0))),
+                (None, Some(responses)) => {
+                    let inputs = inputs(0);
+                    Values::Many(
+                        (0..responses).map(|it| value(index, output, it, &inputs)).collect(),
+                    )
+                }
+                (Some(calls), _) => Values::Many(
+                    (0..calls).map(|it| value(index, output, 0, &inputs(it))).collect(),
+                ),
+            });
+        }
+    }
+    tensors
+}
+
+fn random_steps() -> impl Strategy<Value = (usize, Vec<RandomStep>)> {
+    let step = (
+        prop::collection::vec(any::<prop::sample::Index>(), 1..4),
+        1_usize..3,
+        prop::option::weighted(0.3, 0_u64..4),
+    );
+    (1_usize..3, prop::collection::vec(step, 1..7)).prop_map(|(inputs, random)| {
+        let mut repeated = vec![false; inputs];
+        let mut steps = Vec::new();
+        for (takes, gives, responses) in random {
+            let takes: Vec<usize> = takes.iter().map(|it| it.index(repeated.len())).collect();
+            let is_repeated = takes.iter().any(|&it| repeated[it]);
+            // The order in which several calls of one give their responses would be the machine's.
+            let responses = responses.filter(|_| !is_repeated);
+            repeated.extend(std::iter::repeat_n(is_repeated || responses.is_some(), gives));
+            steps.push(RandomStep { takes, gives, responses });
+        }
+        (inputs, steps)
+    })
+}
+
+proptest! {
+    /// Whatever the graph, the outputs wanted, the bound and the order in which calls end: the answers are
+    /// those of running step by step, and no step begins without need or beyond the bound.
+    #[test]
+    fn any_order_gives_what_one_after_the_other_gives(
+        (inputs, steps) in random_steps(),
+        wanted in prop::collection::vec(any::<prop::sample::Index>(), 1..4),
+        max in prop::option::of(1_u32..4),
+        order in prop::collection::vec(any::<prop::sample::Index>(), 1..60),
+    ) {
+        let count = inputs + steps.iter().map(|step| step.gives).sum::<usize>();
+        let name = |tensor: usize| format!("t{tensor}");
+        let mut next = inputs;
+        let texts: Vec<(String, String)> = steps.iter().map(|step| {
+            let takes = step.takes.iter().enumerate().map(|(at, it)| format!("i{at}={}", name(*it)));
+            let gives = (0..step.gives).map(|at| format!("o{at}={}", name(next + at)));
+            let text = (takes.collect::<Vec<_>>().join(" "), gives.collect::<Vec<_>>().join(" "));
+            next += step.gives;
+            text
+        }).collect();
+        let texts: Vec<StepText<'_>> = texts.iter().zip(&steps)
+            .map(|((takes, gives), step)| ("m", takes.as_str(), gives.as_str(), step.responses.is_some()))
+            .collect();
+        let all = |range: std::ops::Range<usize>| range.map(name).collect::<Vec<_>>().join(" ");
+        let plan = plan(&all(0..inputs), &all(inputs..count), &texts, max);
+        let wanted: Vec<usize> = wanted.iter().map(|it| it.index(count - inputs)).collect();
+
+        let mut run =
+            EnsembleRun::new(plan, (0..inputs as u64).map(Some), wanted.iter().copied());
+        let mut order = order.iter().cycle();
+        // Calls that run: what they were given, and how many responses they have still to give.
+        let mut open: Vec<(Call, Vec<u64>, u64, u64)> = Vec::new();
+        let mut begun = vec![0; steps.len()];
+        let mut answers = Vec::new();
+        loop {
+            while let Some((call, given)) = run.next_call() {
+                let given: Vec<u64> = given.into_iter().map(Option::unwrap).collect();
+                open.push((call, given, 0, steps[call.step].responses.unwrap_or(1)));
+                begun[call.step] += 1;
+                let of_step = open.iter().filter(|(it, ..)| it.step == call.step).count();
+                prop_assert!(max.is_none_or(|max| of_step <= max as usize));
+            }
+            answers.extend(std::iter::from_fn(|| run.next_response()));
+            if open.is_empty() {
+                break;
+            }
+            let at = order.next().unwrap().index(open.len());
+            let (call, given, responded, responses) = &mut open[at];
+            if responded == responses {
+                run.ended(*call);
+                open.swap_remove(at);
+            } else {
+                run.answered(*call, |name| {
+                    let output = name.trim_start_matches('o').parse().unwrap();
+                    Some(value(call.step, output, *responded, given))
+                });
+                *responded += 1;
+            }
+        }
+
+        let tensors = evaluated(&steps, inputs);
+        let outputs: Vec<&Values> = wanted.iter().map(|it| &tensors[inputs + it]).collect();
+        let many = outputs.iter().filter_map(|values| match values {
+            Values::Many(values) => Some(values.len()),
+            Values::One(_) => None,
+        });
+        let expected: Vec<Vec<u64>> = (0..many.min().unwrap_or(1)).map(|number| {
+            let pick = |values: &&Values| match values {
+                Values::One(value) => *value,
+                Values::Many(values) => values[number],
+            };
+            outputs.iter().map(pick).collect()
+        }).collect();
+        prop_assert_eq!(answers, expected);
+        prop_assert_eq!(run.progress(), Progress::Done);
+
+        let mut needed = vec![false; steps.len()];
+        let mut walk: Vec<usize> = wanted.iter().map(|it| inputs + it).collect();
+        while let Some(tensor) = walk.pop() {
+            let mut first = inputs;
+            for (index, step) in steps.iter().enumerate() {
+                if (first..first + step.gives).contains(&tensor) && !needed[index] {
+                    needed[index] = true;
+                    walk.extend(&step.takes);
+                }
+                first += step.gives;
+            }
+        }
+        for (needed, begun) in needed.iter().zip(begun) {
+            prop_assert!(*needed || begun == 0);
+        }
+    }
+}
