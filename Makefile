@@ -45,6 +45,10 @@ release: ## Build the server as it is used
 	@scripts/require.sh rust cc
 	$(CARGO) build --release
 
+.PHONY: backend-pytorch
+backend-pytorch: release ## Fetch libtorch, build the library that links it, and install both where the server looks
+	@scripts/build_pytorch.sh $(RELEASE)
+
 .PHONY: examples
 examples: ## Fetch the example models into build/examples
 	@scripts/require.sh python
@@ -104,7 +108,7 @@ test-loom: ## The lock-free parts, under every order of their operations with LO
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --quiet --locked --package nereid-loom
 
 .PHONY: test-clients
-test-clients: debug test-backends test-python test-peer ## Real Triton clients against the server, on both event loops
+test-clients: debug test-backends test-pytorch test-python test-peer ## Real Triton clients against the server, on both event loops
 	@if [ ! -d tests/clients ]; then echo "skipped: tests/clients, because there are none yet"; exit 0; fi; \
 	for driver in io_uring epoll; do \
 		echo "--- $$driver"; \
@@ -172,6 +176,13 @@ debug:
 .PHONY: test-backends
 test-backends: debug
 	@$(DEBUG) backend install onnxruntime --directory $(TEST_BACKENDS)
+
+# libtorch is large and its library takes minutes to compile, once; where they cannot be had, the tests
+# that need them skip by name.
+.PHONY: test-pytorch
+test-pytorch: debug
+	@scripts/require.sh rust cc
+	@scripts/build_pytorch.sh $(DEBUG) $(TEST_BACKENDS) --optional
 
 .PHONY: test-python
 test-python:

@@ -10,6 +10,8 @@ mod host;
 mod identity;
 pub mod onnxruntime;
 mod ops;
+mod parameters;
+pub mod pytorch;
 mod repeat;
 mod request;
 

@@ -11,7 +11,7 @@ mod wires;
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     thread,
@@ -26,7 +26,9 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime},
+    backend::{
+        BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime, pytorch::PyTorch,
+    },
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -188,17 +190,19 @@ pub fn find_backends(directory: Option<PathBuf>) -> Backends {
         let devices = || Err("this server does not open GPUs yet".to_owned());
         Ok(Arc::new(Cuda::new(compilers.clone(), devices)))
     });
-    backends.add("onnxruntime", move || {
-        let directory = directory.as_ref().ok_or_else(|| {
-            BackendError(
-                "neither --backend-directory, $NEREID_BACKEND_DIR nor $HOME says where back ends \
-                 lie"
-                .to_owned(),
-            )
-        })?;
-        Ok(Arc::new(OnnxRuntime::open(directory)?))
-    });
+    let place = directory.clone();
+    backends.add("onnxruntime", move || Ok(Arc::new(OnnxRuntime::open(known(place.as_deref())?)?)));
+    backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));
     backends
+}
+
+fn known(directory: Option<&Path>) -> Result<&Path, BackendError> {
+    directory.ok_or_else(|| {
+        BackendError(
+            "neither --backend-directory, $NEREID_BACKEND_DIR nor $HOME says where back ends lie"
+                .to_owned(),
+        )
+    })
 }
 
 fn listen(
