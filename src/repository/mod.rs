@@ -15,6 +15,7 @@ mod autocomplete;
 mod check;
 mod definition;
 mod draft;
+mod ensembles;
 mod error;
 mod fingerprint;
 mod json;
@@ -37,6 +38,7 @@ pub use agents::{Action, Agent, AgentChain, AgentError, AgentModel, AgentSession
 pub use check::{Finding, Inspect, Severity, check};
 pub use definition::Definition;
 pub use draft::Draft;
+pub use ensembles::{Composing, ensemble_faults, returns_to};
 pub use error::{Error, Location};
 pub use fingerprint::Fingerprint;
 pub use json::{from_json, to_json};

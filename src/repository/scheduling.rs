@@ -182,6 +182,9 @@ pub struct Ensemble {
 pub struct EnsembleStep {
     /// The model's name.
     pub model: String,
+    /// The repository that the model is from, where names are not unique; empty for the ensemble's own,
+    /// or the only one that has such a model.
+    pub namespace: String,
     /// Its version; `None` for the latest.
     pub version: Option<i64>,
     /// The ensemble's tensor for each of the model's inputs.
@@ -328,6 +331,7 @@ impl From<&ModelEnsembling> for Ensemble {
     fn from(ensemble: &ModelEnsembling) -> Self {
         let steps = ensemble.step.iter().map(|step| EnsembleStep {
             model: step.model_name.clone(),
+            namespace: step.model_namespace.clone(),
             version: (step.model_version > 0).then_some(step.model_version),
             inputs: step.input_map.clone(),
             outputs: step.output_map.clone(),
