@@ -10,6 +10,7 @@
 //! - [`scheduler`]: what runs next, and what runs together; state machines over a clock.
 //! - [`backend`]: what runs models: [`Backend`](backend::Backend) → [`Model`](backend::Model) →
 //!   [`Instance`](backend::Instance).
+//! - [`device`]: GPUs and their twin on the host: memory, streams, events, and what runs when.
 //! - [`memory`]: where tensors lie, and the budget that bounds them.
 //! - [`repository`]: model folders and their `config.pbtxt`.
 //! - [`runtime`]: one thread, one core, one event loop; the only room that names io_uring or epoll.
@@ -24,6 +25,7 @@
 
 pub mod backend;
 pub mod cli;
+pub mod device;
 pub mod inference;
 pub mod ingress;
 pub mod memory;
