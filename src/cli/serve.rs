@@ -25,7 +25,7 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, onnxruntime::OnnxRuntime},
+    backend::{BackendError, Identity, Repeat, onnxruntime::OnnxRuntime},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -112,8 +112,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     };
     let regions = Regions::new(args.allow_client_shm);
     let instance_cores = args.instance_cores(&topology, count).map_err(ServeError::OtherFlags)?;
-    let server =
-        Arc::new(Server::new(reactors.handles(), instance_cores, pool, regions, observers));
+    let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
     let control = control(args, server.clone());
     let listeners = listen(args, &control)?;
@@ -172,6 +171,7 @@ fn load(
 pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
+    backends.add("repeat", || Ok(Arc::new(Repeat)));
     backends.add("onnxruntime", move || {
         let directory = directory.as_ref().ok_or_else(|| {
             BackendError(

@@ -11,6 +11,7 @@ mod parameters;
 mod request;
 mod response;
 mod rope;
+mod sequence;
 mod shape;
 mod signature;
 
@@ -21,5 +22,6 @@ pub use parameters::{Parameter, Parameters};
 pub use request::{InferInput, InferRequest, RegionRange, RequestedOutput};
 pub use response::{InferOutput, InferResponse};
 pub use rope::Rope;
+pub use sequence::{CorrelationId, Sequence};
 pub use shape::Shape;
 pub use signature::{Admitted, AdmittedInput, Signature, TensorSpec};

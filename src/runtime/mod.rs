@@ -30,7 +30,7 @@ pub use per_reactor::PerReactor;
 pub use reactor::{
     Message, ReactorHandle, ReactorSettings, Reactors, StartError, current, spawn, try_current,
 };
-pub use reply::{ReplyReceiver, ReplySender, reply_channel};
+pub use reply::{End, ReplyReceiver, ReplySender, Unread, reply_channel};
 pub use stall::{Label, label};
 pub use tcp::TcpStream;
 pub use timer::{HyperTimer, Sleep, sleep, sleep_until};

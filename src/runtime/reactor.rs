@@ -379,7 +379,7 @@ mod tests {
                 let (sender, mut receiver) = reply_channel();
                 other
                     .send(Box::new(move || {
-                        sender.send(1);
+                        sender.send(1).unwrap();
                         thread::spawn(move || sender.finish(2)).join().unwrap();
                     }))
                     .unwrap();
