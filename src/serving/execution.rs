@@ -204,6 +204,9 @@ impl Executed {
                 continue;
             }
             let total = now - job.arrived;
+            if let Some(account) = &job.account {
+                account.add(began - job.arrived, times);
+            }
             version.statistics.succeeded(reactor, total, began - job.arrived, total);
             if let Some(trace) = job.trace {
                 traced(trace, began, times, now, &outputs);

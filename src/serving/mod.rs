@@ -16,6 +16,7 @@ mod ask;
 mod batch;
 mod classification;
 mod control;
+mod ensemble;
 mod execution;
 mod inline;
 mod instance_cores;

@@ -11,7 +11,7 @@ use crate::{
     backend::{ModelRequest, ModelResponse, Respond, Responder, ResponseError},
     inference::{Error, InferResponse, Timestamp},
     observe::{
-        ResponseKind,
+        BatchTimes, ResponseKind,
         trace::{Event, TracedTensor},
     },
     runtime::{ReactorHandle, Unread},
@@ -221,6 +221,10 @@ impl Job {
             Some(error) => statistics.failed(reactor, job::kind(&error), total),
             None => {
                 let (queued, first) = (began - self.arrived, first - self.arrived);
+                if let Some(account) = &self.account {
+                    let compute_infer = now - began;
+                    account.add(queued, BatchTimes { compute_infer, ..BatchTimes::default() });
+                }
                 statistics.succeeded(reactor, total, queued, first);
             }
         }

@@ -12,16 +12,17 @@ use smallvec::SmallVec;
 
 use super::{
     ask::FromInside,
+    ensemble::StepVersion,
     instance_cores::InstanceCores,
     job::Reply,
-    version::{LoadedVersion, Site, VersionError, VersionSpec},
+    version::{EnsembleSpec, LoadedVersion, Site, VersionError, VersionSpec},
 };
 use crate::{
     backend::Host,
     inference::{Error, InferRequest},
     memory::{BufferPool, Regions},
     observe::{MetricsSettings, trace::Tracer},
-    repository::ModelId,
+    repository::{EnsembleStep, ModelId},
     runtime::{ReactorHandle, ReplyReceiver, pin_to},
 };
 
@@ -157,15 +158,43 @@ impl Server {
     /// # Errors
     /// When the version cannot be started.
     pub(super) fn start(&self, spec: VersionSpec) -> Result<Arc<LoadedVersion>, VersionError> {
+        LoadedVersion::start(spec, &self.site())
+    }
+
+    /// Makes a version of an ensemble, which is not served yet.
+    pub(super) fn start_ensemble(&self, spec: EnsembleSpec) -> Arc<LoadedVersion> {
+        LoadedVersion::of_steps(spec, &self.site())
+    }
+
+    fn site(&self) -> Site<'_> {
         let next = self.next_home.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
-        let site = Site {
+        Site {
             reactors: &self.reactors,
             home: &self.reactors[next],
             instance_cores: &self.instance_cores,
             host: &self.host,
             observers: &self.observers,
+        }
+    }
+
+    /// The version that a step of the ensemble `id` runs. Where names are not unique, that is the model in
+    /// the namespace that the step gives, else in the ensemble's own, else the only one of the name.
+    pub(super) fn step_version(&self, id: &ModelId, step: &EnsembleStep) -> Option<StepVersion> {
+        let models = self.models.load();
+        let namesakes = models.get(step.model.as_str())?;
+        let of = |namespace: &str| {
+            namesakes.iter().find(|(namesake, _)| namesake.namespace == namespace)
         };
-        LoadedVersion::start(spec, &site)
+        let only = || namesakes.first().filter(|_| namesakes.len() == 1);
+        let given = of(&step.namespace).filter(|_| !step.namespace.is_empty());
+        let (_, versions) = given.or_else(|| of(&id.namespace)).or_else(only)?;
+        let newest = versions.values().next_back()?;
+        let wanted = match step.version {
+            Some(version) => versions.get(&version),
+            None => Some(newest),
+        };
+        let is_wanted = wanted.is_some();
+        Some(StepVersion { version: wanted.unwrap_or(newest).clone(), is_wanted })
     }
 
     /// Serves these versions of a model from now on, in place of all that were served of it. None

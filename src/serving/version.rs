@@ -5,6 +5,7 @@ use std::{
 };
 
 use super::{
+    ensemble::{self, EnsembleSteps, Parent},
     execution::Executed,
     inline::{self, Pace},
     instance_cores::InstanceCores,
@@ -57,6 +58,30 @@ pub struct VersionSpec {
     pub agents: Option<Arc<AgentChain>>,
 }
 
+/// Everything that a version of an ensemble needs to be served.
+pub struct EnsembleSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The repository that it is from, where names are not unique; else empty.
+    pub namespace: Arc<str>,
+    /// The version.
+    pub version: i64,
+    /// Its configuration, complete.
+    pub config: Arc<proto::ModelConfig>,
+    /// Its tensors.
+    pub signature: Arc<Signature>,
+    /// The names of classes, for outputs that have them.
+    pub labels: Arc<Labels>,
+    /// What it runs.
+    pub steps: Arc<EnsembleSteps>,
+    /// When loading it began.
+    pub began: Timestamp,
+    /// Its folder, when it is not in a repository.
+    pub folder: Option<Arc<TemporaryFolder>>,
+    /// The agents that look after its folder.
+    pub agents: Option<Arc<AgentChain>>,
+}
+
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
 /// instances live on reactors and threads, and end when the last request has been answered.
 pub struct LoadedVersion {
@@ -90,6 +115,8 @@ pub struct LoadedVersion {
     runs_inline: bool,
     /// One on every reactor when the model runs inline, else one at home.
     shards: PerReactor<ShardHandle>,
+    /// What runs instead, if it is an ensemble, which has no instances and no queue.
+    pub(super) steps: Option<Arc<EnsembleSteps>>,
 }
 
 /// What versions of models are started on.
@@ -194,6 +221,7 @@ impl LoadedVersion {
             home: site.home.clone(),
             runs_inline,
             shards: PerReactor::new(site.reactors),
+            steps: None,
         });
         if runs_inline {
             let pace = Pace::of(spec.model.inline_fitness());
@@ -218,6 +246,33 @@ impl LoadedVersion {
         Ok(version)
     }
 
+    /// An ensemble is served wherever its requests come in.
+    pub fn of_steps(spec: EnsembleSpec, site: &Site<'_>) -> Arc<Self> {
+        let plan = site.observers.metrics.plan(&spec.config);
+        let served = site.reactors.iter().map(|_| true);
+        let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
+        Arc::new(Self {
+            tracer: site.observers.tracer.of_model(&spec.name),
+            name: spec.name,
+            namespace: spec.namespace,
+            version: spec.version,
+            config: spec.config,
+            signature: spec.signature,
+            labels: spec.labels,
+            statistics: Arc::new(statistics),
+            load_time: Timestamp::now() - spec.began,
+            decoupled: spec.steps.are_decoupled(),
+            host: site.host.clone(),
+            takes_requests: false,
+            _folder: spec.folder,
+            agents: spec.agents,
+            home: site.home.clone(),
+            runs_inline: true,
+            shards: PerReactor::new(site.reactors),
+            steps: Some(spec.steps),
+        })
+    }
+
     /// Starts a shard on `reactor` and waits until it is there.
     fn place(
         self: &Arc<Self>,
@@ -240,14 +295,28 @@ impl LoadedVersion {
     ///
     /// # Errors
     /// When the request does not fit the model, or too much waits already.
-    pub fn infer(
+    pub fn infer(self: &Arc<Self>, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
+        self.infer_within(request, Parent::default())
+    }
+
+    /// Takes a request in that is a part of another.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) fn infer_within(
         self: &Arc<Self>,
         mut request: InferRequest,
+        parent: Parent,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let arrived = Timestamp::now();
         let admitted = self.signature.admit(&mut request)?;
         let (reply, answer) = reply_channel();
-        let mut trace = self.tracer.begin(&self.name, self.version, &request.id);
+        let mut trace = match &parent.trace {
+            None => self.tracer.begin(&self.name, self.version, &request.id),
+            Some(outer) => {
+                Some(self.tracer.begin_within(outer, &self.name, self.version, &request.id))
+            }
+        };
         if let Some(trace) = &mut trace {
             trace.at(Event::RequestStart, arrived);
             trace.at(Event::QueueStart, Timestamp::now());
@@ -265,10 +334,12 @@ impl LoadedVersion {
             deadline: request.deadline,
             arrived,
             reply,
+            account: parent.account,
         };
-        match self.shards.get() {
-            Some(shard) => shard.submit(job),
-            None => self.send_home(job)?,
+        match (&self.steps, self.shards.get()) {
+            (Some(steps), _) => ensemble::start(steps.clone(), job),
+            (None, Some(shard)) => shard.submit(job),
+            (None, None) => self.send_home(job)?,
         }
         Ok(answer)
     }

@@ -201,7 +201,8 @@ impl<T: Clone> EnsembleRun<T> {
             return None;
         }
         let place = |tensor: TensorIndex| if plan.tensors[tensor].repeated { number } else { 0 };
-        let is_there = |tensor: TensorIndex| self.tensors[tensor].values.contains_key(&place(tensor));
+        let is_there =
+            |tensor: TensorIndex| self.tensors[tensor].values.contains_key(&place(tensor));
         if !step.inputs.iter().all(|input| is_there(input.tensor)) {
             return None;
         }

@@ -46,6 +46,11 @@ impl Dependencies {
         self.ensembles.get(id).cloned().unwrap_or_default()
     }
 
+    /// Whether a model of this name is an ensemble that is to be served.
+    pub fn is_ensemble(&self, model: &str) -> bool {
+        self.ensembles.keys().any(|id| id.name == model)
+    }
+
     /// Whether nobody asked for the model and no ensemble has a step for it.
     pub fn is_orphan(&self, id: &ModelId) -> bool {
         !self.asked_for.contains(id)
@@ -58,7 +63,8 @@ impl Dependencies {
 pub fn in_order(mut ensembles: BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
     let mut groups = Vec::new();
     while !ensembles.is_empty() {
-        let is_free = |models: &BTreeSet<String>| !models.iter().any(|it| ensembles.contains_key(it));
+        let is_free =
+            |models: &BTreeSet<String>| !models.iter().any(|it| ensembles.contains_key(it));
         let free = ensembles.iter().filter(|(_, models)| is_free(models));
         let mut group: Vec<String> = free.map(|(name, _)| name.clone()).collect();
         if group.is_empty() {
@@ -119,7 +125,10 @@ mod tests {
             wants(&[("a", &["b", "m"]), ("b", &["c"]), ("c", &["m"]), ("d", &[])]),
             [vec!["c", "d"], vec!["b"], vec!["a"]]
         );
-        assert_eq!(wants(&[("a", &["b"]), ("b", &["a"]), ("c", &["m"])]), [vec!["c"], vec!["a", "b"]]);
+        assert_eq!(
+            wants(&[("a", &["b"]), ("b", &["a"]), ("c", &["m"])]),
+            [vec!["c"], vec!["a", "b"]]
+        );
         assert!(wants(&[]).is_empty());
     }
 }

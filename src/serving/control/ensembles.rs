@@ -8,11 +8,8 @@ use std::{
 use super::{Action, Done, ModelControl, Task, dependencies::in_order, lock};
 use crate::{
     inference::Error,
-    repository::{Ensemble, EnsembleStep, Entry, ModelId, ensemble_faults, returns_to},
-    serving::{
-        ensemble::{self, EnsembleSteps},
-        load::{LoadFailure, Source},
-    },
+    repository::{Ensemble, EnsembleStep, Entry, ModelId, returns_to},
+    serving::load::{LoadFailure, Source},
 };
 
 /// Why models could not be loaded, by their names.
@@ -20,11 +17,11 @@ pub type Failures = BTreeMap<String, Error>;
 
 /// What came of a task, and what there is to do because of it before its end is told.
 pub struct Ran {
-    outcome: Result<(), Error>,
+    pub outcome: Result<(), Error>,
     /// Ensembles that are to be loaded once their models are.
     pub ensembles: Vec<(Source, Ensemble)>,
     /// Ensembles that may be served otherwise now, or not any more.
-    dependents: Vec<ModelId>,
+    pub dependents: Vec<ModelId>,
     /// Models that nobody may want any more.
     pub orphans: Vec<String>,
 }
@@ -52,7 +49,9 @@ impl ModelControl {
         let control = self.clone();
         let name = name.to_owned();
         // What comes of looking at others again is in the log.
-        self.run_then(next, move |_| control.load_ensembles(&name, outcome, ensembles, is_wanted, done));
+        self.run_then(next, move |_| {
+            control.load_ensembles(&name, outcome, ensembles, is_wanted, done)
+        });
     }
 
     /// Loads the models of the first of `ensembles`, then itself, and so on with the others.
@@ -130,7 +129,8 @@ impl ModelControl {
                 folder: None,
             };
             let ensemble = entry.error.is_none().then(source);
-            let ensemble = ensemble.and_then(|source| Some((self.loader.ensemble(&source)?, source)));
+            let ensemble =
+                ensemble.and_then(|source| Some((self.loader.ensemble(&source)?, source)));
             match ensemble {
                 None => first.push((name, Action::LoadEntry(entry))),
                 Some((ensemble, source)) => {
@@ -171,10 +171,10 @@ impl ModelControl {
     ) -> Result<(), LoadFailure> {
         let Some(ensemble) = self.loader.ensemble(source) else { return self.load_source(source) };
         lock(&self.dependencies).wants(&source.id, &ensemble);
-        let checked = self.check_circles(&source.id, &ensemble);
-        let loaded = checked
-            .and_then(|()| self.check_models(&source.id, source, &ensemble, failures))
-            .and_then(|()| self.load_source(source));
+        let loaded = self
+            .check_circles(&source.id, &ensemble)
+            .and_then(|()| self.load_source(source))
+            .map_err(|failure| self.explained(&source.id, failure, failures));
         if loaded.is_err() && self.is_outdated(&source.id) {
             self.take_out(&source.id);
         }
@@ -208,10 +208,10 @@ impl ModelControl {
     }
 
     /// Whether a served ensemble runs a model that is not served any more, or has a newer version.
-    fn is_outdated(&self, id: &ModelId) -> bool {
+    pub(super) fn is_outdated(&self, id: &ModelId) -> bool {
         let served = self.server.served(id);
         let steps = served.values().filter_map(|version| version.steps.as_ref());
-        steps.into_iter().any(|steps| !steps.is_current(&self.server, id))
+        steps.into_iter().any(|steps| !steps.are_current(&self.server, id))
     }
 
     pub(super) fn check_circles(
@@ -233,53 +233,26 @@ impl ModelControl {
         }
     }
 
-    fn check_models(
-        &self,
-        id: &ModelId,
-        source: &Source,
-        ensemble: &Ensemble,
-        failures: &Failures,
-    ) -> Result<(), LoadFailure> {
-        let mut missing = Vec::new();
-        for step in &ensemble.steps {
-            if ensemble::served_model(&self.server, id, step).is_some() {
-                continue;
-            }
-            let (model, id) = (&step.model, &id.name);
-            match failures.get(model) {
-                Some(Error::ModelNotLoaded { reason, .. })
-                    if lock(&self.dependencies).models(&ModelId {
-                        name: model.clone(),
-                        namespace: String::new(),
-                    }).is_empty() =>
-                {
-                    return Err(LoadFailure::Ensemble(format!(
-                        "ensemble '{id}' depends on '{model}' which has no loaded version. Model \
-                         '{model}' loading failed with error: {reason}"
-                    )));
-                }
-                Some(Error::ModelNotLoaded { reason, .. }) => {
-                    return Err(LoadFailure::Ensemble(format!(
-                        "ensemble '{id}' depends on '{model}' which is not valid. Model '{model}' \
-                         failed with error: {reason}"
-                    )));
-                }
-                _ if !missing.contains(model) => missing.push(model.clone()),
-                _ => {}
-            }
-        }
-        if !missing.is_empty() {
-            return Err(LoadFailure::Ensemble(format!(
+    /// Says of models that are not served why, as far as it is known.
+    fn explained(&self, id: &ModelId, failure: LoadFailure, failures: &Failures) -> LoadFailure {
+        let LoadFailure::MissingModels(missing) = failure else { return failure };
+        let known = missing.iter().find_map(|model| match failures.get(model)? {
+            Error::ModelNotLoaded { reason, .. } => Some((model, reason.trim_end())),
+            _ => None,
+        });
+        LoadFailure::Ensemble(match known {
+            Some((model, reason)) if lock(&self.dependencies).is_ensemble(model) => format!(
+                "ensemble '{id}' depends on '{model}' which is not valid. Model '{model}' failed with \
+                 error: {reason}"
+            ),
+            Some((model, reason)) => format!(
+                "ensemble '{id}' depends on '{model}' which has no loaded version. Model '{model}' \
+                 loading failed with error: {reason}"
+            ),
+            None => format!(
                 "ensemble {id} contains models that are not available or ambiguous: {}",
                 missing.join(", ")
-            )));
-        }
-        let signature = self.loader.signature(source)?;
-        let models = EnsembleSteps::composing(&self.server, id, ensemble);
-        let models: Vec<_> = models.iter().map(|model| model.as_composing()).collect();
-        match ensemble_faults(&signature, ensemble, &models).into_iter().next() {
-            None => Ok(()),
-            Some(fault) => Err(LoadFailure::Ensemble(fault)),
-        }
+            ),
+        })
     }
 }

@@ -14,12 +14,7 @@ use crate::{
 
 impl ModelControl {
     /// Does it. Nothing else is done to models of this name meanwhile.
-    pub(super) fn run(
-        self: &Arc<Self>,
-        name: &str,
-        action: Action,
-        is_wanted: bool,
-    ) -> Ran {
+    pub(super) fn run(self: &Arc<Self>, name: &str, action: Action, is_wanted: bool) -> Ran {
         match action {
             Action::Load(overrides) => self.load_named(name, overrides, is_wanted, true),
             Action::LoadForEnsemble => {
@@ -134,10 +129,7 @@ impl ModelControl {
         Ran { orphans, ..self.ran(name, Ok(())) }
     }
 
-    fn load_entry(
-        self: &Arc<Self>,
-        entry: Entry,
-    ) -> Result<(), LoadFailure> {
+    fn load_entry(self: &Arc<Self>, entry: Entry) -> Result<(), LoadFailure> {
         match entry.error {
             Some(error) => Err(error.into()),
             None => {
@@ -157,7 +149,8 @@ impl ModelControl {
             None => Some(Fingerprint::of(&source.dir)?),
         };
         let then = lock(&self.records).loaded_as(id).cloned();
-        if !served.is_empty() && now.is_some() && now == then {
+        let is_outdated = self.is_outdated(id);
+        if !served.is_empty() && now.is_some() && now == then && !is_outdated {
             log::info!("'{id}' is loaded already and has not changed");
             return Ok(());
         }
@@ -232,6 +225,10 @@ impl From<repository::Error> for Refusal {
 fn answer(id: &ModelId, failure: LoadFailure) -> Error {
     let model = id.to_string();
     match failure {
+        LoadFailure::MissingModels(models) => {
+            let reason = format!("these of its models are not served: {}", models.join(", "));
+            Error::ModelNotLoaded { model, reason }
+        }
         LoadFailure::Ensemble(reason) => {
             log::error!("failed to load '{id}': {reason}");
             Error::ModelNotLoaded { model, reason }

@@ -9,8 +9,8 @@ use smallvec::SmallVec;
 use super::{Account, EnsembleSteps, Parent};
 use crate::{
     inference::{
-        CorrelationId, DataType, Error, InferInput, InferOutput, InferRequest, InferResponse, Parameter,
-        Parameters, RequestedOutput, Rope, Shape, Timestamp,
+        CorrelationId, DataType, Error, InferInput, InferOutput, InferRequest, InferResponse,
+        Parameter, Parameters, RequestedOutput, Rope, Shape, Timestamp,
     },
     observe::trace::Event,
     runtime::{End, ReplyReceiver, current, spawn},
@@ -129,7 +129,9 @@ impl Flow {
         let signature = &version.signature;
         let batched = signature.max_batch_size > 0;
         for (input, tensor) in step.inputs.iter().zip(inputs) {
-            let Some(Tensor { datatype, shape, data, batched: was_batched }) = tensor else { continue };
+            let Some(Tensor { datatype, shape, data, batched: was_batched }) = tensor else {
+                continue;
+            };
             let spec = signature.inputs.iter().find(|spec| spec.name == input.name);
             let shape = match spec {
                 Some(spec) => fitted(shape, was_batched, &spec.dims, batched),
@@ -138,10 +140,8 @@ impl Flow {
             request.inputs.push(InferInput::new(&*input.name, datatype, shape, data));
         }
         let names = self.steps.plan.output_names(call.step);
-        let wanted = names.map(|name| RequestedOutput {
-            name: (&**name).into(),
-            ..RequestedOutput::default()
-        });
+        let wanted = names
+            .map(|name| RequestedOutput { name: (&**name).into(), ..RequestedOutput::default() });
         request.outputs = wanted.collect();
         request
     }
@@ -195,9 +195,13 @@ impl Flow {
         }
         match self.run.progress() {
             Progress::Done => Ok(Poll::Ready(held)),
-            Progress::Stuck => Err(self.of_this_ensemble(Error::EnsembleStuck.in_request(&self.job.id))),
+            Progress::Stuck => {
+                Err(self.of_this_ensemble(Error::EnsembleStuck.in_request(&self.job.id)))
+            }
             // Of one that answers once, this is the answer.
-            Progress::Going if held.is_some() && !self.job.version.decoupled => Ok(Poll::Ready(held)),
+            Progress::Going if held.is_some() && !self.job.version.decoupled => {
+                Ok(Poll::Ready(held))
+            }
             Progress::Going => {
                 if let Some(response) = held {
                     self.send(response)?;
@@ -221,7 +225,8 @@ impl Flow {
         let batched = signature.max_batch_size > 0;
         let mut outputs: SmallVec<[InferOutput; 2]> = SmallVec::new();
         for (&index, tensor) in job.admitted.outputs.iter().zip(tensors) {
-            let (Some(spec), Some(tensor)) = (signature.outputs.get(usize::from(index)), tensor) else {
+            let (Some(spec), Some(tensor)) = (signature.outputs.get(usize::from(index)), tensor)
+            else {
                 continue;
             };
             outputs.push(InferOutput {

@@ -6,20 +6,20 @@
 
 mod flow;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
-use std::time::Duration;
 
 pub use self::flow::start;
 use super::{server::Server, version::LoadedVersion};
 use crate::{
     inference::Signature,
     observe::{BatchTimes, trace::TraceParent},
-    repository::{
-        Composing, Ensemble, EnsembleStep, ModelId, ensemble_faults,
-    },
+    repository::{Composing, Ensemble, ModelId, ensemble_faults},
     scheduler::EnsemblePlan,
 };
 
