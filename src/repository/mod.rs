@@ -13,6 +13,7 @@ mod agents;
 mod agreement;
 mod autocomplete;
 mod check;
+mod content;
 mod definition;
 mod draft;
 mod ensembles;
@@ -36,6 +37,7 @@ mod versions;
 
 pub use agents::{Action, Agent, AgentChain, AgentError, AgentModel, AgentSession, Agents};
 pub use check::{Finding, Inspect, Severity, check};
+pub use content::content_digest;
 pub use definition::Definition;
 pub use draft::Draft;
 pub use ensembles::{Composing, ensemble_faults, returns_to};
@@ -48,8 +50,8 @@ pub use options::{Gpu, Options};
 pub use overrides::Overrides;
 pub use scheduling::{
     DynamicBatching, Ensemble, EnsembleStep, InitialState, InitialStateData, QueuePolicy,
-    Scheduling, SequenceBatching, SequenceControl, SequenceControlKind, SequenceState,
-    SequenceStrategy, TimeoutAction,
+    RateLimit, Resource, Scheduling, SequenceBatching, SequenceControl, SequenceControlKind,
+    SequenceState, SequenceStrategy, TimeoutAction,
 };
 pub use source::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};
 pub use temporary::TemporaryFolder;

@@ -168,6 +168,26 @@ pub enum InitialStateData {
     File(String),
 }
 
+/// What an instance holds while it runs, so that instances that share it take turns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// The resource's name.
+    pub name: String,
+    /// Whether all devices share it; else each has as much of its own.
+    pub global: bool,
+    /// How much of it.
+    pub count: u32,
+}
+
+/// How an instance takes turns with others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RateLimit {
+    /// All that it needs at once.
+    pub resources: Vec<Resource>,
+    /// How many times each of its runs counts; 0 as 1.
+    pub priority: u32,
+}
+
 /// The steps of an ensemble.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ensemble {

@@ -13,4 +13,4 @@ pub use cache::{
 };
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
 pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput};
-pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit, ResourceNeed};
+pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit};

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::{
     batch::{self, Outputs},
-    classification,
+    cache, classification,
     job::Job,
     respond,
     rows::SharedRows,
@@ -195,7 +195,10 @@ impl Executed {
         if let Some(first) = jobs.first() {
             first.version.statistics.executed(reactor, rows, jobs.len() as u64, times);
         }
-        for (job, mut outputs) in jobs.into_iter().zip(responses) {
+        for (mut job, mut outputs) in jobs.into_iter().zip(responses) {
+            if job.cache_slot.is_some() {
+                cache::keep(&mut job, &outputs, &Parameters::default(), reactor);
+            }
             let version = &job.version;
             if !job.admitted.classes.is_empty()
                 && let Err(error) = classification::apply(version, &job.admitted, &mut outputs)

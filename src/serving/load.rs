@@ -85,6 +85,9 @@ impl VersionFault {
         match self {
             Self::Repository(error) => error.code(),
             Self::WarmUp(error) => error.refusal().map_or(Code::Internal, Error::code),
+            Self::Version(error) if matches!(**error, VersionError::Limit(_)) => {
+                Code::InvalidArgument
+            }
             Self::Backend(_) | Self::Version(_) | Self::UnavailableBackend { .. } => Code::Internal,
             Self::UnknownBackend { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } => Code::Unsupported,
@@ -279,6 +282,7 @@ impl Loader {
                     config: definition.config.clone(),
                     signature: definition.signature.clone(),
                     labels: definition.labels.clone(),
+                    identity: server.identity(&source.id, &definition, version),
                     steps: steps.clone(),
                     began: beginning,
                     folder: source.folder.clone(),
@@ -393,6 +397,8 @@ fn start_version(
         labels: definition.labels.clone(),
         policy: BatchingPolicy { max_batch_size: definition.signature.max_batch_size, dynamic },
         placements: definition.placements.clone(),
+        rate_limits: definition.rate_limits.clone(),
+        identity: server.identity(&source.id, definition, version),
         warm_ups,
         model,
         began,

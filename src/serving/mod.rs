@@ -14,6 +14,7 @@
 
 mod ask;
 mod batch;
+mod cache;
 mod classification;
 mod control;
 mod ensemble;
@@ -22,6 +23,7 @@ mod inline;
 mod instance_cores;
 mod instance_thread;
 mod job;
+mod limiter;
 mod load;
 mod respond;
 mod rows;
@@ -33,12 +35,14 @@ mod warm_up;
 #[cfg(test)]
 mod tests;
 
+pub use cache::{CacheSettings, Caches, RedisSettings};
 pub use control::{
     ControlMode, ControlSettings, IndexEntry, ModelControl, ModelStatus, Polling, Startup,
     VersionState,
 };
 pub use instance_cores::InstanceCores;
 pub use job::Reply;
+pub use limiter::Limiter;
 pub use load::{Backends, Loader};
 pub use server::{Observers, Server, ServerState};
 pub use version::{LoadedVersion, Site, VersionError, VersionSpec};

@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::{
-    batch, classification,
+    batch, cache, classification,
     job::{self, Job, Reply},
 };
 use crate::{
@@ -215,6 +215,11 @@ impl Job {
             (Some(error), _) | (None, Some(Err(error))) => return self.fail(reactor, error),
             (None, last) => last,
         };
+        if let Some(Ok(response)) = &last
+            && self.admitted.classes.is_empty()
+        {
+            cache::keep(&mut self, &response.outputs, &response.parameters, reactor);
+        }
         let statistics = &self.version.statistics;
         let total = now - self.arrived;
         match failure {

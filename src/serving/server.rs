@@ -1,20 +1,23 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
 };
 
 use arc_swap::ArcSwap;
+use prost::Message as _;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::{
     ask::FromInside,
+    cache::Caches,
     ensemble::StepVersion,
     instance_cores::InstanceCores,
     job::Reply,
+    limiter::Limiter,
     version::{EnsembleSpec, LoadedVersion, Site, VersionError, VersionSpec},
 };
 use crate::{
@@ -22,8 +25,9 @@ use crate::{
     inference::{Error, InferRequest},
     memory::{BufferPool, Regions},
     observe::{MetricsSettings, trace::Tracer},
-    repository::{EnsembleStep, ModelId},
+    repository::{Definition, EnsembleStep, ModelId, content_digest},
     runtime::{ReactorHandle, ReplyReceiver, pin_to},
+    scheduler::ModelIdentity,
 };
 
 /// Where the server is in its life.
@@ -49,6 +53,8 @@ pub struct Server {
     host: Arc<Host>,
     regions: Regions,
     observers: Observers,
+    cache: OnceLock<Arc<Caches>>,
+    limiter: OnceLock<Arc<Limiter>>,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
     incomplete: AtomicBool,
@@ -87,6 +93,8 @@ impl Server {
             host: Arc::new(Host { pool, models: Box::new(FromInside(this.clone())) }),
             regions,
             observers,
+            cache: OnceLock::new(),
+            limiter: OnceLock::new(),
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
         })
@@ -174,7 +182,53 @@ impl Server {
             instance_cores: &self.instance_cores,
             host: &self.host,
             observers: &self.observers,
+            cache: self.cache.get(),
+            limiter: self.limiter.get(),
         }
+    }
+
+    /// Keeps the answers of models that want it here. To be called before models are started.
+    pub fn keep_answers_in(&self, caches: Arc<Caches>) {
+        // Only the first counts, and there is one.
+        let _ = self.cache.set(caches);
+    }
+
+    /// Makes instances that share resources take turns. To be called before models are started.
+    pub fn share_resources_by(&self, limiter: Arc<Limiter>) {
+        // Only the first counts, and there is one.
+        let _ = self.limiter.set(limiter);
+    }
+
+    /// What tells the answers of a version of a model from all others, if its configuration wants them kept
+    /// and they can be. On a cache that others share a model is told by what is in its folder, and an
+    /// ensemble, whose models may differ elsewhere, is its own.
+    pub(super) fn identity(
+        &self,
+        id: &ModelId,
+        definition: &Definition,
+        version: i64,
+    ) -> Option<ModelIdentity> {
+        let caches = self.cache.get()?;
+        if !definition.config.response_cache.is_some_and(|cache| cache.enable) {
+            return None;
+        }
+        let by_content = || {
+            let digest = match content_digest(&definition.dir, version) {
+                Ok(digest) => digest,
+                Err(error) => {
+                    log::warn!("the answers of '{id}' are not shared: {error}");
+                    return None;
+                }
+            };
+            let mut all = definition.config.encode_to_vec();
+            all.extend_from_slice(&digest);
+            all.extend_from_slice(env!("CARGO_PKG_VERSION").as_bytes());
+            Some(all)
+        };
+        let is_shared = caches.are_shared() && definition.backend_name().is_some();
+        let shared = is_shared.then(by_content).flatten();
+        let distinction = shared.unwrap_or_else(|| caches.distinction());
+        Some(ModelIdentity::new(&id.namespace, &id.name, version, &distinction))
     }
 
     /// The version that a step of the ensemble `id` runs. Where names are not unique, that is the model in

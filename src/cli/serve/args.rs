@@ -7,7 +7,9 @@ use std::{
 
 use clap::Args;
 
-use super::{accepted::AcceptedFlags, observe_args::ObserveArgs, wires::WireArgs};
+use super::{
+    accepted::AcceptedFlags, observe_args::ObserveArgs, sharing_args::SharingArgs, wires::WireArgs,
+};
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
@@ -175,6 +177,8 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     pub wires: WireArgs,
+    #[command(flatten)]
+    pub sharing: SharingArgs,
     #[command(flatten)]
     pub accepted: AcceptedFlags,
 }

@@ -50,7 +50,7 @@ impl ModelControl {
         let name = name.to_owned();
         // What comes of looking at others again is in the log.
         self.run_then(next, move |_| {
-            control.load_ensembles(&name, outcome, ensembles, is_wanted, done)
+            control.load_ensembles(&name, outcome, ensembles, is_wanted, done);
         });
     }
 

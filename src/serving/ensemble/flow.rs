@@ -16,7 +16,7 @@ use crate::{
     runtime::{End, ReplyReceiver, current, spawn},
     scheduler::{Call, EnsembleRun, Progress},
     serving::{
-        classification,
+        cache, classification,
         job::{Job, Reply},
     },
 };
@@ -283,6 +283,11 @@ impl Flow {
         statistics.executed(reactor, job.admitted.batch_size, 1, times);
         let first = first.unwrap_or(now) - job.arrived;
         statistics.succeeded(reactor, now - job.arrived, queued, first);
+        if let Some(response) = &last
+            && job.admitted.classes.is_empty()
+        {
+            cache::keep(&mut job, &response.outputs, &response.parameters, reactor);
+        }
         if let Some(outer) = &job.account {
             outer.add(queued, times);
         }
