@@ -115,7 +115,8 @@ pub type BatchOutputs = SmallVec<[Option<BatchTensor>; 2]>;
 pub struct Batch<'a> {
     /// The number of rows; meaningless for a model without a batch dimension.
     pub rows: u32,
-    /// One entry per input of the signature, in its order; `None` for an optional one left out.
+    /// One entry per input of the signature, in its order, `None` for an optional one left out; then
+    /// one per batch input of the configuration ([`Ragged`](crate::repository::Ragged)).
     pub inputs: &'a [Option<BatchTensor>],
     /// For each output of the signature, whether any request of the batch asked for it.
     pub wanted: &'a [bool],

@@ -26,6 +26,7 @@ mod normalise;
 mod options;
 mod overrides;
 mod platform;
+mod ragged;
 mod scheduling;
 mod source;
 mod temporary;
@@ -48,6 +49,7 @@ pub use labels::Labels;
 pub use layout::{Entry, ModelId, Repository, check_model_name};
 pub use options::{Gpu, Options};
 pub use overrides::Overrides;
+pub use ragged::{BatchInput, Ragged};
 pub use scheduling::{
     DynamicBatching, Ensemble, EnsembleStep, InitialState, InitialStateData, QueuePolicy,
     RateLimit, Resource, Scheduling, SequenceBatching, SequenceControl, SequenceControlKind,

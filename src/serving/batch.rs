@@ -3,14 +3,15 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::rows::SharedRows;
+use super::{ragged, rows::SharedRows};
 use crate::{
     backend::{BatchOutputs, BatchTensor, ResponseTensor},
     inference::{Admitted, AdmittedInput, DataType, Error, InferOutput, Shape, Signature},
     memory::BufferPool,
+    repository::Ragged,
 };
 
-/// One entry per input of the signature.
+/// One entry per input of the signature, then one per batch input of the configuration.
 pub type BatchInputs = SmallVec<[Option<BatchTensor>; 2]>;
 
 /// The outputs of one request.
@@ -24,20 +25,23 @@ pub type Outputs = SmallVec<[InferOutput; 2]>;
 /// When the memory budget is used up.
 pub fn assemble(
     signature: &Signature,
+    ragged: &Ragged,
     requests: &[&Admitted],
     mut shared: SharedRows,
     pool: &BufferPool,
 ) -> Result<BatchInputs, Error> {
     let rows: i64 = requests.iter().map(|request| i64::from(request.batch_size)).sum();
-    signature
-        .inputs
-        .iter()
-        .enumerate()
+    let told = ragged::batch_inputs(ragged, signature, requests, pool)?;
+    let given = signature.inputs.iter().enumerate();
+    given
         .map(|(index, spec)| {
             let mut given = requests.iter().filter_map(|request| request.inputs[index].as_ref());
             let Some(first) = given.next() else { return Ok(None) };
             let dims = spec.reshape.as_ref().unwrap_or(&spec.dims);
-            let shape = model_shape(signature, dims, &first.shape, spec.reshape.is_some(), rows);
+            let shape = match ragged.input(index) {
+                true => ragged::joined_shape(requests, index),
+                false => model_shape(signature, dims, &first.shape, spec.reshape.is_some(), rows),
+            };
             let data = match shared.complete(index) {
                 Some(data) => data,
                 None => match pieces_to_copy(signature, requests, index) {
@@ -47,6 +51,7 @@ pub fn assemble(
             };
             Ok(Some(BatchTensor { shape, data }))
         })
+        .chain(told.into_iter().map(Ok))
         .collect()
 }
 
@@ -97,7 +102,7 @@ pub fn response_output(
 
 /// The shape that the model sees: the client's, with the batch's rows, or the reshaped one, whose
 /// variable dimensions take the client's in order.
-fn model_shape(
+pub fn model_shape(
     signature: &Signature,
     dims: &Shape,
     given: &Shape,
@@ -153,6 +158,7 @@ fn copied<'a>(
 /// When the back end left out an output, or gave one whose rows do not add up.
 pub fn split(
     signature: &Signature,
+    ragged: &Ragged,
     requests: &[&Admitted],
     outputs: &BatchOutputs,
 ) -> Result<Vec<Outputs>, Error> {
@@ -169,9 +175,15 @@ pub fn split(
                 }
                 continue;
             };
-            let (shape, data) = match signature.max_batch_size {
-                0 => (tensor.shape.clone(), tensor.data.clone()),
-                _ => take_rows(signature, index, tensor, rows, request.batch_size, cursor)?,
+            let source = ragged.output(index).and_then(|source| request.inputs[source].as_ref());
+            let (shape, data) = match (source, signature.max_batch_size) {
+                (Some(source), _) => {
+                    let shape = source.shape.clone();
+                    let data = take(signature, index, tensor, &shape, rows, cursor)?;
+                    (shape, data)
+                }
+                (None, 0) => (tensor.shape.clone(), tensor.data.clone()),
+                (None, _) => take_rows(signature, index, tensor, rows, request.batch_size, cursor)?,
             };
             if wanted.is_some() {
                 let spec = &signature.outputs[index];
@@ -197,30 +209,44 @@ fn take_rows(
     cursor: &mut usize,
 ) -> Result<(Shape, Bytes), Error> {
     let mut shape = tensor.shape.clone();
-    let disagrees = || Error::Internal {
+    match shape.first_mut() {
+        Some(first) if *first == rows as i64 => *first = i64::from(count),
+        _ => return Err(disagrees(signature, index, tensor, rows)),
+    }
+    let data = take(signature, index, tensor, &shape, rows, cursor)?;
+    Ok((shape, data))
+}
+
+/// The next elements of an output, as many as `shape` has.
+fn take(
+    signature: &Signature,
+    index: usize,
+    tensor: &BatchTensor,
+    shape: &Shape,
+    rows: usize,
+    cursor: &mut usize,
+) -> Result<Bytes, Error> {
+    let left = tensor.data.get(*cursor..).unwrap_or_default();
+    let len =
+        shape.element_count().and_then(|count| match signature.outputs[index].datatype.size() {
+            Some(size) => usize::try_from(count).ok()?.checked_mul(size),
+            None => strings_len(left, count),
+        });
+    let len = len
+        .filter(|&len| len <= left.len())
+        .ok_or_else(|| disagrees(signature, index, tensor, rows))?;
+    let data = tensor.data.slice(*cursor..*cursor + len);
+    *cursor += len;
+    Ok(data)
+}
+
+fn disagrees(signature: &Signature, index: usize, tensor: &BatchTensor, rows: usize) -> Error {
+    Error::Internal {
         detail: format!(
             "output '{}' of model '{}' has shape {} for a batch of {rows}",
             signature.outputs[index].name, signature.model, tensor.shape
         ),
-    };
-    match shape.first_mut() {
-        Some(first) if *first == rows as i64 => *first = i64::from(count),
-        _ => return Err(disagrees()),
     }
-    let len = match signature.outputs[index].datatype.size() {
-        Some(_) => tensor.data.len() / rows * count as usize,
-        None => {
-            let strings = shape.element_count().ok_or_else(disagrees)?;
-            strings_len(tensor.data.get(*cursor..).unwrap_or_default(), strings)
-                .ok_or_else(disagrees)?
-        }
-    };
-    let range = *cursor..*cursor + len;
-    if range.end > tensor.data.len() {
-        return Err(disagrees());
-    }
-    *cursor = range.end;
-    Ok((shape, tensor.data.slice(range)))
 }
 
 /// The bytes of the first `count` length-prefixed strings; `None` when there are fewer.
@@ -300,11 +326,13 @@ mod tests {
         let first = admitted(1, Shape::from([1, 2]), vec![1, 2]);
         let second = admitted(2, Shape::from([2, 2]), vec![3, 4, 5, 6]);
         let requests = [&first, &second];
-        let inputs = assemble(&signature, &requests, SharedRows::default(), &pool()).unwrap();
+        let inputs =
+            assemble(&signature, &Ragged::default(), &requests, SharedRows::default(), &pool())
+                .unwrap();
         let input = inputs[0].as_ref().unwrap();
         assert_eq!(input.shape, Shape::from([3, 2]));
         assert_eq!(&input.data[..], [1, 2, 3, 4, 5, 6]);
-        let outputs = split(&signature, &requests, &inputs).unwrap();
+        let outputs = split(&signature, &Ragged::default(), &requests, &inputs).unwrap();
         assert_eq!(outputs[0][0].shape, Shape::from([1, 2]));
         assert_eq!(&outputs[0][0].data[..], [1, 2]);
         assert_eq!(outputs[1][0].shape, Shape::from([2, 2]));
@@ -323,8 +351,10 @@ mod tests {
         let first = admitted(1, Shape::from([1, 2]), text(["a", "bcd"]));
         let second = admitted(1, Shape::from([1, 2]), text(["", "e"]));
         let requests = [&first, &second];
-        let inputs = assemble(&signature, &requests, SharedRows::default(), &pool()).unwrap();
-        let outputs = split(&signature, &requests, &inputs).unwrap();
+        let inputs =
+            assemble(&signature, &Ragged::default(), &requests, SharedRows::default(), &pool())
+                .unwrap();
+        let outputs = split(&signature, &Ragged::default(), &requests, &inputs).unwrap();
         assert_eq!(&outputs[0][0].data[..], text(["a", "bcd"]));
         assert_eq!(&outputs[1][0].data[..], text(["", "e"]));
     }
@@ -339,7 +369,14 @@ mod tests {
             let mut request = admitted(1, Shape::from([1, 2]), Vec::new());
             let bytes = whole.slice(offset..offset + 8);
             request.inputs[0].as_mut().unwrap().data = bytes.clone().into();
-            let inputs = assemble(&signature, &[&request], SharedRows::default(), &pool()).unwrap();
+            let inputs = assemble(
+                &signature,
+                &Ragged::default(),
+                &[&request],
+                SharedRows::default(),
+                &pool(),
+            )
+            .unwrap();
             let data = &inputs[0].as_ref().unwrap().data;
             assert_eq!(data, &bytes);
             assert_eq!(data.as_ptr() != bytes.as_ptr(), copied);
@@ -351,11 +388,17 @@ mod tests {
         let signature = signature(8, DataType::Uint8);
         let request = admitted(1, Shape::from([1, 2]), vec![1, 2]);
         let short = BatchTensor { shape: Shape::from([2, 2]), data: Bytes::from_static(&[0; 4]) };
-        let error = split(&signature, &[&request], &[Some(short)].into_iter().collect());
+        let error = split(
+            &signature,
+            &Ragged::default(),
+            &[&request],
+            &[Some(short)].into_iter().collect(),
+        );
         assert!(
             error.unwrap_err().to_string().contains("output 'OUT' of model 'm' has shape [2,2]")
         );
-        let error = split(&signature, &[&request], &[None].into_iter().collect());
+        let error =
+            split(&signature, &Ragged::default(), &[&request], &[None].into_iter().collect());
         assert_eq!(error.unwrap_err(), missing(&signature, 0));
     }
 }

@@ -102,7 +102,13 @@ fn run(
         return Ok(Vec::new());
     };
     let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
-    let inputs = batch::assemble(&version.signature, &requests, shared, &version.host.pool)?;
+    let inputs = batch::assemble(
+        &version.signature,
+        &version.ragged,
+        &requests,
+        shared,
+        &version.host.pool,
+    )?;
     let assembled = Timestamp::now();
     times.compute_input = assembled - began;
 
@@ -117,7 +123,7 @@ fn run(
     let ran = Timestamp::now();
     times.compute_infer = ran - assembled;
 
-    let responses = batch::split(&version.signature, &requests, &outputs)?;
+    let responses = batch::split(&version.signature, &version.ragged, &requests, &outputs)?;
     times.compute_output = Timestamp::now() - ran;
     Ok(responses)
 }

@@ -73,9 +73,12 @@ pub fn suits(spec: &VersionSpec, instances: &mut [PlacedInstance], pool: &Buffer
         .parameters
         .get(PARAMETER)
         .is_some_and(|parameter| parameter.string_value.eq_ignore_ascii_case("off"));
+    // Its batches differ in more than their rows.
+    let is_ragged = !spec.config.batch_input.is_empty()
+        || spec.config.input.iter().any(|input| input.allow_ragged_batch);
     let Some(PlacedInstance { instance, .. }) = instances.first_mut() else { return false };
     match spec.model.inline_fitness() {
-        _ if forbidden => return false,
+        _ if forbidden || is_ragged => return false,
         InlineFitness::Never => return false,
         InlineFitness::Always => return true,
         InlineFitness::IfFast => {}

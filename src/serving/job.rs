@@ -68,9 +68,10 @@ impl Queued for Job {
 
     fn fits_with(&self, other: &Self) -> bool {
         let batched = self.version.signature.max_batch_size > 0;
-        let mut pairs = self.admitted.inputs.iter().zip(&other.admitted.inputs);
+        let mut pairs = self.admitted.inputs.iter().zip(&other.admitted.inputs).enumerate();
         batched
-            && pairs.all(|pair| match pair {
+            && pairs.all(|(index, pair)| match pair {
+                (Some(_), Some(_)) if self.version.ragged.input(index) => true,
                 (Some(mine), Some(theirs)) => mine.shape.get(1..) == theirs.shape.get(1..),
                 (None, None) => true,
                 _ => false,

@@ -25,6 +25,7 @@ mod instance_thread;
 mod job;
 mod limiter;
 mod load;
+mod ragged;
 mod respond;
 mod rows;
 mod server;

@@ -25,7 +25,7 @@ use crate::{
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
     proto,
-    repository::{AgentChain, Labels, RateLimit, TemporaryFolder},
+    repository::{AgentChain, Labels, Ragged, RateLimit, TemporaryFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
     scheduler::{BatchingPolicy, LimitError, ModelIdentity},
 };
@@ -114,6 +114,8 @@ pub struct LoadedVersion {
     pub(super) host: Arc<Host>,
     /// Whether its instances take requests instead of batches.
     pub(super) takes_requests: bool,
+    /// How requests of different shapes share a batch.
+    pub(super) ragged: Ragged,
     tracer: Arc<ModelTracer>,
     /// Kept as long as the version, whose back end may still read from it.
     _folder: Option<Arc<TemporaryFolder>>,
@@ -204,11 +206,12 @@ impl VersionSpec {
     fn instance(
         &self,
         placement: &Placement,
+        ragged: &Ragged,
         host: &Arc<Host>,
     ) -> Result<ModelInstance, VersionError> {
         let mut instance = self.model.instance(placement, host)?;
         for warm_up in &self.warm_ups {
-            warm_up.run(&self.signature, &mut instance, host)?;
+            warm_up.run(&self.signature, ragged, &mut instance, host)?;
         }
         Ok(instance)
     }
@@ -220,13 +223,14 @@ impl LoadedVersion {
     /// # Errors
     /// When an instance or its thread cannot be had.
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
+        let ragged = Ragged::new(&spec.config, &spec.signature);
         let mut instances = Vec::new();
         for (index, placement) in spec.placements.iter().enumerate() {
             instances.push(PlacedInstance {
                 name: placement.name.clone(),
                 cores: site.instance_cores.of(&placement.host_policy).to_vec(),
                 seat: spec.seat(index, placement, site.limiter)?,
-                instance: spec.instance(placement, site.host)?,
+                instance: spec.instance(placement, &ragged, site.host)?,
             });
         }
         // Who wants an instance on certain processors does not want it on those of reactors.
@@ -258,6 +262,7 @@ impl LoadedVersion {
             decoupled: spec.config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
             host: site.host.clone(),
             takes_requests,
+            ragged: ragged.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
             _folder: spec.folder.clone(),
             agents: spec.agents.clone(),
@@ -280,7 +285,7 @@ impl LoadedVersion {
                         name: placement.name.clone(),
                         cores: site.instance_cores.others().to_vec(),
                         seat: None,
-                        instance: spec.instance(placement, site.host)?,
+                        instance: spec.instance(placement, &ragged, site.host)?,
                     },
                     (None, None) => break,
                 };
@@ -312,6 +317,7 @@ impl LoadedVersion {
             decoupled: spec.steps.are_decoupled(),
             host: site.host.clone(),
             takes_requests: false,
+            ragged: Ragged::default(),
             _folder: spec.folder,
             agents: spec.agents,
             home: site.home.clone(),

@@ -21,6 +21,7 @@ use crate::{
         self, ModelConfig, ModelWarmup,
         model_warmup::{Input, input::InputDataType},
     },
+    repository::Ragged,
 };
 
 /// The folder of a model that holds the files its warm-up requests name.
@@ -138,12 +139,13 @@ impl WarmUp {
     pub fn run(
         &self,
         signature: &Signature,
+        ragged: &Ragged,
         instance: &mut ModelInstance,
         host: &Arc<Host>,
     ) -> Result<(), WarmUpError> {
         let ran = match instance {
             ModelInstance::Batches(instance) => {
-                self.run_batches(signature, &mut **instance, &host.pool)
+                self.run_batches(signature, ragged, &mut **instance, &host.pool)
             }
             ModelInstance::Requests(instance) => {
                 self.run_requests(signature, &mut **instance, host)
@@ -158,6 +160,7 @@ impl WarmUp {
     fn run_batches(
         &self,
         signature: &Signature,
+        ragged: &Ragged,
         instance: &mut dyn Instance,
         pool: &BufferPool,
     ) -> Result<(), Error> {
@@ -165,7 +168,7 @@ impl WarmUp {
             (0..self.requests).map(|_| &self.request).collect();
         let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, signature.outputs.len());
         for _ in 0..self.runs {
-            let inputs = batch::assemble(signature, &requests, Default::default(), pool)?;
+            let inputs = batch::assemble(signature, ragged, &requests, Default::default(), pool)?;
             let batch = Batch { rows: self.requests, inputs: &inputs, wanted: &wanted, pool };
             instance.execute(&batch).map_err(|error| Error::Backend { detail: error.0 })?;
         }
@@ -374,7 +377,7 @@ mod tests {
         ] {
             let samples = read(sample(UINT16, &[2], Some(data)), &signature, dir.path()).unwrap();
             let mut witness = Witness::default();
-            samples[0].run_batches(&signature, &mut witness, &pool).unwrap();
+            samples[0].run_batches(&signature, &Ragged::default(), &mut witness, &pool).unwrap();
             let expected = (3, Shape::from([3, 2]), Bytes::from([row; 3].concat()));
             assert_eq!(witness.seen, [expected.clone(), expected]);
         }
@@ -383,7 +386,8 @@ mod tests {
         let failing = Witness { fails: true, ..Witness::default() };
         let host = Arc::new(Host::without_models(pool));
         let mut failing = ModelInstance::Batches(Box::new(failing));
-        let error = samples[0].run(&signature, &mut failing, &host).unwrap_err();
+        let error =
+            samples[0].run(&signature, &Ragged::default(), &mut failing, &host).unwrap_err();
         assert!(error.to_string().contains("sample 'first'"), "{error}");
         assert!(error.to_string().contains("out of order"), "{error}");
     }
@@ -418,7 +422,7 @@ mod tests {
             (None, Some("without an answer")),
         ] {
             let mut instance = ModelInstance::Requests(Box::new(Answers(answers)));
-            let error = samples[0].run(&signature, &mut instance, &host).err();
+            let error = samples[0].run(&signature, &Ragged::default(), &mut instance, &host).err();
             let error = error.map(|error| error.to_string());
             assert_eq!(error.is_some(), expected.is_some());
             assert!(error.unwrap_or_default().contains(expected.unwrap_or_default()));

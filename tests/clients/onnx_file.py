@@ -73,6 +73,16 @@ def relu() -> bytes:
     return model([node("Relu", ["x"], "y")], FLOAT, ["rows", "columns"], ["rows", "columns"])
 
 
+def ragged() -> bytes:
+    """Numbers in one row, without their signs, and how many of them there are by a batch input."""
+    parts = [node("Abs", ["x"], "y"), node("Identity", ["n"], "counts"), node("Identity", ["ends"], "ends_out")]
+    graph = b"".join(parts) + _bytes(2, "test")
+    inputs = [_value_info("x", FLOAT, ["all"]), _value_info("n", FLOAT, ["requests"]), _value_info("ends", FLOAT, ["requests"])]
+    outputs = [_value_info("y", FLOAT, ["all"]), _value_info("counts", FLOAT, ["requests"]), _value_info("ends_out", FLOAT, ["requests"])]
+    graph += b"".join(_bytes(11, each) for each in inputs) + b"".join(_bytes(12, each) for each in outputs)
+    return _integer(1, IR_VERSION) + _bytes(8, _bytes(1, "") + _integer(2, OPSET)) + _bytes(7, graph)
+
+
 def strings() -> bytes:
     """Strings as they come."""
     return model([node("Identity", ["x"], "y")], STRING, ["N"], ["N"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -51,6 +53,38 @@ def test_strings_pass_through(server, way):
     x = x if len(config["input"][0]["dims"]) + bool(config["max_batch_size"]) == x.ndim else x.reshape(3)
     got = triton.infer(way, server, "onnx_strings", x, "BYTES", input_name="x").as_numpy("y")
     np.testing.assert_array_equal(got, x)
+
+
+RAGGED = """
+    backend: "onnxruntime"
+    max_batch_size: 8
+    input { name: "x" data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true }
+    batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 source_input: "x" }
+    batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT target_name: "ends" data_type: TYPE_FP32 source_input: "x" }
+    output { name: "y" data_type: TYPE_FP32 dims: -1 }
+    output { name: "counts" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }
+    output { name: "ends_out" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }
+    batch_output { target_name: "y" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "x" }
+    dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 2000000 }
+"""
+
+
+def test_requests_of_different_shapes_share_a_batch(start, tmp_path):
+    """Each gets its own part of the output; the model is told where each ends."""
+    written = {"ragged": models.Model(RAGGED, {1: onnx_file.ragged()})}
+    server = start(models.write(tmp_path / "repository", written))
+    lengths = [3, 1, 5, 2]
+    with concurrent.futures.ThreadPoolExecutor(len(lengths)) as pool:
+        results = list(
+            pool.map(lambda n: triton.infer("grpc", server, "ragged", random(1, n), input_name="x"), lengths)
+        )
+    for length, result in zip(lengths, results):
+        np.testing.assert_array_equal(result.as_numpy("y"), np.abs(random(1, length)))
+        assert result.as_numpy("counts").tolist() == [[length]]
+    ends = sorted(result.as_numpy("ends_out").item() for result in results)
+    assert ends[-1] == sum(lengths) and len(set(ends)) == len(lengths)
+    statistics = server.get_json("/v2/models/ragged/stats")["model_stats"][0]
+    assert statistics["execution_count"] == 1 and statistics["inference_count"] == len(lengths)
 
 
 def test_the_configuration_is_completed(server):

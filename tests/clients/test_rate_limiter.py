@@ -32,7 +32,6 @@ def _need(name: str, count: int, everywhere: bool = False) -> str:
 MODELS = {
     "a": models.Model(models.REPEAT + _limited(_need("R", 2))),
     "b": models.Model(models.REPEAT + _limited(_need("R", 2))),
-    "free": models.Model(models.REPEAT),
     "small": models.Model(models.identity(_limited(_need("R", 1), count=2))),
     "everywhere": models.Model(models.identity(_limited(_need("G", 3, everywhere=True)))),
     "both": models.Model(models.identity(_limited(_need("R", 1, everywhere=True)))),
@@ -41,7 +40,7 @@ MODELS = {
 
 @pytest.fixture
 def repository(tmp_path):
-    """Models that share resources, and one that needs none."""
+    """Models that share resources."""
     return models.write(tmp_path / "repository", MODELS)
 
 
@@ -77,8 +76,8 @@ def _settled(server, names: set[str]) -> None:
 
 
 def test_instances_that_share_a_resource_take_turns(start, repository):
-    """Two that each need all of it run one after the other, and one that needs none does not wait."""
-    server = start(repository, EXPLICIT, LIMITED, *(f"--load-model={name}" for name in ("a", "b", "free")))
+    """Two that each need all of it run one after the other."""
+    server = start(repository, EXPLICIT, LIMITED, "--load-model=a", "--load-model=b")
     assert _run(server, ["a", "b"]) >= 2 * BUSY_MS / 1000
 
 

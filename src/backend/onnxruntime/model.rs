@@ -20,6 +20,7 @@ use crate::{
         ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice,
     },
     proto::{ModelConfig, model_instance_group::Kind},
+    repository::Ragged,
 };
 
 /// One version of a model: its settings, and a session per device.
@@ -62,8 +63,9 @@ impl OnnxModel {
                 config.scheduling_choice,
                 Some(crate::proto::model_config::SchedulingChoice::SequenceBatching(_))
             );
-        let plan =
-            Plan::new(&self.source.signature, &session.inputs, &session.outputs, all_inputs)?;
+        let signature = &self.source.signature;
+        let ragged = Ragged::new(config, signature);
+        let plan = Plan::new(signature, &ragged, &session.inputs, &session.outputs, all_inputs)?;
         Ok(Arc::new(Execution::new(session, plan)))
     }
 

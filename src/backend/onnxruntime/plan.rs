@@ -9,9 +9,11 @@ use super::session::{Extent, Port, PortTensor, element_of};
 use crate::{
     backend::{BackendError, BatchTensor},
     inference::{DataType, Shape, Signature, TensorSpec},
+    repository::Ragged,
 };
 
 pub(super) struct Plan {
+    /// Those of the signature, then the batch inputs.
     pub inputs: Vec<InputPlan>,
     pub outputs: Vec<OutputPlan>,
 }
@@ -56,6 +58,7 @@ impl Plan {
     /// file has an input that the signature lacks and `all_inputs` must be there.
     pub fn new(
         signature: &Signature,
+        ragged: &Ragged,
         inputs: &[Port],
         outputs: &[Port],
         all_inputs: bool,
@@ -63,8 +66,15 @@ impl Plan {
         let matching = Matching { signature };
         let mut input_plans = Vec::with_capacity(signature.inputs.len());
         let mut input_tensors = Vec::with_capacity(signature.inputs.len());
-        for spec in &signature.inputs {
+        let told = ragged.batch_inputs.iter().map(|input| &input.spec);
+        for (index, spec) in signature.inputs.iter().chain(told).enumerate() {
             let port = matching.find("input", spec, inputs)?;
+            let is_given = index < signature.inputs.len();
+            match ragged.input(index) {
+                true => matching.check_joined(spec, port)?,
+                false if is_given => matching.check_shape(spec, port)?,
+                false => {}
+            }
             input_plans.push(InputPlan { tensor: tensor_plan(spec)?, scalar: is_scalar(port) });
             input_tensors.push(port);
         }
@@ -77,12 +87,17 @@ impl Plan {
             )));
         }
         let mut output_plans = Vec::with_capacity(signature.outputs.len());
-        for spec in &signature.outputs {
+        for (index, spec) in signature.outputs.iter().enumerate() {
             let port = matching.find("output", spec, outputs)?;
+            // What is scattered need not begin with the rows.
+            let is_scattered = ragged.output(index).is_some();
+            if !is_scattered {
+                matching.check_shape(spec, port)?;
+            }
             let batches = signature.max_batch_size > 0;
             output_plans.push(OutputPlan {
                 tensor: tensor_plan(spec)?,
-                sizes: known_sizes(port, &input_tensors, batches),
+                sizes: known_sizes(port, &input_tensors, batches && !is_scattered),
                 scalar: is_scalar(port)
                     .then(|| spec.reshape.as_ref().unwrap_or(&spec.dims).clone()),
                 echo: signature.inputs.iter().position(|input| input.name == spec.name),
@@ -188,8 +203,20 @@ impl Matching<'_> {
                 tensor.datatype.config_name()
             )));
         }
-        self.check_shape(spec, tensor)?;
         Ok(tensor)
+    }
+
+    fn check_joined(&self, spec: &TensorSpec, tensor: &PortTensor) -> Result<(), BackendError> {
+        match &tensor.extents {
+            Some(extents) if extents.len() != 1 => Err(BackendError(format!(
+                "unable to load model '{}', configuration expects model provides input with shape \
+                 [-1] for ragged input '{}', model provides {}",
+                self.signature.model,
+                spec.name,
+                tensor.shape()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn check_shape(&self, spec: &TensorSpec, tensor: &PortTensor) -> Result<(), BackendError> {
@@ -286,7 +313,7 @@ mod tests {
             let input_dims: &[i64] = if max_batch_size > 0 { &[3, -1] } else { &[-1, 3, -1] };
             let signature = signature(max_batch_size, spec("x", input_dims), spec("y", &dims));
             let output = [port("y", DataType::Fp32, extents)];
-            let plan = Plan::new(&signature, &input, &output, true).unwrap();
+            let plan = Plan::new(&signature, &Ragged::default(), &input, &output, true).unwrap();
             let given = BatchTensor { shape: [4, 3, 9].into(), data: Default::default() };
             let shape = plan.outputs[0].shape(4, &[Some(given)]);
             assert_eq!(shape, expected.map(Shape::from), "{extents:?}");
@@ -320,7 +347,8 @@ mod tests {
             let signature = signature(max_batch_size, input, spec("y", dims));
             let inputs = [port("x", DataType::Fp32, extents)];
             let outputs = [port("y", DataType::Fp32, &[Extent::Any])];
-            let error = Plan::new(&signature, &inputs, &outputs, true).err().unwrap().0;
+            let error =
+                Plan::new(&signature, &Ragged::default(), &inputs, &outputs, true).err().unwrap().0;
             assert!(error.contains(expected) && error.contains("'m'"), "{error}");
         }
     }
@@ -331,8 +359,9 @@ mod tests {
         let extents = [Extent::Fixed(1)];
         let inputs = [port("x", DataType::Fp32, &extents), port("start", DataType::Fp32, &extents)];
         let outputs = [port("y", DataType::Fp32, &extents)];
-        assert!(Plan::new(&signature, &inputs, &outputs, false).is_ok());
-        let error = Plan::new(&signature, &inputs, &outputs, true).err().unwrap().0;
+        assert!(Plan::new(&signature, &Ragged::default(), &inputs, &outputs, false).is_ok());
+        let error =
+            Plan::new(&signature, &Ragged::default(), &inputs, &outputs, true).err().unwrap().0;
         assert!(error.contains("expects 1 inputs, model provides 2"), "{error}");
     }
 }
