@@ -3,6 +3,7 @@
 mod accepted;
 mod args;
 mod observe_args;
+mod ring;
 mod sharing_args;
 mod startup;
 mod tls_handshake;
@@ -107,7 +108,9 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
 
     let topology = Topology::read().map_err(ServeError::Topology)?;
     let count = args.reactors().unwrap_or_else(|| topology.default_reactors());
-    let reactors = Reactors::start(&args.reactor_settings(count), &topology)?;
+    // Whoever serves the ring alone comes last.
+    let all = count + args.ring.reactors();
+    let reactors = Reactors::start(&args.reactor_settings(all), &topology)?;
     let (arena, budget) = args.memory();
     let pool = BufferPool::new(arena, budget)
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
@@ -116,7 +119,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         metrics: args.observe.metrics(),
     };
     let regions = Regions::new(args.allow_client_shm);
-    let instance_cores = args.instance_cores(&topology, count).map_err(ServeError::OtherFlags)?;
+    let instance_cores = args.instance_cores(&topology, all).map_err(ServeError::OtherFlags)?;
     let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
     if let Some(settings) = args.sharing.cache().map_err(ServeError::OtherFlags)? {
@@ -127,12 +130,19 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         server.share_resources_by(Limiter::new(limits));
     }
     let control = control(args, server.clone());
-    let listeners = listen(args, &control)?;
+    let mut listeners = listen(args, &control)?;
+    if let Some(path) = args.ring.path() {
+        let listener = args.ring.listen(&server, reactors.handles().last());
+        let address = path.display().to_string();
+        let listener =
+            listener.map_err(|source| ServeError::Listen { what: "the ring", address, source })?;
+        listeners.extend(listener.map(|listener| ("ring", listener)));
+    }
     startup::log_listeners(&listeners);
     args.accepted.warnings().for_each(|warning| log::warn!("{warning}"));
     let acceptor = Acceptor::start(
         listeners.into_iter().map(|(_, listener)| listener).collect(),
-        reactors.handles().to_vec(),
+        reactors.handles().iter().take(count).cloned().collect(),
         raise_descriptor_limit(),
     )
     .map_err(ServeError::Accept)?;

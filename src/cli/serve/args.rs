@@ -8,7 +8,8 @@ use std::{
 use clap::Args;
 
 use super::{
-    accepted::AcceptedFlags, observe_args::ObserveArgs, sharing_args::SharingArgs, wires::WireArgs,
+    accepted::AcceptedFlags, observe_args::ObserveArgs, ring::RingArgs, sharing_args::SharingArgs,
+    wires::WireArgs,
 };
 use crate::{
     backend::directory,
@@ -175,6 +176,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub ring: RingArgs,
     #[command(flatten)]
     pub wires: WireArgs,
     #[command(flatten)]
