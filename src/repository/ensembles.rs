@@ -89,14 +89,6 @@ fn check_step(
     tensors: &mut BTreeMap<String, Seen>,
     faults: &mut Vec<String>,
 ) {
-    for input in signature.inputs.iter().filter(|input| !input.optional) {
-        if !step.inputs.contains_key(&*input.name) {
-            faults.push(format!(
-                "in ensemble {name}, input {} in model {} is not mapped to any ensemble tensors",
-                input.name, step.model
-            ));
-        }
-    }
     let inputs =
         step.inputs.iter().map(|names| ("mapping to non-existing input", names, &signature.inputs));
     let outputs = step
@@ -133,6 +125,14 @@ fn check_step(
                 known.model,
                 here.full_dims(),
                 here.model
+            ));
+        }
+    }
+    for input in signature.inputs.iter().filter(|input| !input.optional) {
+        if !step.inputs.contains_key(&*input.name) {
+            faults.push(format!(
+                "in ensemble {name}, input {} in model {} is not mapped to any ensemble tensors",
+                input.name, step.model
             ));
         }
     }

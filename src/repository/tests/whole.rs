@@ -105,7 +105,7 @@ fn ensembles_are_held_against_their_models() {
         ),
         (
             ensemble(&step("m", ("z", "x"), ("y", "y"))),
-            "in ensemble e, input x in model m is not mapped to any ensemble tensors",
+            "in ensemble e, ensemble tensor x is mapping to non-existing input z in model m",
         ),
         (
             ensemble(&step("m", ("x", "x"), ("z", "y"))),
