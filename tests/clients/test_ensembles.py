@@ -260,6 +260,23 @@ def test_an_ensemble_waits_for_a_model_that_is_not_there_yet(start, tmp_path):
     np.testing.assert_array_equal(got, _rows([1, 2]))
 
 
+def test_ensembles_in_a_circle_are_told_and_served_never(start, tmp_path):
+    """Nor do they keep the server busy, whatever comes and goes around them."""
+    circle = {name: _ensemble(_step(other, "INPUT0", "OUTPUT0")) for name, other in (("a", "b"), ("b", "a"), ("c", "c"))}
+    repository = models.write(tmp_path / "circle", {**circle, "m": MODELS["m"], "chain": CHAIN})
+    server = start(repository, "--exit-on-error=false", "--strict-readiness=false")
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        assert {name for name, state in _index(client).items() if state == "READY"} == {"m", "chain"}
+    before = server.cpu_ns()
+    time.sleep(0.5)
+    assert server.cpu_ns() - before < 200_000_000
+    server = start(repository, EXPLICIT)
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        with pytest.raises(InferenceServerException, match="circular dependency between ensembles: a -> ... -> b -> a"):
+            client.load_model("a")
+        assert _play(client, ["+m", "+chain", "-m", "+m"]) == {"m", "chain"}
+
+
 def test_polling_takes_an_ensemble_along(start, tmp_path):
     """A model that goes and comes back takes the ensemble with it."""
     repository = models.write(tmp_path / "polled", {"m": MODELS["m"], "chain": CHAIN, "nested": MODELS["nested"]})

@@ -183,13 +183,13 @@ impl<T: Clone> EnsembleRun<T> {
         Some(places.into_iter().map(take).collect())
     }
 
-    /// How far the request has come, once there is no [next call](Self::next_call) and no
-    /// [next response](Self::next_response).
+    /// How far the request has come, once there is no [next response](Self::next_response).
     pub fn progress(&self) -> Progress {
-        match (self.open_calls, self.repeats || self.responses > 0) {
-            (0, true) => Progress::Done,
-            (0, false) => Progress::Stuck,
-            _ => Progress::Going,
+        let is_over = self.open_calls == 0 && self.touched.is_empty();
+        match (is_over, self.repeats || self.responses > 0) {
+            (true, true) => Progress::Done,
+            (true, false) => Progress::Stuck,
+            (false, _) => Progress::Going,
         }
     }
 

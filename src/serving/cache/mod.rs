@@ -26,7 +26,7 @@ use super::{classification, job::Job};
 use crate::{
     inference::{Error, InferOutput, InferResponse, Parameters, Timestamp},
     observe::trace::Event,
-    runtime::{PerReactor, ReactorHandle, current, spawn, yield_now},
+    runtime::{Full, PerReactor, ReactorHandle, current, spawn, yield_now},
     scheduler::{CacheKey, CachedResponse, KeyHasher, ModelIdentity, ResponseCache},
 };
 
@@ -157,22 +157,25 @@ fn ask_owner(job: Job, key: CacheKey) {
     if owner.is_current() {
         return search(job, key);
     }
-    if let Err(refused) = owner.try_send(Box::new(move || search(job, key))) {
-        log::debug!("a request is refused: the reactor that has its cache key cannot be asked");
-        // The request is in the message, and ends unanswered with it.
-        drop(refused);
+    let there = owner.clone();
+    let message = Box::new(move || match there.is_current() {
+        true => search(job, key),
+        false => job.fail(current().index(), Error::QueueFull),
+    });
+    match owner.try_send(message) {
+        Ok(()) => {}
+        // Run here it says that it was refused.
+        Err(Full::Full(message)) => message(),
+        Err(Full::Closed(_)) => log::debug!("a request came after its key's reactor had ended"),
     }
 }
 
 /// Looks in this reactor's answers, then in redis.
-fn search(mut job: Job, key: CacheKey) {
+fn search(job: Job, key: CacheKey) {
     let version = job.version.clone();
     let Some(VersionCache { caches, .. }) = &version.cache else { return };
     if job.reply.is_abandoned() {
         return job.fail(current().index(), Error::Cancelled);
-    }
-    if let Some(trace) = &mut job.trace {
-        trace.at(Event::QueueStart, job.arrived);
     }
     let found = caches.local().borrow_mut().get(key);
     match (found, &caches.redis) {

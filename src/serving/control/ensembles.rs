@@ -190,10 +190,19 @@ impl ModelControl {
         let found = self.repository.find(&id.name).unwrap_or_default();
         let Some(entry) = found.into_iter().find(|entry| entry.id == *id && entry.error.is_none())
         else {
-            self.take_out(id);
-            return self.ran(&id.name, Ok(()));
+            if is_served {
+                self.take_out(id);
+                return self.ran(&id.name, Ok(()));
+            }
+            return Ran::done(Ok(()));
         };
-        let source = Source { id: entry.id, dir: entry.dir, config: None, folder: None };
+        // One that was loaded with a configuration of the client's keeps it.
+        let served = self.server.served(id);
+        let is_given = lock(&self.records).loaded_as(id).is_none();
+        let given = served.values().next().filter(|_| is_given);
+        let config = given.map(|version| (*version.config).clone());
+        drop(served);
+        let source = Source { id: entry.id, dir: entry.dir, config, folder: None };
         match self.load_ensemble(&source, &Failures::new()) {
             Ok(()) => {
                 let outcome = self.note(id, false, Ok(()));
@@ -201,9 +210,11 @@ impl ModelControl {
             }
             Err(LoadFailure::Ensemble(reason)) => {
                 log::info!("'{id}' cannot be served: {reason}");
-                self.ran(&id.name, Ok(()))
+                // Where nothing has changed the others need not look, else ensembles in a circle would
+                // do so for ever.
+                if is_served { self.ran(&id.name, Ok(())) } else { Ran::done(Ok(())) }
             }
-            Err(failure) => self.ran(&id.name, self.note(id, false, Err(failure))),
+            Err(failure) => Ran::done(self.note(id, false, Err(failure))),
         }
     }
 

@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// How often a request may go on before others on the reactor get their turn.
+const TURNS_MAX: usize = 64;
+
 /// Takes a request through the ensemble that it is for, on this reactor.
 pub fn start(steps: Arc<EnsembleSteps>, job: Job) {
     spawn(&"an ensemble", async move {
@@ -82,21 +85,20 @@ impl Flow {
         if self.job.reply.poll_abandoned(cx).is_ready() {
             return Poll::Ready(Err(Error::Cancelled));
         }
-        loop {
-            if let Err(error) = self.begin_calls() {
-                return Poll::Ready(Err(self.of_this_ensemble(error)));
-            }
-            match self.receive(cx) {
-                Ok(true) => continue,
-                Ok(false) => {}
+        for _ in 0..TURNS_MAX {
+            let received = match self.begin_calls().and_then(|()| self.receive(cx)) {
+                Ok(received) => received,
                 Err(error) => return Poll::Ready(Err(self.of_this_ensemble(error))),
-            }
+            };
             match self.respond() {
+                Ok(Poll::Pending) if received => {}
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(last)) => return Poll::Ready(Ok(last)),
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn begin_calls(&mut self) -> Result<(), Error> {
