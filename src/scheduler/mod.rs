@@ -12,5 +12,5 @@ pub use cache::{
     CacheKey, CachedResponse, KeyHasher, MalformedEntry, ModelIdentity, ResponseCache,
 };
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
-pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput, StepModel};
-pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit, ResourceNeed};
+pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput};
+pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit};
