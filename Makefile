@@ -136,6 +136,10 @@ bench-bare: release test-backends test-python ## A served model beside the same 
 bench-scaling: release test-python ## What more reactors bring; a client that never reads; BENCH_FLAGS are run.py's
 	$(TEST_PYTHON) benches/scaling/run.py $(BENCH_FLAGS)
 
+.PHONY: bench-repository
+bench-repository: release test-backends test-python test-peer ## A thousand models; reloads under load; BENCH_FLAGS are run.py's
+	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/repository/run.py $(BENCH_FLAGS)
+
 .PHONY: bench-peer
 bench-peer: release test-python ## Side by side with the real Triton; BENCH_FLAGS are run.py's
 	scripts/setup_peer.sh

@@ -13,6 +13,7 @@ mod response;
 mod rope;
 mod shape;
 mod signature;
+mod trace_parent;
 
 pub use clock::Timestamp;
 pub use datatype::DataType;
@@ -23,3 +24,4 @@ pub use response::{InferOutput, InferResponse};
 pub use rope::Rope;
 pub use shape::Shape;
 pub use signature::{Admitted, AdmittedInput, Signature, TensorSpec};
+pub use trace_parent::TraceParent;

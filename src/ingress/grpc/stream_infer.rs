@@ -146,7 +146,7 @@ async fn next_event(
 fn begin(connection: &Connection, terms: &Terms, message: Message) -> InFlight {
     let (id, begun) = match decode::infer_request(message.bytes) {
         Ok(mut request) => {
-            terms.apply(&mut request.parameters);
+            terms.apply(&mut request);
             (request.id.clone(), ask(&connection.server, request))
         }
         Err(error) => (CompactString::default(), Err(error)),

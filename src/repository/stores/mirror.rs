@@ -156,7 +156,7 @@ impl Mirror {
         let written = path
             .parent()
             .map_or(Ok(()), fs::create_dir_all)
-            .and_then(|()| Ok(fs::write(&part, serde_json::to_vec(manifest)?)?))
+            .and_then(|()| fs::write(&part, serde_json::to_vec(manifest)?))
             .and_then(|()| fs::rename(&part, &path));
         written.map_err(|error| Error::unreadable(&path, describe(&error)))
     }

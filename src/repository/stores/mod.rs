@@ -112,7 +112,7 @@ impl Store {
         self.mirror.update(model, objects, |object, part| {
             let key = object.meta.location.clone();
             self.ask(Some(key.clone().as_ref()), move |client| async move {
-                Ok(client::download(&*client, &object.meta, &part).await?)
+                client::download(&*client, &object.meta, &part).await
             })
         })
     }

@@ -168,6 +168,7 @@ impl BodyReader<'_> {
             priority: parameters.priority,
             queue_timeout: parameters.queue_timeout,
             deadline: None,
+            trace_parent: None,
         };
         Ok((request, form))
     }
