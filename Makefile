@@ -6,13 +6,15 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CARGO ?= cargo
-# The long form takes more orders of the lock-free parts' operations, and fuzzes for a moment only.
+# The long form takes more orders of the lock-free parts' operations, kills more clients of the ring, and
+# fuzzes for a moment only.
 LONG := $(filter test-long,$(MAKECMDGOALS))
 FUZZ_SECONDS ?= $(if $(LONG),20,60)
 LOOM_MAX_PREEMPTIONS ?= $(if $(LONG),3,2)
+NEREID_TEST_RING_KILLS ?= $(if $(LONG),1000,12)
 # What `make tools` has installed goes before what the machine has.
 PATH := $(CURDIR)/build/tools/bin:$(PATH)
-export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS MAKE PATH
+export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS NEREID_TEST_RING_KILLS MAKE PATH
 
 # Back ends for tests lie in the build folder, so that a test changes nothing in the user's home.
 TEST_BACKENDS := $(CURDIR)/build/backends
@@ -139,6 +141,10 @@ bench-scaling: release test-python ## What more reactors bring; a client that ne
 .PHONY: bench-repository
 bench-repository: release test-backends test-python test-peer ## A thousand models; reloads under load; BENCH_FLAGS are run.py's
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/repository/run.py $(BENCH_FLAGS)
+
+.PHONY: bench-ring
+bench-ring: ## A request through the ring beside bare doorbells and memcpy; BENCH_SECONDS (2) for each line
+	$(CARGO) bench --locked --bench ring
 
 .PHONY: bench-peer
 bench-peer: release test-python ## Side by side with the real Triton; BENCH_FLAGS are run.py's

@@ -38,7 +38,7 @@ fn count(criterion: &mut Criterion) {
                 statistics.enqueued(black_box(0));
                 statistics.dequeued(black_box(0));
                 statistics.executed(black_box(0), 1, 1, times);
-                statistics.succeeded(black_box(0), took, took / 4);
+                statistics.succeeded(black_box(0), took, took / 4, took);
             });
         });
         black_box(statistics.latencies());

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use criterion::Criterion;
 use nereid::{
     backend::{
-        Backend as _, Batch, BatchTensor, ModelSource, Placement, PlacementDevice, directory,
+        Backend as _, Batch, BatchTensor, Host, ModelSource, Placement, PlacementDevice, directory,
         onnxruntime::{OnnxRuntime, VERSION},
     },
     inference::{DataType, Signature, TensorSpec},
@@ -72,8 +72,10 @@ fn through_the_back_end(
         host_policy: "cpu".to_owned(),
     };
     let loaded = runtime.load(&source).expect("the model loads");
-    let mut instance = loaded.instance(&placement).expect("an instance");
     let pool = BufferPool::new(1 << 20, 1 << 20).expect("a pool");
+    let host = Arc::new(Host::without_models(pool.clone()));
+    let instance = loaded.instance(&placement, &host).expect("an instance");
+    let mut instance = instance.into_batches().expect("it takes batches");
     let mut buffer = pool.allocate(row.len() * 4).expect("room in the pool");
     buffer.copy_from_slice(bytemuck::cast_slice(row));
     let data: Bytes = buffer.freeze();

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::{
-    Backend, BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, ModelIo,
-    ModelSource, Placement,
+    Backend, BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model,
+    ModelInstance, ModelIo, ModelSource, Placement,
 };
 use crate::inference::{Signature, TensorSpec};
 
@@ -70,8 +70,8 @@ fn input_of(inputs: &[TensorSpec], index: usize, output: &str) -> Option<usize> 
 }
 
 impl Model for Pairs {
-    fn instance(&self, _: &Placement) -> Result<Box<dyn Instance>, BackendError> {
-        Ok(Box::new(self.clone()))
+    fn instance(&self, _: &Placement, _: &Arc<Host>) -> Result<ModelInstance, BackendError> {
+        Ok(ModelInstance::Batches(Box::new(self.clone())))
     }
 
     fn inline_fitness(&self) -> InlineFitness {

@@ -5,8 +5,11 @@
 //! batched, or which thread it is on.
 
 pub mod directory;
+mod host;
 mod identity;
 pub mod onnxruntime;
+mod repeat;
+mod request;
 
 use std::sync::Arc;
 
@@ -15,7 +18,15 @@ use smallvec::SmallVec;
 
 use crate::{inference::Shape, memory::BufferPool};
 
-pub use self::identity::Identity;
+pub use self::{
+    host::{Answer, AnswerTo, AskModels, Asked, Host},
+    identity::Identity,
+    repeat::Repeat,
+    request::{
+        ModelRequest, ModelResponse, RequestInstance, Respond, Responder, ResponseError,
+        ResponseTensor,
+    },
+};
 pub use crate::repository::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};
 
 /// Why a back end could not load or run something. The message names the thing at fault.
@@ -45,11 +56,33 @@ pub trait Backend: Send + Sync {
 /// One version of a model, ready to give instances.
 pub trait Model: Send + Sync {
     /// Makes an instance. Instances run in parallel; one runs one batch at a time.
-    fn instance(&self, placement: &Placement) -> Result<Box<dyn Instance>, BackendError>;
+    fn instance(
+        &self,
+        placement: &Placement,
+        host: &Arc<Host>,
+    ) -> Result<ModelInstance, BackendError>;
 
     /// Whether instances can run on a reactor between two polls.
     fn inline_fitness(&self) -> InlineFitness {
         InlineFitness::Never
+    }
+}
+
+/// One place where a model runs, by what it takes.
+pub enum ModelInstance {
+    /// Whole batches: the server puts the tensors together and takes the outputs apart.
+    Batches(Box<dyn Instance>),
+    /// The requests themselves, which it answers one by one.
+    Requests(Box<dyn RequestInstance>),
+}
+
+impl ModelInstance {
+    /// The instance, if it takes whole batches.
+    pub fn into_batches(self) -> Option<Box<dyn Instance>> {
+        match self {
+            Self::Batches(instance) => Some(instance),
+            Self::Requests(_) => None,
+        }
     }
 }
 
@@ -58,13 +91,14 @@ pub trait Model: Send + Sync {
 pub enum InlineFitness {
     /// They use threads of their own, or wait for something.
     Never,
-    /// They use the calling thread alone: it depends on how long they take.
+    /// They use the calling thread alone: it depends on how long they take. Only for those that take
+    /// whole batches.
     IfFast,
     /// They take next to no time, whatever the size of the tensors.
     Always,
 }
 
-/// One place where a model runs.
+/// One place where a model runs that takes whole batches.
 pub trait Instance: Send {
     /// Runs one batch and returns one entry per output of the signature, in its order; an output
     /// that is not [`wanted`](Batch::wanted) may be `None`.

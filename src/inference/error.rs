@@ -192,8 +192,20 @@ pub enum Error {
     #[error("model '{model}' is being unloaded")]
     Unloading { model: String },
 
+    #[error("{endpoint} doesn't support models with decoupled transaction policy")]
+    DecoupledModel { endpoint: &'static str },
+    #[error(
+        "generate expects model to produce exactly 1 response, use generate stream for model that \
+         generates various number of responses"
+    )]
+    NotOneResponse,
+    #[error("the client left {limit} responses of model '{model}' unread")]
+    UnreadResponses { model: String, limit: usize },
+
     #[error("{detail}")]
     Backend { detail: String },
+    #[error("{detail}")]
+    Model { code: Code, detail: String },
     #[error("{detail}")]
     Internal { detail: String },
 }
@@ -216,8 +228,10 @@ impl Error {
             | Self::OutOfBudget { .. }
             | Self::TimeoutExpired
             | Self::DeadlineExpired
+            | Self::UnreadResponses { .. }
             | Self::Unloading { .. } => Code::Unavailable,
             Self::InRequest { error, .. } => error.code(),
+            Self::Model { code, .. } => *code,
             Self::AmbiguousModel { .. }
             | Self::ModelNotLoaded { .. }
             | Self::MalformedVersion { .. }
@@ -244,8 +258,9 @@ impl Error {
             | Self::TruncatedString { .. }
             | Self::MalformedRequest { .. }
             | Self::BadParameter { .. }
+            | Self::NotOneResponse
             | Self::RequestTooLarge { .. } => Code::InvalidArgument,
-            Self::Unsupported { .. } => Code::Unsupported,
+            Self::Unsupported { .. } | Self::DecoupledModel { .. } => Code::Unsupported,
             Self::Cancelled => Code::Cancelled,
             Self::ModelNotPolled { .. }
             | Self::UnopenableRegion { .. }

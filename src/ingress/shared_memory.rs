@@ -76,20 +76,25 @@ impl SharedTensors {
     /// When an output does not fit its place, or the client cut a region short meanwhile, or memory for
     /// a copy is used up.
     pub async fn deliver(
-        self,
+        &self,
         mut response: InferResponse,
         pool: &BufferPool,
     ) -> Result<InferResponse, Error> {
-        let Some(places) = self.0 else { return Ok(response) };
-        for (name, view) in places.outputs {
-            let output = response.outputs.iter_mut().find(|output| *output.name == *name);
+        let Some(places) = &self.0 else { return Ok(response) };
+        for (name, view) in &places.outputs {
+            let output = response.outputs.iter_mut().find(|output| *output.name == **name);
             let Some(output) = output else { continue };
             let data = std::mem::take(&mut output.data);
             if data.len() > view.len() {
                 let (expected, got) = (data.len(), view.len());
-                return Err(Error::OutputRegionTooSmall { output: name.into(), expected, got });
+                return Err(Error::OutputRegionTooSmall {
+                    output: name.to_string(),
+                    expected,
+                    got,
+                });
             }
             let is_long = data.len() > COPIED_HERE_MAX;
+            let view = view.clone();
             let copy = move || {
                 view.write(&data);
                 view.check_whole()

@@ -23,10 +23,12 @@ pub enum Step {
     ComputeInput,
     ComputeInfer,
     ComputeOutput,
+    /// From the request to its first response; no summary is kept of it.
+    FirstResponse,
 }
 
 impl Step {
-    /// All of them, in the order of their numbers.
+    /// Those that summaries are kept of, in the order of their numbers.
     pub const ALL: [Self; 5] =
         [Self::Request, Self::Queue, Self::ComputeInput, Self::ComputeInfer, Self::ComputeOutput];
 }
@@ -54,7 +56,7 @@ pub const FAMILIES: [Family; 6] = [
     Family {
         name: "nv_inference_first_response_histogram_ms",
         help: "Duration from request to first response in milliseconds",
-        step: Step::Request,
+        step: Step::FirstResponse,
         unit: 1_000_000,
         buckets: &[100.0, 500.0, 2000.0, 5000.0],
     },
@@ -365,8 +367,10 @@ mod tests {
     fn what_reactors_note_is_added_up() {
         let plan = Plan::new(&ModelConfig::default(), true, true);
         let (one, other) = (plan.recorder(), plan.recorder());
-        one.note(Step::Request, Duration::from_millis(100), 1);
-        other.note(Step::Request, Duration::from_millis(101), 2);
+        for step in [Step::Request, Step::FirstResponse] {
+            one.note(step, Duration::from_millis(100), 1);
+            other.note(step, Duration::from_millis(101), 2);
+        }
         other.note(Step::Queue, Duration::from_secs(3600), 1);
         let mut sums = Latencies::default();
         sums.add(&one);

@@ -8,8 +8,10 @@ pub mod latency;
 pub mod logging;
 mod metrics;
 pub mod prometheus;
+mod responses;
 mod statistics;
 pub mod trace;
 
 pub use metrics::{MetricsConfig, MetricsSettings};
+pub use responses::ResponseKind;
 pub use statistics::{BatchTimes, Duration, Failure, ModelStatistics, Totals};

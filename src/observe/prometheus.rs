@@ -341,7 +341,8 @@ mod tests {
         };
         let plan = settings.plan(&crate::proto::ModelConfig::default());
         let statistics = ModelStatistics::new(served, 0, &plan);
-        statistics.succeeded(0, Duration::from_millis(250), Duration::from_micros(80));
+        let total = Duration::from_millis(250);
+        statistics.succeeded(0, total, Duration::from_micros(80), total);
         let models = [ModelMetrics {
             model: "m",
             namespace: "",

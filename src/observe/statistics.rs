@@ -3,7 +3,10 @@ use std::{
     time::{self, SystemTime, UNIX_EPOCH},
 };
 
-use super::latency::{Latencies, Plan, Recorder, Step};
+use super::{
+    latency::{Latencies, Plan, Recorder, Step},
+    responses::{ResponseKind, Responses},
+};
 use crate::proto;
 
 /// Batches of more rows than this are counted in the totals only.
@@ -92,6 +95,7 @@ struct BatchCounters {
 pub struct ModelStatistics {
     /// By reactor; none where the model is not served.
     cores: Box<[Option<Core>]>,
+    responses: Responses,
 }
 
 /// Why a request failed, as the metrics tell it.
@@ -148,7 +152,8 @@ impl ModelStatistics {
             latencies: plan.recorder(),
             ..Core::default()
         };
-        Self { cores: served.map(|is_served| is_served.then(core)).collect() }
+        let cores = served.map(|is_served| is_served.then(core)).collect();
+        Self { cores, responses: Responses::default() }
     }
 
     fn core(&self, reactor: usize) -> Option<&Core> {
@@ -194,12 +199,20 @@ impl ModelStatistics {
         }
     }
 
-    /// Counts a request that succeeded after `total`, of which it waited `queued`.
-    pub fn succeeded(&self, reactor: usize, total: time::Duration, queued: time::Duration) {
+    /// Counts a request that succeeded after `total`, of which it waited `queued`, and whose first
+    /// response came after `first_response`.
+    pub fn succeeded(
+        &self,
+        reactor: usize,
+        total: time::Duration,
+        queued: time::Duration,
+        first_response: time::Duration,
+    ) {
         if let Some(core) = self.core(reactor) {
             core.success.add(1, total);
             core.queue.add(1, queued);
             core.latencies.note(Step::Request, total, 1);
+            core.latencies.note(Step::FirstResponse, first_response, 1);
             core.latencies.note(Step::Queue, queued, 1);
         }
     }
@@ -210,6 +223,12 @@ impl ModelStatistics {
             core.fail.add(1, total);
             bump(&core.failures[failure as usize], 1);
         }
+    }
+
+    /// Counts the response `index` of a request to a model that gives several; it took `time` from the
+    /// one before it. Called on any thread.
+    pub fn responded(&self, index: usize, kind: ResponseKind, time: time::Duration) {
+        self.responses.note(index, kind, time);
     }
 
     /// The sums over all reactors.
@@ -266,7 +285,7 @@ impl ModelStatistics {
             }),
             batch_stats: self.batch_statistics(),
             memory_usage: Vec::new(),
-            response_stats: Default::default(),
+            response_stats: self.responses.to_proto(),
         }
     }
 

@@ -16,10 +16,12 @@ mod offload;
 mod per_reactor;
 mod reactor;
 mod reply;
+mod socket_file;
 mod stall;
 mod tcp;
 mod timer;
 mod topology;
+mod unix;
 
 pub use acceptor::{Acceptor, Listener};
 pub use descriptors::raise_descriptor_limit;
@@ -32,8 +34,9 @@ pub use per_reactor::PerReactor;
 pub use reactor::{
     Message, ReactorHandle, ReactorSettings, Reactors, StartError, current, spawn, try_current,
 };
-pub use reply::{ReplyReceiver, ReplySender, reply_channel};
+pub use reply::{End, ReplyReceiver, ReplySender, Unread, reply_channel};
 pub use stall::{Label, label};
 pub use tcp::TcpStream;
 pub use timer::{HyperTimer, Sleep, sleep, sleep_until};
 pub use topology::{Topology, pin_to};
+pub use unix::{Peer, UnixStream};

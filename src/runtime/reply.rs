@@ -4,7 +4,7 @@ use std::{
     mem,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
 };
@@ -22,15 +22,41 @@ use super::reactor::{ReactorHandle, current};
 /// # Panics
 /// On a thread that is not a reactor.
 pub fn reply_channel<T: Send + 'static>() -> (ReplySender<T>, ReplyReceiver<T>) {
-    let queue =
-        RefCell::new(Queue { first: None, rest: VecDeque::new(), complete: false, waker: None });
-    let state =
-        Arc::new(State { abandoned: AtomicBool::new(false), queue: SendWrapper::new(queue) });
+    let queue = RefCell::new(Queue { first: None, rest: VecDeque::new(), end: None, waker: None });
+    let state = Arc::new(State {
+        abandoned: AtomicBool::new(false),
+        unread: AtomicUsize::new(0),
+        queue: SendWrapper::new(queue),
+    });
     (ReplySender { reactor: current(), state: Some(state.clone()) }, ReplyReceiver(state))
+}
+
+/// Replies that may wait to be received, besides the last.
+const UNREAD_MAX: usize = 1 << 16;
+
+/// How the replies to a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With the reply that was received last.
+    Last,
+    /// After the reply that was received last, if there was one.
+    Closed,
+    /// The sender was dropped without an end.
+    Dropped,
+}
+
+/// So many replies wait to be received that no more are taken; the one refused is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{limit} replies wait to be received")]
+pub struct Unread {
+    /// The most that may wait.
+    pub limit: usize,
 }
 
 struct State<T> {
     abandoned: AtomicBool,
+    /// Replies on their way or waiting; the last is not counted.
+    unread: AtomicUsize,
     /// Used and dropped on the receiver's reactor only.
     queue: SendWrapper<RefCell<Queue<T>>>,
 }
@@ -39,12 +65,12 @@ struct Queue<T> {
     /// The reply that most requests have just one of.
     first: Option<T>,
     rest: VecDeque<T>,
-    complete: bool,
+    end: Option<End>,
     waker: Option<Waker>,
 }
 
 impl<T> State<T> {
-    fn push(&self, value: Option<T>, complete: bool) {
+    fn push(&self, value: Option<T>, end: Option<End>) {
         let mut queue = self.queue.borrow_mut();
         if let Some(value) = value {
             if queue.first.is_none() && queue.rest.is_empty() {
@@ -53,7 +79,7 @@ impl<T> State<T> {
                 queue.rest.push_back(value);
             }
         }
-        queue.complete |= complete;
+        queue.end = queue.end.or(end);
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
@@ -71,17 +97,31 @@ pub struct ReplySender<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> ReplySender<T> {
-    /// Sends a reply that others follow.
-    pub fn send(&self, value: T) {
-        if let Some(state) = &self.state {
-            deliver(&self.reactor, state.clone(), Some(value), false);
+    /// Sends a reply that others may follow.
+    ///
+    /// # Errors
+    /// When too many wait to be received.
+    pub fn send(&self, value: T) -> Result<(), Unread> {
+        let Some(state) = &self.state else { return Ok(()) };
+        if state.unread.fetch_add(1, Ordering::Relaxed) >= UNREAD_MAX {
+            state.unread.fetch_sub(1, Ordering::Relaxed);
+            return Err(Unread { limit: UNREAD_MAX });
         }
+        deliver(&self.reactor, state.clone(), Some(value), None);
+        Ok(())
     }
 
     /// Sends the last reply.
     pub fn finish(mut self, value: T) {
         if let Some(state) = self.state.take() {
-            deliver(&self.reactor, state, Some(value), true);
+            deliver(&self.reactor, state, Some(value), Some(End::Last));
+        }
+    }
+
+    /// Tells the receiver that no more replies come.
+    pub fn close(mut self) {
+        if let Some(state) = self.state.take() {
+            deliver(&self.reactor, state, None, Some(End::Closed));
         }
     }
 
@@ -99,7 +139,7 @@ impl<T: Send + 'static> ReplySender<T> {
 impl<T: Send + 'static> Drop for ReplySender<T> {
     fn drop(&mut self) {
         if let Some(state) = self.state.take() {
-            deliver(&self.reactor, state, None, true);
+            deliver(&self.reactor, state, None, Some(End::Dropped));
         }
     }
 }
@@ -108,11 +148,11 @@ fn deliver<T: Send + 'static>(
     reactor: &ReactorHandle,
     state: Arc<State<T>>,
     value: Option<T>,
-    complete: bool,
+    end: Option<End>,
 ) {
     if state.queue.valid() {
-        state.push(value, complete);
-    } else if let Err(closed) = reactor.send(Box::new(move || state.push(value, complete))) {
+        state.push(value, end);
+    } else if let Err(closed) = reactor.send(Box::new(move || state.push(value, end))) {
         // The reactor is gone, and only it could have dropped the queue.
         mem::forget(closed.0);
     }
@@ -127,9 +167,12 @@ impl<T> ReplyReceiver<T> {
         let mut queue = self.0.queue.borrow_mut();
         if let Some(value) = queue.first.take() {
             queue.first = queue.rest.pop_front();
+            if queue.first.is_some() || queue.end != Some(End::Last) {
+                self.0.unread.fetch_sub(1, Ordering::Relaxed);
+            }
             return Poll::Ready(Some(value));
         }
-        if queue.complete {
+        if queue.end.is_some() {
             return Poll::Ready(None);
         }
         match &mut queue.waker {
@@ -137,6 +180,12 @@ impl<T> ReplyReceiver<T> {
             none => *none = Some(cx.waker().clone()),
         }
         Poll::Pending
+    }
+
+    /// How the replies ended, once all of them have been received.
+    pub fn end(&self) -> Option<End> {
+        let queue = self.0.queue.borrow();
+        if queue.first.is_some() { None } else { queue.end }
     }
 
     /// The next reply, or `None` after the last.

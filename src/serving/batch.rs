@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::{ragged, rows::SharedRows};
 use crate::{
-    backend::{BatchOutputs, BatchTensor},
+    backend::{BatchOutputs, BatchTensor, ResponseTensor},
     inference::{Admitted, AdmittedInput, DataType, Error, InferOutput, Shape, Signature},
     memory::BufferPool,
     repository::Ragged,
@@ -53,6 +53,51 @@ pub fn assemble(
         })
         .chain(told.into_iter().map(Ok))
         .collect()
+}
+
+/// Gives a request's tensors the shapes that the model sees.
+pub fn reshape(signature: &Signature, request: &mut Admitted) {
+    let rows = i64::from(request.batch_size);
+    for (spec, input) in signature.inputs.iter().zip(&mut request.inputs) {
+        if let (Some(dims), Some(input)) = (&spec.reshape, input) {
+            input.shape = model_shape(signature, dims, &input.shape, true, rows);
+        }
+    }
+}
+
+/// An output of a model that answers requests itself, with the shape that the client sees.
+///
+/// # Errors
+/// When there is no such output, or its bytes are not as many as its shape says.
+pub fn response_output(
+    signature: &Signature,
+    tensor: ResponseTensor,
+) -> Result<InferOutput, Error> {
+    let ResponseTensor { output, datatype, shape, data } = tensor;
+    let index = usize::from(output);
+    let model = &signature.model;
+    let Some(spec) = signature.outputs.get(index) else {
+        let detail = format!("model '{model}' gave an output {index} that it does not have");
+        return Err(Error::Internal { detail });
+    };
+    let elements = shape.element_count();
+    let fits = match datatype.size() {
+        Some(size) => {
+            elements.and_then(|count| count.checked_mul(size as u64)) == Some(data.len() as u64)
+        }
+        None => elements.and_then(|count| strings_len(&data, count)) == Some(data.len()),
+    };
+    if !fits {
+        let detail = format!(
+            "output '{}' of model '{model}' has {} bytes, which are not those of a {datatype} tensor \
+             of shape {shape}",
+            spec.name,
+            data.len()
+        );
+        return Err(Error::Internal { detail });
+    }
+    let shape = client_shape(signature, index, shape);
+    Ok(InferOutput { name: spec.name.clone(), datatype, shape, data })
 }
 
 /// The shape that the model sees: the client's, with the batch's rows, or the reshaped one, whose

@@ -10,15 +10,18 @@ use super::{
     batch::{self, Outputs},
     classification,
     job::Job,
+    respond,
     rows::SharedRows,
+    version::LoadedVersion,
 };
 use crate::{
-    backend::{Batch, Instance},
+    backend::{BackendError, Batch, Instance, ModelInstance, RequestInstance},
     inference::{Admitted, Error, InferResponse, Parameters, Timestamp},
     observe::{
         BatchTimes,
         trace::{Event, Trace, TracedTensor},
     },
+    runtime::ReactorHandle,
 };
 
 /// A batch that is to run: nobody joins or leaves it any more.
@@ -31,19 +34,61 @@ pub struct SealedBatch {
 
 /// A batch that has run, on its way back to the requests' clients.
 pub struct Executed {
-    jobs: Vec<Job>,
-    outcome: Result<Vec<Outputs>, Error>,
+    ran: Ran,
     began: Timestamp,
     times: BatchTimes,
 }
 
+enum Ran {
+    /// As a whole.
+    Batch { jobs: Vec<Job>, outcome: Result<Vec<Outputs>, Error> },
+    /// Request by request: the model answers them.
+    Requests { version: Arc<LoadedVersion>, rows: u32, count: u64 },
+}
+
 /// Runs a batch on an instance, on the calling thread, beginning now, at `began`. A panic inside the
-/// back end fails the batch and nothing else.
-pub fn execute(instance: &mut dyn Instance, batch: SealedBatch, began: Timestamp) -> Executed {
+/// back end fails the batch and nothing else. The batch is counted on the reactor `home`.
+pub fn execute(
+    instance: &mut ModelInstance,
+    batch: SealedBatch,
+    home: &ReactorHandle,
+    began: Timestamp,
+) -> Executed {
     let SealedBatch { jobs, rows } = batch;
     let mut times = BatchTimes::default();
-    let outcome = run(instance, &jobs, rows, began, &mut times);
-    Executed { jobs, outcome, began, times }
+    let ran = match instance {
+        ModelInstance::Batches(instance) => {
+            let outcome = run(&mut **instance, &jobs, rows, began, &mut times);
+            Ran::Batch { jobs, outcome }
+        }
+        ModelInstance::Requests(instance) => {
+            hand_over(&mut **instance, jobs, home, began, &mut times)
+        }
+    };
+    Executed { ran, began, times }
+}
+
+/// Gives the requests to an instance that answers them itself.
+fn hand_over(
+    instance: &mut dyn RequestInstance,
+    jobs: Vec<Job>,
+    home: &ReactorHandle,
+    began: Timestamp,
+    times: &mut BatchTimes,
+) -> Ran {
+    let Some(version) = jobs.first().map(|job| Arc::clone(&job.version)) else {
+        return Ran::Batch { jobs, outcome: Ok(Vec::new()) };
+    };
+    let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
+    let count = jobs.len() as u64;
+    let requests = respond::requests(jobs, home, began);
+    let ran = catch_unwind(AssertUnwindSafe(|| instance.execute(requests, &version.host)));
+    if let Err(panic) = ran {
+        // Its responders are dropped, which answers the requests.
+        log::error!("model '{}': {}", version.name, describe(&*panic));
+    }
+    times.compute_infer = Timestamp::now() - began;
+    Ran::Requests { version, rows, count }
 }
 
 fn run(
@@ -57,8 +102,13 @@ fn run(
         return Ok(Vec::new());
     };
     let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
-    let inputs =
-        batch::assemble(&version.signature, &version.ragged, &requests, shared, &version.pool)?;
+    let inputs = batch::assemble(
+        &version.signature,
+        &version.ragged,
+        &requests,
+        shared,
+        &version.host.pool,
+    )?;
     let assembled = Timestamp::now();
     times.compute_input = assembled - began;
 
@@ -66,9 +116,9 @@ fn run(
         .map(|index| requests.iter().any(|request| request.outputs.contains(&(index as u16))))
         .collect();
     let rows = requests.iter().map(|request| request.batch_size).sum();
-    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool: &version.pool };
+    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool: &version.host.pool };
     let outputs = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)))
-        .unwrap_or_else(|panic| Err(crate::backend::BackendError(describe(&*panic))))
+        .unwrap_or_else(|panic| Err(BackendError(describe(&*panic))))
         .map_err(|error| Error::Backend { detail: error.0 })?;
     let ran = Timestamp::now();
     times.compute_infer = ran - assembled;
@@ -116,8 +166,8 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 impl Executed {
     /// A batch that did not run, because all its clients have left.
     pub fn cancelled(jobs: Vec<Job>) -> Self {
-        let outcome = Err(Error::Cancelled);
-        Self { jobs, outcome, began: Timestamp::now(), times: BatchTimes::default() }
+        let ran = Ran::Batch { jobs, outcome: Err(Error::Cancelled) };
+        Self { ran, began: Timestamp::now(), times: BatchTimes::default() }
     }
 
     /// How long the model took; zero when it failed.
@@ -133,7 +183,13 @@ impl Executed {
 
     /// Answers every request of the batch and counts it, now, at `now`. Runs on reactor `reactor`.
     pub fn answer(self, reactor: usize, now: Timestamp) {
-        let Self { jobs, outcome, began, times } = self;
+        let Self { ran, began, times } = self;
+        let (jobs, outcome) = match ran {
+            Ran::Batch { jobs, outcome } => (jobs, outcome),
+            Ran::Requests { version, rows, count } => {
+                return version.statistics.executed(reactor, rows, count, times);
+            }
+        };
         let responses = match outcome {
             Ok(responses) => responses,
             Err(error) => {
@@ -153,7 +209,8 @@ impl Executed {
                 job.fail(reactor, error);
                 continue;
             }
-            version.statistics.succeeded(reactor, now - job.arrived, began - job.arrived);
+            let total = now - job.arrived;
+            version.statistics.succeeded(reactor, total, began - job.arrived, total);
             if let Some(trace) = job.trace {
                 traced(trace, began, times, now, &outputs);
             }

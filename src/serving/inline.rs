@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::{instance_thread::PlacedInstance, version::VersionSpec};
 use crate::{
-    backend::{Batch, BatchTensor, InlineFitness},
+    backend::{Batch, BatchTensor, InlineFitness, ModelInstance},
     inference::Timestamp,
     memory::BufferPool,
 };
@@ -83,6 +83,7 @@ pub fn suits(spec: &VersionSpec, instances: &mut [PlacedInstance], pool: &Buffer
         InlineFitness::Always => return true,
         InlineFitness::IfFast => {}
     }
+    let ModelInstance::Batches(instance) = instance else { return false };
     let Some(inputs) = zeros(spec, pool) else { return false };
     let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, spec.signature.outputs.len());
     let batch = Batch {

@@ -4,7 +4,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::execution::{Executed, SealedBatch, execute};
 use crate::{
-    backend::Instance,
+    backend::ModelInstance,
     inference::Timestamp,
     runtime::{ReactorHandle, pin_to},
 };
@@ -30,7 +30,7 @@ pub struct PlacedInstance {
     /// The processors that its thread is bound to.
     pub cores: Vec<usize>,
     /// What runs there.
-    pub instance: Box<dyn Instance>,
+    pub instance: ModelInstance,
 }
 
 /// The system gave no thread for an instance.
@@ -91,7 +91,7 @@ impl InstanceThreads {
 }
 
 fn run(
-    mut instance: Box<dyn Instance>,
+    mut instance: ModelInstance,
     cores: &[usize],
     batches: &Receiver<SealedBatch>,
     home: &ReactorHandle,
@@ -104,7 +104,7 @@ fn run(
         // It may have waited for the batch before it, while its clients left.
         let executed = match batch.jobs.iter().all(|job| job.reply.is_abandoned()) {
             true => Executed::cancelled(batch.jobs),
-            false => execute(&mut *instance, batch, Timestamp::now()),
+            false => execute(&mut instance, batch, home, Timestamp::now()),
         };
         if home.send(Box::new(move || version.executed(executed))).is_err() {
             return;

@@ -4,7 +4,7 @@ use compact_str::CompactString;
 
 use super::version::LoadedVersion;
 use crate::{
-    inference::{Admitted, Error, InferResponse, Timestamp},
+    inference::{Admitted, Error, InferResponse, Parameters, Sequence, Timestamp},
     observe::{
         Failure,
         trace::{Event, Trace},
@@ -13,7 +13,7 @@ use crate::{
     scheduler::Queued,
 };
 
-/// What comes back for a request.
+/// What comes back for a request: one of these or, of a decoupled model, any number.
 pub type Reply = Result<InferResponse, Error>;
 
 /// A request on its way through a model: admitted, queued, batched, answered.
@@ -22,6 +22,8 @@ pub struct Job {
     pub version: Arc<LoadedVersion>,
     pub id: CompactString,
     pub admitted: Admitted,
+    pub parameters: Parameters,
+    pub sequence: Option<Box<Sequence>>,
     pub priority: u64,
     pub queue_timeout: Option<Duration>,
     pub deadline: Option<Timestamp>,
@@ -34,19 +36,23 @@ pub struct Job {
 impl Job {
     /// Answers with a failure and counts it. Runs on reactor `reactor`.
     pub fn fail(self, reactor: usize, error: Error) {
-        let failure = match &error {
-            Error::QueueFull | Error::TimeoutExpired | Error::DeadlineExpired => Failure::Rejected,
-            Error::Cancelled => Failure::Cancelled,
-            Error::Backend { .. } => Failure::Backend,
-            _ => Failure::Other,
-        };
         let now = Timestamp::now();
-        self.version.statistics.failed(reactor, failure, now - self.arrived);
+        self.version.statistics.failed(reactor, kind(&error), now - self.arrived);
         if let Some(mut trace) = self.trace {
             trace.at(Event::RequestEnd, now);
             trace.finish();
         }
         self.reply.finish(Err(error));
+    }
+}
+
+/// What the metrics call a failure.
+pub fn kind(error: &Error) -> Failure {
+    match error {
+        Error::QueueFull | Error::TimeoutExpired | Error::DeadlineExpired => Failure::Rejected,
+        Error::Cancelled => Failure::Cancelled,
+        Error::Backend { .. } | Error::Model { .. } => Failure::Backend,
+        _ => Failure::Other,
     }
 }
 

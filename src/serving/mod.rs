@@ -6,9 +6,13 @@
 //! and runs it, inline or on instance threads. This room ties schedulers to back ends; it knows no
 //! wire format.
 //!
+//! A model may ask others of the server: in `ask.rs` its requests come in as a client's do. A model
+//! that answers its requests itself, each with any number of responses, does so through `respond.rs`.
+//!
 //! [`ModelControl`] decides what is loaded: at the start, on request, or as repositories change. It
 //! works on threads of its own and hands finished versions to the [`Server`], which swaps them in.
 
+mod ask;
 mod batch;
 mod classification;
 mod control;
@@ -19,6 +23,7 @@ mod instance_thread;
 mod job;
 mod load;
 mod ragged;
+mod respond;
 mod rows;
 mod server;
 mod shard;

@@ -1,7 +1,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
 };
@@ -11,11 +11,13 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::{
+    ask::FromInside,
     instance_cores::InstanceCores,
     job::Reply,
     version::{LoadedVersion, Site, VersionError, VersionSpec},
 };
 use crate::{
+    backend::Host,
     inference::{Error, InferRequest},
     memory::{BufferPool, Regions},
     observe::{MetricsSettings, trace::Tracer},
@@ -43,7 +45,7 @@ pub struct Server {
     state: AtomicU8,
     reactors: Vec<ReactorHandle>,
     instance_cores: InstanceCores,
-    pool: BufferPool,
+    host: Arc<Host>,
     regions: Regions,
     observers: Observers,
     next_home: AtomicUsize,
@@ -75,18 +77,18 @@ impl Server {
         pool: BufferPool,
         regions: Regions,
         observers: Observers,
-    ) -> Self {
-        Self {
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| Self {
             models: ArcSwap::default(),
             state: AtomicU8::new(ServerState::Starting as u8),
             reactors: reactors.to_vec(),
             instance_cores,
-            pool,
+            host: Arc::new(Host { pool, models: Box::new(FromInside(this.clone())) }),
             regions,
             observers,
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
-        }
+        })
     }
 
     /// Where the server is in its life.
@@ -137,7 +139,7 @@ impl Server {
 
     /// The tensor memory of all models.
     pub fn pool(&self) -> &BufferPool {
-        &self.pool
+        &self.host.pool
     }
 
     /// What decides which requests are traced.
@@ -160,7 +162,7 @@ impl Server {
             reactors: &self.reactors,
             home: &self.reactors[next],
             instance_cores: &self.instance_cores,
-            pool: &self.pool,
+            host: &self.host,
             observers: &self.observers,
         };
         LoadedVersion::start(spec, &site)
@@ -203,7 +205,8 @@ impl Server {
         self.models.store(Arc::default());
     }
 
-    /// Takes a request in. The answer comes to the reactor that calls, which must be one.
+    /// Takes a request in. The replies come to the reactor that calls, which must be one: one reply,
+    /// or any number when the model is decoupled.
     ///
     /// # Errors
     /// When the model is unknown, the request does not fit it, or too much waits already.
@@ -211,8 +214,51 @@ impl Server {
         if self.state() == ServerState::Stopping {
             return Err(Error::Stopping);
         }
+        self.infer_from_inside(request)
+    }
+
+    /// Whether the model gives any number of replies to a request; not, when it is unknown.
+    pub fn is_decoupled(&self, model: &str, version: &str) -> bool {
+        find(&self.models.load(), model, version).is_ok_and(|version| version.decoupled)
+    }
+
+    /// Takes a request in that `endpoint` must answer with one response.
+    ///
+    /// # Errors
+    /// The same, and when the model is decoupled.
+    pub fn infer_one(
+        &self,
+        request: InferRequest,
+        endpoint: &'static str,
+    ) -> Result<ReplyReceiver<Reply>, Error> {
+        if self.state() == ServerState::Stopping {
+            return Err(Error::Stopping);
+        }
+        let models = self.models.load();
+        let version = find(&models, &request.model_name, &request.model_version)?;
+        if version.decoupled {
+            return Err(Error::DecoupledModel { endpoint });
+        }
+        version.infer(request)
+    }
+
+    /// Takes a request in that serves another, which was taken in before: so the server may be
+    /// stopping. Like [`infer`](Self::infer) it is called on a reactor, where the replies come.
+    ///
+    /// # Errors
+    /// When the model is unknown, the request does not fit it, or too much waits already.
+    pub fn infer_from_inside(&self, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
         let models = self.models.load();
         find(&models, &request.model_name, &request.model_version)?.infer(request)
+    }
+
+    /// The reactor to take a request to that comes from none: its model's home, or any in turn when the
+    /// model is served on all or not at all.
+    pub(super) fn reactor_for(&self, request: &InferRequest) -> &ReactorHandle {
+        let version = self.version(&request.model_name, &request.model_version);
+        let home = version.ok().and_then(|version| version.only_reactor());
+        let next = || self.next_home.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
+        &self.reactors[home.unwrap_or_else(next)]
     }
 
     /// The version that a client means by these two; an empty version means the newest.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     inference::{Admitted, Error, Timestamp},
-    runtime::{Sleep, current, sleep_until, spawn, yield_now},
+    runtime::{ReactorHandle, Sleep, current, sleep_until, spawn, yield_now},
     scheduler::{BatchingPolicy, Decision, DynamicQueue},
 };
 
@@ -28,7 +28,7 @@ const INLINE_TICK: Duration = Duration::from_micros(100);
 /// One reactor's queue for a version of a model, and the instances that it feeds. All of it lives
 /// on that reactor.
 pub struct Shard {
-    reactor: usize,
+    home: ReactorHandle,
     queue: RefCell<DynamicQueue<Job>>,
     executor: RefCell<Executor>,
     bell: Bell,
@@ -68,7 +68,7 @@ impl Shard {
     /// Starts the task that feeds the instances. Requests that arrive in one tick are seen together.
     pub fn start(policy: BatchingPolicy, executor: Executor) -> ShardHandle {
         let shard = Rc::new(Self {
-            reactor: current().index(),
+            home: current(),
             queue: RefCell::new(DynamicQueue::new(policy)),
             executor: RefCell::new(executor),
             bell: Bell::default(),
@@ -84,10 +84,10 @@ impl Shard {
         let arrived = job.arrived;
         match self.queue.borrow_mut().push(job, arrived) {
             Ok(()) => {
-                statistics.enqueued(self.reactor);
+                statistics.enqueued(self.home.index());
                 self.bell.ring();
             }
-            Err((job, error)) => job.fail(self.reactor, error),
+            Err((job, error)) => job.fail(self.home.index(), error),
         }
     }
 
@@ -96,7 +96,7 @@ impl Shard {
         if let Executor::Threads(threads) = &mut *self.executor.borrow_mut() {
             threads.finished();
         }
-        executed.answer(self.reactor, Timestamp::now());
+        executed.answer(self.home.index(), Timestamp::now());
         if !self.queue.borrow().is_empty() {
             self.bell.ring();
         }
@@ -138,14 +138,14 @@ impl Shard {
         };
         let cancelled = cancelled.into_iter().map(|job| (job, Error::Cancelled));
         for (job, error) in expired.into_iter().chain(cancelled) {
-            job.version.statistics.dequeued(self.reactor);
-            job.fail(self.reactor, error);
+            job.version.statistics.dequeued(self.home.index());
+            job.fail(self.home.index(), error);
         }
     }
 
     fn run(&self, jobs: Vec<Job>, now: Timestamp) {
         for job in &jobs {
-            job.version.statistics.dequeued(self.reactor);
+            job.version.statistics.dequeued(self.home.index());
         }
         let mut executor = self.executor.borrow_mut();
         match &mut *executor {
@@ -153,12 +153,12 @@ impl Shard {
                 let Some(mut taken) = instance.take() else { return };
                 drop(executor);
                 let batch = SealedBatch { jobs, rows: SharedRows::default() };
-                let executed = execute(&mut *taken.placed.instance, batch, now);
+                let executed = execute(&mut taken.placed.instance, batch, &self.home, now);
                 let ended = executed.ended();
                 let slow = taken.pace.is_lost_after(executed.compute_infer());
                 *self.executor.borrow_mut() =
                     if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
-                executed.answer(self.reactor, ended);
+                executed.answer(self.home.index(), ended);
             }
             Executor::Threads(threads) => {
                 let bytes_min =
@@ -175,7 +175,7 @@ impl Shard {
                 };
                 for job in jobs {
                     let detail = "the instance's thread has ended".to_owned();
-                    job.fail(self.reactor, Error::Internal { detail });
+                    job.fail(self.home.index(), Error::Internal { detail });
                 }
             }
         }
@@ -185,11 +185,11 @@ impl Shard {
 /// Gives a batch of at least `bytes_min` its places, so that several threads can put it together.
 fn seal(jobs: Vec<Job>, bytes_min: usize) -> SealedBatch {
     let rows = match jobs.first() {
-        None => SharedRows::default(),
-        Some(Job { version, .. }) => {
+        Some(Job { version, .. }) if !version.takes_requests => {
             let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
-            SharedRows::seal(&version.signature, &requests, bytes_min, &version.pool)
+            SharedRows::seal(&version.signature, &requests, bytes_min, &version.host.pool)
         }
+        _ => SharedRows::default(),
     };
     SealedBatch { jobs, rows }
 }

@@ -14,8 +14,8 @@ use std::{
 use super::{Observers, Reply, Server, VersionSpec};
 use crate::{
     backend::{
-        BackendError, Batch, BatchOutputs, InlineFitness, Instance, Model, Placement,
-        PlacementDevice,
+        BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model, ModelInstance,
+        Placement, PlacementDevice,
     },
     inference::{
         DataType, InferInput, InferRequest, Parameters, Shape, Signature, TensorSpec, Timestamp,
@@ -30,6 +30,8 @@ use crate::{
     runtime::{DriverChoice, ReactorSettings, Reactors, ReplyReceiver, Topology, spawn, yield_now},
     scheduler::BatchingPolicy,
 };
+
+mod requests;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of a row: a few make a batch that is put together by several threads.
@@ -48,6 +50,14 @@ type Waiting = Arc<AtomicBool>;
 
 impl Stage {
     fn set(model: impl Model + 'static, dynamic: Option<DynamicBatching>) -> Self {
+        Self::set_up(model, dynamic, proto::ModelConfig::default())
+    }
+
+    fn set_up(
+        model: impl Model + 'static,
+        dynamic: Option<DynamicBatching>,
+        config: proto::ModelConfig,
+    ) -> Self {
         let settings = ReactorSettings {
             count: 1,
             driver: DriverChoice::default(),
@@ -79,7 +89,7 @@ impl Stage {
             name: "m".into(),
             namespace: "".into(),
             version: 1,
-            config: Arc::new(proto::ModelConfig::default()),
+            config: Arc::new(config),
             signature: Arc::new(signature),
             labels: Arc::default(),
             policy: BatchingPolicy { max_batch_size: 4, dynamic },
@@ -97,7 +107,7 @@ impl Stage {
         let version = server.start(spec).unwrap();
         let id = crate::repository::ModelId { name: "m".into(), namespace: String::new() };
         server.replace(&id, [(1, version)].into());
-        Self { reactors, server: Arc::new(server), waiting: Arc::default() }
+        Self { reactors, server, waiting: Arc::default() }
     }
 
     /// Sends a request of one row filled with `value`, and returns where its answer will come.
@@ -188,8 +198,9 @@ impl Gate {
 }
 
 impl Model for Gate {
-    fn instance(&self, _: &Placement) -> Result<Box<dyn Instance>, BackendError> {
-        Ok(Box::new(Self { told: self.told.clone(), let_on: self.let_on.clone() }))
+    fn instance(&self, _: &Placement, _: &Arc<Host>) -> Result<ModelInstance, BackendError> {
+        let gate = Self { told: self.told.clone(), let_on: self.let_on.clone() };
+        Ok(ModelInstance::Batches(Box::new(gate)))
     }
 }
 
@@ -299,8 +310,8 @@ struct Tired {
 }
 
 impl Model for Tired {
-    fn instance(&self, _: &Placement) -> Result<Box<dyn Instance>, BackendError> {
-        Ok(Box::new(self.clone()))
+    fn instance(&self, _: &Placement, _: &Arc<Host>) -> Result<ModelInstance, BackendError> {
+        Ok(ModelInstance::Batches(Box::new(self.clone())))
     }
 
     fn inline_fitness(&self) -> InlineFitness {

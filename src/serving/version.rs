@@ -15,9 +15,8 @@ use super::{
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
-    backend::{BackendError, Instance, Model, Placement},
+    backend::{BackendError, Host, Model, ModelInstance, Placement},
     inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
-    memory::BufferPool,
     observe::{
         ModelStatistics,
         trace::{Event, ModelTracer, Trace, TracedTensor},
@@ -77,7 +76,11 @@ pub struct LoadedVersion {
     pub statistics: Arc<ModelStatistics>,
     /// How long it took to load.
     pub load_time: Duration,
-    pub(super) pool: BufferPool,
+    /// Whether a request gets any number of replies instead of one.
+    pub decoupled: bool,
+    pub(super) host: Arc<Host>,
+    /// Whether its instances take requests instead of batches.
+    pub(super) takes_requests: bool,
     /// How requests of different shapes share a batch.
     pub(super) ragged: Ragged,
     tracer: Arc<ModelTracer>,
@@ -86,6 +89,7 @@ pub struct LoadedVersion {
     /// Told of the end of the model when no version of it is left.
     pub(super) agents: Option<Arc<AgentChain>>,
     home: ReactorHandle,
+    runs_inline: bool,
     /// One on every reactor when the model runs inline, else one at home.
     shards: PerReactor<ShardHandle>,
 }
@@ -98,8 +102,8 @@ pub struct Site<'a> {
     pub home: &'a ReactorHandle,
     /// Where instance threads run.
     pub instance_cores: &'a InstanceCores,
-    /// Tensor memory.
-    pub pool: &'a BufferPool,
+    /// What instances may use: tensor memory, other models.
+    pub host: &'a Arc<Host>,
     /// What watches them.
     pub observers: &'a Observers,
 }
@@ -138,11 +142,11 @@ impl VersionSpec {
         &self,
         placement: &Placement,
         ragged: &Ragged,
-        pool: &BufferPool,
-    ) -> Result<Box<dyn Instance>, VersionError> {
-        let mut instance = self.model.instance(placement)?;
+        host: &Arc<Host>,
+    ) -> Result<ModelInstance, VersionError> {
+        let mut instance = self.model.instance(placement, host)?;
         for warm_up in &self.warm_ups {
-            warm_up.run(&self.signature, ragged, &mut *instance, pool)?;
+            warm_up.run(&self.signature, ragged, &mut instance, host)?;
         }
         Ok(instance)
     }
@@ -160,17 +164,20 @@ impl LoadedVersion {
             instances.push(PlacedInstance {
                 name: placement.name.clone(),
                 cores: site.instance_cores.of(&placement.host_policy).to_vec(),
-                instance: spec.instance(placement, &ragged, site.pool)?,
+                instance: spec.instance(placement, &ragged, site.host)?,
             });
         }
         // Who wants an instance on certain processors does not want it on those of reactors.
         let is_placed =
             |placement: &Placement| site.instance_cores.wanted(&placement.host_policy).is_some();
         let runs_inline = !spec.placements.iter().any(is_placed)
-            && inline::suits(&spec, &mut instances, site.pool);
+            && inline::suits(&spec, &mut instances, &site.host.pool);
         // What is not served on a reactor takes no memory there.
         let home = site.home.index();
         let served = site.reactors.iter().map(|reactor| runs_inline || reactor.index() == home);
+        let takes_requests = instances
+            .first()
+            .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
         let plan = site.observers.metrics.plan(&spec.config);
         let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
         let version = Arc::new(Self {
@@ -182,12 +189,15 @@ impl LoadedVersion {
             labels: spec.labels.clone(),
             statistics: Arc::new(statistics),
             load_time: Timestamp::now() - spec.began,
-            pool: site.pool.clone(),
+            decoupled: spec.config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
+            host: site.host.clone(),
+            takes_requests,
             ragged: ragged.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
             _folder: spec.folder.clone(),
             agents: spec.agents.clone(),
             home: site.home.clone(),
+            runs_inline,
             shards: PerReactor::new(site.reactors),
         });
         if runs_inline {
@@ -199,7 +209,7 @@ impl LoadedVersion {
                     (None, Some(placement)) => PlacedInstance {
                         name: placement.name.clone(),
                         cores: site.instance_cores.others().to_vec(),
-                        instance: spec.instance(placement, &ragged, site.pool)?,
+                        instance: spec.instance(placement, &ragged, site.host)?,
                     },
                     (None, None) => break,
                 };
@@ -254,6 +264,8 @@ impl LoadedVersion {
             trace,
             id: request.id,
             admitted,
+            parameters: request.parameters,
+            sequence: request.sequence,
             priority: request.priority,
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,
@@ -295,6 +307,11 @@ impl LoadedVersion {
             Full::Full(_) => Error::QueueFull,
             Full::Closed(_) => Error::Stopping,
         })
+    }
+
+    /// The number of the reactor that all requests go to, unless they go to all.
+    pub(super) fn only_reactor(&self) -> Option<usize> {
+        (!self.runs_inline).then(|| self.home.index())
     }
 
     /// Takes back a batch that an instance thread has run. Runs at home.

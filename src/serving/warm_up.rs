@@ -1,13 +1,20 @@
 //! Requests of a model's own making, with which each instance is run before it serves.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Arc, mpsc},
+};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::batch;
 use crate::{
-    backend::{Batch, Instance},
+    backend::{
+        Batch, Host, Instance, ModelInstance, ModelRequest, ModelResponse, RequestInstance,
+        Respond, Responder, ResponseError,
+    },
     inference::{Admitted, DataType, Error, InferInput, InferRequest, Shape, Signature},
     memory::BufferPool,
     proto::{
@@ -133,22 +140,102 @@ impl WarmUp {
         &self,
         signature: &Signature,
         ragged: &Ragged,
+        instance: &mut ModelInstance,
+        host: &Arc<Host>,
+    ) -> Result<(), WarmUpError> {
+        let ran = match instance {
+            ModelInstance::Batches(instance) => {
+                self.run_batches(signature, ragged, &mut **instance, &host.pool)
+            }
+            ModelInstance::Requests(instance) => {
+                self.run_requests(signature, &mut **instance, host)
+            }
+        };
+        ran.map_err(|error| WarmUpError {
+            sample: self.name.clone(),
+            reason: Reason::Failed(error),
+        })
+    }
+
+    fn run_batches(
+        &self,
+        signature: &Signature,
+        ragged: &Ragged,
         instance: &mut dyn Instance,
         pool: &BufferPool,
-    ) -> Result<(), WarmUpError> {
-        let failed = |reason| WarmUpError { sample: self.name.clone(), reason };
+    ) -> Result<(), Error> {
         let requests: SmallVec<[&Admitted; 8]> =
             (0..self.requests).map(|_| &self.request).collect();
         let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, signature.outputs.len());
         for _ in 0..self.runs {
-            let inputs = batch::assemble(signature, ragged, &requests, Default::default(), pool)
-                .map_err(|error| failed(Reason::Failed(error)))?;
+            let inputs = batch::assemble(signature, ragged, &requests, Default::default(), pool)?;
             let batch = Batch { rows: self.requests, inputs: &inputs, wanted: &wanted, pool };
-            if let Err(error) = instance.execute(&batch) {
-                return Err(failed(Reason::Failed(Error::Backend { detail: error.0 })));
+            instance.execute(&batch).map_err(|error| Error::Backend { detail: error.0 })?;
+        }
+        Ok(())
+    }
+
+    fn run_requests(
+        &self,
+        signature: &Signature,
+        instance: &mut dyn RequestInstance,
+        host: &Arc<Host>,
+    ) -> Result<(), Error> {
+        let mut tensors = self.request.clone();
+        batch::reshape(signature, &mut tensors);
+        for _ in 0..self.runs {
+            let (report, ended) = mpsc::channel();
+            let request = |_| ModelRequest {
+                id: Default::default(),
+                tensors: tensors.clone(),
+                parameters: Default::default(),
+                sequence: None,
+                priority: 0,
+                queue_timeout: None,
+                deadline: None,
+                responder: Responder::new(Box::new(Ended {
+                    report: report.clone(),
+                    failure: None,
+                })),
+            };
+            let requests = (0..self.requests).map(request).collect();
+            drop(report);
+            instance.execute(requests, host);
+            for outcome in ended {
+                outcome?;
             }
         }
         Ok(())
+    }
+}
+
+/// Answers nobody, and reports how the answer ended.
+struct Ended {
+    report: mpsc::Sender<Result<(), Error>>,
+    failure: Option<Error>,
+}
+
+impl Respond for Ended {
+    fn send(&mut self, response: Result<ModelResponse, ResponseError>) {
+        if let Err(ResponseError { code, message }) = response {
+            self.failure.get_or_insert(Error::Model { code, detail: message });
+        }
+    }
+
+    fn finish(mut self: Box<Self>, last: Option<Result<ModelResponse, ResponseError>>) {
+        if let Some(last) = last {
+            self.send(last);
+        }
+        // Nobody listens after a failure.
+        let _ = self.report.send(self.failure.map_or(Ok(()), Err));
+    }
+
+    fn drop_unfinished(self: Box<Self>) {
+        let _ = self.report.send(Err(Error::unanswered()));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        false
     }
 }
 
@@ -290,17 +377,56 @@ mod tests {
         ] {
             let samples = read(sample(UINT16, &[2], Some(data)), &signature, dir.path()).unwrap();
             let mut witness = Witness::default();
-            samples[0].run(&signature, &Ragged::default(), &mut witness, &pool).unwrap();
+            samples[0].run_batches(&signature, &Ragged::default(), &mut witness, &pool).unwrap();
             let expected = (3, Shape::from([3, 2]), Bytes::from([row; 3].concat()));
             assert_eq!(witness.seen, [expected.clone(), expected]);
         }
         let random = Some(InputDataType::RandomData(true));
         let samples = read(sample(UINT16, &[2], random), &signature, dir.path()).unwrap();
-        let mut failing = Witness { fails: true, ..Witness::default() };
+        let failing = Witness { fails: true, ..Witness::default() };
+        let host = Arc::new(Host::without_models(pool));
+        let mut failing = ModelInstance::Batches(Box::new(failing));
         let error =
-            samples[0].run(&signature, &Ragged::default(), &mut failing, &pool).unwrap_err();
+            samples[0].run(&signature, &Ragged::default(), &mut failing, &host).unwrap_err();
         assert!(error.to_string().contains("sample 'first'"), "{error}");
         assert!(error.to_string().contains("out of order"), "{error}");
+    }
+
+    /// Answers as it is told: with a response, with a failure, or not at all.
+    struct Answers(Option<Result<(), &'static str>>);
+
+    impl RequestInstance for Answers {
+        fn execute(&mut self, requests: Vec<ModelRequest>, _: &Host) {
+            for request in requests {
+                match self.0 {
+                    Some(Ok(())) => request.responder.finish(Ok(ModelResponse::default())),
+                    Some(Err(message)) => {
+                        let (code, message) = (crate::inference::Code::Internal, message.into());
+                        request.responder.finish(Err(ResponseError { code, message }));
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_instance_that_takes_requests_must_answer_them() {
+        let signature = signature(4, DataType::Uint16);
+        let data = Some(InputDataType::ZeroData(true));
+        let samples = read(sample(UINT16, &[2], data), &signature, Path::new("")).unwrap();
+        let host = Arc::new(Host::without_models(BufferPool::new(1 << 20, 1 << 20).unwrap()));
+        for (answers, expected) in [
+            (Some(Ok(())), None),
+            (Some(Err("out of order")), Some("out of order")),
+            (None, Some("without an answer")),
+        ] {
+            let mut instance = ModelInstance::Requests(Box::new(Answers(answers)));
+            let error = samples[0].run(&signature, &Ragged::default(), &mut instance, &host).err();
+            let error = error.map(|error| error.to_string());
+            assert_eq!(error.is_some(), expected.is_some());
+            assert!(error.unwrap_or_default().contains(expected.unwrap_or_default()));
+        }
     }
 
     #[test]

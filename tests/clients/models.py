@@ -49,6 +49,22 @@ def identity(options: str = "", datatype: str = "FP32", dims: str = "-1", output
     )
 
 
+# Gives its input back, one element a response.
+REPEAT = """
+backend: "repeat"
+model_transaction_policy { decoupled: true }
+input [
+  { name: "IN" data_type: TYPE_INT32 dims: [ -1 ] },
+  { name: "DELAY" data_type: TYPE_UINT32 dims: [ -1 ] },
+  { name: "WAIT" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
+output [
+  { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] },
+  { name: "IDX" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
+"""
+
+
 def batched(delay_us: int = 0, size: int = 8) -> str:
     """The options of a dynamically batched model."""
     return f"max_batch_size: {size} dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}"
@@ -71,6 +87,7 @@ def identity_models() -> dict[str, Model]:
             {1: b"", 2: b"", 3: b""},
         ),
         "latest": Model(identity(), {1: b"", 2: b""}),
+        "repeat": Model(REPEAT),
         "labels": Model(
             identity("max_batch_size: 4", dims="3", output='label_filename: "labels.txt"'),
             labels=["ant", "bee", "cat"],

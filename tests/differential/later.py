@@ -26,10 +26,6 @@ _WHERE = {
         grpc/index/all grpc/index/ready
         explicit/grpc/load_ensemble explicit/grpc/load_bad_ensemble_*
     """,
-    "decoupled models": """
-        http/infer/decoupled http/infer/decoupled_bad_shape grpc/infer/decoupled
-        http/stats/identity_decoupled
-    """,
     "all extensions of the protocol": "http/server/metadata grpc/server/metadata",
 }
 

@@ -8,7 +8,8 @@ use std::{
 use clap::Args;
 
 use super::{
-    accepted::AcceptedFlags, cloud_args::CloudArgs, observe_args::ObserveArgs, wires::WireArgs,
+    accepted::AcceptedFlags, cloud_args::CloudArgs, observe_args::ObserveArgs, ring::RingArgs,
+    wires::WireArgs,
 };
 use crate::{
     backend::directory,
@@ -149,7 +150,7 @@ pub struct ServeArgs {
     /// What drives the event loops: auto (epoll), io_uring or epoll
     #[arg(long, value_name = "DRIVER", default_value = "auto")]
     pub io_driver: DriverChoice,
-    /// Microseconds that an idle event loop looks for work before it sleeps (io_uring only)
+    /// Microseconds that an idle event loop looks for work before it sleeps
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
     pub idle_spin_us: u64,
 
@@ -178,6 +179,8 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     pub cloud: CloudArgs,
+    #[command(flatten)]
+    pub ring: RingArgs,
     #[command(flatten)]
     pub wires: WireArgs,
     #[command(flatten)]

@@ -43,6 +43,27 @@ pub fn stream_error(message: &str, id: &str) -> Bytes {
     out.freeze()
 }
 
+/// A `ModelStreamInferResponse` without outputs that says only that a request's last response has been
+/// sent. The model and its version are as the request named them.
+pub fn stream_end(model: &str, version: &str, id: &str) -> Bytes {
+    let mut parameters = Parameters::default();
+    parameters.insert("triton_final_response", Parameter::Bool(true));
+    let inner = string_len(1, model)
+        + string_len(2, version)
+        + string_len(3, id)
+        + parameters_len(4, &parameters);
+    let len = message_len(2, inner);
+    let mut out = BytesMut::with_capacity(FRAME_HEADER + len);
+    put_frame_header(&mut out, len);
+    encode_key(2, WireType::LengthDelimited, &mut out);
+    encode_varint(inner as u64, &mut out);
+    put_string(&mut out, 1, model);
+    put_string(&mut out, 2, version);
+    put_string(&mut out, 3, id);
+    put_parameters(&mut out, 4, &parameters);
+    out.freeze()
+}
+
 /// Writes the response behind a wrapper message's field header, if `wrap` writes one.
 fn segments(response: &InferResponse, wrap: impl Fn(&mut BytesMut, usize)) -> Segments {
     let version = compact_str::format_compact!("{}", response.model_version);

@@ -19,7 +19,7 @@ use super::{
     status,
 };
 use crate::{
-    inference::{Error, InferRequest, InferResponse, Rope, Timestamp},
+    inference::{Error, InferResponse, Rope, Timestamp},
     ingress::shared_memory::SharedTensors,
     runtime::{ReplyReceiver, sleep},
     serving::{Reply, Server},
@@ -95,16 +95,8 @@ fn begin(
     let mut request = decode::infer_request(message)?;
     request.deadline = terms.deadline;
     terms.apply(&mut request);
-    ask(server, request)
-}
-
-/// Hands a request to the server. What it uses of shared memory is to be kept until it is answered.
-pub fn ask(
-    server: &Server,
-    mut request: InferRequest,
-) -> Result<(ReplyReceiver<Reply>, SharedTensors), Error> {
     let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
-    Ok((server.infer(request)?, shared))
+    Ok((server.infer_one(request, "ModelInfer RPC")?, shared))
 }
 
 /// Waits for the answer, or for the client to leave or to send what does not belong there.

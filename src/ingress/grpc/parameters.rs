@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::inference::{Error, InferRequest, Parameter, Parameters, RegionRange, RequestedOutput};
+use crate::inference::{
+    Error, InferRequest, Parameter, Parameters, RegionRange, RequestedOutput, Sequence,
+};
 
 /// The parameters of one input or output.
 pub type TensorParameters = Parameters;
@@ -43,6 +45,9 @@ pub fn take_reserved(request: &mut InferRequest) -> Result<(), Error> {
         let micros = unsigned("timeout", &timeout, "int64_param.")?;
         request.queue_timeout = (micros > 0).then(|| Duration::from_micros(micros));
     }
+    request.sequence = Sequence::take(&mut request.parameters);
+    request.empty_final_response =
+        request.parameters.remove(EMPTY_FINAL_RESPONSE) == Some(Parameter::Bool(true));
     Ok(())
 }
 

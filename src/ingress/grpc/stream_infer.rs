@@ -1,10 +1,17 @@
-//! `ModelStreamInfer`: requests and responses in one stream, the responses in the order of their
-//! requests.
+//! `ModelStreamInfer`: requests and responses in one stream. The responses are in the order of their
+//! requests, but for those of decoupled models, which are sent as they come.
 
-use std::{collections::VecDeque, future::poll_fn, rc::Rc, task::Poll};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use compact_str::CompactString;
+use futures_util::{Stream, StreamExt as _, stream::SelectAll};
 use h2::{RecvStream, SendStream, server::SendResponse};
 use smallvec::smallvec;
 
@@ -12,15 +19,15 @@ use super::{
     compression::{self, Packing},
     connection::{Connection, Terms},
     decode, encode,
-    infer::{ask, response_head, send_segment},
+    infer::{Gone, response_head, send_segment},
     message::{Message, MessageReader},
     status,
 };
 use crate::{
-    inference::{Error, Parameter},
+    inference::{Error, InferRequest, Parameter},
     ingress::shared_memory::SharedTensors,
     memory::Reservation,
-    runtime::ReplyReceiver,
+    runtime::{End, ReplyReceiver},
     serving::Reply,
 };
 
@@ -38,18 +45,18 @@ pub async fn answer(
     let Ok(mut responses) = respond.send_response(head, false) else { return };
     let memory = connection.server.pool();
     let mut requests = MessageReader::new(body, connection.settings.message_max, memory);
-    let mut in_flight = VecDeque::new();
+    let mut in_flight = InFlight::default();
     let mut reading = true;
     while reading || !in_flight.is_empty() {
         match next_event(&mut requests, &mut responses, &mut in_flight, reading).await {
             Event::Request(message) => {
-                let begun = match message.packed {
-                    false => begin(&connection, &terms, message),
+                let message = match message.packed {
+                    false => message,
                     true => {
                         let limit = connection.settings.message_max;
                         let unpacked = compression::unpack(message, terms.requests, limit);
                         match Box::pin(unpacked).await {
-                            Ok(message) => begin(&connection, &terms, message),
+                            Ok(message) => message,
                             // What follows in the stream can be no better.
                             Err(error) => {
                                 let _ = responses.send_trailers(status::failed(&error));
@@ -58,11 +65,10 @@ pub async fn answer(
                         }
                     }
                 };
-                in_flight.push_back(begun);
+                in_flight.begin(&connection, &terms, message);
             }
-            Event::Reply(id, shared, reply) => {
-                let reply = delivered(&connection, shared, reply).await;
-                if send(&connection, &terms, &mut responses, &id, reply).await.is_err() {
+            Event::Answer(answer) => {
+                if send(&connection, &terms, &mut responses, answer).await.is_err() {
                     return;
                 }
             }
@@ -81,24 +87,52 @@ pub async fn answer(
     let _ = responses.send_trailers(status::ok());
 }
 
-/// A request that has been taken in.
+/// The requests of a stream that have been taken in.
+#[derive(Default)]
 struct InFlight {
-    id: CompactString,
-    answer: Answer,
-    shared: SharedTensors,
-    _reservation: Reservation,
+    /// Those that are answered once each, in their order.
+    in_order: VecDeque<Request>,
+    /// Those of decoupled models, and for a while some that have ended.
+    decoupled: SelectAll<Request>,
+    /// Those of decoupled models that have not ended.
+    decoupled_count: usize,
 }
 
-enum Answer {
+/// One of them.
+struct Request {
+    replies: Replies,
+    asked: Rc<Asked>,
+}
+
+enum Replies {
     Coming(ReplyReceiver<Reply>),
     /// It failed before a model saw it; its turn to be told has not come.
-    Failed(Option<Error>),
+    Failed(Error),
+    Ended,
+}
+
+/// What is to be known of a request when it is answered.
+#[derive(Default)]
+struct Asked {
+    id: CompactString,
+    model: CompactString,
+    version: CompactString,
+    empty_final_response: bool,
+    shared: SharedTensors,
+    _reservation: Option<Reservation>,
+}
+
+/// One answer to a request.
+struct Answer {
+    asked: Rc<Asked>,
+    /// `None` for one that only tells that no more come.
+    reply: Option<Reply>,
+    is_last: bool,
 }
 
 enum Event {
     Request(Message),
-    /// The oldest request's answer.
-    Reply(CompactString, SharedTensors, Reply),
+    Answer(Answer),
     /// The client sends no more requests.
     End,
     /// What the client sends is no stream of messages.
@@ -108,30 +142,17 @@ enum Event {
 async fn next_event(
     requests: &mut MessageReader,
     responses: &mut SendStream<Bytes>,
-    in_flight: &mut VecDeque<InFlight>,
+    in_flight: &mut InFlight,
     reading: bool,
 ) -> Event {
     poll_fn(|cx| {
-        if let Some(oldest) = in_flight.front_mut() {
-            let reply = match &mut oldest.answer {
-                Answer::Coming(answer) => answer.poll_receive(cx),
-                Answer::Failed(error) => Poll::Ready(error.take().map(Err)),
-            };
-            if let Poll::Ready(reply) = reply {
-                let id = std::mem::take(&mut oldest.id);
-                let shared = std::mem::take(&mut oldest.shared);
-                in_flight.pop_front();
-                return Poll::Ready(Event::Reply(
-                    id,
-                    shared,
-                    reply.unwrap_or_else(|| Err(Error::unanswered())),
-                ));
-            }
+        if let Poll::Ready(answer) = in_flight.poll_answer(cx) {
+            return Poll::Ready(Event::Answer(answer));
         }
         if responses.poll_reset(cx).is_ready() {
             return Poll::Ready(Event::Broken(Error::Cancelled));
         }
-        if !reading || in_flight.len() == IN_FLIGHT_MAX {
+        if !reading || in_flight.len() >= IN_FLIGHT_MAX {
             return Poll::Pending;
         }
         requests.poll_next(cx).map(|message| match message {
@@ -143,38 +164,127 @@ async fn next_event(
     .await
 }
 
-fn begin(connection: &Connection, terms: &Terms, message: Message) -> InFlight {
-    let (id, begun) = match decode::infer_request(message.bytes) {
-        Ok(mut request) => {
+impl InFlight {
+    fn len(&self) -> usize {
+        self.in_order.len() + self.decoupled_count
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn begin(&mut self, connection: &Connection, terms: &Terms, message: Message) {
+        let mut asked = Asked { _reservation: Some(message.reservation), ..Asked::default() };
+        let mut decoupled = false;
+        let replies = decode::infer_request(message.bytes).and_then(|mut request| {
+            asked.id = request.id.clone();
             terms.apply(&mut request);
-            (request.id.clone(), ask(&connection.server, request))
+            asked.take_in(connection, request, &mut decoupled)
+        });
+        let replies = replies.map_or_else(Replies::Failed, Replies::Coming);
+        let request = Request { replies, asked: Rc::new(asked) };
+        match decoupled {
+            false => self.in_order.push_back(request),
+            true => {
+                self.decoupled.push(request);
+                self.decoupled_count += 1;
+            }
         }
-        Err(error) => (CompactString::default(), Err(error)),
-    };
-    let (answer, shared) = match begun {
-        Ok((answer, shared)) => (Answer::Coming(answer), shared),
-        Err(error) => (Answer::Failed(Some(error)), SharedTensors::default()),
-    };
-    InFlight { id, answer, shared, _reservation: message.reservation }
+    }
+
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
+        if let Some(oldest) = self.in_order.front_mut()
+            && let Poll::Ready(Some(answer)) = oldest.poll_answer(cx)
+        {
+            if answer.is_last {
+                self.in_order.pop_front();
+            }
+            return Poll::Ready(answer);
+        }
+        match self.decoupled.poll_next_unpin(cx) {
+            Poll::Ready(Some(answer)) => {
+                self.decoupled_count -= usize::from(answer.is_last);
+                Poll::Ready(answer)
+            }
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
 }
 
-async fn delivered(connection: &Connection, shared: SharedTensors, reply: Reply) -> Reply {
-    shared.deliver(reply?, connection.server.pool()).await
+impl Asked {
+    fn take_in(
+        &mut self,
+        connection: &Connection,
+        mut request: InferRequest,
+        decoupled: &mut bool,
+    ) -> Result<ReplyReceiver<Reply>, Error> {
+        let server = &connection.server;
+        *decoupled = server.is_decoupled(&request.model_name, &request.model_version);
+        self.empty_final_response = request.empty_final_response;
+        if *decoupled {
+            self.model = request.model_name.clone();
+            self.version = request.model_version.clone();
+        }
+        self.shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
+        server.infer(request)
+    }
+}
+
+impl Request {
+    /// The next answer, or `None` after the last.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
+        let (reply, is_last) = match std::mem::replace(&mut self.replies, Replies::Ended) {
+            Replies::Ended => return Poll::Ready(None),
+            Replies::Failed(error) => (Some(Err(error)), true),
+            Replies::Coming(mut replies) => {
+                let Poll::Ready(reply) = replies.poll_receive(cx) else {
+                    self.replies = Replies::Coming(replies);
+                    return Poll::Pending;
+                };
+                match (reply, replies.end()) {
+                    (Some(reply), Some(End::Last)) => (Some(reply), true),
+                    (Some(reply), _) => {
+                        self.replies = Replies::Coming(replies);
+                        (Some(reply), false)
+                    }
+                    (None, Some(End::Closed)) => (None, true),
+                    (None, _) => (Some(Err(Error::unanswered())), true),
+                }
+            }
+        };
+        Poll::Ready(Some(Answer { asked: self.asked.clone(), reply, is_last }))
+    }
+}
+
+impl Stream for Request {
+    type Item = Answer;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
+        self.poll_answer(cx)
+    }
 }
 
 async fn send(
     connection: &Connection,
     terms: &Terms,
     responses: &mut SendStream<Bytes>,
-    id: &str,
-    reply: Reply,
-) -> Result<(), super::infer::Gone> {
+    answer: Answer,
+) -> Result<(), Gone> {
+    let Answer { asked, reply, is_last } = answer;
+    let reply = match reply {
+        Some(Ok(response)) => Some(asked.shared.deliver(response, connection.server.pool()).await),
+        other => other,
+    };
     let segments = match reply {
-        Ok(mut response) => {
-            response.parameters.insert("triton_final_response", Parameter::Bool(true));
+        Some(Ok(mut response)) => {
+            response.parameters.insert("triton_final_response", Parameter::Bool(is_last));
             encode::stream_response(&response)
         }
-        Err(error) => smallvec![encode::stream_error(&error.to_string(), id)],
+        Some(Err(error)) => smallvec![encode::stream_error(&error.to_string(), &asked.id)],
+        None if asked.empty_final_response => {
+            smallvec![encode::stream_end(&asked.model, &asked.version, &asked.id)]
+        }
+        None => return Ok(()),
     };
     let segments = match terms.responses {
         Packing::Identity => segments,

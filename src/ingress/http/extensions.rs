@@ -1,5 +1,8 @@
 //! The calls of the extensions: flat inference, and settings that change while serving.
 
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
 use http::{Response, StatusCode, request};
 use hyper::body::Incoming;
 
@@ -13,8 +16,33 @@ use crate::{
     inference::Error,
     ingress::settings as live,
     observe::{logging, trace::Settings},
+    runtime::{End, ReplyReceiver},
     serving::Reply,
 };
+
+/// The events that follow the first.
+pub(super) struct Events(ReplyReceiver<Reply>);
+
+impl Events {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let reply = self.0.poll_receive(cx);
+        reply.map(|reply| Some(event(reply.or_else(|| dropped(&self.0))?).1))
+    }
+}
+
+/// What a client is told when the model let go of its request.
+fn dropped(replies: &ReplyReceiver<Reply>) -> Option<Reply> {
+    (replies.end() == Some(End::Dropped)).then(|| Err(Error::unanswered()))
+}
+
+/// A reply as an event, and the status of an answer that begins with it.
+fn event(reply: Reply) -> (StatusCode, Bytes) {
+    let (status, json) = match reply.and_then(|response| generate::response(&response)) {
+        Ok(json) => (StatusCode::OK, json.into()),
+        Err(error) => error::answer(&error),
+    };
+    (status, generate::event(&json))
+}
 
 impl Calls {
     pub(super) async fn generate(
@@ -23,8 +51,18 @@ impl Calls {
         head: &request::Parts,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
-        let response = self.ask(model, head, body).await??;
-        Ok(json(generate::response(&response)?.into()))
+        let mut replies = self.ask(model, head, body).await?;
+        let only = replies.receive().await;
+        let surplus = match replies.end() {
+            Some(End::Last) => None,
+            _ => replies.receive().await,
+        };
+        match (only, surplus) {
+            (Some(only), None) => Ok(json(generate::response(&only?)?.into())),
+            // A model that is not decoupled has let go of the request.
+            (None, _) if replies.end() == Some(End::Dropped) => Err(Error::unanswered()),
+            _ => Err(Error::NotOneResponse),
+        }
     }
 
     /// What is wrong with the request is the answer; what goes wrong after that is an event.
@@ -34,31 +72,37 @@ impl Calls {
         head: &request::Parts,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
-        let reply = self.ask(model, head, body).await?;
-        let (status, json) = match reply.and_then(|response| generate::response(&response)) {
-            Ok(json) => (StatusCode::OK, json.into()),
-            Err(error) => error::answer(&error),
+        let mut replies = self.ask(model, head, body).await?;
+        let first = replies.receive().await;
+        let (status, body) = match first.or_else(|| dropped(&replies)) {
+            None => (StatusCode::OK, Segments::default()),
+            Some(first) => {
+                let (status, event) = event(first);
+                (status, Segments::one(event))
+            }
         };
-        let event = Segments::one(generate::event(&json));
-        let mut response = with_type(event, "text/event-stream; charset=utf-8");
+        let body = match replies.end() {
+            Some(_) => body,
+            None => body.followed_by(Events(replies)),
+        };
+        let mut response = with_type(body, "text/event-stream; charset=utf-8");
         *response.status_mut() = status;
         Ok(response)
     }
 
-    /// Sends a flat request to its model and waits for the reply. The error is one of the request.
+    /// Sends a flat request to its model. The error is one of the request.
     async fn ask(
         &self,
         model: &Model<'_>,
         head: &request::Parts,
         body: Incoming,
-    ) -> Result<Reply, Error> {
+    ) -> Result<ReplyReceiver<Reply>, Error> {
         let version = self.server.version(&model.name, model.version)?;
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let mut request = generate::request(&version.signature, model.version, &body)?;
         self.adopt(&mut request, &head.headers);
-        let mut answer = self.server.infer(request)?;
-        Ok(answer.receive().await.unwrap_or_else(|| Err(Error::unanswered())))
+        self.server.infer(request)
     }
 
     pub(super) fn trace_settings(&self, told: &Settings) -> Response<Segments> {

@@ -14,8 +14,8 @@ use super::{
     json::{Cursor, Kind, write_string},
 };
 use crate::inference::{
-    DataType, Error, InferInput, InferOutput, InferRequest, InferResponse, Parameter, Rope, Shape,
-    Signature, TensorSpec,
+    DataType, Error, InferInput, InferOutput, InferRequest, InferResponse, Parameter, Rope,
+    Sequence, Shape, Signature, TensorSpec,
 };
 
 /// Reads a body for a model with this signature; an empty version leaves the choice to the server.
@@ -43,6 +43,7 @@ pub fn request(signature: &Signature, version: &str, body: &Rope) -> Result<Infe
         name => member(signature, &mut request, cursor, name),
     })?;
     cursor.finish()?;
+    request.sequence = Sequence::take(&mut request.parameters);
     Ok(request)
 }
 

@@ -23,6 +23,7 @@ use smallvec::{SmallVec, smallvec};
 use super::{
     encoding::Encoding,
     error,
+    extensions::Events,
     infer_request::{self, ResponseForm},
     infer_response, metadata, packed, regions as http_regions, repository,
     route::{self, Access, Model, Route, RouteError, SharedMemoryAction, SharedMemoryKind},
@@ -51,6 +52,9 @@ const HEAD_MAX: Duration = Duration::from_secs(300);
 const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A connection's buffer for heads and small bodies, and the most of a body that is read at once.
 const BUFFER_MAX: usize = 512 << 10;
+
+/// What the inference call is called in a refusal.
+const ENDPOINT: &str = "HTTP end point";
 
 const HEADER_LENGTH: &str = "inference-header-content-length";
 
@@ -345,7 +349,9 @@ impl Calls {
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
         // A client that has the wrong model is told that, whatever is wrong with its body.
-        self.server.version(&model.name, model.version)?;
+        if self.server.version(&model.name, model.version)?.decoupled {
+            return Err(Error::DecoupledModel { endpoint: ENDPOINT });
+        }
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let (mut request, form) = self.parse(model, &head.headers, &body)?;
@@ -353,7 +359,7 @@ impl Calls {
         drop(body);
         let server = &self.server;
         let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
-        let mut answer = self.server.infer(request)?;
+        let mut answer = self.server.infer_one(request, ENDPOINT)?;
         let reply = answer.receive().await;
         let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
         let response = shared.deliver(response, server.pool()).await?;
@@ -511,23 +517,30 @@ pub(super) fn with_type(body: Segments, content_type: &'static str) -> Response<
     response
 }
 
-/// A body whose pieces lie in different places and are written from there.
+/// A body whose pieces lie in different places and are written from there. Behind them others may
+/// follow as they come.
 #[derive(Default)]
 pub(super) struct Segments {
     /// In reverse, so that the next is the last.
     pieces: SmallVec<[Bytes; 3]>,
+    events: Option<Box<Events>>,
 }
 
 impl Segments {
     pub(super) fn one(piece: Bytes) -> Self {
-        Self { pieces: smallvec![piece] }
+        Self { pieces: smallvec![piece], events: None }
+    }
+
+    /// Pieces that are not there yet.
+    pub(super) fn followed_by(self, events: Events) -> Self {
+        Self { events: Some(Box::new(events)), ..self }
     }
 
     fn many(encoded: infer_response::EncodedResponse) -> Self {
         let mut pieces: SmallVec<[Bytes; 3]> = smallvec![encoded.json];
         pieces.extend(encoded.tails);
         pieces.reverse();
-        Self { pieces }
+        Self { pieces, events: None }
     }
 }
 
@@ -537,16 +550,24 @@ impl Body for Segments {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.pieces.pop().map(|piece| Ok(Frame::data(piece))))
+        let next = match (self.pieces.pop(), &mut self.events) {
+            (Some(piece), _) => Poll::Ready(Some(piece)),
+            (None, Some(events)) => events.poll_next(cx),
+            (None, None) => Poll::Ready(None),
+        };
+        next.map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_empty() && self.events.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.events.is_some() {
+            return SizeHint::default();
+        }
         SizeHint::with_exact(self.pieces.iter().map(|piece| piece.len() as u64).sum())
     }
 }

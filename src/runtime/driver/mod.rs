@@ -8,8 +8,14 @@ use std::{fmt, future::Future, str::FromStr, task::Poll, time::Duration};
 use futures_util::future::Either;
 
 pub(super) use self::{
-    epoll::{EpollSleep, EpollStream, stream as epoll_stream},
-    uring::{UringSleep, UringStream, stream as uring_stream},
+    epoll::{
+        EpollSleep, EpollStream, EpollUnixStream, stream as epoll_stream,
+        unix_stream as epoll_unix_stream,
+    },
+    uring::{
+        UringSleep, UringStream, UringUnixStream, stream as uring_stream,
+        unix_stream as uring_unix_stream,
+    },
 };
 
 /// The event loop of a reactor.
@@ -65,11 +71,11 @@ pub(super) fn run(
     driver: Driver,
     core: usize,
     idle_spin: Duration,
-    main: impl Future<Output = ()>,
+    main: impl Future<Output = ()> + 'static,
 ) -> Result<(), String> {
     match driver {
         Driver::IoUring => uring::run(core, idle_spin, main),
-        Driver::Epoll => epoll::run(main),
+        Driver::Epoll => epoll::run(idle_spin, main),
     }
 }
 

@@ -295,7 +295,7 @@ fn instances_of_one_session_run_at_once() {
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let expected = case.run(&runtime, 1, &[input(thread, 1)]).unwrap()[0].data.clone();
-            let mut instance = loaded.instance(&on(PlacementDevice::Cpu)).unwrap();
+            let mut instance = instance_on(&*loaded, PlacementDevice::Cpu).unwrap();
             scope.spawn(move || {
                 let pool = pool();
                 for run in 0..400 {

@@ -104,7 +104,7 @@ fn a_gpu_that_the_library_cannot_drive_is_refused_with_what_it_offers() {
     case.config.instance_group.push(group);
     let loaded = case.load(&runtime).unwrap();
     assert_eq!(loaded.inline_fitness(), InlineFitness::Never);
-    let error = loaded.instance(&on(PlacementDevice::Gpu(0))).err().unwrap().0;
+    let error = instance_on(&*loaded, PlacementDevice::Gpu(0)).err().unwrap().0;
     for part in ["'m' on GPU 0", "has no CUDAExecutionProvider", "CPUExecutionProvider"] {
         assert!(error.contains(part), "{error}");
     }

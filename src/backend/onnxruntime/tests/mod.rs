@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use super::OnnxRuntime;
 use crate::{
     backend::{
-        Backend as _, BackendError, Batch, BatchOutputs, BatchTensor, Instance, Model, ModelSource,
-        Placement, PlacementDevice, directory,
+        Backend as _, BackendError, Batch, BatchOutputs, BatchTensor, Host, Instance, Model,
+        ModelSource, Placement, PlacementDevice, directory,
     },
     inference::{DataType, Shape, Signature, TensorSpec},
     memory::BufferPool,
@@ -101,7 +101,7 @@ impl Case {
     }
 
     fn instance(&self, runtime: &OnnxRuntime) -> Box<dyn Instance> {
-        self.load(runtime).unwrap().instance(&on(PlacementDevice::Cpu)).unwrap()
+        instance_on(&*self.load(runtime).unwrap(), PlacementDevice::Cpu).unwrap()
     }
 
     /// Runs one batch of inputs, all given, and asks for all outputs.
@@ -125,6 +125,14 @@ fn execute(
 ) -> Result<BatchOutputs, BackendError> {
     let inputs: Vec<Option<BatchTensor>> = inputs.iter().cloned().map(Some).collect();
     instance.execute(&Batch { rows, inputs: &inputs, wanted: &[true; 4], pool })
+}
+
+fn instance_on(
+    model: &dyn Model,
+    device: PlacementDevice,
+) -> Result<Box<dyn Instance>, BackendError> {
+    let host = Arc::new(Host::without_models(pool()));
+    Ok(model.instance(&on(device), &host)?.into_batches().expect("it takes batches"))
 }
 
 fn on(device: PlacementDevice) -> Placement {

@@ -15,7 +15,7 @@ use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::json::{Cursor, Kind};
-use crate::inference::{Error, InferInput, InferRequest, RequestedOutput, Rope};
+use crate::inference::{Error, InferInput, InferRequest, RequestedOutput, Rope, Sequence};
 
 pub use raw::raw_infer_request;
 
@@ -152,7 +152,7 @@ impl BodyReader<'_> {
                 self.model
             )));
         }
-        let parameters = self.parameters.unwrap_or_default();
+        let mut parameters = self.parameters.unwrap_or_default();
         let outputs = self.outputs.unwrap_or_default();
         let form = ResponseForm {
             binary_by_default: parameters.binary_data_output,
@@ -162,13 +162,13 @@ impl BodyReader<'_> {
             model_name: self.model.into(),
             model_version: version.into(),
             id: self.id.unwrap_or_default(),
+            sequence: Sequence::take(&mut parameters.others),
             parameters: parameters.others,
             inputs,
             outputs,
             priority: parameters.priority,
             queue_timeout: parameters.queue_timeout,
-            deadline: None,
-            trace_parent: None,
+            ..InferRequest::default()
         };
         Ok((request, form))
     }

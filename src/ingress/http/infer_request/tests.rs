@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use super::*;
-use crate::inference::{DataType, Parameter, RegionRange, Shape, Signature, TensorSpec};
+use crate::inference::{
+    CorrelationId, DataType, Parameter, RegionRange, Shape, Signature, TensorSpec,
+};
 
 fn parse_text(json: &str) -> Result<(InferRequest, ResponseForm), Error> {
     parse("m", "", &json.as_bytes().to_vec().into(), json.len())
@@ -47,13 +49,12 @@ fn a_request_is_read_member_by_member() {
     assert_eq!(request.id, "42");
     assert_eq!(request.priority, 3);
     assert_eq!(request.queue_timeout, Some(Duration::from_micros(1500)));
+    let sequence = Sequence { id: CorrelationId::Number(u64::MAX), start: true, end: false };
+    assert_eq!(request.sequence.as_deref(), Some(&sequence));
     let parameters: Vec<_> = request.parameters.iter().collect();
     assert_eq!(
         parameters,
         [
-            ("sequence_id", &Parameter::Uint(u64::MAX)),
-            ("sequence_start", &Parameter::Bool(true)),
-            ("sequence_end", &Parameter::Bool(false)),
             ("temperature", &Parameter::Double(0.5)),
             ("n", &Parameter::Int(-7)),
             ("greedy", &Parameter::Bool(true)),
@@ -254,7 +255,11 @@ fn wrong_parameters_are_named() {
     }
     let (request, _) =
         parse_text(r#"{"parameters":{"sequence_id":"s","timeout":0},"inputs":[]}"#).unwrap();
-    assert_eq!(request.parameters.get("sequence_id"), Some(&Parameter::String("s".into())));
+    let sequence = request.sequence.unwrap();
+    assert_eq!(
+        *sequence,
+        Sequence { id: CorrelationId::Text("s".into()), start: false, end: false }
+    );
     assert_eq!(request.queue_timeout, None);
 }
 

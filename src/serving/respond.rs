@@ -1,0 +1,245 @@
+//! The answers of models that take requests: each goes to its client as it comes, is checked, traced
+//! and counted.
+
+use smallvec::SmallVec;
+
+use super::{
+    batch, classification,
+    job::{self, Job, Reply},
+};
+use crate::{
+    backend::{ModelRequest, ModelResponse, Respond, Responder, ResponseError},
+    inference::{Error, InferResponse, Timestamp},
+    observe::{
+        ResponseKind,
+        trace::{Event, TracedTensor},
+    },
+    runtime::{ReactorHandle, Unread},
+};
+
+/// Makes requests of jobs, for a run that begins now, at `began`. What is counted is counted on `home`.
+pub fn requests(jobs: Vec<Job>, home: &ReactorHandle, began: Timestamp) -> Vec<ModelRequest> {
+    jobs.into_iter().map(|job| request(job, home.clone(), began)).collect()
+}
+
+fn request(mut job: Job, home: ReactorHandle, began: Timestamp) -> ModelRequest {
+    let mut tensors = job.admitted.clone();
+    // The job keeps what it needs for the answer.
+    job.admitted.inputs = SmallVec::new();
+    batch::reshape(&job.version.signature, &mut tensors);
+    ModelRequest {
+        id: job.id.clone(),
+        tensors,
+        parameters: std::mem::take(&mut job.parameters),
+        sequence: job.sequence.take(),
+        priority: job.priority,
+        queue_timeout: job.queue_timeout,
+        deadline: job.deadline,
+        responder: Responder::new(Box::new(JobResponder {
+            job,
+            home,
+            began,
+            previous: began,
+            first: None,
+            sent: 0,
+            only: None,
+            failure: None,
+        })),
+    }
+}
+
+/// A job whose model answers it.
+struct JobResponder {
+    job: Job,
+    home: ReactorHandle,
+    began: Timestamp,
+    /// When the response before was sent; when the run began, if there was none.
+    previous: Timestamp,
+    /// When the first response was sent.
+    first: Option<Timestamp>,
+    sent: usize,
+    /// The response of a model that is not decoupled, until it ends the answer.
+    only: Option<Reply>,
+    /// Why the request has failed though the answer goes on.
+    failure: Option<Error>,
+}
+
+/// How a request was answered.
+struct Answered {
+    began: Timestamp,
+    first: Timestamp,
+    now: Timestamp,
+    failure: Option<Error>,
+}
+
+impl Respond for JobResponder {
+    fn send(&mut self, response: Result<ModelResponse, ResponseError>) {
+        let reply = self.reply(response);
+        if self.job.version.decoupled {
+            self.count(&reply);
+            if let Err(error) = &reply {
+                self.failure.get_or_insert(error.clone());
+            }
+            if let Err(Unread { limit }) = self.job.reply.send(reply) {
+                let model = self.job.version.name.to_string();
+                self.failure = Some(Error::UnreadResponses { model, limit });
+            }
+        } else if self.only.is_none() {
+            self.only = Some(reply);
+        } else {
+            let model = &self.job.version.name;
+            log::error!("model '{model}' is not decoupled, but gave a second response: it is lost");
+        }
+    }
+
+    fn finish(mut self: Box<Self>, last: Option<Result<ModelResponse, ResponseError>>) {
+        if let Some(last) = last {
+            if self.job.version.decoupled {
+                let reply = self.reply(last);
+                self.count(&reply);
+                return self.end(Some(reply));
+            }
+            self.send(last);
+        }
+        match self.only.take() {
+            Some(reply) => self.end(Some(reply)),
+            None if self.job.version.decoupled => {
+                self.note(ResponseKind::Empty);
+                self.end(None);
+            }
+            None => {
+                let detail =
+                    format!("model '{}' ended a request without a response", self.job.version.name);
+                self.end(Some(Err(Error::Internal { detail })));
+            }
+        }
+    }
+
+    fn drop_unfinished(mut self: Box<Self>) {
+        match self.only.take() {
+            Some(reply) => self.end(Some(reply)),
+            None => {
+                let model = &self.job.version.name;
+                let detail =
+                    format!("model '{model}' let go of a request that it had not answered");
+                self.end(Some(Err(Error::Internal { detail })));
+            }
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.job.reply.is_abandoned() || matches!(self.failure, Some(Error::UnreadResponses { .. }))
+    }
+}
+
+impl JobResponder {
+    fn reply(&mut self, response: Result<ModelResponse, ResponseError>) -> Reply {
+        let ModelResponse { outputs, parameters } =
+            response.map_err(|error| Error::Model { code: error.code, detail: error.message })?;
+        let Job { version, admitted, trace, .. } = &mut self.job;
+        let signature = &version.signature;
+        let mut kept: batch::Outputs = SmallVec::new();
+        for tensor in outputs {
+            if admitted.outputs.contains(&tensor.output) {
+                kept.push(batch::response_output(signature, tensor)?);
+            }
+        }
+        if let Some(trace) = trace
+            && trace.wants_tensors()
+        {
+            for output in &kept {
+                trace.output(TracedTensor {
+                    name: output.name.clone(),
+                    datatype: output.datatype,
+                    shape: output.shape.clone(),
+                    data: output.data.clone().into(),
+                });
+            }
+        }
+        if !admitted.classes.is_empty() {
+            classification::apply(version, admitted, &mut kept)?;
+        }
+        Ok(InferResponse {
+            model_name: version.name.clone(),
+            model_version: version.version,
+            id: self.job.id.clone(),
+            parameters,
+            outputs: kept,
+        })
+    }
+
+    /// Counts a response of a decoupled model.
+    fn count(&mut self, reply: &Reply) {
+        let kind = match reply {
+            _ if self.job.reply.is_abandoned() => ResponseKind::Cancelled,
+            Ok(response) if response.outputs.is_empty() => ResponseKind::Empty,
+            Ok(_) => ResponseKind::Success,
+            Err(_) => ResponseKind::Failure,
+        };
+        self.note(kind);
+    }
+
+    fn note(&mut self, kind: ResponseKind) {
+        let now = Timestamp::now();
+        self.job.version.statistics.responded(self.sent, kind, now - self.previous);
+        self.previous = now;
+        self.first.get_or_insert(now);
+        self.sent += 1;
+    }
+
+    /// Counts the request and ends its answer, at home, with a last reply or without one.
+    fn end(self: Box<Self>, last: Option<Reply>) {
+        let now = Timestamp::now();
+        let home = self.home.clone();
+        let ended = move || {
+            let Self { job, home, began, first, failure, .. } = *self;
+            let first = first.unwrap_or(now);
+            job.end(home.index(), Answered { began, first, now, failure }, last);
+        };
+        if home.is_current() {
+            return ended();
+        }
+        if home.send(Box::new(ended)).is_err() {
+            log::debug!("an answer came after its reactor had ended");
+        }
+    }
+}
+
+impl Job {
+    /// Counts a request that its model answered itself, and ends the answer. Runs on reactor `reactor`.
+    fn end(mut self, reactor: usize, answered: Answered, last: Option<Reply>) {
+        let Answered { began, first, now, failure } = answered;
+        // A client that is behind does not get what would come last.
+        let behind = failure.clone().filter(|it| matches!(it, Error::UnreadResponses { .. }));
+        let last = match (behind, last) {
+            (Some(error), _) | (None, Some(Err(error))) => return self.fail(reactor, error),
+            (None, last) => last,
+        };
+        let statistics = &self.version.statistics;
+        let total = now - self.arrived;
+        match failure {
+            Some(error) => statistics.failed(reactor, job::kind(&error), total),
+            None => {
+                let (queued, first) = (began - self.arrived, first - self.arrived);
+                statistics.succeeded(reactor, total, queued, first);
+            }
+        }
+        if let Some(mut trace) = self.trace.take() {
+            for (event, when) in [
+                (Event::ComputeStart, began),
+                (Event::ComputeInputEnd, began),
+                (Event::ComputeOutputStart, now),
+                (Event::ComputeEnd, now),
+                (Event::InferResponseComplete, now),
+                (Event::RequestEnd, now),
+            ] {
+                trace.at(event, when);
+            }
+            trace.finish();
+        }
+        match last {
+            Some(last) => self.reply.finish(last),
+            None => self.reply.close(),
+        }
+    }
+}
