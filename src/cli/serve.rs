@@ -25,7 +25,7 @@ use nix::sys::{
 };
 
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
-use self::{tls_handshake::over_tls, wires::WireError};
+use self::{cloud_args::Endpoint, tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{BackendError, Identity, Repeat, onnxruntime::OnnxRuntime},
     ingress::{
@@ -252,7 +252,7 @@ fn listen(
             }),
         )?;
     }
-    for (what, port, cloud) in args.cloud.endpoints()? {
+    for Endpoint { what, port, cloud } in args.cloud.endpoints()? {
         let control = control.clone();
         let settings = Arc::new(args.wires.http_settings(args.http_max_input_size)?);
         bind(

@@ -29,20 +29,28 @@ pub struct CloudArgs {
     vertex_ai_default_model: Option<String>,
 }
 
+/// What is served on a port for a cloud.
+pub struct Endpoint {
+    pub what: &'static str,
+    pub port: u16,
+    pub cloud: Arc<Cloud>,
+}
+
 impl CloudArgs {
-    /// What is served for clouds: what it is called, on which port, and what is answered there.
+    /// What is served for clouds.
     ///
     /// # Errors
     /// The environment lacks what the cloud sets.
-    pub fn endpoints(&self) -> Result<Vec<(&'static str, u16, Arc<Cloud>)>, CloudError> {
+    pub fn endpoints(&self) -> Result<Vec<Endpoint>, CloudError> {
         let mut endpoints = Vec::new();
         if self.allow_sagemaker {
-            endpoints.push(("SageMaker", self.sagemaker_port, Arc::new(Cloud::sagemaker()?)));
+            let cloud = Arc::new(Cloud::sagemaker()?);
+            endpoints.push(Endpoint { what: "SageMaker", port: self.sagemaker_port, cloud });
         }
         let is_vertex = || std::env::var("AIP_MODE").is_ok_and(|mode| mode == "PREDICTION");
         if self.allow_vertex_ai.unwrap_or_else(is_vertex) {
-            let cloud = Cloud::vertex_ai(self.vertex_ai_default_model.clone())?;
-            endpoints.push(("Vertex AI", self.vertex_ai_port, Arc::new(cloud)));
+            let cloud = Arc::new(Cloud::vertex_ai(self.vertex_ai_default_model.clone())?);
+            endpoints.push(Endpoint { what: "Vertex AI", port: self.vertex_ai_port, cloud });
         }
         Ok(endpoints)
     }

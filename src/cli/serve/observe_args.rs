@@ -190,11 +190,11 @@ impl ObserveArgs {
 
     /// How traces are sent; what is not given is as in tritonserver.
     fn opentelemetry(&self) -> OpenTelemetry {
-        let urls = self.trace_config.iter().filter_map(|setting| match setting {
+        let mut urls = self.trace_config.iter().filter_map(|setting| match setting {
             TraceConfig::Url(url) => Some(url.clone()),
             _ => None,
         });
-        let url = urls.last().unwrap_or_else(|| COLLECTOR.to_owned());
+        let url = urls.next_back().unwrap_or_else(|| COLLECTOR.to_owned());
         let send = move |body| post(&url, "application/x-protobuf", body, COLLECTOR_PATIENCE);
         let mut sender = OpenTelemetry {
             resource: BTreeMap::from([("service.name".into(), "triton-inference-server".into())]),
