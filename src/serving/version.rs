@@ -252,7 +252,8 @@ impl LoadedVersion {
         let arrived = Timestamp::now();
         let admitted = self.signature.admit(&mut request)?;
         let (reply, answer) = reply_channel();
-        let mut trace = self.tracer.begin(&self.name, self.version, &request.id);
+        let mut trace =
+            self.tracer.begin(&self.name, self.version, &request.id, request.trace_parent);
         if let Some(trace) = &mut trace {
             trace.at(Event::RequestStart, arrived);
             trace.at(Event::QueueStart, Timestamp::now());

@@ -7,7 +7,10 @@ use std::{
 
 use clap::Args;
 
-use super::{accepted::AcceptedFlags, observe_args::ObserveArgs, ring::RingArgs, wires::WireArgs};
+use super::{
+    accepted::AcceptedFlags, cloud_args::CloudArgs, observe_args::ObserveArgs, ring::RingArgs,
+    wires::WireArgs,
+};
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
@@ -174,6 +177,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub cloud: CloudArgs,
     #[command(flatten)]
     pub ring: RingArgs,
     #[command(flatten)]

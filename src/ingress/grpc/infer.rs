@@ -94,7 +94,7 @@ fn begin(
 ) -> Result<(ReplyReceiver<Reply>, SharedTensors), Error> {
     let mut request = decode::infer_request(message)?;
     request.deadline = terms.deadline;
-    terms.apply(&mut request.parameters);
+    terms.apply(&mut request);
     let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
     Ok((server.infer_one(request, "ModelInfer RPC")?, shared))
 }

@@ -178,7 +178,7 @@ impl InFlight {
         let mut decoupled = false;
         let replies = decode::infer_request(message.bytes).and_then(|mut request| {
             asked.id = request.id.clone();
-            terms.apply(&mut request.parameters);
+            terms.apply(&mut request);
             asked.take_in(connection, request, &mut decoupled)
         });
         let replies = replies.map_or_else(Replies::Failed, Replies::Coming);

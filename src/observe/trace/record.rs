@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use smallvec::SmallVec;
 
 use super::{settings::Level, writer::Message};
-use crate::inference::{DataType, Rope, Shape, Timestamp};
+use crate::inference::{DataType, Rope, Shape, Timestamp, TraceParent};
 
 /// A moment in a request's life, by Triton's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum Event {
 }
 
 impl Event {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::RequestStart => "REQUEST_START",
             Self::QueueStart => "QUEUE_START",
@@ -34,6 +34,17 @@ impl Event {
             Self::InferResponseComplete => "INFER_RESPONSE_COMPLETE",
             Self::RequestEnd => "REQUEST_END",
         }
+    }
+
+    /// Whether it is of the time in which the model runs.
+    pub(super) const fn is_of_compute(self) -> bool {
+        matches!(
+            self,
+            Self::ComputeStart
+                | Self::ComputeInputEnd
+                | Self::ComputeOutputStart
+                | Self::ComputeEnd
+        )
     }
 }
 
@@ -53,6 +64,7 @@ pub struct Trace {
     pub(super) model: Arc<str>,
     pub(super) version: i64,
     pub(super) request_id: CompactString,
+    pub(super) parent: Option<TraceParent>,
     pub(super) level: Level,
     pub(super) log_frequency: u32,
     pub(super) events: SmallVec<[(Event, Timestamp); 8]>,
@@ -202,6 +214,7 @@ mod tests {
             model: "m".into(),
             version: 2,
             request_id: "a\"b".into(),
+            parent: None,
             level: Level::TIMESTAMPS | Level::TENSORS,
             log_frequency: 0,
             events: SmallVec::new(),
