@@ -151,6 +151,10 @@ bench-ensembles: release test-python ## An ensemble of two identities beside one
 bench-scaling: release test-python ## What more reactors bring; a client that never reads; BENCH_FLAGS are run.py's
 	$(TEST_PYTHON) benches/scaling/run.py $(BENCH_FLAGS)
 
+.PHONY: bench-repository
+bench-repository: release test-backends test-python test-peer ## A thousand models; reloads under load; BENCH_FLAGS are run.py's
+	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/repository/run.py $(BENCH_FLAGS)
+
 .PHONY: bench-ring
 bench-ring: ## A request through the ring beside bare doorbells and memcpy; BENCH_SECONDS (2) for each line
 	$(CARGO) bench --locked --bench ring

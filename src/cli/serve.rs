@@ -2,6 +2,7 @@
 
 mod accepted;
 mod args;
+mod cloud_args;
 mod observe_args;
 mod ring;
 mod sharing_args;
@@ -25,7 +26,7 @@ use nix::sys::{
 };
 
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
-use self::{tls_handshake::over_tls, wires::WireError};
+use self::{cloud_args::Endpoint, tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{
         BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime, pytorch::PyTorch,
@@ -68,6 +69,8 @@ enum ServeError {
     #[error("{0}")]
     Wires(#[from] WireError),
     #[error("{0}")]
+    Cloud(#[from] http::CloudError),
+    #[error("{0}")]
     Repository(#[from] repository::Error),
     #[error("{0}")]
     Flags(&'static str),
@@ -101,7 +104,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         return Err(ServeError::NoRepository);
     }
     let startup = args.startup().map_err(ServeError::Flags)?;
-    let (trace_file, traces) = args.observe.traces().map_err(ServeError::OtherFlags)?;
+    let (trace_output, traces) = args.observe.traces().map_err(ServeError::OtherFlags)?;
     logging::start(&args.log_settings()).map_err(ServeError::Log)?;
     // Before any thread starts, so that all of them leave these signals to this one.
     let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
@@ -117,7 +120,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let pool = BufferPool::new(arena, budget)
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
     let observers = Observers {
-        tracer: Tracer::start(trace_file, traces).map_err(ServeError::Traces)?,
+        tracer: Tracer::start(trace_output, traces).map_err(ServeError::Traces)?,
         metrics: args.observe.metrics(),
     };
     let regions = Regions::new(args.allow_client_shm);
@@ -268,6 +271,21 @@ fn listen(
                         http::serve(stream, control, settings)
                     }),
                 }
+            }),
+        )?;
+    }
+    for Endpoint { what, port, cloud } in args.cloud.endpoints()? {
+        let control = control.clone();
+        let settings = Arc::new(args.wires.http_settings(args.http_max_input_size)?);
+        bind(
+            what,
+            &args.http_address,
+            port,
+            false,
+            Arc::new(move |stream, _| {
+                let (control, settings, cloud) = (control.clone(), settings.clone(), cloud.clone());
+                let serve = http::serve_cloud(stream, control, settings, cloud);
+                spawn(&"a connection of a cloud's", serve);
             }),
         )?;
     }

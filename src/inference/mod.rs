@@ -14,6 +14,7 @@ mod rope;
 mod sequence;
 mod shape;
 mod signature;
+mod trace_parent;
 
 pub use clock::Timestamp;
 pub use datatype::DataType;
@@ -25,3 +26,4 @@ pub use rope::Rope;
 pub use sequence::{CorrelationId, Sequence};
 pub use shape::Shape;
 pub use signature::{Admitted, AdmittedInput, Signature, TensorSpec};
+pub use trace_parent::TraceParent;

@@ -3,7 +3,7 @@ use std::time::Duration;
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
-use super::{DataType, Parameters, Rope, Sequence, Shape, Timestamp};
+use super::{DataType, Parameters, Rope, Sequence, Shape, Timestamp, TraceParent};
 
 /// An inference request as an ingress has read it off the wire, not yet held against any model.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +28,8 @@ pub struct InferRequest {
     pub inputs_may_change: bool,
     /// When the client stops waiting for the answer.
     pub deadline: Option<Timestamp>,
+    /// What it belongs to in a trace of the client's.
+    pub trace_parent: Option<TraceParent>,
     /// The sequence that it belongs to, if it names one.
     pub sequence: Option<Box<Sequence>>,
     /// Whether the client wants to be told of the end by a response without outputs, when the model

@@ -68,7 +68,7 @@ impl Stage {
         let reactors = Reactors::start(&settings, &topology).unwrap();
         let pool = BufferPool::new(64 << 20, 64 << 20).unwrap();
         let observers = Observers {
-            tracer: Tracer::start(None, trace::Settings::default()).unwrap(),
+            tracer: Tracer::start(trace::Output::None, trace::Settings::default()).unwrap(),
             metrics: MetricsSettings::default(),
         };
         let server = Server::new(

@@ -370,7 +370,7 @@ impl LoadedVersion {
         let admitted = self.signature.admit(&mut request)?;
         let (reply, answer) = reply_channel();
         let mut trace = match &parent.trace {
-            None => self.tracer.begin(&self.name, self.version, &request.id),
+            None => self.tracer.begin(&self.name, self.version, &request.id, request.trace_parent),
             Some(outer) => {
                 Some(self.tracer.begin_within(outer, &self.name, self.version, &request.id))
             }

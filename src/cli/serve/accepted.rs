@@ -43,8 +43,6 @@ enum Part {
 const REACTORS: &str = "all requests are handled by --reactors event loops";
 const NO_POOL: &str = "requests and responses come from no pool of objects that could be sized";
 const NO_PING_COUNT: &str = "pings of clients are answered and not counted";
-const NO_SAGEMAKER: &str = "the SageMaker endpoints are not there yet";
-const NO_VERTEX: &str = "the Vertex AI endpoints are not there yet";
 const BUILT_IN: &str = "the response caches are a part of this server";
 const NO_GPU: &str = "models do not run on GPUs yet";
 
@@ -78,19 +76,14 @@ static ROWS: &[Row] = &[
         "Pings that come too early before the connection ends",
         NO_PING_COUNT,
     ),
-    row("allow-sagemaker", Form::Switch, "Whether SageMaker's endpoints are served", NO_SAGEMAKER),
-    row("sagemaker-port", Form::Whole, "The port for SageMaker", NO_SAGEMAKER),
     row(
         "sagemaker-safe-port-range",
         Form::Pair(Part::Whole, '-', Part::Whole),
         "The ports that other endpoints may have",
-        NO_SAGEMAKER,
+        "SageMaker is served on --sagemaker-port, whatever that is",
     ),
-    row("sagemaker-thread-count", Form::Whole, "Threads for SageMaker", NO_SAGEMAKER),
-    row("allow-vertex-ai", Form::Switch, "Whether Vertex AI's endpoints are served", NO_VERTEX),
-    row("vertex-ai-port", Form::Whole, "The port for Vertex AI", NO_VERTEX),
-    row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", NO_VERTEX),
-    row("vertex-ai-default-model", Form::Text, "The model of Vertex AI's requests", NO_VERTEX),
+    row("sagemaker-thread-count", Form::Whole, "Threads for SageMaker", REACTORS),
+    row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", REACTORS),
     row(
         "allow-gpu-metrics",
         Form::Switch,

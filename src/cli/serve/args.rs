@@ -8,8 +8,8 @@ use std::{
 use clap::Args;
 
 use super::{
-    accepted::AcceptedFlags, observe_args::ObserveArgs, ring::RingArgs, sharing_args::SharingArgs,
-    wires::WireArgs,
+    accepted::AcceptedFlags, cloud_args::CloudArgs, observe_args::ObserveArgs, ring::RingArgs,
+    sharing_args::SharingArgs, wires::WireArgs,
 };
 use crate::{
     backend::directory,
@@ -177,6 +177,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub cloud: CloudArgs,
     #[command(flatten)]
     pub ring: RingArgs,
     #[command(flatten)]

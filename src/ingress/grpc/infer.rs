@@ -110,7 +110,7 @@ enum Begun<'a> {
 fn begin<'a>(server: &'a Server, message: Rope, terms: &Terms) -> Result<Begun<'a>, Error> {
     let mut request = decode::infer_request(message)?;
     request.deadline = terms.deadline;
-    terms.apply(&mut request.parameters);
+    terms.apply(&mut request);
     if !SharedTensors::are_named_by(&request) {
         return server.infer_one(request, ENDPOINT).map(Begun::Asked);
     }

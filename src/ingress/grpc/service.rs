@@ -273,7 +273,8 @@ impl GrpcInferenceService for Calls {
             .and_then(|_| settings::trace_change(request))
             .and_then(|change| live::change_trace(&self.server, model, change));
         let file = live::trace_file(self.server.tracer());
-        answer(changed.map(|told| settings::trace_settings(&told, file)))
+        let mode = self.server.tracer().mode();
+        answer(changed.map(|told| settings::trace_settings(&told, file, mode)))
     }
 }
 

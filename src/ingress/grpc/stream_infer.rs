@@ -179,7 +179,7 @@ impl InFlight {
         let replies = match decode::infer_request(message.bytes) {
             Ok(mut request) => {
                 asked.id = request.id.clone();
-                terms.apply(&mut request.parameters);
+                terms.apply(&mut request);
                 asked.take_in(connection, request, &mut decoupled).await
             }
             Err(error) => Err(error),

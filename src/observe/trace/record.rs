@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use smallvec::SmallVec;
 
 use super::{settings::Level, writer::Message};
-use crate::inference::{DataType, Rope, Shape, Timestamp};
+use crate::inference::{DataType, Rope, Shape, Timestamp, TraceParent};
 
 /// A moment in a request's life, by Triton's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum Event {
 }
 
 impl Event {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::RequestStart => "REQUEST_START",
             Self::QueueStart => "QUEUE_START",
@@ -38,6 +38,17 @@ impl Event {
             Self::InferResponseComplete => "INFER_RESPONSE_COMPLETE",
             Self::RequestEnd => "REQUEST_END",
         }
+    }
+
+    /// Whether it is of the time in which the model runs.
+    pub(super) const fn is_of_compute(self) -> bool {
+        matches!(
+            self,
+            Self::ComputeStart
+                | Self::ComputeInputEnd
+                | Self::ComputeOutputStart
+                | Self::ComputeEnd
+        )
     }
 }
 
@@ -53,8 +64,9 @@ pub struct TracedTensor {
 
 /// A trace as those of the requests that serve it know it.
 #[derive(Clone)]
-pub struct TraceParent {
+pub struct OuterTrace {
     pub(super) id: u64,
+    pub(super) span: TraceParent,
     pub(super) level: Level,
     pub(super) log_frequency: u32,
 }
@@ -62,11 +74,15 @@ pub struct TraceParent {
 /// What is noted of one request.
 pub struct Trace {
     pub(super) id: u64,
-    /// The trace of the request that this one serves.
-    pub(super) parent: Option<u64>,
+    /// The number of the trace of the request that this one serves.
+    pub(super) outer: Option<u64>,
     pub(super) model: Arc<str>,
     pub(super) version: i64,
     pub(super) request_id: CompactString,
+    /// The span that its span lies in, which is a client's or that of the outer request.
+    pub(super) parent: Option<TraceParent>,
+    /// Its span.
+    pub(super) span: TraceParent,
     pub(super) level: Level,
     pub(super) log_frequency: u32,
     pub(super) events: SmallVec<[(Event, Timestamp); 8]>,
@@ -77,8 +93,9 @@ pub struct Trace {
 
 impl Trace {
     /// What the traces of requests that serve this one need.
-    pub fn as_parent(&self) -> TraceParent {
-        TraceParent { id: self.id, level: self.level, log_frequency: self.log_frequency }
+    pub fn as_outer(&self) -> OuterTrace {
+        let Self { id, span, level, log_frequency, .. } = *self;
+        OuterTrace { id, span, level, log_frequency }
     }
 
     /// Whether tensors are noted.
@@ -125,8 +142,8 @@ impl Trace {
         if !self.request_id.is_empty() {
             let _ = write!(json, r#","request_id":{}"#, quoted(&self.request_id));
         }
-        if let Some(parent) = self.parent {
-            let _ = write!(json, r#","parent_id":{parent}"#);
+        if let Some(outer) = self.outer {
+            let _ = write!(json, r#","parent_id":{outer}"#);
         }
         json.push('}');
         let mut events = self.events.iter().peekable();
@@ -225,6 +242,7 @@ mod tests {
             model: "m".into(),
             version: 2,
             request_id: "a\"b".into(),
+            parent: None,
             level: Level::TIMESTAMPS | Level::TENSORS,
             log_frequency: 0,
             events: SmallVec::new(),

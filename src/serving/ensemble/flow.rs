@@ -75,7 +75,7 @@ impl Flow {
         let wanted = job.admitted.outputs.iter().map(|&index| usize::from(index));
         let run = EnsembleRun::new(steps.plan.clone(), inputs.collect::<Vec<_>>(), wanted);
         let account = Arc::new(Account::default());
-        let trace = job.trace.as_ref().map(|trace| trace.as_parent());
+        let trace = job.trace.as_ref().map(|trace| trace.as_outer());
         let parent = Parent { trace, account: Some(account.clone()) };
         Self { steps, job, run, calls: Vec::new(), parent, account, first: None }
     }

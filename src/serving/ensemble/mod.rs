@@ -18,7 +18,7 @@ pub use self::flow::start;
 use super::{server::Server, version::LoadedVersion};
 use crate::{
     inference::Signature,
-    observe::{BatchTimes, trace::TraceParent},
+    observe::{BatchTimes, trace::OuterTrace},
     repository::{Composing, Ensemble, ModelId, ensemble_faults},
     scheduler::EnsemblePlan,
 };
@@ -108,7 +108,7 @@ pub struct StepVersion {
 #[derive(Clone, Default)]
 pub struct Parent {
     /// The trace of the request to the ensemble, if it is traced.
-    pub trace: Option<TraceParent>,
+    pub trace: Option<OuterTrace>,
     /// Where its times are added up.
     pub account: Option<Arc<Account>>,
 }
