@@ -178,8 +178,14 @@ impl ModelStatistics {
         }
     }
 
-    /// Counts a batch that ran.
-    pub fn executed(&self, reactor: usize, rows: u32, requests: u64, times: BatchTimes) {
+    /// Counts a batch that ran, of `rows` rows of requests and `fillers` others.
+    pub fn executed(
+        &self,
+        reactor: usize,
+        (rows, fillers): (u32, u32),
+        requests: u64,
+        times: BatchTimes,
+    ) {
         let Some(core) = self.core(reactor) else { return };
         bump(&core.inferences, u64::from(rows));
         bump(&core.executions, 1);
@@ -192,7 +198,7 @@ impl ModelStatistics {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         core.last_inference_ms.store(now_ms, Ordering::Relaxed);
-        if let Some(batch) = core.batches.get((rows as usize).saturating_sub(1)) {
+        if let Some(batch) = core.batches.get((rows as usize + fillers as usize).saturating_sub(1)) {
             batch.compute_input.add(1, times.compute_input);
             batch.compute_infer.add(1, times.compute_infer);
             batch.compute_output.add(1, times.compute_output);

@@ -7,10 +7,15 @@ mod cache;
 mod dynamic;
 mod ensemble;
 mod rate_limiter;
+mod sequence;
 
 pub use cache::{
     CacheKey, CachedResponse, KeyHasher, MalformedEntry, ModelIdentity, ResponseCache,
 };
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
 pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput, StepModel};
+pub use sequence::{
+    Carried, SequenceBatch, SequenceDecision, SequenceKey, SequencePolicy, SequenceQueue,
+    SequenceRow, Sequenced,
+};
 pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit, ResourceNeed};

@@ -1,15 +1,13 @@
 use std::{
     cell::{Cell, RefCell},
-    future::Future,
-    pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use smallvec::SmallVec;
 
 use super::{
+    bell::Bell,
     execution::{Executed, SealedBatch, execute},
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
@@ -240,37 +238,5 @@ async fn feed(shard: Rc<Shard>) {
             return;
         }
         again = shard.pump().await.map(|due| sleep_until(due.to_instant()));
-    }
-}
-
-/// Wakes a shard's task: rung any number of times, it is heard once.
-#[derive(Default)]
-struct Bell {
-    rung: Cell<bool>,
-    listener: Cell<Option<Waker>>,
-}
-
-impl Bell {
-    fn ring(&self) {
-        if !self.rung.replace(true)
-            && let Some(listener) = self.listener.take()
-        {
-            listener.wake();
-        }
-    }
-
-    /// Ready when the bell was rung or `timeout` has passed.
-    fn poll_rung(&self, cx: &mut Context<'_>, timeout: &mut Option<Sleep>) -> Poll<()> {
-        if self.rung.take() {
-            return Poll::Ready(());
-        }
-        if let Some(sleep) = timeout
-            && Pin::new(sleep).poll(cx).is_ready()
-        {
-            *timeout = None;
-            return Poll::Ready(());
-        }
-        self.listener.set(Some(cx.waker().clone()));
-        Poll::Pending
     }
 }

@@ -11,6 +11,7 @@ use super::{
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::{Job, Reply},
     server::Observers,
+    sequences::{Instances, Ran, SequenceSetup, SequenceShard, SequenceShardHandle},
     shard::{Executor, InlineInstance, Shard, ShardHandle},
     warm_up::{WarmUp, WarmUpError},
 };
@@ -43,6 +44,8 @@ pub struct VersionSpec {
     pub labels: Arc<Labels>,
     /// How its requests are put together.
     pub policy: BatchingPolicy,
+    /// How its requests form sequences, if they do.
+    pub sequences: Option<Arc<SequenceSetup>>,
     /// Where its instances run.
     pub placements: Vec<Placement>,
     /// What each instance is run with before it serves.
@@ -91,7 +94,7 @@ pub struct LoadedVersion {
     home: ReactorHandle,
     runs_inline: bool,
     /// One on every reactor when the model runs inline, else one at home.
-    shards: PerReactor<ShardHandle>,
+    queues: PerReactor<Queue>,
 }
 
 /// What versions of models are started on.
@@ -136,6 +139,21 @@ impl From<NoThread> for VersionError {
     }
 }
 
+/// A reactor's queue of a version, and the instances that it feeds.
+enum Queue {
+    Batches(ShardHandle),
+    Sequences(SequenceShardHandle),
+}
+
+impl Queue {
+    fn submit(&self, job: Job) {
+        match self {
+            Self::Batches(shard) => shard.submit(job),
+            Self::Sequences(shard) => shard.submit(job),
+        }
+    }
+}
+
 impl VersionSpec {
     /// Makes an instance and warms it up.
     fn instance(
@@ -145,8 +163,12 @@ impl VersionSpec {
         host: &Arc<Host>,
     ) -> Result<ModelInstance, VersionError> {
         let mut instance = self.model.instance(placement, host)?;
+        let (signature, hidden) = match &self.sequences {
+            Some(setup) => (&setup.signature, setup.warm_up_inputs()),
+            None => (&self.signature, Vec::new()),
+        };
         for warm_up in &self.warm_ups {
-            warm_up.run(&self.signature, ragged, &mut instance, host)?;
+            warm_up.run(signature, ragged, &hidden, &mut instance, host)?;
         }
         Ok(instance)
     }
@@ -170,7 +192,8 @@ impl LoadedVersion {
         // Who wants an instance on certain processors does not want it on those of reactors.
         let is_placed =
             |placement: &Placement| site.instance_cores.wanted(&placement.host_policy).is_some();
-        let runs_inline = !spec.placements.iter().any(is_placed)
+        let runs_inline = spec.sequences.is_none()
+            && !spec.placements.iter().any(is_placed)
             && inline::suits(&spec, &mut instances, &site.host.pool);
         // What is not served on a reactor takes no memory there.
         let home = site.home.index();
@@ -178,6 +201,10 @@ impl LoadedVersion {
         let takes_requests = instances
             .first()
             .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
+        if takes_requests && spec.sequences.as_ref().is_some_and(|setup| setup.has_states()) {
+            let detail = format!("the back end of model '{}' cannot keep implicit state", spec.name);
+            return Err(BackendError(detail).into());
+        }
         let plan = site.observers.metrics.plan(&spec.config);
         let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
         let version = Arc::new(Self {
@@ -198,7 +225,7 @@ impl LoadedVersion {
             agents: spec.agents.clone(),
             home: site.home.clone(),
             runs_inline,
-            shards: PerReactor::new(site.reactors),
+            queues: PerReactor::new(site.reactors),
         });
         if runs_inline {
             let pace = Pace::of(spec.model.inline_fitness());
@@ -214,26 +241,35 @@ impl LoadedVersion {
                     (None, None) => break,
                 };
                 let instance = InlineInstance { placed, pace: pace.clone() };
-                version.place(reactor, spec.policy.clone(), Executor::Inline(Some(instance)))?;
+                let policy = spec.policy.clone();
+                version.place(reactor, move || {
+                    Queue::Batches(Shard::start(policy, Executor::Inline(Some(instance))))
+                })?;
             }
+        } else if let Some(setup) = spec.sequences {
+            let instances = Instances::start(instances, &setup, site.home)?;
+            version.place(site.home, || {
+                Queue::Sequences(SequenceShard::start(setup, instances))
+            })?;
         } else {
             let threads = InstanceThreads::start(instances, site.home)?;
-            version.place(site.home, spec.policy, Executor::Threads(threads))?;
+            version.place(site.home, || {
+                Queue::Batches(Shard::start(spec.policy, Executor::Threads(threads)))
+            })?;
         }
         Ok(version)
     }
 
-    /// Starts a shard on `reactor` and waits until it is there.
+    /// Starts a queue on `reactor` and waits until it is there.
     fn place(
         self: &Arc<Self>,
         reactor: &ReactorHandle,
-        policy: BatchingPolicy,
-        executor: Executor,
+        start: impl FnOnce() -> Queue + Send + 'static,
     ) -> Result<(), VersionError> {
         let (report, placed) = mpsc::channel();
         let version = self.clone();
         let message = Box::new(move || {
-            version.shards.set(Shard::start(policy, executor));
+            version.queues.set(start());
             drop(version);
             let _ = report.send(());
         });
@@ -271,8 +307,8 @@ impl LoadedVersion {
             arrived,
             reply,
         };
-        match self.shards.get() {
-            Some(shard) => shard.submit(job),
+        match self.queues.get() {
+            Some(queue) => queue.submit(job),
             None => self.send_home(job)?,
         }
         Ok(answer)
@@ -297,8 +333,8 @@ impl LoadedVersion {
     fn send_home(&self, job: Job) -> Result<(), Error> {
         let message = Box::new(move || {
             let version = job.version.clone();
-            match version.shards.get() {
-                Some(shard) => shard.submit(job),
+            match version.queues.get() {
+                Some(queue) => queue.submit(job),
                 None => job.reply.finish(Err(Error::Unloading { model: version.name.to_string() })),
             }
         });
@@ -315,8 +351,15 @@ impl LoadedVersion {
 
     /// Takes back a batch that an instance thread has run. Runs at home.
     pub(super) fn executed(&self, executed: Executed) {
-        if let Some(shard) = self.shards.get() {
+        if let Some(Queue::Batches(shard)) = self.queues.get() {
             shard.finished(executed);
+        }
+    }
+
+    /// Takes back a batch of sequences that their instance has run. Runs at home.
+    pub(super) fn ran(&self, ran: Ran) {
+        if let Some(Queue::Sequences(shard)) = self.queues.get() {
+            shard.finished(ran);
         }
     }
 }
