@@ -190,7 +190,7 @@ impl Reactors {
                 .name(format!("reactor-{index}"))
                 .spawn({
                     let (handle, idle_spin) = (handle.clone(), settings.idle_spin);
-                    move || run(handle, core, idle_spin, &report)
+                    move || run(handle, core, idle_spin, report)
                 })
                 .map_err(|source| StartError::Thread { index, core, source })?;
             match started.recv() {
@@ -254,7 +254,7 @@ fn run(
     handle: ReactorHandle,
     core: usize,
     idle_spin: Duration,
-    report: &mpsc::SyncSender<Result<(), StartError>>,
+    report: mpsc::SyncSender<Result<(), StartError>>,
 ) {
     let index = handle.index();
     if let Err(source) = pin_to(&[core]) {
@@ -264,13 +264,17 @@ fn run(
     CURRENT.with(|current| {
         let _ = current.set(handle.clone());
     });
-    let reactor = handle.clone();
+    let (reactor, ready) = (handle.clone(), report.clone());
     let main = Watched::new(handle.clone(), &"a message from another thread", async move {
-        let _ = report.send(Ok(()));
+        let _ = ready.send(Ok(()));
         read_mailbox(&reactor).await;
     });
     if let Err(detail) = driver::run(handle.driver(), core, idle_spin, main) {
-        let _ = report.send(Err(StartError::Driver { index, driver: handle.driver(), detail }));
+        let failed = StartError::Driver { index, driver: handle.driver(), detail };
+        // Nobody waits for the report of a reactor that had started.
+        if let Err(mpsc::SendError(Err(failed))) = report.send(Err(failed)) {
+            log::error!("{failed}");
+        }
     }
 }
 
@@ -295,12 +299,12 @@ mod tests {
     use crate::runtime::{PerReactor, reply_channel, sleep, yield_now};
 
     fn start(driver: Driver, count: usize) -> Reactors {
-        let settings = ReactorSettings {
-            count,
-            driver: DriverChoice::Only(driver),
-            idle_spin: Duration::ZERO,
-            mailbox_capacity: 64,
-        };
+        start_spinning(driver, count, Duration::ZERO)
+    }
+
+    fn start_spinning(driver: Driver, count: usize, idle_spin: Duration) -> Reactors {
+        let driver = DriverChoice::Only(driver);
+        let settings = ReactorSettings { count, driver, idle_spin, mailbox_capacity: 64 };
         Reactors::start(&settings, &Topology::read().unwrap()).unwrap()
     }
 
@@ -368,6 +372,38 @@ mod tests {
             hearing.recv_timeout(patience).unwrap();
             reported.recv_timeout(patience).unwrap();
         });
+    }
+
+    #[test]
+    fn a_loop_that_spins_hears_of_work_before_during_and_after_its_spin_and_then_sleeps() {
+        fn processor_time() -> Duration {
+            let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_THREAD);
+            let usage = usage.unwrap();
+            let micros = |time: nix::sys::time::TimeVal| {
+                Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()) as u64)
+            };
+            micros(usage.user_time()) + micros(usage.system_time())
+        }
+        let spin = Duration::from_millis(2);
+        for driver in [Driver::Epoll, Driver::IoUring] {
+            let reactors = start_spinning(driver, 1, spin);
+            let mut used = Vec::new();
+            for pause in [Duration::ZERO, spin / 2, spin * 5, Duration::from_millis(500)] {
+                thread::sleep(pause);
+                let (report, reported) = channel();
+                let asking = move || {
+                    spawn(&"asking", async move {
+                        sleep(Duration::from_micros(100)).await;
+                        report.send(processor_time()).unwrap();
+                    });
+                };
+                reactors.handles()[0].send(Box::new(asking)).unwrap();
+                used.push(reported.recv_timeout(Duration::from_secs(10)).unwrap());
+            }
+            // Had it never slept, the last pause alone would have taken all of its 500 ms.
+            assert!(used[3] - used[2] < Duration::from_millis(250), "{driver}: {used:?}");
+            reactors.stop();
+        }
     }
 
     #[test]

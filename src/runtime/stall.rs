@@ -55,6 +55,11 @@ impl Activity {
     }
 }
 
+/// How often the current reactor has begun or ended to poll a task; 0 elsewhere.
+pub(super) fn polls() -> u64 {
+    try_current().map_or(0, |reactor| reactor.shared().activity.edge.load(Ordering::Relaxed))
+}
+
 /// Names the work that the current reactor does from here to the end of the poll.
 pub fn label(label: Label) {
     if let Some(reactor) = try_current() {

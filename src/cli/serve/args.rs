@@ -146,7 +146,7 @@ pub struct ServeArgs {
     /// What drives the event loops: auto (epoll), io_uring or epoll
     #[arg(long, value_name = "DRIVER", default_value = "auto")]
     pub io_driver: DriverChoice,
-    /// Microseconds that an idle event loop looks for work before it sleeps (io_uring only)
+    /// Microseconds that an idle event loop looks for work before it sleeps
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
     pub idle_spin_us: u64,
 

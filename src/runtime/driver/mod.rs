@@ -65,11 +65,11 @@ pub(super) fn run(
     driver: Driver,
     core: usize,
     idle_spin: Duration,
-    main: impl Future<Output = ()>,
+    main: impl Future<Output = ()> + 'static,
 ) -> Result<(), String> {
     match driver {
         Driver::IoUring => uring::run(core, idle_spin, main),
-        Driver::Epoll => epoll::run(main),
+        Driver::Epoll => epoll::run(idle_spin, main),
     }
 }
 
