@@ -247,9 +247,10 @@ impl SequenceBatching {
     /// the controls and the states, behind their outputs the states that are not among them.
     pub fn model_signature(&self, client: &Signature) -> Signature {
         let mut full = client.clone();
-        let controls = self.controls.iter().map(|control| {
-            TensorSpec::new(&control.input, control.datatype, Shape::from([1]))
-        });
+        let controls = self
+            .controls
+            .iter()
+            .map(|control| TensorSpec::new(&control.input, control.datatype, Shape::from([1])));
         let states = self
             .states
             .iter()

@@ -6,6 +6,7 @@
 mod cache;
 mod dynamic;
 mod ensemble;
+mod in_order;
 mod rate_limiter;
 mod sequence;
 
@@ -14,8 +15,9 @@ pub use cache::{
 };
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
 pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput, StepModel};
+pub use in_order::InOrder;
+pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit, ResourceNeed};
 pub use sequence::{
     Carried, SequenceBatch, SequenceDecision, SequenceKey, SequencePolicy, SequenceQueue,
     SequenceRow, Sequenced,
 };
-pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit, ResourceNeed};

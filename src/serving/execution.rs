@@ -32,6 +32,8 @@ pub struct SealedBatch {
     pub jobs: Vec<Job>,
     /// What other threads help to put together.
     pub rows: SharedRows,
+    /// Its place among the batches of its queue.
+    pub ticket: u64,
 }
 
 /// A batch that has run, on its way back to the requests' clients.
@@ -39,6 +41,7 @@ pub struct Executed {
     ran: Ran,
     began: Timestamp,
     times: BatchTimes,
+    ticket: u64,
 }
 
 /// How a batch has run.
@@ -57,7 +60,7 @@ pub fn execute(
     home: &ReactorHandle,
     began: Timestamp,
 ) -> Executed {
-    let SealedBatch { jobs, rows } = batch;
+    let SealedBatch { jobs, rows, ticket } = batch;
     let mut times = BatchTimes::default();
     let ran = match instance {
         ModelInstance::Batches(instance) => {
@@ -68,7 +71,7 @@ pub fn execute(
             hand_over(&mut **instance, jobs, home, began, &mut times)
         }
     };
-    Executed { ran, began, times }
+    Executed { ran, began, times, ticket }
 }
 
 /// Gives the requests to an instance that answers them itself.
@@ -192,13 +195,19 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 impl Executed {
     /// A batch that began at `began` and has run.
     pub fn new(ran: Ran, began: Timestamp, times: BatchTimes) -> Self {
-        Self { ran, began, times }
+        Self { ran, began, times, ticket: 0 }
     }
 
     /// A batch that did not run, because all its clients have left.
-    pub fn cancelled(jobs: Vec<Job>) -> Self {
+    pub fn cancelled(batch: SealedBatch) -> Self {
+        let SealedBatch { jobs, ticket, .. } = batch;
         let ran = Ran::Batch { jobs, outcome: Err(Error::Cancelled), fillers: 0 };
-        Self { ran, began: Timestamp::now(), times: BatchTimes::default() }
+        Self { ran, began: Timestamp::now(), times: BatchTimes::default(), ticket }
+    }
+
+    /// Its place among the batches of its queue.
+    pub fn ticket(&self) -> u64 {
+        self.ticket
     }
 
     /// How long the model took; zero when it failed.
@@ -214,7 +223,7 @@ impl Executed {
 
     /// Answers every request of the batch and counts it, now, at `now`. Runs on reactor `reactor`.
     pub fn answer(self, reactor: usize, now: Timestamp) {
-        let Self { ran, began, times } = self;
+        let Self { ran, began, times, .. } = self;
         let (jobs, outcome, fillers) = match ran {
             Ran::Batch { jobs, outcome, fillers } => (jobs, outcome, fillers),
             Ran::Requests { version, rows, count } => {

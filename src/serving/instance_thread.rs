@@ -103,7 +103,7 @@ fn run(
         let Some(version) = batch.jobs.first().map(|job| job.version.clone()) else { continue };
         // It may have waited for the batch before it, while its clients left.
         let executed = match batch.jobs.iter().all(|job| job.reply.is_abandoned()) {
-            true => Executed::cancelled(batch.jobs),
+            true => Executed::cancelled(batch),
             false => execute(&mut instance, batch, home, Timestamp::now()),
         };
         if home.send(Box::new(move || version.executed(executed))).is_err() {

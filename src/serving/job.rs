@@ -60,6 +60,7 @@ impl Job {
 /// What the metrics call a failure.
 pub fn kind(error: &Error) -> Failure {
     match error {
+        Error::InRequest { error, .. } => kind(error),
         Error::QueueFull | Error::TimeoutExpired | Error::DeadlineExpired => Failure::Rejected,
         Error::Cancelled => Failure::Cancelled,
         Error::Backend { .. } | Error::Model { .. } => Failure::Backend,

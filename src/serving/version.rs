@@ -10,8 +10,8 @@ use super::{
     instance_cores::InstanceCores,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::{Job, Reply},
-    server::Observers,
     sequences::{Instances, Ran, SequenceSetup, SequenceShard, SequenceShardHandle},
+    server::Observers,
     shard::{Executor, InlineInstance, Shard, ShardHandle},
     warm_up::{WarmUp, WarmUpError},
 };
@@ -202,7 +202,8 @@ impl LoadedVersion {
             .first()
             .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
         if takes_requests && spec.sequences.as_ref().is_some_and(|setup| setup.has_states()) {
-            let detail = format!("the back end of model '{}' cannot keep implicit state", spec.name);
+            let detail =
+                format!("the back end of model '{}' cannot keep implicit state", spec.name);
             return Err(BackendError(detail).into());
         }
         let plan = site.observers.metrics.plan(&spec.config);
@@ -248,9 +249,8 @@ impl LoadedVersion {
             }
         } else if let Some(setup) = spec.sequences {
             let instances = Instances::start(instances, &setup, site.home)?;
-            version.place(site.home, || {
-                Queue::Sequences(SequenceShard::start(setup, instances))
-            })?;
+            version
+                .place(site.home, || Queue::Sequences(SequenceShard::start(setup, instances)))?;
         } else {
             let threads = InstanceThreads::start(instances, site.home)?;
             version.place(site.home, || {

@@ -15,7 +15,9 @@ use crate::{
         Batch, Host, Instance, ModelInstance, ModelRequest, ModelResponse, RequestInstance,
         Respond, Responder, ResponseError,
     },
-    inference::{Admitted, AdmittedInput, DataType, Error, InferInput, InferRequest, Shape, Signature},
+    inference::{
+        Admitted, AdmittedInput, DataType, Error, InferInput, InferRequest, Shape, Signature,
+    },
     memory::BufferPool,
     proto::{
         self, ModelConfig, ModelWarmup,
@@ -168,8 +170,7 @@ impl WarmUp {
         instance: &mut dyn Instance,
         pool: &BufferPool,
     ) -> Result<(), Error> {
-        let requests: SmallVec<[&Admitted; 8]> =
-            (0..self.requests).map(|_| request).collect();
+        let requests: SmallVec<[&Admitted; 8]> = (0..self.requests).map(|_| request).collect();
         let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, signature.outputs.len());
         for _ in 0..self.runs {
             let inputs = batch::assemble(signature, ragged, &requests, Default::default(), pool)?;
@@ -429,7 +430,8 @@ mod tests {
             (None, Some("without an answer")),
         ] {
             let mut instance = ModelInstance::Requests(Box::new(Answers(answers)));
-            let error = samples[0].run(&signature, &Ragged::default(), &[], &mut instance, &host).err();
+            let error =
+                samples[0].run(&signature, &Ragged::default(), &[], &mut instance, &host).err();
             let error = error.map(|error| error.to_string());
             assert_eq!(error.is_some(), expected.is_some());
             assert!(error.unwrap_or_default().contains(expected.unwrap_or_default()));

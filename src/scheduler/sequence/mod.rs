@@ -101,8 +101,12 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     pub fn new(policy: SequencePolicy, instances: usize, initial: C) -> Self {
         let rows = policy.max_batch_size.max(1);
         let (slots, lane): (u32, Box<dyn Fn() -> Instance<R>>) = match &policy.strategy {
-            SequenceStrategy::Direct { .. } => (rows, Box::new(|| Instance::Direct(BTreeMap::new()))),
-            SequenceStrategy::Oldest { max_candidates, preferred_sizes, max_queue_delay, .. } => {
+            SequenceStrategy::Direct { .. } => {
+                (rows, Box::new(|| Instance::Direct(BTreeMap::new())))
+            }
+            SequenceStrategy::Oldest {
+                max_candidates, preferred_sizes, max_queue_delay, ..
+            } => {
                 let dynamic = (policy.max_batch_size > 0).then(|| DynamicBatching {
                     preferred_sizes: preferred_sizes.clone(),
                     max_queue_delay: *max_queue_delay,
@@ -260,9 +264,9 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
         let mut again = Vec::new();
         for (row, key) in chosen {
             let pattern = first.and_then(|first| rows.get(first)?.as_ref());
-            if pattern.is_some_and(|pattern| {
-                !self.table.fits(key, &pattern.request, &pattern.carried)
-            }) {
+            if pattern
+                .is_some_and(|pattern| !self.table.fits(key, &pattern.request, &pattern.carried))
+            {
                 // It stays, for the batch after this one.
                 continue;
             }

@@ -78,9 +78,8 @@ pub(super) struct Front<R> {
 impl<R: Sequenced, C: Carried> Table<R, C> {
     pub fn new(slots: u32, instances: usize, max_idle: Duration, initial: C) -> Self {
         let instances = u32::try_from(instances).unwrap_or(u32::MAX);
-        let free = (0..slots).flat_map(|row| {
-            (0..instances).map(move |instance| Reverse(Slot { row, instance }))
-        });
+        let free = (0..slots)
+            .flat_map(|row| (0..instances).map(move |instance| Reverse(Slot { row, instance })));
         Self {
             sequences: Slab::new(),
             by_id: HashMap::new(),

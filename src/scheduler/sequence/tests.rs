@@ -63,10 +63,8 @@ fn fake(name: usize, id: u64, flags: &str) -> Fake {
 }
 
 fn direct(max_batch_size: u32) -> SequencePolicy {
-    let strategy = SequenceStrategy::Direct {
-        max_queue_delay: Duration::ZERO,
-        minimum_slot_utilization: 0.0,
-    };
+    let strategy =
+        SequenceStrategy::Direct { max_queue_delay: Duration::ZERO, minimum_slot_utilization: 0.0 };
     SequencePolicy { model: "m".into(), max_batch_size, strategy, max_idle: IDLE }
 }
 
@@ -277,7 +275,10 @@ fn sequences_that_are_over_are_forgotten() {
 /// What can happen to a queue.
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    Arrive { id: u64, flags: &'static str },
+    Arrive {
+        id: u64,
+        flags: &'static str,
+    },
     /// Start what can start on an instance.
     Run(usize),
     /// End the oldest batch that runs.

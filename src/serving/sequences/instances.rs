@@ -103,8 +103,7 @@ fn run(
     for batch in batches {
         let first = batch.rows.iter().flatten().next();
         let Some(version) = first.map(|row| row.request.version.clone()) else { continue };
-        let (sequences, executed) =
-            rows::run(setup, &mut instance, batch, home, Timestamp::now());
+        let (sequences, executed) = rows::run(setup, &mut instance, batch, home, Timestamp::now());
         let ran = Ran { instance: index, sequences, executed };
         if home.send(Box::new(move || version.ran(ran))).is_err() {
             return;

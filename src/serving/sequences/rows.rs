@@ -6,9 +6,7 @@ use smallvec::SmallVec;
 use super::setup::{SequenceSetup, States, Told};
 use crate::{
     backend::{Instance, ModelInstance},
-    inference::{
-        Admitted, AdmittedInput, CorrelationId, Error, InferOutput, Rope, Timestamp,
-    },
+    inference::{Admitted, AdmittedInput, CorrelationId, Error, InferOutput, Rope, Timestamp},
     memory::BufferPool,
     observe::BatchTimes,
     runtime::ReactorHandle,

@@ -4,9 +4,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::{
-    inference::{
-        AdmittedInput, CorrelationId, DataType, Error, Rope, Shape, Signature,
-    },
+    inference::{AdmittedInput, CorrelationId, DataType, Error, Rope, Shape, Signature},
     repository::{
         InitialState, InitialStateData, SequenceBatching, SequenceControl, SequenceControlKind,
         SequenceState,
