@@ -230,7 +230,7 @@ fn closures(out: &mut String, models: &[ModelMetrics<'_>]) {
     let name = "nv_inference_batch_closed";
     head(out, name, "Number of batches by the reason for which they were closed", "counter");
     for model in models {
-        for ((_, reason), count) in Closure::ALL.iter().zip(model.totals.closures) {
+        for ((_, reason), count) in Closure::ALL.into_iter().zip(model.totals.closures) {
             let labels = labels(model, Some(("reason", reason)));
             line(out, format_args!("{name}{{{labels}}} {count}"));
         }

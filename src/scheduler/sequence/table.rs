@@ -260,9 +260,10 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         begun
     }
 
-    /// When a sequence is looked at next.
+    /// When sequences are to be looked at next: a little after the first of them is due, so that those
+    /// that are due soon after are looked at with it.
     pub fn next_expiry(&self) -> Option<Timestamp> {
-        self.looks.peek().map(|Reverse((due, _))| *due)
+        self.looks.peek().map(|Reverse((due, _))| *due + self.max_idle / 64)
     }
 
     /// Takes out all requests that wait.
