@@ -8,9 +8,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use nereid::{
     inference::{CorrelationId, Sequence, Timestamp},
     repository::SequenceStrategy,
-    scheduler::{
-        Carried, Queued, SequenceDecision, SequencePolicy, SequenceQueue, Sequenced,
-    },
+    scheduler::{Carried, Queued, SequenceDecision, SequencePolicy, SequenceQueue, Sequenced},
 };
 
 struct Request(Sequence);
