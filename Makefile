@@ -139,6 +139,10 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); needs nightly and cargo-fuzz
 bench: test-backends ## Benches of single parts (criterion)
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked
 
+.PHONY: bench-schedulers
+bench-schedulers: ## What a request costs the schedulers
+	$(CARGO) bench --locked --bench schedulers
+
 .PHONY: bench-bare
 bench-bare: release test-backends test-python ## A served model beside the same model run bare; BENCH_FLAGS are run.py's
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/bare/run.py $(BENCH_FLAGS)

@@ -37,7 +37,7 @@ fn count(criterion: &mut Criterion) {
                 };
                 statistics.enqueued(black_box(0));
                 statistics.dequeued(black_box(0));
-                statistics.executed(black_box(0), 1, 1, times);
+                statistics.executed(black_box(0), (1, 0), 1, times);
                 statistics.succeeded(black_box(0), took, took / 4, took);
             });
         });

@@ -173,6 +173,28 @@ pub enum Error {
     #[error("request of {got} bytes exceeds the limit of {limit} bytes")]
     RequestTooLarge { limit: usize, got: u64 },
 
+    #[error(
+        "inference request to model '{model}' must specify batch-size 1 due to requirements of \
+         sequence batcher"
+    )]
+    BatchInSequence { model: String },
+    #[error(
+        "inference request to model '{model}' must specify a non-zero or non-empty correlation ID"
+    )]
+    NoCorrelationId { model: String },
+    #[error(
+        "inference request for sequence {id} to model '{model}' must specify the START flag on the \
+         first request of the sequence"
+    )]
+    SequenceNotStarted { model: String, id: String },
+    #[error("string correlation ID cannot be longer than {limit} characters, got {got}")]
+    LongCorrelationId { limit: usize, got: usize },
+    #[error(
+        "inference request for sequence '{id}' to model '{model}' must specify a number as its \
+         correlation ID, which the model takes as {expected}"
+    )]
+    TextCorrelationId { model: String, id: String, expected: DataType },
+
     #[error("Unable to find {kind}shared memory region: '{name}'")]
     UnknownRegion { kind: &'static str, name: String },
     #[error("shared memory region '{name}' already in manager")]
@@ -266,6 +288,11 @@ impl Error {
             | Self::BadParameter { .. }
             | Self::NotOneResponse
             | Self::EnsembleStuck
+            | Self::BatchInSequence { .. }
+            | Self::NoCorrelationId { .. }
+            | Self::SequenceNotStarted { .. }
+            | Self::LongCorrelationId { .. }
+            | Self::TextCorrelationId { .. }
             | Self::RequestTooLarge { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } | Self::DecoupledModel { .. } => Code::Unsupported,
             Self::Cancelled => Code::Cancelled,

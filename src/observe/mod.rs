@@ -14,4 +14,4 @@ pub mod trace;
 
 pub use metrics::{MetricsConfig, MetricsSettings};
 pub use responses::ResponseKind;
-pub use statistics::{BatchTimes, Duration, Failure, ModelStatistics, Totals};
+pub use statistics::{BatchTimes, Closure, Duration, Failure, ModelStatistics, Totals};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use super::{
-    MetricsSettings, Totals, host,
+    Closure, MetricsSettings, Totals, host,
     latency::{FAMILIES, Latencies, Step},
 };
 
@@ -148,6 +148,7 @@ pub fn render(
     let (name, help, value) = COUNTERS[0];
     family(&mut out, models, name, help, "counter", |model| value(&model.totals).to_string());
     failures(&mut out, models);
+    closures(&mut out, models);
     for (name, help, value) in &COUNTERS[1..] {
         if !settings.counters && name.ends_with("_duration_us") {
             continue;
@@ -269,6 +270,17 @@ fn failures(out: &mut String, models: &[ModelMetrics<'_>]) {
     }
 }
 
+fn closures(out: &mut String, models: &[ModelMetrics<'_>]) {
+    let name = "nv_inference_batch_closed";
+    head(out, name, "Number of batches by the reason for which they were closed", "counter");
+    for model in models {
+        for ((_, reason), count) in Closure::ALL.into_iter().zip(model.totals.closures) {
+            let labels = labels(model, Some(("reason", reason)));
+            line(out, format_args!("{name}{{{labels}}} {count}"));
+        }
+    }
+}
+
 fn family(
     out: &mut String,
     models: &[ModelMetrics<'_>],
@@ -346,6 +358,7 @@ mod tests {
         let totals = Totals {
             success: observe::Duration { count: 3, nanos: 7_500 },
             rejected: 2,
+            closures: [4, 0, 5, 0, 0],
             pending: 1,
             ..Totals::default()
         };
@@ -365,6 +378,7 @@ mod tests {
             "# TYPE nv_inference_request_success counter\n",
             "nv_inference_request_success{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 3\n",
             "nv_inference_request_failure{_team=\"x\\ny\",model=\"a\\\"b\",reason=\"REJECTED\",version=\"4\"} 2\n",
+            "nv_inference_batch_closed{_team=\"x\\ny\",model=\"a\\\"b\",reason=\"delay\",version=\"4\"} 5\n",
             "nv_inference_request_duration_us{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 7\n",
             "nv_inference_pending_request_count{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 1\n",
             "nv_model_load_duration_secs{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 0.5\n",

@@ -59,7 +59,12 @@ impl Definition {
             ),
             version_dir,
             config: self.config.clone(),
-            signature: self.signature.clone(),
+            signature: match &self.scheduling {
+                Scheduling::Sequence(batching) => {
+                    Arc::new(batching.model_signature(&self.signature))
+                }
+                _ => self.signature.clone(),
+            },
             settings: self.settings.clone(),
         }
     }

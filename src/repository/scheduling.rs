@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    inference::{DataType, Shape},
+    inference::{DataType, Shape, Signature, TensorSpec},
     proto::{
         ModelConfig, ModelDynamicBatching, ModelEnsembling, ModelQueuePolicy,
         ModelSequenceBatching,
@@ -266,6 +266,28 @@ impl From<&ModelQueuePolicy> for QueuePolicy {
 }
 
 impl SequenceBatching {
+    /// The signature that the model has, when `client` is what clients see of it: behind their inputs
+    /// the controls and the states, behind their outputs the states that are not among them.
+    pub fn model_signature(&self, client: &Signature) -> Signature {
+        let mut full = client.clone();
+        let controls = self
+            .controls
+            .iter()
+            .map(|control| TensorSpec::new(&control.input, control.datatype, Shape::from([1])));
+        let states = self
+            .states
+            .iter()
+            .map(|state| TensorSpec::new(&state.input, state.datatype, state.dims.clone()));
+        full.inputs.extend(controls.chain(states));
+        for state in &self.states {
+            if full.outputs.iter().all(|spec| *spec.name != *state.output) {
+                let spec = TensorSpec::new(&state.output, state.datatype, state.dims.clone());
+                full.outputs.push(spec);
+            }
+        }
+        full
+    }
+
     fn new(batching: &ModelSequenceBatching) -> Result<Self, String> {
         let strategy = match &batching.strategy_choice {
             Some(StrategyChoice::Oldest(oldest)) => SequenceStrategy::Oldest {

@@ -2,6 +2,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     inference::{Error, Timestamp},
+    observe::Closure,
     repository::{DynamicBatching, QueuePolicy, TimeoutAction},
 };
 
@@ -53,6 +54,8 @@ pub struct DynamicQueue<R> {
     len: usize,
     /// Nothing expires before this.
     calm_until: Option<Timestamp>,
+    /// Why the last batch was closed.
+    closure: Closure,
 }
 
 struct Level<R> {
@@ -83,12 +86,17 @@ impl<R: Queued> DynamicQueue<R> {
                 delayed: VecDeque::new(),
             })
             .collect();
-        Self { policy, levels, len: 0, calm_until: None }
+        Self { policy, levels, len: 0, calm_until: None, closure: Closure::Single }
     }
 
     /// The number of requests that wait.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Why the last batch was closed.
+    pub fn last_closure(&self) -> Closure {
+        self.closure
     }
 
     /// Whether no request waits.
@@ -180,16 +188,20 @@ impl<R: Queued> DynamicQueue<R> {
         if self.len == 0 {
             return Decision::Idle;
         }
-        let Some(dynamic) = &self.policy.dynamic else { return Decision::Run(self.take(1)) };
-        let pending = self.pending(&dynamic.preferred_sizes);
-        if let Some(count) = pending.preferred_count {
-            return Decision::Run(self.take(count));
-        }
+        let Some(dynamic) = &self.policy.dynamic else {
+            self.closure = Closure::Single;
+            return Decision::Run(self.take(1));
+        };
+        let pending = self.pending(dynamic, Some(now));
         let due = pending.oldest + dynamic.max_queue_delay;
-        if pending.cannot_grow || due <= now {
-            return Decision::Run(self.take(pending.count));
-        }
-        Decision::WaitUntil(due)
+        let (count, closure) = match (pending.preferred_count, pending.stop) {
+            (Some(count), _) => (count, Closure::Preferred),
+            (None, Some(closure)) => (pending.count, closure),
+            (None, None) if due <= now => (pending.count, Closure::Delay),
+            (None, None) => return Decision::WaitUntil(due),
+        };
+        self.closure = closure;
+        Decision::Run(self.take(count))
     }
 
     /// The next batch, if neither an arrival nor the passing of time could change it any more; only
@@ -200,15 +212,19 @@ impl<R: Queued> DynamicQueue<R> {
     /// an instance is free, more may join those. Its requests must be of the most urgent level, for
     /// what is more urgent would go first. And none of them may have a limit to its time, because it
     /// can be turned away only while it waits here. What keeps the batch from growing, a request
-    /// behind it that does not fit, must be there to stay by the same rules.
+    /// behind it that does not fit, must be there to stay by the same rules. And where the queue's length
+    /// is limited nothing leaves it early, for that would make room.
     pub fn settled(&mut self) -> Option<Vec<R>> {
-        let Some(dynamic) = &self.policy.dynamic else {
-            return self.stays(1).then(|| self.take(1));
-        };
-        let pending = self.pending(&dynamic.preferred_sizes);
-        if !pending.cannot_grow || !self.stays(pending.seen) {
+        if self.levels.iter().any(|level| level.policy.max_queue_size.is_some()) {
             return None;
         }
+        let Some(dynamic) = &self.policy.dynamic else {
+            self.closure = Closure::Single;
+            return self.stays(1).then(|| self.take(1));
+        };
+        let pending = self.pending(dynamic, None);
+        let stop = pending.stop.filter(|_| self.stays(pending.seen))?;
+        self.closure = pending.preferred_count.map_or(stop, |_| Closure::Preferred);
         Some(self.take(pending.preferred_count.unwrap_or(pending.count)))
     }
 
@@ -234,14 +250,24 @@ impl<R: Queued> DynamicQueue<R> {
         self.take(self.len)
     }
 
-    fn pending(&self, preferred: &[u32]) -> Pending {
-        let largest = preferred.last().copied().unwrap_or(self.policy.max_batch_size);
+    /// The batch that could run now; without `now`, when that is not known yet.
+    fn pending(&self, dynamic: &DynamicBatching, now: Option<Timestamp>) -> Pending {
+        let preferred = &dynamic.preferred_sizes;
+        let max_batch_size = self.policy.max_batch_size;
+        // Of the largest preferred size a batch is closed; with a delay those that have waited for as
+        // long go with it.
+        let largest = match dynamic.max_queue_delay.is_zero() {
+            true => preferred.last().copied().unwrap_or(max_batch_size),
+            false => max_batch_size,
+        };
+        let is_due =
+            |since: Timestamp| now.is_some_and(|now| since + dynamic.max_queue_delay <= now);
         let mut pending = Pending {
             count: 0,
             seen: 0,
             oldest: Timestamp::default(),
             preferred_count: None,
-            cannot_grow: false,
+            stop: None,
         };
         let mut rows = 0;
         let mut first: Option<&Waiting<R>> = None;
@@ -250,52 +276,51 @@ impl<R: Queued> DynamicQueue<R> {
             let grown = rows + waiting.request.rows();
             let fits = first.is_none_or(|first| waiting.request.fits_with(&first.request));
             if first.is_some() && (grown > largest || !fits) {
-                pending.cannot_grow = true;
+                pending.stop = Some(if fits { Closure::Full } else { Closure::Shape });
                 break;
             }
             pending.oldest = first.map_or(waiting.since, |_| pending.oldest.min(waiting.since));
             first = first.or(Some(waiting));
             pending.count += 1;
             rows = grown;
-            if preferred.contains(&rows) {
+            let goes_with = pending.preferred_count == Some(pending.count - 1)
+                && !dynamic.max_queue_delay.is_zero()
+                && is_due(waiting.since);
+            if preferred.contains(&rows) || goes_with {
                 pending.preferred_count = Some(pending.count);
             }
             if rows >= largest {
-                pending.cannot_grow = true;
+                pending.stop = Some(Closure::Full);
                 break;
             }
         }
         pending
     }
 
-    /// Requests in the order in which they run: level by level, those in time before those delayed.
+    /// Requests in the order in which they run: level by level, in each those in time before those
+    /// delayed.
     fn in_order(&self) -> impl Iterator<Item = &Waiting<R>> {
-        let in_time = self.levels.iter().flat_map(|level| &level.waiting);
-        in_time.chain(self.levels.iter().flat_map(|level| &level.delayed))
+        self.levels.iter().flat_map(|level| level.waiting.iter().chain(&level.delayed))
     }
 
     fn take(&mut self, count: usize) -> Vec<R> {
         let mut taken = Vec::with_capacity(count);
-        let Self { levels, len, .. } = self;
-        for in_time in [true, false] {
-            for level in levels.iter_mut() {
-                let queue = if in_time { &mut level.waiting } else { &mut level.delayed };
+        for level in &mut self.levels {
+            for queue in [&mut level.waiting, &mut level.delayed] {
                 let share = queue.len().min(count - taken.len());
                 taken.extend(queue.drain(..share).map(|waiting| waiting.request));
             }
         }
-        *len -= taken.len();
+        self.len -= taken.len();
         taken
     }
 
     fn level_of(&self, request: &R) -> usize {
         let default = self.policy.dynamic.as_ref().map_or(0, |dynamic| dynamic.default_priority);
-        let asked = match request.priority() {
-            0 => default,
-            asked => asked,
-        };
         let last = self.levels.len() as u64;
-        (asked.clamp(1, last) - 1) as usize
+        // A level that there is not is no wish.
+        let asked = Some(request.priority()).filter(|asked| (1..=last).contains(asked));
+        (asked.unwrap_or(default).clamp(1, last) - 1) as usize
     }
 }
 
@@ -307,7 +332,8 @@ struct Pending {
     oldest: Timestamp,
     /// The requests that make the largest preferred size that was reached.
     preferred_count: Option<usize>,
-    cannot_grow: bool,
+    /// Why it cannot grow, if it cannot.
+    stop: Option<Closure>,
 }
 
 fn earliest(times: [Option<Timestamp>; 3]) -> Option<Timestamp> {
@@ -448,6 +474,83 @@ mod tests {
         queue.push(Fake { priority: 1, ..fake(2, 1) }, at(0)).unwrap();
         assert_eq!(names(queue.next(at(0))), [2, 0]);
         assert_eq!(names(queue.next(at(0))), [1]);
+    }
+
+    #[test]
+    fn a_level_that_there_is_not_is_the_default_one() {
+        let dynamic = DynamicBatching {
+            priority_levels: 3,
+            default_priority: 2,
+            ..DynamicBatching::default()
+        };
+        let mut queue = DynamicQueue::new(with(2, dynamic));
+        for (name, priority) in [(0, 2), (1, 3), (2, 1), (3, 3), (4, 1), (5, 9), (6, 2)] {
+            queue.push(Fake { priority, ..fake(name, 1) }, at(0)).unwrap();
+        }
+        for expected in [&[2, 4][..], &[0, 5], &[6, 1], &[3]] {
+            assert_eq!(names(queue.next(at(0))), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_delayed_goes_before_lesser_levels() {
+        let policy = QueuePolicy {
+            timeout_action: TimeoutAction::Delay,
+            default_timeout: Some(Duration::from_micros(10)),
+            ..QueuePolicy::default()
+        };
+        let dynamic = DynamicBatching {
+            priority_levels: 2,
+            default_priority: 2,
+            priority_policies: [(1, policy)].into(),
+            ..DynamicBatching::default()
+        };
+        let mut queue = DynamicQueue::new(with(1, dynamic));
+        queue.push(Fake { priority: 1, ..fake(0, 1) }, at(0)).unwrap();
+        queue.push(fake(1, 1), at(0)).unwrap();
+        assert_eq!(queue.expired(at(20)), []);
+        queue.push(Fake { priority: 1, ..fake(2, 1) }, at(20)).unwrap();
+        for expected in [2, 0, 1] {
+            assert_eq!(names(queue.next(at(20))), [expected]);
+        }
+    }
+
+    #[test]
+    fn those_that_are_due_go_with_a_preferred_size() {
+        for (delay, expected) in [(60, &[0, 1, 2, 3][..]), (0, &[0, 1, 2]), (150, &[0, 1, 2])] {
+            let mut queue = DynamicQueue::new(batching(8, &[3], delay));
+            for name in 0..5 {
+                queue.push(fake(name, 1), at(50 * name as u64)).unwrap();
+            }
+            assert_eq!(names(queue.next(at(210))), expected, "{delay}");
+            assert_eq!(queue.last_closure(), Closure::Preferred);
+        }
+    }
+
+    #[test]
+    fn why_a_batch_was_closed_is_known() {
+        let other = Fake { shape: 1, ..fake(1, 1) };
+        for (preferred, requests, at_us, expected) in [
+            (&[][..], vec![fake(0, 4)], 0, Closure::Full),
+            (&[], vec![fake(0, 3), fake(1, 2)], 0, Closure::Full),
+            (&[2], vec![fake(0, 2)], 0, Closure::Preferred),
+            (&[], vec![fake(0, 1), other], 0, Closure::Shape),
+            (&[], vec![fake(0, 1)], 100, Closure::Delay),
+        ] {
+            let mut queue = DynamicQueue::new(batching(4, preferred, 100));
+            requests.into_iter().for_each(|request| queue.push(request, at(0)).unwrap());
+            names(queue.next(at(at_us)));
+            assert_eq!(queue.last_closure(), expected);
+        }
+    }
+
+    #[test]
+    fn where_the_queue_is_limited_nothing_leaves_it_early() {
+        let policy = QueuePolicy { max_queue_size: Some(4), ..QueuePolicy::default() };
+        let dynamic = DynamicBatching { default_policy: policy, ..DynamicBatching::default() };
+        let mut queue = DynamicQueue::new(with(2, dynamic));
+        queue.push(fake(0, 2), at(0)).unwrap();
+        assert_eq!(queue.settled(), None);
     }
 
     #[test]

@@ -119,8 +119,12 @@ fn run(
                     Some(run_batch(&mut instance, batch, home))
                 };
                 let ran = seat.run(is_moot, run).flatten();
-                let left = batch.take().map_or(Vec::new(), |batch| batch.jobs);
-                ran.unwrap_or_else(|| Executed::cancelled(left))
+                match (ran, batch.take()) {
+                    (Some(executed), _) => executed,
+                    (None, Some(batch)) => Executed::cancelled(batch),
+                    // A batch that is not left here has run.
+                    (None, None) => continue,
+                }
             }
         };
         if home.send(Box::new(move || version.executed(executed))).is_err() {
@@ -132,7 +136,7 @@ fn run(
 fn run_batch(instance: &mut ModelInstance, batch: SealedBatch, home: &ReactorHandle) -> Executed {
     // It may have waited for the batch before it, while its clients left.
     match all_left(&batch.jobs) {
-        true => Executed::cancelled(batch.jobs),
+        true => Executed::cancelled(batch),
         false => execute(instance, batch, home, Timestamp::now()),
     }
 }

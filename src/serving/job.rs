@@ -10,7 +10,7 @@ use crate::{
         trace::{Event, Trace},
     },
     runtime::ReplySender,
-    scheduler::Queued,
+    scheduler::{Queued, Sequenced},
 };
 
 /// What comes back for a request: one of these or, of a decoupled model, any number.
@@ -50,14 +50,32 @@ impl Job {
     }
 }
 
+impl Job {
+    /// Answers a request that the scheduler does not take, which counts as none.
+    pub fn refuse(self, error: Error) {
+        if let Some(mut trace) = self.trace {
+            trace.at(Event::RequestEnd, Timestamp::now());
+            trace.finish();
+        }
+        self.reply.finish(Err(error));
+    }
+}
+
 /// What the metrics call a failure.
 pub fn kind(error: &Error) -> Failure {
     match error {
+        Error::InRequest { error, .. } => kind(error),
         Error::QueueFull | Error::TimeoutExpired | Error::DeadlineExpired => Failure::Rejected,
         Error::Cancelled => Failure::Cancelled,
         Error::InEnsemble { error, .. } => kind(error),
         Error::Backend { .. } | Error::Model { .. } => Failure::Backend,
         _ => Failure::Other,
+    }
+}
+
+impl Sequenced for Job {
+    fn sequence(&self) -> Option<&Sequence> {
+        self.sequence.as_deref()
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 
 use super::{
     ensemble::{EnsembleSteps, NotComposed},
+    sequences::{SequenceSetup, SetupError},
     server::{Server, Versions},
     version::{EnsembleSpec, LoadedVersion, VersionError, VersionSpec},
     warm_up::{WarmUp, WarmUpError},
@@ -72,6 +73,8 @@ enum VersionFault {
     WarmUp(Arc<WarmUpError>),
     #[error("{0}")]
     Version(Arc<VersionError>),
+    #[error("{0}")]
+    Sequences(Arc<SetupError>),
     #[error("unable to find backend '{name}' for model '{model}': this server has {known}")]
     UnknownBackend { name: String, model: String, known: String },
     #[error("backend '{name}' for model '{model}' cannot be used: {reason}")]
@@ -88,7 +91,10 @@ impl VersionFault {
             Self::Version(error) if matches!(**error, VersionError::Limit(_)) => {
                 Code::InvalidArgument
             }
-            Self::Backend(_) | Self::Version(_) | Self::UnavailableBackend { .. } => Code::Internal,
+            Self::Backend(_)
+            | Self::Version(_)
+            | Self::Sequences(_)
+            | Self::UnavailableBackend { .. } => Code::Internal,
             Self::UnknownBackend { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } => Code::Unsupported,
         }
@@ -375,14 +381,22 @@ fn start_version(
     let dynamic = match &definition.scheduling {
         Scheduling::Plain => None,
         Scheduling::Dynamic(dynamic) => Some(dynamic.clone()),
-        Scheduling::Sequence(_) => {
-            let (model, feature) = (definition.name.to_string(), "sequence batching");
+        Scheduling::Sequence(batching) if batching.iterative => {
+            let (model, feature) = (definition.name.to_string(), "iterative sequences");
             return Err(VersionFault::Unsupported { model, feature });
         }
+        Scheduling::Sequence(_) => None,
         Scheduling::Ensemble(_) => {
             let (model, feature) = (definition.name.to_string(), "ensemble scheduling");
             return Err(VersionFault::Unsupported { model, feature });
         }
+    };
+    let sequences = match &definition.scheduling {
+        Scheduling::Sequence(batching) => {
+            let setup = SequenceSetup::new(batching, &definition.signature, &definition.dir);
+            Some(Arc::new(setup.map_err(|error| VersionFault::Sequences(Arc::new(error)))?))
+        }
+        _ => None,
     };
     let began = Timestamp::now();
     let warm_ups = WarmUp::read_all(&definition.config, &definition.signature, &definition.dir)
@@ -396,6 +410,7 @@ fn start_version(
         signature: definition.signature.clone(),
         labels: definition.labels.clone(),
         policy: BatchingPolicy { max_batch_size: definition.signature.max_batch_size, dynamic },
+        sequences,
         placements: definition.placements.clone(),
         rate_limits: definition.rate_limits.clone(),
         identity: server.identity(&source.id, definition, version),

@@ -9,11 +9,14 @@
 //! A model may ask others of the server: in `ask.rs` its requests come in as a client's do. A model
 //! that answers its requests itself, each with any number of responses, does so through `respond.rs`.
 //!
+//! Models whose requests belong to sequences have a shard of another kind (`sequences`).
+//!
 //! [`ModelControl`] decides what is loaded: at the start, on request, or as repositories change. It
 //! works on threads of its own and hands finished versions to the [`Server`], which swaps them in.
 
 mod ask;
 mod batch;
+mod bell;
 mod cache;
 mod classification;
 mod control;
@@ -28,6 +31,7 @@ mod load;
 mod ragged;
 mod respond;
 mod rows;
+mod sequences;
 mod server;
 mod shard;
 mod version;

@@ -93,6 +93,7 @@ impl Stage {
             signature: Arc::new(signature),
             labels: Arc::default(),
             policy: BatchingPolicy { max_batch_size: 4, dynamic },
+            sequences: None,
             warm_ups: Vec::new(),
             placements: vec![Placement {
                 name: "m_0".into(),

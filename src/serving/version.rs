@@ -13,6 +13,7 @@ use super::{
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::{Job, Reply},
     limiter::{Limiter, Seat},
+    sequences::{Instances, Ran, SequenceSetup, SequenceShard, SequenceShardHandle},
     server::Observers,
     shard::{Executor, InlineInstance, Shard, ShardHandle},
     warm_up::{WarmUp, WarmUpError},
@@ -46,6 +47,8 @@ pub struct VersionSpec {
     pub labels: Arc<Labels>,
     /// How its requests are put together.
     pub policy: BatchingPolicy,
+    /// How its requests form sequences, if they do.
+    pub sequences: Option<Arc<SequenceSetup>>,
     /// Where its instances run.
     pub placements: Vec<Placement>,
     /// How each of them takes turns with others.
@@ -124,7 +127,7 @@ pub struct LoadedVersion {
     home: ReactorHandle,
     runs_inline: bool,
     /// One on every reactor when the model runs inline, else one at home.
-    shards: PerReactor<ShardHandle>,
+    queues: PerReactor<Queue>,
     /// Where its answers are kept, if they are.
     pub(super) cache: Option<VersionCache>,
     /// What runs instead, if it is an ensemble, which has no instances and no queue.
@@ -180,6 +183,21 @@ impl From<NoThread> for VersionError {
     }
 }
 
+/// A reactor's queue of a version, and the instances that it feeds.
+enum Queue {
+    Batches(ShardHandle),
+    Sequences(SequenceShardHandle),
+}
+
+impl Queue {
+    fn submit(&self, job: Job) {
+        match self {
+            Self::Batches(shard) => shard.submit(job),
+            Self::Sequences(shard) => shard.submit(job),
+        }
+    }
+}
+
 impl VersionSpec {
     /// An instance's place among those that share resources, if it needs any.
     fn seat(
@@ -210,8 +228,12 @@ impl VersionSpec {
         host: &Arc<Host>,
     ) -> Result<ModelInstance, VersionError> {
         let mut instance = self.model.instance(placement, host)?;
+        let (signature, hidden) = match &self.sequences {
+            Some(setup) => (&setup.signature, setup.warm_up_inputs()),
+            None => (&self.signature, Vec::new()),
+        };
         for warm_up in &self.warm_ups {
-            warm_up.run(&self.signature, ragged, &mut instance, host)?;
+            warm_up.run(signature, ragged, &hidden, &mut instance, host)?;
         }
         Ok(instance)
     }
@@ -238,6 +260,7 @@ impl LoadedVersion {
             |placement: &Placement| site.instance_cores.wanted(&placement.host_policy).is_some();
         let takes_turns = instances.iter().any(|instance| instance.seat.is_some());
         let runs_inline = !takes_turns
+            && spec.sequences.is_none()
             && !spec.placements.iter().any(is_placed)
             && inline::suits(&spec, &mut instances, &site.host.pool);
         // What is not served on a reactor takes no memory there.
@@ -248,6 +271,11 @@ impl LoadedVersion {
         let takes_requests = instances
             .first()
             .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
+        if takes_requests && spec.sequences.as_ref().is_some_and(|setup| setup.has_states()) {
+            let detail =
+                format!("the back end of model '{}' cannot keep implicit state", spec.name);
+            return Err(BackendError(detail).into());
+        }
         let plan = site.observers.metrics.plan(&spec.config);
         let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
         let version = Arc::new(Self {
@@ -268,7 +296,7 @@ impl LoadedVersion {
             agents: spec.agents.clone(),
             home: site.home.clone(),
             runs_inline,
-            shards: PerReactor::new(site.reactors),
+            queues: PerReactor::new(site.reactors),
             cache: site
                 .cache
                 .zip(spec.identity.clone())
@@ -290,11 +318,20 @@ impl LoadedVersion {
                     (None, None) => break,
                 };
                 let instance = InlineInstance { placed, pace: pace.clone() };
-                version.place(reactor, spec.policy.clone(), Executor::Inline(Some(instance)))?;
+                let policy = spec.policy.clone();
+                version.place(reactor, move || {
+                    Queue::Batches(Shard::start(policy, Executor::Inline(Some(instance))))
+                })?;
             }
+        } else if let Some(setup) = spec.sequences {
+            let instances = Instances::start(instances, &setup, site.home)?;
+            version
+                .place(site.home, || Queue::Sequences(SequenceShard::start(setup, instances)))?;
         } else {
             let threads = InstanceThreads::start(instances, site.home)?;
-            version.place(site.home, spec.policy, Executor::Threads(threads))?;
+            version.place(site.home, || {
+                Queue::Batches(Shard::start(spec.policy, Executor::Threads(threads)))
+            })?;
         }
         Ok(version)
     }
@@ -322,7 +359,7 @@ impl LoadedVersion {
             agents: spec.agents,
             home: site.home.clone(),
             runs_inline: true,
-            shards: PerReactor::new(site.reactors),
+            queues: PerReactor::new(site.reactors),
             cache: site
                 .cache
                 .zip(spec.identity)
@@ -331,17 +368,16 @@ impl LoadedVersion {
         })
     }
 
-    /// Starts a shard on `reactor` and waits until it is there.
+    /// Starts a queue on `reactor` and waits until it is there.
     fn place(
         self: &Arc<Self>,
         reactor: &ReactorHandle,
-        policy: BatchingPolicy,
-        executor: Executor,
+        start: impl FnOnce() -> Queue + Send + 'static,
     ) -> Result<(), VersionError> {
         let (report, placed) = mpsc::channel();
         let version = self.clone();
         let message = Box::new(move || {
-            version.shards.set(Shard::start(policy, executor));
+            version.queues.set(start());
             drop(version);
             let _ = report.send(());
         });
@@ -410,9 +446,9 @@ impl LoadedVersion {
 
     /// Hands a request to what runs it.
     pub(super) fn schedule(&self, job: Job) {
-        match (&self.steps, self.shards.get()) {
+        match (&self.steps, self.queues.get()) {
             (Some(steps), _) => ensemble::start(steps.clone(), job),
-            (None, Some(shard)) => shard.submit(job),
+            (None, Some(queue)) => queue.submit(job),
             (None, None) => self.send_home(job),
         }
     }
@@ -436,8 +472,8 @@ impl LoadedVersion {
     fn send_home(&self, job: Job) {
         let message = Box::new(move || {
             let version = job.version.clone();
-            match version.shards.get() {
-                Some(shard) => shard.submit(job),
+            match version.queues.get() {
+                Some(queue) => queue.submit(job),
                 None if version.home.is_current() => {
                     job.reply.finish(Err(Error::Unloading { model: version.name.to_string() }));
                 }
@@ -461,8 +497,15 @@ impl LoadedVersion {
 
     /// Takes back a batch that an instance thread has run. Runs at home.
     pub(super) fn executed(&self, executed: Executed) {
-        if let Some(shard) = self.shards.get() {
+        if let Some(Queue::Batches(shard)) = self.queues.get() {
             shard.finished(executed);
+        }
+    }
+
+    /// Takes back a batch of sequences that their instance has run. Runs at home.
+    pub(super) fn ran(&self, ran: Ran) {
+        if let Some(Queue::Sequences(shard)) = self.queues.get() {
+            shard.finished(ran);
         }
     }
 }

@@ -52,7 +52,7 @@ def test_the_classifier_agrees_with_its_onnx_form(torchscript, examples, images,
 def test_audio_is_heard_as_by_the_onnx_form(torchscript, examples):
     """Piece by piece, and anew from where it begins again."""
     generator = np.random.default_rng(5)
-    session = onnxruntime.InferenceSession(examples / "assets" / "silero_vad.onnx")
+    session = onnxruntime.InferenceSession(examples / "models" / "voice_activity" / "1" / "model.onnx")
     for pieces in (voice(generator, 9), voice(generator, 6)):
         got = [heard(torchscript, pieces, step) for step in range(len(pieces))]
         np.testing.assert_allclose(got, alone(session, pieces), atol=TOLERANCE, rtol=0)

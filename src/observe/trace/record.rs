@@ -238,11 +238,12 @@ mod tests {
         let (sink, _traces) = crossbeam_channel::bounded(1);
         let mut trace = Trace {
             id: 5,
-            parent: Some(3),
+            outer: Some(3),
             model: "m".into(),
             version: 2,
             request_id: "a\"b".into(),
             parent: None,
+            span: TraceParent { trace: 1, span: 1 },
             level: Level::TIMESTAMPS | Level::TENSORS,
             log_frequency: 0,
             events: SmallVec::new(),
