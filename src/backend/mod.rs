@@ -8,6 +8,7 @@ pub mod directory;
 mod host;
 mod identity;
 pub mod onnxruntime;
+pub mod python;
 mod repeat;
 mod request;
 
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::{inference::Shape, memory::BufferPool};
+use crate::{inference::Shape, memory::BufferPool, proto::ModelConfig};
 
 pub use self::{
     host::{Answer, AnswerTo, AskModels, Asked, Host},
@@ -49,6 +50,12 @@ pub trait Backend: Send + Sync {
     /// `None` where the files of this back end say nothing.
     fn inspect(&self, source: &ModelSource) -> Result<Option<ModelIo>, BackendError>;
 
+    /// Has the model itself complete a partial configuration; `None` where models of this back end
+    /// have no say in it.
+    fn complete(&self, _: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {
+        Ok(None)
+    }
+
     /// Loads one version of a model; what all its instances share is loaded here, once.
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError>;
 }
@@ -65,6 +72,11 @@ pub trait Model: Send + Sync {
     /// Whether instances can run on a reactor between two polls.
     fn inline_fitness(&self) -> InlineFitness {
         InlineFitness::Never
+    }
+
+    /// Whether all its instances would answer now.
+    fn is_ready(&self) -> bool {
+        true
     }
 }
 

@@ -25,14 +25,14 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, Repeat, onnxruntime::OnnxRuntime},
+    backend::{BackendError, Identity, Repeat, onnxruntime::OnnxRuntime, python::Python},
     ingress::{
         grpc::{self, GrpcService},
         http,
     },
     memory::{BufferPool, Regions, keep_freed_memory},
     observe::{logging, trace::Tracer},
-    repository::{self, Agents, Repository},
+    repository::{self, Agents, Options, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
     serving::{Backends, Loader, ModelControl, Observers, Server, ServerState, Startup},
 };
@@ -137,10 +137,11 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
 }
 
 fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
+    let options = Arc::new(args.repository_options());
     let loader = Loader {
-        backends: find_backends(args.backend_directory()),
+        backends: find_backends(args.backend_directory(), &options),
         agents: Agents::built_in(),
-        options: Arc::new(args.repository_options()),
+        options,
         retries: args.model_load_retry_count,
     };
     let repository = Repository::new(args.model_repository.clone(), args.model_namespacing);
@@ -168,10 +169,12 @@ fn load(
 }
 
 /// The back ends that this machine may have. Each is opened when a model first needs it.
-pub fn find_backends(directory: Option<PathBuf>) -> Backends {
+pub fn find_backends(directory: Option<PathBuf>, options: &Options) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
+    let python = options.settings("python");
+    backends.add("python", move || Ok(Arc::new(Python::open(&python)?)));
     backends.add("onnxruntime", move || {
         let directory = directory.as_ref().ok_or_else(|| {
             BackendError(

@@ -46,7 +46,7 @@ pub fn server() -> ServerMetadataResponse {
 /// When the version is no number.
 pub fn is_model_ready(server: &Server, model: &str, version: &str) -> Result<bool, Error> {
     match server.version(model, version) {
-        Ok(_) => Ok(server.state() == ServerState::Ready),
+        Ok(version) => Ok(server.state() == ServerState::Ready && version.is_ready()),
         Err(error) if error.code() == Code::InvalidArgument => Err(error),
         Err(_) => Ok(false),
     }

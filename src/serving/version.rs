@@ -84,6 +84,7 @@ pub struct LoadedVersion {
     /// How requests of different shapes share a batch.
     pub(super) ragged: Ragged,
     tracer: Arc<ModelTracer>,
+    model: Arc<dyn Model>,
     /// Kept as long as the version, whose back end may still read from it.
     _folder: Option<Arc<TemporaryFolder>>,
     /// Told of the end of the model when no version of it is left.
@@ -194,6 +195,7 @@ impl LoadedVersion {
             takes_requests,
             ragged: ragged.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
+            model: spec.model.clone(),
             _folder: spec.folder.clone(),
             agents: spec.agents.clone(),
             home: site.home.clone(),
@@ -221,6 +223,11 @@ impl LoadedVersion {
             version.place(site.home, spec.policy, Executor::Threads(threads))?;
         }
         Ok(version)
+    }
+
+    /// Whether the model would answer now.
+    pub fn is_ready(&self) -> bool {
+        self.model.is_ready()
     }
 
     /// Starts a shard on `reactor` and waits until it is there.

@@ -50,7 +50,9 @@ struct Loan {
 
 /// The process claims memory that it does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the model's process names bytes {offset}+{length} of shared memory, which it does not have")]
+#[error(
+    "the model's process names bytes {offset}+{length} of shared memory, which it does not have"
+)]
 pub struct NotThere {
     offset: u64,
     length: u64,
@@ -108,11 +110,7 @@ impl Arena {
     }
 
     /// Lends memory that holds `pieces`, one behind the other; `None` when there is no room.
-    pub fn lend<'p>(
-        &self,
-        length: usize,
-        pieces: impl Iterator<Item = &'p [u8]>,
-    ) -> Option<Range> {
+    pub fn lend<'p>(&self, length: usize, pieces: impl Iterator<Item = &'p [u8]>) -> Option<Range> {
         let offset = {
             let mut books = self.books();
             let offset = books.free.take(length)?;
@@ -263,8 +261,9 @@ impl Drop for Held {
 }
 
 fn page_size() -> usize {
-    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
-    size.ok().flatten().and_then(|size| usize::try_from(size).ok()).unwrap_or(4 << 10)
+    // SAFETY: it takes a number, and may be called at any time from any thread.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4 << 10)
 }
 
 /// Ranges that are free, by where they begin; no two touch. The lowest that is large enough is taken

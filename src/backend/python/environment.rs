@@ -56,7 +56,8 @@ impl Interpreter {
     }
 
     fn in_folder(folder: &Path, model: &str) -> Result<Self, BackendError> {
-        let Some(path) = PROGRAMS.map(|program| folder.join(program)).into_iter().find(|it| it.exists())
+        let Some(path) =
+            PROGRAMS.map(|program| folder.join(program)).into_iter().find(|it| it.exists())
         else {
             return Err(BackendError(format!(
                 "{PARAMETER} of model '{model}' names '{}', which has neither {} nor {}",
@@ -198,7 +199,12 @@ mod tests {
         assert!(none.contains("neither bin/python3 nor bin/python"), "{none}");
         let absent = found("/nowhere").unwrap_err().0;
         assert!(absent.contains("'/nowhere'"), "{absent}");
-        assert!(Environments::default().of_model(&ModelConfig::default(), dir.path()).unwrap().is_none());
+        assert!(
+            Environments::default()
+                .of_model(&ModelConfig::default(), dir.path())
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]

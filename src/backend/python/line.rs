@@ -103,7 +103,7 @@ impl Line {
 
     /// Wakes the thread that reads.
     pub fn ring(&self) {
-        if let Err(error) = self.bell.arm() {
+        if let Err(error) = self.bell.write(1) {
             log::debug!("a thread cannot be woken: {error}");
         }
     }
@@ -171,7 +171,10 @@ mod tests {
         let mut frames = super::super::wire::Frames::default();
         frames.push(&all);
         for _ in 0..3 {
-            assert_eq!(frames.next().unwrap().unwrap().1.len(), (text.len() + 4).next_multiple_of(8));
+            assert_eq!(
+                frames.next().unwrap().unwrap().1.len(),
+                (text.len() + 4).next_multiple_of(8)
+            );
         }
         assert_eq!(frames.next().unwrap(), None);
     }

@@ -108,9 +108,7 @@ impl Backend for Python {
         let model = self.model(source)?;
         let outline = Arc::new(model.outline(&format!("{}_0", source.name), "CPU", "0"));
         let completed = Seat::complete(outline, repository::to_json(&source.config))?;
-        repository::from_json(&completed)
-            .map(Some)
-            .map_err(|error| BackendError(error.to_string()))
+        repository::from_json(&completed).map(Some).map_err(|error| BackendError(error.to_string()))
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
@@ -278,7 +276,10 @@ impl Outline {
 
     /// Why requests fail whose execution has failed.
     fn failed(&self, message: &str) -> String {
-        format!("Failed to process the request(s) for model '{}', message: {message}", self.instance)
+        format!(
+            "Failed to process the request(s) for model '{}', message: {message}",
+            self.instance
+        )
     }
 
     fn call_of_decoupled(&self) -> String {

@@ -9,9 +9,7 @@ use super::{
 };
 use crate::{
     backend::Host,
-    inference::{
-        CorrelationId, Error, InferInput, InferRequest, RequestedOutput, Sequence,
-    },
+    inference::{CorrelationId, Error, InferInput, InferRequest, RequestedOutput, Sequence},
 };
 
 /// Everything that a process can use of the server; nothing while it only completes a configuration.

@@ -221,13 +221,8 @@ impl Session {
         let before = writer.mark();
         writer.request(&head, inputs.len(), wanted.into_iter());
         for (input, spec) in inputs {
-            let written = self.write_tensor(
-                writer,
-                &spec.name,
-                spec.datatype,
-                &input.shape,
-                &input.data,
-            );
+            let written =
+                self.write_tensor(writer, &spec.name, spec.datatype, &input.shape, &input.data);
             if let Err(error) = written {
                 writer.undo(before);
                 return Err(error);
@@ -318,7 +313,9 @@ impl Session {
         let outcome = match outcome {
             None => None,
             Some(Ok(outputs)) => Some(Ok(self.model_response(outline, outputs)?)),
-            Some(Err(wire::Failure { code, message })) => Some(Err(ResponseError { code, message })),
+            Some(Err(wire::Failure { code, message })) => {
+                Some(Err(ResponseError { code, message }))
+            }
         };
         match (is_last, outcome) {
             (true, outcome) => {
@@ -385,7 +382,8 @@ impl Session {
         let mut answer = answer;
         if !is_decoupled && !answer.is_last {
             let message = outline.call_of_decoupled();
-            answer = Answer { response: Some(Err(Error::Internal { detail: message })), is_last: true };
+            answer =
+                Answer { response: Some(Err(Error::Internal { detail: message })), is_last: true };
         }
         if answer.is_last {
             self.end_call(number);

@@ -72,10 +72,11 @@ impl Seat {
         let seat = Arc::new(Self::new(outline, services));
         let (report, started) = mpsc::channel();
         let kept = seat.clone();
-        let supervisor = thread::Builder::new()
-            .name(name)
-            .spawn(move || kept.supervise(&report))
-            .map_err(|error| BackendError(format!("cannot start a thread: {error}")))?;
+        let supervisor =
+            thread::Builder::new()
+                .name(name)
+                .spawn(move || kept.supervise(&report))
+                .map_err(|error| BackendError(format!("cannot start a thread: {error}")))?;
         match started.recv() {
             Ok(Ok(())) => Ok((seat, supervisor)),
             Ok(Err(error)) => Err(error),
@@ -183,8 +184,7 @@ impl Seat {
     /// Rests before the next start. Tells whether it is to stop.
     fn rest(&self, limit: Duration) -> bool {
         let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        let rested =
-            self.stopped.wait_timeout_while(resting, limit, |()| !self.is_stopping());
+        let rested = self.stopped.wait_timeout_while(resting, limit, |()| !self.is_stopping());
         drop(rested.unwrap_or_else(PoisonError::into_inner));
         self.is_stopping()
     }
@@ -341,8 +341,8 @@ impl Run {
     fn wait(&mut self, limit: Duration) {
         let line = self.session.line.clone();
         let is_written = line.flush();
-        let socket = PollFlags::POLLIN
-            | if is_written { PollFlags::empty() } else { PollFlags::POLLOUT };
+        let socket =
+            PollFlags::POLLIN | if is_written { PollFlags::empty() } else { PollFlags::POLLOUT };
         let (stdout, stderr) = (self.process.stdout.as_ref(), self.process.stderr.as_ref());
         let others = [
             Some(line.bell()),

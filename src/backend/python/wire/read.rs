@@ -178,7 +178,9 @@ impl Body {
             }
             1 => Place::Sender(self.range()?),
             2 => Place::Receiver(self.range()?),
-            other => return malformed(format!("tensor '{name}' lies in the unknown place {other}")),
+            other => {
+                return malformed(format!("tensor '{name}' lies in the unknown place {other}"));
+            }
         };
         let tensor = Tensor { name, datatype, shape, place };
         tensor.check_length()?;
@@ -189,8 +191,7 @@ impl Body {
         let number = self.u64()?;
         let [flags, code] = self.array()?;
         let count = self.u16()?;
-        let (is_last, is_present, has_failed) =
-            (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
+        let (is_last, is_present, has_failed) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
         let outcome = match (is_present, has_failed) {
             (false, _) => None,
             (true, true) => Some(Err(Failure { code: code_of(code), message: self.text()? })),
@@ -270,8 +271,7 @@ impl Tensor {
     /// Its bytes must be as many as its shape says; those of strings are counted where they are read.
     fn check_length(&self) -> Result<(), Malformed> {
         let Some(size) = self.datatype.size() else { return Ok(()) };
-        let expected =
-            self.shape.element_count().and_then(|count| count.checked_mul(size as u64));
+        let expected = self.shape.element_count().and_then(|count| count.checked_mul(size as u64));
         if expected == Some(self.length()) {
             return Ok(());
         }
