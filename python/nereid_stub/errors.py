@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import traceback
 
 
@@ -9,15 +10,38 @@ class TritonModelException(Exception):
     """What this package raises, and models may."""
 
 
+class ErrorCode(enum.IntEnum):
+    """What kind of failure it was. Its text is that of Triton's native module."""
+
+    UNKNOWN = 0
+    INTERNAL = 1
+    NOT_FOUND = 2
+    INVALID_ARG = 3
+    UNAVAILABLE = 4
+    UNSUPPORTED = 5
+    ALREADY_EXISTS = 6
+    CANCELLED = 7
+
+    def __str__(self) -> str:
+        return f"__ErrorCode.{self.name}"
+
+
 class TritonError:
     """Why a request failed, as a response says it."""
 
-    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+    UNKNOWN = ErrorCode.UNKNOWN
+    INTERNAL = ErrorCode.INTERNAL
+    NOT_FOUND = ErrorCode.NOT_FOUND
+    INVALID_ARG = ErrorCode.INVALID_ARG
+    UNAVAILABLE = ErrorCode.UNAVAILABLE
+    UNSUPPORTED = ErrorCode.UNSUPPORTED
+    ALREADY_EXISTS = ErrorCode.ALREADY_EXISTS
+    CANCELLED = ErrorCode.CANCELLED
     __slots__ = ("_message", "_code")
 
-    def __init__(self, message: str, code: int = INTERNAL):
+    def __init__(self, message: str, code: int = ErrorCode.INTERNAL):
         self._message = str(message)
-        self._code = code
+        self._code = ErrorCode(code)
 
     def message(self) -> str:
         """What the client reads."""

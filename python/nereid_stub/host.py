@@ -124,18 +124,30 @@ class Host:
         """What the model's `execute` gives for these requests."""
         if not hasattr(self._model, "execute"):
             raise Refused(f"Python model {self._path} does not implement `execute` method.")
-        returned = self._model.execute(taken)
-        if asyncio.iscoroutine(returned):
-            return self._await(returned, taken)
-        return returned
+        this = threading.get_ident()
+        requests.executing.add(this)
+        try:
+            returned = self._model.execute(taken)
+            if asyncio.iscoroutine(returned):
+                return self._await(returned)
+            return returned
+        finally:
+            requests.executing.discard(this)
 
-    def _await(self, coroutine, taken: list):
+    def _await(self, coroutine):
         """Runs a coroutine on the model's event loop; that of a decoupled model goes on by itself."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="nereid-async", daemon=True).start()
+            thread = threading.Thread(target=self._loop.run_forever, name="nereid-async", daemon=True)
+            thread.start()
+            if not self._is_decoupled:
+                # Nothing runs on the loop but what `execute` waits for.
+                requests.executing.add(thread.ident)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         if not self._is_decoupled:
+            failure = future.exception()
+            if failure is not None:
+                raise Refused(told(failure))
             return future.result()
 
         def ended(done):

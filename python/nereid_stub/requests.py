@@ -22,6 +22,8 @@ AT_ONCE = 1 << 40
 # The channel to the server, and whether the model can call others by now. Set by the host.
 channel = None
 can_call = False
+# The threads in which `execute` runs now.
+executing: set = set()
 
 
 class PreferredMemory:
@@ -425,7 +427,8 @@ def _write_call(writer: wire.Writer, number: int, request: InferenceRequest, is_
     writer.pack(
         wire.CALL_HEAD,
         number,
-        wire.DECOUPLED if is_decoupled else 0,
+        (wire.DECOUPLED if is_decoupled else 0)
+        | (wire.WHILE_EXECUTING if threading.get_ident() in executing else 0),
         request._model_version,
         request._timeout,
         0 if is_text else correlation,

@@ -24,8 +24,8 @@ INLINE, SENDER, RECEIVER = range(3)
 # Bits of a response.
 FINAL, PRESENT, FAILED = 1, 2, 4
 
-# Bits of a call.
-DECOUPLED = 1
+# Bits of a call: any number of responses is taken; `execute` waits for it.
+DECOUPLED, WHILE_EXECUTING = 1, 2
 
 # What can be asked for.
 (

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use crate::{inference::Shape, memory::BufferPool, proto::ModelConfig};
 
 pub use self::{
-    host::{Answer, AnswerTo, AskModels, Asked, Host},
+    host::{Answer, AnswerTo, AskModels, Asked, ControlModels, Done, Host},
     identity::Identity,
     repeat::Repeat,
     request::{

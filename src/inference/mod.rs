@@ -4,6 +4,7 @@
 //! they arrived ([`Rope`]) until the one copy into a batch; [`Signature`] is what a model accepts,
 //! and holding a request against it ([`Signature::admit`]) is the only validation a request gets.
 
+mod callers;
 mod clock;
 mod datatype;
 mod error;
@@ -15,6 +16,7 @@ mod sequence;
 mod shape;
 mod signature;
 
+pub use callers::Callers;
 pub use clock::Timestamp;
 pub use datatype::DataType;
 pub use error::{Code, Error, NameList};

@@ -165,5 +165,7 @@ pub fn metrics(server: &Server) -> String {
         .collect();
     let pool = server.pool();
     let pool = PoolMetrics { total_bytes: pool.arena_bytes(), used_bytes: pool.used() };
-    prometheus::render(server.metrics(), &models, pool)
+    let mut page = prometheus::render(server.metrics(), &models, pool);
+    server.host().metrics.render(&mut page);
+    page
 }

@@ -85,6 +85,7 @@ pub struct LoadedVersion {
     pub(super) ragged: Ragged,
     tracer: Arc<ModelTracer>,
     model: Arc<dyn Model>,
+    instances: usize,
     /// Kept as long as the version, whose back end may still read from it.
     _folder: Option<Arc<TemporaryFolder>>,
     /// Told of the end of the model when no version of it is left.
@@ -196,6 +197,7 @@ impl LoadedVersion {
             ragged: ragged.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
             model: spec.model.clone(),
+            instances: spec.placements.len(),
             _folder: spec.folder.clone(),
             agents: spec.agents.clone(),
             home: site.home.clone(),
@@ -257,6 +259,12 @@ impl LoadedVersion {
         mut request: InferRequest,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let arrived = Timestamp::now();
+        if let Some(callers) = &request.callers
+            && callers.waiting(&self.name, self.version) >= self.instances
+        {
+            let model = self.name.to_string();
+            return Err(Error::WaitsForItself { model, instances: self.instances });
+        }
         let admitted = self.signature.admit(&mut request)?;
         let (reply, answer) = reply_channel();
         let mut trace = self.tracer.begin(&self.name, self.version, &request.id);
@@ -272,6 +280,7 @@ impl LoadedVersion {
             admitted,
             parameters: request.parameters,
             sequence: request.sequence,
+            callers: request.callers,
             priority: request.priority,
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,

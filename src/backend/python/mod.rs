@@ -282,12 +282,6 @@ impl Outline {
         )
     }
 
-    fn call_of_decoupled(&self) -> String {
-        "the model that was called is decoupled: expected 'decoupled=True' in the call of 'exec' or \
-         'async_exec'"
-            .to_owned()
-    }
-
     fn let_go(&self) -> String {
         self.failed("the model let go of the request without a final response")
     }

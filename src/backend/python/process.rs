@@ -70,11 +70,6 @@ impl Process {
         Ok((Self { child, handle, stdout, stderr }, mine))
     }
 
-    /// Its number.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// What becomes readable when it has ended.
     pub fn handle(&self) -> Option<BorrowedFd<'_>> {
         self.handle.as_ref().map(AsFd::as_fd)

@@ -23,7 +23,7 @@ use crate::{
     backend::{
         Answer, Asked, ModelRequest, ModelResponse, Responder, ResponseError, ResponseTensor,
     },
-    inference::{Code, CorrelationId, DataType, Error, Rope},
+    inference::{Callers, Code, CorrelationId, DataType, Error, Rope},
 };
 
 /// Tensors of up to so many bytes travel in the message instead of shared memory.
@@ -53,6 +53,8 @@ pub struct Session {
     sending_answers: Mutex<()>,
     execution: Mutex<Execution>,
     execution_ended: Condvar,
+    /// Who waits for what the requests that run call.
+    callers: Mutex<Option<Arc<Callers>>>,
 }
 
 /// What the instance's thread waits for.
@@ -80,6 +82,7 @@ impl Session {
             sending_answers: Mutex::default(),
             execution: Mutex::new(Execution::Ended(Ok(Executed::default()))),
             execution_ended: Condvar::new(),
+            callers: Mutex::default(),
         }
     }
 
@@ -91,6 +94,9 @@ impl Session {
         let mut body = Writer::default();
         body.begin_execute();
         let mut numbers = Vec::with_capacity(requests.len().min(REQUESTS_MAX));
+        let callers = requests.iter().filter_map(|request| request.callers.as_deref());
+        let callers = Callers::of(&outline.signature.model, outline.version, callers);
+        *lock(&self.callers) = Some(Arc::new(callers));
         for request in requests {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             match self.write_request(&mut body, outline, &request, number) {
@@ -371,6 +377,11 @@ impl Session {
 
     // --- Calls
 
+    /// Who waits for a call that `execute` makes.
+    pub fn callers(&self) -> Option<Arc<Callers>> {
+        lock(&self.callers).clone()
+    }
+
     /// Notes a call that is about to begin.
     pub fn begin_call(&self, number: u64) {
         lock(&self.calls).insert(number, None);
@@ -378,13 +389,8 @@ impl Session {
 
     /// Sends an answer of another model to the process. Runs on a reactor, so large tensors are left to
     /// the thread that reads from the process.
-    pub fn answer_call(&self, outline: &Outline, number: u64, is_decoupled: bool, answer: Answer) {
-        let mut answer = answer;
-        if !is_decoupled && !answer.is_last {
-            let message = outline.call_of_decoupled();
-            answer =
-                Answer { response: Some(Err(Error::Internal { detail: message })), is_last: true };
-        }
+    pub fn answer_call(&self, number: u64, model: &str, mut answer: Answer) {
+        answer.response = answer.response.map(|it| it.map_err(|error| of_call(model, error)));
         if answer.is_last {
             self.end_call(number);
         }
@@ -396,9 +402,9 @@ impl Session {
     }
 
     /// Tells the process that a call could not be made.
-    pub fn refuse_call(&self, number: u64, error: &Error) {
+    pub fn refuse_call(&self, number: u64, model: &str, error: Error) {
         self.end_call(number);
-        self.line.send(refusal(number, true, error));
+        self.line.send(refusal(number, true, &of_call(model, error)));
     }
 
     /// Sends answers of other models, in their order, as long as they are no larger than `bytes_max` and
@@ -500,6 +506,23 @@ impl CallAnswer {
         let response = self.answer.response.as_ref().and_then(|response| response.as_ref().ok());
         response.map_or(0, |it| it.outputs.iter().map(|output| output.data.len()).sum())
     }
+}
+
+/// An error as the caller of a model reads it, which is in Triton's words where those are known.
+fn of_call(model: &str, error: Error) -> Error {
+    let code = error.code();
+    let detail = match &error {
+        // What the called model itself says.
+        Error::Model { .. } | Error::Backend { .. } => return error,
+        Error::UnknownModel { .. }
+        | Error::UnknownVersion { .. }
+        | Error::NoAvailableVersions { .. }
+        | Error::VersionNotReady { .. } => {
+            format!("Failed for execute the inference request. Model '{model}' is not ready.")
+        }
+        other => other.to_string(),
+    };
+    Error::Model { code, detail: format!("Model {model} - Error when running inference: {detail}") }
 }
 
 fn refusal(number: u64, is_last: bool, error: &Error) -> Writer {

@@ -161,6 +161,7 @@ impl Seat {
             self.set_session(None);
             run.process.kill();
             run.session.die(&self.outline.is_unhealthy());
+            self.services.forget();
             let Err(reason) = ended else { return };
             if began.elapsed() > STEADY {
                 back_off = BACK_OFF;
@@ -411,9 +412,9 @@ impl Seat {
                 }
             }
             Said::Executed(outcome) => session.executed(outcome),
-            Said::Call(call) => self.services.call(session, outline, *call),
+            Said::Call(call) => self.services.call(session, *call),
             Said::CancelCall(number) => session.end_call(number),
-            Said::Ask(question) => self.services.answer(session, outline, question),
+            Said::Ask(question) => self.services.answer(session, question),
             Said::Log(line) => super::output::log_line(outline, &line),
             Said::IsReady { is_ready, .. } => session.is_ready.store(is_ready, Ordering::Relaxed),
             Said::Gone(wire::Gone::Memory, offsets) => {

@@ -11,6 +11,7 @@
 
 mod agenda;
 mod index;
+mod inside;
 mod poll;
 mod records;
 mod retire;
@@ -112,7 +113,7 @@ impl ModelControl {
         loader: Loader,
         settings: ControlSettings,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let control = Arc::new(Self {
             server,
             repository,
             loader,
@@ -121,7 +122,11 @@ impl ModelControl {
             rest: Condvar::new(),
             records: Mutex::default(),
             retiring: Mutex::default(),
-        })
+        });
+        let from_inside = Box::new(inside::FromInside(Arc::downgrade(&control)));
+        // A server has one that loads its models.
+        let _ = control.server.host().control.set(from_inside);
+        control
     }
 
     /// The server whose models these are.

@@ -193,6 +193,8 @@ pub struct Call {
     pub number: u64,
     /// Whether the caller takes any number of responses.
     pub is_decoupled: bool,
+    /// Whether the model's `execute` waits for it.
+    pub while_executing: bool,
     /// The model.
     pub model: CompactString,
     /// Its version; negative leaves the choice to the server.

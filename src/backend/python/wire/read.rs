@@ -206,7 +206,7 @@ impl Body {
 
     fn call(&mut self) -> Result<Call, Malformed> {
         let number = self.u64()?;
-        let is_decoupled = self.flag()?;
+        let bits = self.u8()?;
         let version = self.array().map(i64::from_le_bytes)?;
         let timeout_us = self.u64()?;
         let sequence = self.u64()?;
@@ -222,7 +222,8 @@ impl Body {
         let inputs = (0..inputs).map(|_| self.tensor()).collect::<Result<_, _>>()?;
         Ok(Call {
             number,
-            is_decoupled,
+            is_decoupled: bits & 1 != 0,
+            while_executing: bits & 2 != 0,
             model,
             version,
             id,
