@@ -114,7 +114,7 @@ impl Session {
         {
             let mut execution = lock(&self.execution);
             if matches!(*execution, Execution::Dead) {
-                return self.gone();
+                return self.gone(outline);
             }
             *execution = Execution::Running;
         }
@@ -138,13 +138,13 @@ impl Session {
                 }
                 Ok(())
             }
-            Execution::Running | Execution::Dead => self.gone(),
+            Execution::Running | Execution::Dead => self.gone(outline),
         }
     }
 
-    fn gone(&self) -> Result<(), Dead> {
+    fn gone(&self, outline: &Outline) -> Result<(), Dead> {
         // Requests that were added after the process ended have nobody else to end them.
-        self.die("");
+        self.die(&outline.is_unhealthy());
         Err(Dead)
     }
 
