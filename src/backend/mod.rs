@@ -4,10 +4,12 @@
 //! repository tells it of a model, which is plain data; it does not know who asked, how requests were
 //! batched, or which thread it is on.
 
+pub mod cuda;
 pub mod directory;
 mod host;
 mod identity;
 pub mod onnxruntime;
+mod ops;
 pub mod python;
 mod repeat;
 mod request;
@@ -22,6 +24,7 @@ use crate::{inference::Shape, memory::BufferPool, proto::ModelConfig};
 pub use self::{
     host::{Answer, AnswerTo, AskModels, Asked, ControlModels, Done, Host},
     identity::Identity,
+    ops::Ops,
     repeat::Repeat,
     request::{
         ModelRequest, ModelResponse, RequestInstance, Respond, Responder, ResponseError,

@@ -15,10 +15,12 @@ mod offload;
 mod per_reactor;
 mod reactor;
 mod reply;
+mod socket_file;
 mod stall;
 mod tcp;
 mod timer;
 mod topology;
+mod unix;
 
 pub use acceptor::{Acceptor, Listener};
 pub use descriptors::raise_descriptor_limit;
@@ -35,3 +37,4 @@ pub use stall::{Label, label};
 pub use tcp::TcpStream;
 pub use timer::{HyperTimer, Sleep, sleep, sleep_until};
 pub use topology::{Topology, pin_to};
+pub use unix::{Peer, UnixStream};

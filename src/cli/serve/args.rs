@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 
-use super::{accepted::AcceptedFlags, observe_args::ObserveArgs, wires::WireArgs};
+use super::{accepted::AcceptedFlags, observe_args::ObserveArgs, ring::RingArgs, wires::WireArgs};
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
@@ -173,6 +173,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub ring: RingArgs,
     #[command(flatten)]
     pub wires: WireArgs,
     #[command(flatten)]
