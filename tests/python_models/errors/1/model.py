@@ -36,7 +36,7 @@ class TritonPythonModel:
             return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([1, 2], dtype=np.int64))])]
         if way == "other shape":
             return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([["a"], ["b"]], dtype=np.object_))])]
-        if way == "exit":
+        if way == "response and error":
             return [pb_utils.InferenceResponse([output("a")], pb_utils.TritonError("and an error"))]
         if way.startswith("error"):
             code = way.partition(" ")[2]
