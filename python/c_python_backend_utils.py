@@ -37,3 +37,8 @@ __all__ = [
     "load_model",
     "unload_model",
 ]
+
+# Messages and pickles name these as Triton's users know them.
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__

@@ -2,10 +2,10 @@ use serde_json::{Map, Number, Value};
 
 use crate::inference::{Parameter, Parameters};
 
-/// Parameters as a JSON object; empty without any, as models expect it.
+/// Parameters as a JSON object.
 pub fn of_parameters(parameters: &Parameters) -> String {
     if parameters.is_empty() {
-        return String::new();
+        return "{}".to_owned();
     }
     let members: Map<String, Value> =
         parameters.iter().map(|(name, value)| (name.to_owned(), value_of(value))).collect();
@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn parameters_survive_the_way_to_python_and_back() {
         let mut parameters = Parameters::default();
-        assert_eq!(of_parameters(&parameters), "");
+        assert_eq!(of_parameters(&parameters), "{}");
         parameters.insert("a", Parameter::Int(-1));
         parameters.insert("b", Parameter::String("\"quoted\"".into()));
         parameters.insert("c", Parameter::Bool(true));

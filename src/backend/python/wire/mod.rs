@@ -273,7 +273,7 @@ pub struct Request<'a> {
     pub correlation: &'a Correlation,
     /// Whether it begins or ends the sequence: bits 0 and 1.
     pub flags: u32,
-    /// Parameters as a JSON object; empty without any.
+    /// Parameters as a JSON object.
     pub parameters: &'a str,
     /// The context of the trace that it belongs to.
     pub trace: &'a str,
