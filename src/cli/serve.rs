@@ -29,7 +29,8 @@ pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{cloud_args::Endpoint, tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{
-        BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime, pytorch::PyTorch,
+        BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime, python::Python,
+        pytorch::PyTorch,
     },
     ingress::{
         grpc::{self, GrpcService},
@@ -37,7 +38,7 @@ use crate::{
     },
     memory::{BufferPool, Regions, keep_freed_memory},
     observe::{logging, trace::Tracer},
-    repository::{self, Agents, Repository},
+    repository::{self, Agents, Options, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
     serving::{
         Backends, Caches, Limiter, Loader, ModelControl, Observers, Server, ServerState, Startup,
@@ -164,10 +165,11 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
 }
 
 fn control(args: &ServeArgs, server: Arc<Server>) -> Result<Arc<ModelControl>, ServeError> {
+    let options = Arc::new(args.repository_options());
     let loader = Loader {
-        backends: find_backends(args.backend_directory()),
+        backends: find_backends(args.backend_directory(), &options),
         agents: Agents::built_in(),
-        options: Arc::new(args.repository_options()),
+        options,
         retries: args.model_load_retry_count,
     };
     let repository = Repository::new(args.model_repository.clone(), args.model_namespacing)?;
@@ -195,11 +197,13 @@ fn load(
 }
 
 /// The back ends that this machine may have. Each is opened when a model first needs it.
-pub fn find_backends(directory: Option<PathBuf>) -> Backends {
+pub fn find_backends(directory: Option<PathBuf>, options: &Options) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
     backends.add("ops", || Ok(Arc::new(Ops)));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
+    let python = options.settings("python");
+    backends.add("python", move || Ok(Arc::new(Python::open(&python)?)));
     let compilers = directory.clone();
     backends.add("cuda", move || {
         let devices = || Err("this server does not open GPUs yet".to_owned());

@@ -213,6 +213,11 @@ pub enum Error {
     OutOfBudget { limit: usize },
     #[error("Request timeout expired")]
     TimeoutExpired,
+    #[error(
+        "model '{model}' cannot be called: the call would wait for itself, because all its \
+         {instances} instances wait for it"
+    )]
+    WaitsForItself { model: String, instances: usize },
     #[error("request deadline expired before the model ran")]
     DeadlineExpired,
     #[error("request was cancelled")]
@@ -254,6 +259,7 @@ impl Error {
             | Self::Stopping
             | Self::QueueFull
             | Self::OutOfBudget { .. }
+            | Self::WaitsForItself { .. }
             | Self::TimeoutExpired
             | Self::DeadlineExpired
             | Self::UnreadResponses { .. }

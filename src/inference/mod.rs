@@ -4,6 +4,7 @@
 //! they arrived ([`Rope`]) until the one copy into a batch; [`Signature`] is what a model accepts,
 //! and holding a request against it ([`Signature::admit`]) is the only validation a request gets.
 
+mod callers;
 mod clock;
 mod datatype;
 mod error;
@@ -16,6 +17,7 @@ mod shape;
 mod signature;
 mod trace_parent;
 
+pub use callers::Callers;
 pub use clock::Timestamp;
 pub use datatype::DataType;
 pub use error::{Code, Error, NameList};

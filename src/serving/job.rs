@@ -4,7 +4,7 @@ use compact_str::CompactString;
 
 use super::{cache::CacheSlot, ensemble::Account, version::LoadedVersion};
 use crate::{
-    inference::{Admitted, Error, InferResponse, Parameters, Sequence, Timestamp},
+    inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
     observe::{
         Failure,
         trace::{Event, Trace},
@@ -24,6 +24,7 @@ pub struct Job {
     pub admitted: Admitted,
     pub parameters: Parameters,
     pub sequence: Option<Box<Sequence>>,
+    pub callers: Option<Arc<Callers>>,
     pub priority: u64,
     pub queue_timeout: Option<Duration>,
     pub deadline: Option<Timestamp>,

@@ -300,14 +300,19 @@ impl Loader {
         Ok(definition.versions.iter().map(version).collect())
     }
 
-    fn define(&self, draft: Draft) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
+    fn define(&self, mut draft: Draft) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
         let model = draft.name().to_owned();
         let Some(backend) = draft.backend_name() else {
             return Err(VersionFault::Unsupported { model, feature: "ensemble scheduling" });
         };
         let backend = find_backend(&self.backends, backend, &model)?;
         let told = match draft.source_for_inspect() {
-            Some(source) if self.options.auto_complete => backend.inspect(&source)?,
+            Some(source) if self.options.auto_complete => {
+                if let Some(completed) = backend.complete(&source)? {
+                    draft.take_completed(completed);
+                }
+                backend.inspect(&source)?
+            }
             _ => None,
         };
         Ok((draft.complete(told.as_ref())?, backend))

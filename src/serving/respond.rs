@@ -32,6 +32,7 @@ fn request(mut job: Job, home: ReactorHandle, began: Timestamp) -> ModelRequest 
         tensors,
         parameters: std::mem::take(&mut job.parameters),
         sequence: job.sequence.take(),
+        callers: job.callers.take(),
         priority: job.priority,
         queue_timeout: job.queue_timeout,
         deadline: job.deadline,

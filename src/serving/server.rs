@@ -90,7 +90,7 @@ impl Server {
             state: AtomicU8::new(ServerState::Starting as u8),
             reactors: reactors.to_vec(),
             instance_cores,
-            host: Arc::new(Host { pool, models: Box::new(FromInside(this.clone())) }),
+            host: Arc::new(Host::new(pool, Box::new(FromInside(this.clone())))),
             regions,
             observers,
             cache: OnceLock::new(),
@@ -149,6 +149,11 @@ impl Server {
     /// The tensor memory of all models.
     pub fn pool(&self) -> &BufferPool {
         &self.host.pool
+    }
+
+    /// What the models may use of the server.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
     }
 
     /// What decides which requests are traced.

@@ -120,6 +120,9 @@ pub struct LoadedVersion {
     /// How requests of different shapes share a batch.
     pub(super) ragged: Ragged,
     tracer: Arc<ModelTracer>,
+    /// What runs it; nothing, if it is an ensemble.
+    model: Option<Arc<dyn Model>>,
+    instances: usize,
     /// Kept as long as the version, whose back end may still read from it.
     _folder: Option<Arc<TemporaryFolder>>,
     /// Told of the end of the model when no version of it is left.
@@ -292,6 +295,8 @@ impl LoadedVersion {
             takes_requests,
             ragged: ragged.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
+            model: Some(spec.model.clone()),
+            instances: spec.placements.len(),
             _folder: spec.folder.clone(),
             agents: spec.agents.clone(),
             home: site.home.clone(),
@@ -355,6 +360,9 @@ impl LoadedVersion {
             host: site.host.clone(),
             takes_requests: false,
             ragged: Ragged::default(),
+            model: None,
+            // Any number of requests are on their way through it.
+            instances: usize::MAX,
             _folder: spec.folder,
             agents: spec.agents,
             home: site.home.clone(),
@@ -366,6 +374,14 @@ impl LoadedVersion {
                 .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
             steps: Some(spec.steps),
         })
+    }
+
+    /// Whether the model would answer now.
+    pub fn is_ready(&self) -> bool {
+        match &self.steps {
+            None => self.model.as_ref().is_some_and(|model| model.is_ready()),
+            Some(steps) => steps.are_ready(),
+        }
     }
 
     /// Starts a queue on `reactor` and waits until it is there.
@@ -403,6 +419,12 @@ impl LoadedVersion {
         parent: Parent,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let arrived = Timestamp::now();
+        if let Some(callers) = &request.callers
+            && callers.waiting(&self.name, self.version) >= self.instances
+        {
+            let model = self.name.to_string();
+            return Err(Error::WaitsForItself { model, instances: self.instances });
+        }
         let admitted = self.signature.admit(&mut request)?;
         let (reply, answer) = reply_channel();
         let mut trace = match &parent.trace {
@@ -424,6 +446,7 @@ impl LoadedVersion {
             admitted,
             parameters: request.parameters,
             sequence: request.sequence,
+            callers: request.callers,
             priority: request.priority,
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,

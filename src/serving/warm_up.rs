@@ -196,6 +196,7 @@ impl WarmUp {
                 tensors: tensors.clone(),
                 parameters: Default::default(),
                 sequence: None,
+                callers: None,
                 priority: 0,
                 queue_timeout: None,
                 deadline: None,

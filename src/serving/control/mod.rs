@@ -15,6 +15,7 @@ mod agenda;
 mod dependencies;
 mod ensembles;
 mod index;
+mod inside;
 mod poll;
 mod records;
 mod retire;
@@ -137,7 +138,7 @@ impl ModelControl {
         loader: Loader,
         settings: ControlSettings,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let control = Arc::new(Self {
             server,
             repository,
             loader,
@@ -147,7 +148,11 @@ impl ModelControl {
             records: Mutex::default(),
             dependencies: Mutex::default(),
             retiring: Mutex::default(),
-        })
+        });
+        let from_inside = Box::new(inside::FromInside(Arc::downgrade(&control)));
+        // A server has one that loads its models.
+        let _ = control.server.host().control.set(from_inside);
+        control
     }
 
     /// The server whose models these are.

@@ -121,6 +121,7 @@ impl Flow {
             priority: job.priority,
             queue_timeout: job.queue_timeout,
             deadline: job.deadline,
+            callers: job.callers.clone(),
             ..InferRequest::default()
         };
         let (Some(step), Some(version)) =

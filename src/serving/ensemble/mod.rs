@@ -81,6 +81,11 @@ impl EnsembleSteps {
         self.versions.iter().any(|version| version.decoupled)
     }
 
+    /// Whether all its models would answer now.
+    pub fn are_ready(&self) -> bool {
+        self.versions.iter().all(|version| version.is_ready())
+    }
+
     /// Whether composing the ensemble `id` again would give the same.
     pub fn are_current(&self, server: &Server, id: &ModelId) -> bool {
         self.ensemble.steps.iter().zip(&self.versions).all(|(step, version)| {
