@@ -29,9 +29,13 @@ pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{cloud_args::Endpoint, tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{
-        BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime, python::Python,
+        BackendError, Identity, Ops, Repeat,
+        cuda::{Cuda, Devices},
+        onnxruntime::OnnxRuntime,
+        python::Python,
         pytorch::PyTorch,
     },
+    device::{self, Device, cuda::CudaSettings},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -205,10 +209,7 @@ pub fn find_backends(directory: Option<PathBuf>, options: &Options) -> Backends 
     let python = options.settings("python");
     backends.add("python", move || Ok(Arc::new(Python::open(&python)?)));
     let compilers = directory.clone();
-    backends.add("cuda", move || {
-        let devices = || Err("this server does not open GPUs yet".to_owned());
-        Ok(Arc::new(Cuda::new(compilers.clone(), devices)))
-    });
+    backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), open_gpus))));
     let place = directory.clone();
     backends.add("onnxruntime", move || Ok(Arc::new(OnnxRuntime::open(known(place.as_deref())?)?)));
     backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));
@@ -222,6 +223,14 @@ fn known(directory: Option<&Path>) -> Result<&Path, BackendError> {
                 .to_owned(),
         )
     })
+}
+
+/// The GPUs, or why there are none.
+fn open_gpus() -> Devices {
+    match device::cuda::open(&CudaSettings::default()) {
+        Ok(gpus) => Ok(gpus.into_iter().map(|gpu| gpu as Arc<dyn Device>).collect()),
+        Err(reason) => Err(reason.to_string()),
+    }
 }
 
 fn listen(

@@ -250,14 +250,18 @@ impl Run<'_> {
         if let Some(first) = dims.first_mut() {
             *first = length as i64;
         }
-        let each: usize =
-            dims.iter().skip(1).map(|&dim| usize::try_from(dim).unwrap_or(0)).product();
+        let too_many = || Fault::Whole(format!("{dims} has too many elements"));
+        let each = dims
+            .iter()
+            .skip(1)
+            .try_fold(1_usize, |each, &dim| each.checked_mul(usize::try_from(dim).ok()?))
+            .ok_or_else(too_many)?;
         let size = input.datatype.size().unwrap_or(1);
         let mut buffer = self.pool.allocate(
             [each, length, size]
                 .into_iter()
                 .try_fold(self.rows, usize::checked_mul)
-                .ok_or_else(|| Fault::Whole(format!("{dims} has too many elements")))?,
+                .ok_or_else(too_many)?,
         )?;
         let offsets: Vec<usize> = (0..=self.rows).map(|row| row * given * each).collect();
         let (given, length) = (given * each, length * each);
@@ -303,7 +307,9 @@ impl Run<'_> {
         let row_bytes = entries.data.len() / self.rows.max(1);
         let entry_bytes = row_bytes / count.max(1);
         let dims: Shape = indices.dims.iter().chain(entries.dims.iter().skip(1)).copied().collect();
-        let mut buffer = self.pool.allocate(self.rows * wanted * entry_bytes)?;
+        let bytes = wanted.checked_mul(entry_bytes).and_then(|bytes| bytes.checked_mul(self.rows));
+        let bytes = bytes.ok_or_else(|| Fault::Whole(format!("{dims} has too many elements")))?;
+        let mut buffer = self.pool.allocate(bytes)?;
         let places = buffer.chunks_exact_mut(entry_bytes.max(1));
         for (at, (place, &index)) in places.zip(&wide).enumerate() {
             let row = at / wanted.max(1);
