@@ -27,7 +27,7 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, Repeat, onnxruntime::OnnxRuntime},
+    backend::{BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -129,7 +129,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     if let Some(limits) = args.sharing.limits() {
         server.share_resources_by(Limiter::new(limits));
     }
-    let control = control(args, server.clone());
+    let control = control(args, server.clone())?;
     let mut listeners = listen(args, &control)?;
     if let Some(path) = args.ring.path() {
         let listener = args.ring.listen(&server, reactors.handles().last());
@@ -158,15 +158,15 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     stopped
 }
 
-fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
+fn control(args: &ServeArgs, server: Arc<Server>) -> Result<Arc<ModelControl>, ServeError> {
     let loader = Loader {
         backends: find_backends(args.backend_directory()),
         agents: Agents::built_in(),
         options: Arc::new(args.repository_options()),
         retries: args.model_load_retry_count,
     };
-    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing);
-    ModelControl::new(server, repository, loader, args.control_settings())
+    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing)?;
+    Ok(ModelControl::new(server, repository, loader, args.control_settings()))
 }
 
 fn load(
@@ -193,7 +193,13 @@ fn load(
 pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
+    backends.add("ops", || Ok(Arc::new(Ops)));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
+    let compilers = directory.clone();
+    backends.add("cuda", move || {
+        let devices = || Err("this server does not open GPUs yet".to_owned());
+        Ok(Arc::new(Cuda::new(compilers.clone(), devices)))
+    });
     backends.add("onnxruntime", move || {
         let directory = directory.as_ref().ok_or_else(|| {
             BackendError(

@@ -15,6 +15,7 @@ mod autocomplete;
 mod check;
 mod content;
 mod definition;
+mod digest;
 mod draft;
 mod ensembles;
 mod error;
@@ -29,6 +30,7 @@ mod platform;
 mod ragged;
 mod scheduling;
 mod source;
+mod stores;
 mod temporary;
 #[cfg(test)]
 mod tests;

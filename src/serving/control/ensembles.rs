@@ -131,7 +131,7 @@ impl ModelControl {
             let ensemble = entry.error.is_none().then(source);
             let ensemble =
                 ensemble.and_then(|source| Some((self.loader.ensemble(&source)?, source)));
-            match ensemble {
+            match ensemble.filter(|_| self.repository.fetch(&entry).is_ok()) {
                 None => first.push((name, Action::LoadEntry(entry))),
                 Some((ensemble, source)) => {
                     lock(&self.dependencies).asked_for(&source.id);

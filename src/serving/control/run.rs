@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Action, ModelControl, Ran, lock};
+use super::{Action, Failures, ModelControl, Ran, lock};
 use crate::{
     inference::Error,
     repository::{self, Entry, Fingerprint, ModelId, Overrides, check_model_name},
@@ -104,6 +104,7 @@ impl ModelControl {
             .map(|entry| match entry.error {
                 Some(error) => Err(error.into()),
                 None => {
+                    self.repository.fetch(&entry)?;
                     let config = config.clone();
                     Ok(Source { id: entry.id, dir: entry.dir, config, folder: None })
                 }
@@ -133,9 +134,11 @@ impl ModelControl {
         match entry.error {
             Some(error) => Err(error.into()),
             None => {
+                self.repository.fetch(&entry)?;
                 lock(&self.dependencies).wants_nothing(&entry.id);
                 let source = Source { id: entry.id, dir: entry.dir, config: None, folder: None };
-                self.load_source(&source)
+                // One that could not be told before it was fetched may be an ensemble.
+                self.load_ensemble(&source, &Failures::new())
             }
         }
     }
