@@ -27,7 +27,12 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime},
+    backend::{
+        BackendError, Identity, Ops, Repeat,
+        cuda::{Cuda, Devices},
+        onnxruntime::OnnxRuntime,
+    },
+    device::{self, Device, cuda::CudaSettings},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -196,10 +201,7 @@ pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     backends.add("ops", || Ok(Arc::new(Ops)));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
     let compilers = directory.clone();
-    backends.add("cuda", move || {
-        let devices = || Err("this server does not open GPUs yet".to_owned());
-        Ok(Arc::new(Cuda::new(compilers.clone(), devices)))
-    });
+    backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), open_gpus))));
     backends.add("onnxruntime", move || {
         let directory = directory.as_ref().ok_or_else(|| {
             BackendError(
@@ -211,6 +213,14 @@ pub fn find_backends(directory: Option<PathBuf>) -> Backends {
         Ok(Arc::new(OnnxRuntime::open(directory)?))
     });
     backends
+}
+
+/// The GPUs, or why there are none.
+fn open_gpus() -> Devices {
+    match device::cuda::open(&CudaSettings::default()) {
+        Ok(gpus) => Ok(gpus.into_iter().map(|gpu| gpu as Arc<dyn Device>).collect()),
+        Err(reason) => Err(reason.to_string()),
+    }
 }
 
 fn listen(
