@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Observers, Reply, Server, VersionSpec};
+use super::{Observers, Reply, Server, VersionSpec, sequences::SequenceSetup};
 use crate::{
     backend::{
         BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model, ModelInstance,
@@ -26,12 +26,13 @@ use crate::{
         trace::{self, Tracer},
     },
     proto,
-    repository::DynamicBatching,
+    repository::{DynamicBatching, SequenceBatching},
     runtime::{DriverChoice, ReactorSettings, Reactors, ReplyReceiver, Topology, spawn, yield_now},
     scheduler::BatchingPolicy,
 };
 
 mod requests;
+mod sequences;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of a row: a few make a batch that is put together by several threads.
@@ -57,6 +58,19 @@ impl Stage {
         model: impl Model + 'static,
         dynamic: Option<DynamicBatching>,
         config: proto::ModelConfig,
+    ) -> Self {
+        Self::build(model, dynamic, config, None)
+    }
+
+    fn of_sequences(model: impl Model + 'static, batching: &SequenceBatching) -> Self {
+        Self::build(model, None, proto::ModelConfig::default(), Some(batching))
+    }
+
+    fn build(
+        model: impl Model + 'static,
+        dynamic: Option<DynamicBatching>,
+        config: proto::ModelConfig,
+        sequences: Option<&SequenceBatching>,
     ) -> Self {
         let settings = ReactorSettings {
             count: 1,
@@ -90,10 +104,13 @@ impl Stage {
             namespace: "".into(),
             version: 1,
             config: Arc::new(config),
+            sequences: sequences.map(|batching| {
+                let none = std::path::Path::new("");
+                Arc::new(SequenceSetup::new(batching, &signature, none).unwrap())
+            }),
             signature: Arc::new(signature),
             labels: Arc::default(),
             policy: BatchingPolicy { max_batch_size: 4, dynamic },
-            sequences: None,
             warm_ups: Vec::new(),
             placements: vec![Placement {
                 name: "m_0".into(),

@@ -90,7 +90,8 @@ impl SequenceShard {
         self.queue.borrow_mut().expire(now);
         let mut again = None;
         let mut hopeless = Vec::new();
-        for instance in 0..self.instances.borrow().len() {
+        let count = self.instances.borrow().len();
+        for instance in 0..count {
             if !self.instances.borrow().is_idle(instance) {
                 continue;
             }
