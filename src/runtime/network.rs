@@ -34,7 +34,8 @@ pub fn post(
     });
     let client = CLIENT.as_ref().map_err(Clone::clone)?;
     let request = client.post(url).header("content-type", content_type).timeout(patience);
-    let answer = wait_for_network(request.body(body).send());
+    // To send already takes tokio's timer.
+    let answer = wait_for_network(async move { request.body(body).send().await });
     let answer = answer.map_err(|error| error.to_string())?.map_err(|error| describe(&error))?;
     match answer.status() {
         status if status.is_success() => Ok(()),

@@ -381,8 +381,9 @@ impl Calls {
                 headers.insert(HEADER_LENGTH, HeaderValue::from(length));
             }
             (Some(length), Some(binary)) => {
-                let value = HeaderValue::try_from(format!("{binary}{length}"));
-                headers.extend(value.ok().map(|value| (CONTENT_TYPE, value)));
+                if let Ok(value) = HeaderValue::try_from(format!("{binary}{length}")) {
+                    headers.insert(CONTENT_TYPE, value);
+                }
             }
         }
         if let Some(name) = packed_as {
