@@ -6,13 +6,15 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CARGO ?= cargo
-# The long form takes more orders of the lock-free parts' operations, and fuzzes for a moment only.
+# The long form takes more orders of the lock-free parts' operations, kills more clients of the ring, and
+# fuzzes for a moment only.
 LONG := $(filter test-long,$(MAKECMDGOALS))
 FUZZ_SECONDS ?= $(if $(LONG),20,60)
 LOOM_MAX_PREEMPTIONS ?= $(if $(LONG),3,2)
+NEREID_TEST_RING_KILLS ?= $(if $(LONG),1000,12)
 # What `make tools` has installed goes before what the machine has.
 PATH := $(CURDIR)/build/tools/bin:$(PATH)
-export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS MAKE PATH
+export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS NEREID_TEST_RING_KILLS MAKE PATH
 
 # Back ends for tests lie in the build folder, so that a test changes nothing in the user's home.
 TEST_BACKENDS := $(CURDIR)/build/backends
@@ -53,17 +55,21 @@ examples: ## Fetch the example models into build/examples
 
 # --- Tests
 
-STAGES := check test-unit test-loom test-clients test-examples test-differential
+STAGES := cuda check test-unit test-loom test-clients test-examples test-differential
 
 .PHONY: test
 test: ## Everything that a change must pass, in order, up to the first failure
-	@scripts/require.sh rust cc python fmt clippy
+	@scripts/require.sh rust cc cxx python fmt clippy
 	@scripts/stages.sh $(STAGES)
 
 .PHONY: test-long
 test-long: ## The same, the tools that `make test` can do without, more of loom, the book, a short fuzz; needs nightly
-	@scripts/require.sh rust cc python fmt clippy nightly
+	@scripts/require.sh rust cc cxx python fmt clippy nightly
 	@scripts/stages.sh tools $(STAGES) advisories book fuzz
+
+.PHONY: cuda
+cuda: ## Fetch a CUDA compiler into build/cuda, so that the build embeds the GPU kernels
+	@scripts/setup_cuda.sh --optional
 
 .PHONY: tools
 tools: ## Install cargo-deny, cargo-fuzz and mdbook, in pinned versions, into build/tools
@@ -139,6 +145,10 @@ bench-bare: release test-backends test-python ## A served model beside the same 
 .PHONY: bench-scaling
 bench-scaling: release test-python ## What more reactors bring; a client that never reads; BENCH_FLAGS are run.py's
 	$(TEST_PYTHON) benches/scaling/run.py $(BENCH_FLAGS)
+
+.PHONY: bench-ring
+bench-ring: ## A request through the ring beside bare doorbells and memcpy; BENCH_SECONDS (2) for each line
+	$(CARGO) bench --locked --bench ring
 
 .PHONY: bench-peer
 bench-peer: release test-python ## Side by side with the real Triton; BENCH_FLAGS are run.py's

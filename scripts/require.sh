@@ -40,6 +40,11 @@ cc() {
         lacks "a C compiler" "Debian, Ubuntu: apt-get install gcc libc6-dev"
 }
 
+cxx() {
+    command -v "${CXX:-c++}" >/dev/null ||
+        lacks "a C++ compiler" "Debian, Ubuntu: apt-get install g++"
+}
+
 python() {
     if ! command -v "$python" >/dev/null; then
         lacks "Python 3.11 or later" "Debian, Ubuntu: apt-get install python3 python3-venv python3-pip"
@@ -56,7 +61,7 @@ python() {
 
 for tool in "$@"; do
     case $tool in
-        rust | cc | python) "$tool" ;;
+        rust | cc | cxx | python) "$tool" ;;
         fmt) component fmt rustfmt ;;
         clippy) component clippy clippy ;;
         nightly)

@@ -1,9 +1,10 @@
-"""The one place where the example clients talk to the server, over HTTP or gRPC."""
+"""The one place where the example clients talk to the server: over HTTP or gRPC, or through the ring."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,9 +17,12 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 Tensors = Mapping[str, np.ndarray]
 
-DEFAULT_URLS = {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001"}
-ASSETS = Path(__file__).resolve().parents[2] / "build" / "examples" / "assets"
+DEFAULT_URLS = {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001", "ring": "/run/nereid.ring"}
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = ROOT / "build" / "examples" / "assets"
 IN_FLIGHT_MAX = 8
+# For all tensors of the requests in flight, and for the outputs of one.
+ARENA_BYTES, AREA_BYTES = 512 << 20, 16 << 20
 
 
 class Label(NamedTuple):
@@ -84,6 +88,34 @@ class GrpcConnection:
         return [filled(tritonclient.grpc.InferInput, name, tensor) for name, tensor in tensors.items()]
 
 
+class RingConnection:
+    """Tensors in memory that is shared with a server on this machine (`--ring-socket`)."""
+
+    def __init__(self, path: str):
+        sys.path.insert(0, str(ROOT / "clients" / "python"))
+        from nereid_ring import Ring
+
+        self.client = Ring(path, arena_bytes=ARENA_BYTES)
+
+    def infer(self, model: str, inputs: Tensors, output: str) -> np.ndarray:
+        return self.client.infer(model, inputs, [output], area_bytes=AREA_BYTES)[output]
+
+    def infer_each(self, model: str, requests: Iterable[Tensors], output: str) -> list[np.ndarray]:
+        sent, answers = deque(), []
+        for inputs in requests:
+            if len(sent) == IN_FLIGHT_MAX:
+                answers.append(self._answer(sent.popleft(), output))
+            sent.append(self.client.submit(model, inputs, [output], area_bytes=AREA_BYTES))
+        return answers + [self._answer(request, output) for request in sent]
+
+    def _answer(self, request, output: str) -> np.ndarray:
+        # A copy, so that the shared memory is free for the next request.
+        return self.client.wait(request)[output].copy()
+
+    def classify(self, model: str, inputs: Tensors, output: str, count: int) -> list[list[Label]]:
+        return labels(self.client.infer(model, inputs, {output: count}, area_bytes=AREA_BYTES)[output])
+
+
 def filled(kind: type, name: str, tensor: np.ndarray):
     input_ = kind(name, list(tensor.shape), np_to_triton_dtype(tensor.dtype))
     input_.set_data_from_numpy(tensor)
@@ -110,7 +142,7 @@ def labels(answer: np.ndarray) -> list[list[Label]]:
 
 
 def connect(protocol: str, url: str | None = None) -> Connection:
-    kinds = {"http": HttpConnection, "grpc": GrpcConnection}
+    kinds = {"http": HttpConnection, "grpc": GrpcConnection, "ring": RingConnection}
     return kinds[protocol](url or DEFAULT_URLS[protocol])
 
 
@@ -119,8 +151,8 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description.strip().splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--protocol", choices=["http", "grpc"], default="http", help="how to reach the server")
-    parser.add_argument("--url", help=f"host:port of the server, if not {' or '.join(DEFAULT_URLS.values())}")
+    parser.add_argument("--protocol", choices=["http", "grpc", "ring"], default="http", help="how to reach the server")
+    parser.add_argument("--url", help=f"host:port of the server, or the path of its ring, if not {' or '.join(DEFAULT_URLS.values())}")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="the folder that fetch_models.py filled")
     return parser
 
@@ -129,5 +161,5 @@ def run(main: Callable[[], None]) -> None:
     """Runs an example and puts what went wrong into one line."""
     try:
         main()
-    except (InferenceServerException, OSError) as error:
+    except (InferenceServerException, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")

@@ -4,10 +4,12 @@
 //! repository tells it of a model, which is plain data; it does not know who asked, how requests were
 //! batched, or which thread it is on.
 
+pub mod cuda;
 pub mod directory;
 mod host;
 mod identity;
 pub mod onnxruntime;
+mod ops;
 mod parameters;
 pub mod pytorch;
 mod repeat;
@@ -23,6 +25,7 @@ use crate::{inference::Shape, memory::BufferPool};
 pub use self::{
     host::{Answer, AnswerTo, AskModels, Asked, Host},
     identity::Identity,
+    ops::Ops,
     repeat::Repeat,
     request::{
         ModelRequest, ModelResponse, RequestInstance, Respond, Responder, ResponseError,

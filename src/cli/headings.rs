@@ -22,6 +22,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Metrics", &["allow-metrics", "allow-gpu-metrics", "allow-cpu-metrics", "metrics-"]),
     ("HTTP", &["allow-http", "http-", "reuse-http-"]),
     ("gRPC", &["allow-grpc", "grpc-", "reuse-grpc-"]),
+    ("Ring", &["ring-"]),
     ("Tracing", &["trace-"]),
     ("Back ends", &["backend-"]),
     ("Repository agents", &["repoagent-"]),

@@ -3,6 +3,7 @@
 mod accepted;
 mod args;
 mod observe_args;
+mod ring;
 mod startup;
 mod tls_handshake;
 mod wires;
@@ -25,7 +26,9 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, Repeat, onnxruntime::OnnxRuntime, pytorch::PyTorch},
+    backend::{
+        BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime, pytorch::PyTorch,
+    },
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -102,7 +105,9 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
 
     let topology = Topology::read().map_err(ServeError::Topology)?;
     let count = args.reactors().unwrap_or_else(|| topology.default_reactors());
-    let reactors = Reactors::start(&args.reactor_settings(count), &topology)?;
+    // Whoever serves the ring alone comes last.
+    let all = count + args.ring.reactors();
+    let reactors = Reactors::start(&args.reactor_settings(all), &topology)?;
     let (arena, budget) = args.memory();
     let pool = BufferPool::new(arena, budget)
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
@@ -111,16 +116,23 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         metrics: args.observe.metrics(),
     };
     let regions = Regions::new(args.allow_client_shm);
-    let instance_cores = args.instance_cores(&topology, count).map_err(ServeError::OtherFlags)?;
+    let instance_cores = args.instance_cores(&topology, all).map_err(ServeError::OtherFlags)?;
     let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
-    let control = control(args, server.clone());
-    let listeners = listen(args, &control)?;
+    let control = control(args, server.clone())?;
+    let mut listeners = listen(args, &control)?;
+    if let Some(path) = args.ring.path() {
+        let listener = args.ring.listen(&server, reactors.handles().last());
+        let address = path.display().to_string();
+        let listener =
+            listener.map_err(|source| ServeError::Listen { what: "the ring", address, source })?;
+        listeners.extend(listener.map(|listener| ("ring", listener)));
+    }
     startup::log_listeners(&listeners);
     args.accepted.warnings().for_each(|warning| log::warn!("{warning}"));
     let acceptor = Acceptor::start(
         listeners.into_iter().map(|(_, listener)| listener).collect(),
-        reactors.handles().to_vec(),
+        reactors.handles().iter().take(count).cloned().collect(),
         raise_descriptor_limit(),
     )
     .map_err(ServeError::Accept)?;
@@ -136,15 +148,15 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     stopped
 }
 
-fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
+fn control(args: &ServeArgs, server: Arc<Server>) -> Result<Arc<ModelControl>, ServeError> {
     let loader = Loader {
         backends: find_backends(args.backend_directory()),
         agents: Agents::built_in(),
         options: Arc::new(args.repository_options()),
         retries: args.model_load_retry_count,
     };
-    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing);
-    ModelControl::new(server, repository, loader, args.control_settings())
+    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing)?;
+    Ok(ModelControl::new(server, repository, loader, args.control_settings()))
 }
 
 fn load(
@@ -171,7 +183,13 @@ fn load(
 pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
+    backends.add("ops", || Ok(Arc::new(Ops)));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
+    let compilers = directory.clone();
+    backends.add("cuda", move || {
+        let devices = || Err("this server does not open GPUs yet".to_owned());
+        Ok(Arc::new(Cuda::new(compilers.clone(), devices)))
+    });
     let place = directory.clone();
     backends.add("onnxruntime", move || Ok(Arc::new(OnnxRuntime::open(known(place.as_deref())?)?)));
     backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));

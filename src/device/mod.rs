@@ -5,12 +5,13 @@
 //! streams run beside them; [`Event`]s order streams among each other, and [`Stream::call`] tells the
 //! host how far one has come. An operation keeps alive what it reads and writes, so no caller can
 //! free memory under it. [`host`] is a twin of a GPU on the host's processors, with engines as threads
-//! or in virtual time.
+//! or in virtual time. [`kernels`] are ours, each with a twin for the host.
 //!
 //! This room knows bytes, places and times. It must not know models, tensors, requests, or who waits.
 
 mod error;
 pub mod host;
+pub mod kernels;
 mod launch;
 mod memory;
 

@@ -1,4 +1,5 @@
-//! The wires: gRPC and HTTP bytes ↔ [`InferRequest`](crate::inference::InferRequest) and
+//! The wires: gRPC and HTTP bytes, and what lies in the ring's memory, ↔
+//! [`InferRequest`](crate::inference::InferRequest) and
 //! [`InferResponse`](crate::inference::InferResponse).
 //!
 //! Conversion is pure and apart from the I/O, so that it can be tested and fuzzed with bytes. This
@@ -12,6 +13,7 @@ pub mod grpc;
 pub mod http;
 mod regions;
 pub mod restricted;
+pub mod ring;
 mod settings;
 mod shared_memory;
 pub mod tls;

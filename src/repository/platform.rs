@@ -27,7 +27,7 @@ enum StoredAs {
 }
 
 /// In the order in which a folder with several of them is decided.
-const FORMATS: [Format; 8] = [
+const FORMATS: [Format; 9] = [
     Format::new("tensorflow", "tensorflow_graphdef", "model.graphdef", StoredAs::File),
     Format::new("tensorflow", "tensorflow_savedmodel", "model.savedmodel", StoredAs::Folder),
     Format::new("tensorrt", TENSORRT_PLAN, "model.plan", StoredAs::File),
@@ -36,6 +36,7 @@ const FORMATS: [Format; 8] = [
     Format::new("pytorch", "pytorch_libtorch", "model.pt", StoredAs::File),
     Format::new("pytorch", "torch_aoti", "model.pt2", StoredAs::File),
     Format::new("python", "", "model.py", StoredAs::Either),
+    Format::new("cuda", "", "model.cu", StoredAs::File),
 ];
 
 /// Other names of platforms.
@@ -193,12 +194,14 @@ mod tests {
     #[test]
     fn the_back_end_is_derived_from_what_is_given_and_present() {
         type Case<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], [&'a str; 3]);
-        let cases: [Case<'_>; 18] = [
+        let cases: [Case<'_>; 20] = [
             ("", "", "", &["model.onnx"], ["onnxruntime", "onnxruntime_onnx", "model.onnx"]),
             ("", "", "", &["model.onnx/"], ["onnxruntime", "onnxruntime_onnx", "model.onnx"]),
             ("", "", "", &["model.pt"], ["pytorch", "pytorch_libtorch", "model.pt"]),
             ("", "", "", &["model.pt2"], ["pytorch", "torch_aoti", "model.pt2"]),
             ("", "", "", &["model.py"], ["python", "", "model.py"]),
+            ("", "", "", &["model.cu"], ["cuda", "", "model.cu"]),
+            ("cuda", "", "model.ptx", &["model.ptx"], ["cuda", "", "model.ptx"]),
             ("", "", "", &["model.plan"], ["tensorrt", "tensorrt_plan", "model.plan"]),
             ("", "", "", &["model.xml", "model.bin"], ["openvino", "", "model.xml"]),
             (

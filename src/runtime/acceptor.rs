@@ -1,7 +1,8 @@
 use std::{
     io,
-    net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd, OwnedFd},
+    net::{SocketAddr, TcpListener},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -15,7 +16,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     reactor::{Message, ReactorHandle},
+    socket_file::SocketFile,
     tcp::{self, Load},
+    unix,
 };
 
 const BACKLOG: i32 = 1024;
@@ -28,10 +31,15 @@ const REFUSAL_LOG_PERIOD: Duration = Duration::from_secs(10);
 /// What becomes of a new connection, on the reactor that got it.
 pub type Serve = Arc<dyn Fn(tcp::TcpStream, SocketAddr) + Send + Sync>;
 
-/// A bound port and what serves its connections.
-pub struct Listener {
-    socket: TcpListener,
-    serve: Serve,
+/// What becomes of a new connection over a Unix socket, on the reactor that got it.
+pub type ServeUnix = Arc<dyn Fn(unix::UnixStream) + Send + Sync>;
+
+/// A bound port or Unix socket, and what serves its connections.
+pub struct Listener(Port);
+
+enum Port {
+    Tcp { socket: TcpListener, serve: Serve },
+    Unix { file: SocketFile, serve: ServeUnix, reactor: Option<ReactorHandle> },
 }
 
 impl Listener {
@@ -46,16 +54,83 @@ impl Listener {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Ok(Self { socket: socket.into(), serve })
+        Ok(Self(Port::Tcp { socket: socket.into(), serve }))
     }
 
-    /// The address that was bound: with the port that the system chose, when it was to choose.
+    /// Listens at `path`, whose file gets the permissions `mode` and goes when the listener does. Its
+    /// connections go to `reactor`, or to the one with the fewest.
+    ///
+    /// # Errors
+    /// When another server listens there, something else lies there, or the system refuses.
+    pub fn at_path(
+        path: &Path,
+        mode: u32,
+        reactor: Option<ReactorHandle>,
+        serve: ServeUnix,
+    ) -> io::Result<Self> {
+        let file = SocketFile::bind(path, mode, BACKLOG)?;
+        Ok(Self(Port::Unix { file, serve, reactor }))
+    }
+
+    /// The address that was bound, with the port that the system chose when it was to choose, or the
+    /// path.
     ///
     /// # Errors
     /// When the system does not tell.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+    pub fn address(&self) -> io::Result<String> {
+        match &self.0 {
+            Port::Tcp { socket, .. } => socket.local_addr().map(|address| address.to_string()),
+            Port::Unix { file, .. } => Ok(file.path.display().to_string()),
+        }
     }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Port::Tcp { socket, .. } => socket.as_fd(),
+            Port::Unix { file, .. } => file.socket.as_fd(),
+        }
+    }
+
+    fn accept(&self) -> io::Result<Arrival> {
+        match &self.0 {
+            Port::Tcp { socket, serve } => {
+                let (socket, peer) = socket.accept()?;
+                if let Err(error) = socket.set_nodelay(true) {
+                    log::debug!("cannot turn off Nagle's algorithm for {peer}: {error}");
+                }
+                let serve = serve.clone();
+                let serve = move |load| match tcp::TcpStream::adopt_counted(socket, load) {
+                    Ok(stream) => serve(stream, peer),
+                    Err(error) => {
+                        log::warn!("cannot take over the connection from {peer}: {error}");
+                    }
+                };
+                Ok(Arrival { peer: peer.to_string(), reactor: None, serve: Box::new(serve) })
+            }
+            Port::Unix { file, serve, reactor } => {
+                let (socket, _) = file.socket.accept()?;
+                let serve = serve.clone();
+                let serve = move |load| match unix::UnixStream::adopt_counted(socket, load) {
+                    Ok(stream) => serve(stream),
+                    Err(error) => {
+                        log::warn!("cannot take over a local connection: {error}");
+                    }
+                };
+                let peer = file.path.display().to_string();
+                Ok(Arrival { peer, reactor: reactor.clone(), serve: Box::new(serve) })
+            }
+        }
+    }
+}
+
+/// A connection that was accepted.
+struct Arrival {
+    /// Where it came from, for the log.
+    peer: String,
+    /// Who is to serve it, if that is settled.
+    reactor: Option<ReactorHandle>,
+    /// Serves it, on the reactor that counts it.
+    serve: Box<dyn FnOnce(Load) + Send>,
 }
 
 /// Accepts connections on a thread of its own and hands each to the reactor with the fewest,
@@ -98,7 +173,7 @@ fn accept(listeners: &[Listener], door: &mut Door, stopped: &OwnedFd) {
     loop {
         let mut descriptors: Vec<_> = listeners
             .iter()
-            .map(|listener| listener.socket.as_fd())
+            .map(Listener::descriptor)
             .chain([stopped.as_fd()])
             .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
             .collect();
@@ -130,8 +205,8 @@ struct Door {
 impl Door {
     fn accept_waiting(&mut self, listener: &Listener) {
         loop {
-            let (socket, peer) = match listener.socket.accept() {
-                Ok(accepted) => accepted,
+            let arrival = match listener.accept() {
+                Ok(arrival) => arrival,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
@@ -141,11 +216,21 @@ impl Door {
                 }
             };
             if self.is_full() {
-                self.log_refusal(peer);
+                self.log_refusal(&arrival.peer);
                 continue;
             }
-            let Some(reactor) = self.least_loaded() else { return };
-            hand_over(socket, peer, listener.serve.clone(), reactor);
+            let Some(reactor) = arrival.reactor.as_ref().or_else(|| self.least_loaded()) else {
+                return;
+            };
+            let (load, serve) = (Load::on(reactor), arrival.serve);
+            let message: Message = Box::new(move || serve(load));
+            if reactor.try_send(message).is_err() {
+                log::warn!(
+                    "refused a connection from {}: reactor {} is full",
+                    arrival.peer,
+                    reactor.index()
+                );
+            }
         }
     }
 
@@ -154,7 +239,7 @@ impl Door {
         open >= self.connections_max
     }
 
-    fn log_refusal(&mut self, peer: SocketAddr) {
+    fn log_refusal(&mut self, peer: &str) {
         if self.refusal_logged.is_none_or(|last| last.elapsed() > REFUSAL_LOG_PERIOD) {
             self.refusal_logged = Some(Instant::now());
             log::warn!(
@@ -167,19 +252,5 @@ impl Door {
 
     fn least_loaded(&self) -> Option<&ReactorHandle> {
         self.reactors.iter().min_by_key(|reactor| (reactor.is_stalled(), reactor.connections()))
-    }
-}
-
-fn hand_over(socket: TcpStream, peer: SocketAddr, serve: Serve, reactor: &ReactorHandle) {
-    if let Err(error) = socket.set_nodelay(true) {
-        log::debug!("cannot turn off Nagle's algorithm for {peer}: {error}");
-    }
-    let load = Load::on(reactor);
-    let message: Message = Box::new(move || match tcp::TcpStream::adopt_counted(socket, load) {
-        Ok(stream) => serve(stream, peer),
-        Err(error) => log::warn!("cannot take over the connection from {peer}: {error}"),
-    });
-    if reactor.try_send(message).is_err() {
-        log::warn!("refused a connection from {peer}: reactor {} is full", reactor.index());
     }
 }

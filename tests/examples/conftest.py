@@ -1,6 +1,6 @@
 """Where the tests of the examples find the models and the server.
 
-The server is the one at NEREID_HTTP_URL and NEREID_GRPC_URL (host:port), or else the program
+The server is the one at NEREID_HTTP_URL and NEREID_GRPC_URL (host:port), without the ring, or else the program
 NEREID_BINARY, started on the assembled examples with the further arguments in NEREID_ARGUMENTS.
 With neither, the tests that need a server are skipped. NEREID_EXAMPLES names the folder that
 `examples/fetch_models.py` filled, if it is not build/examples.
@@ -63,10 +63,12 @@ def urls(examples, request, tmp_path_factory) -> Iterator[dict[str, str]]:
         pytest.skip("no server: set NEREID_BINARY, or NEREID_HTTP_URL and NEREID_GRPC_URL")
 
 
-@pytest.fixture(params=["http", "grpc"])
+@pytest.fixture(params=["http", "grpc", "ring"])
 def server(request, urls):
     from connection import connect
 
+    if request.param not in urls:
+        pytest.skip(f"the server has no address for {request.param}")
     connection = connect(request.param, urls[request.param])
     yield connection
     connection.client.close()
@@ -77,6 +79,9 @@ def run_server(binary: str, models: Path, log: Path, session: pytest.Session) ->
     command = [binary, f"--model-repository={models}", "--allow-metrics=false"]
     command += ["--http-address=127.0.0.1", f"--http-port={http_port}"]
     command += ["--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}"]
+    ring = log.with_name("ring")
+    command += [f"--ring-socket={ring}"]
+    os.environ.setdefault("NEREID_RING_LIBRARY", str(Path(binary).parent / "libnereid_ring_c.so"))
     command += shlex.split(os.environ.get("NEREID_ARGUMENTS", ""))
     failed_before = session.testsfailed
     with log.open("wb") as output:
@@ -85,7 +90,7 @@ def run_server(binary: str, models: Path, log: Path, session: pytest.Session) ->
     try:
         wait_until_ready(process, f"127.0.0.1:{http_port}")
         ready = True
-        yield {"http": f"127.0.0.1:{http_port}", "grpc": f"127.0.0.1:{grpc_port}"}
+        yield {"http": f"127.0.0.1:{http_port}", "grpc": f"127.0.0.1:{grpc_port}", "ring": str(ring)}
     finally:
         stop(process)
         if not ready or session.testsfailed > failed_before:

@@ -4,5 +4,7 @@
 
 #[path = "../../src/memory/gather.rs"]
 pub mod gather;
+#[path = "../../ring/src/indices.rs"]
+pub mod indices;
 #[path = "../../src/runtime/mailbox.rs"]
 pub mod mailbox;

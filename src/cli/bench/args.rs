@@ -30,6 +30,10 @@ pub struct BenchArgs {
         ignore_case = true)]
     pub protocol: Protocol,
 
+    /// The server's --ring-socket, for -i ring.
+    #[arg(long, value_name = "PATH", required_if_eq("protocol", "ring"))]
+    pub ring_socket: Option<PathBuf>,
+
     /// Requests kept in flight, START[:END[:STEP]]: each one is followed by the next as soon as it
     /// is answered [default: 1].
     #[arg(long, value_name = "RANGE", conflicts_with = "request_rate_range")]
@@ -141,7 +145,7 @@ impl BenchArgs {
     pub(super) fn authority(&self) -> String {
         let url = self.url.as_deref().unwrap_or(match self.protocol {
             Protocol::Http => "localhost:8000",
-            Protocol::Grpc => "localhost:8001",
+            Protocol::Grpc | Protocol::Ring => "localhost:8001",
         });
         let url = url.split_once("://").map_or(url, |(_, rest)| rest);
         url.trim_end_matches('/').to_owned()
@@ -159,6 +163,7 @@ impl BenchArgs {
     pub(super) fn connections_for(&self, in_flight: usize) -> usize {
         match (self.protocol, self.connections) {
             (Protocol::Http, _) => in_flight,
+            (Protocol::Ring, _) => self.client_threads.min(in_flight),
             (Protocol::Grpc, Some(wanted)) => wanted.min(in_flight),
             (Protocol::Grpc, None) => 4.max(self.client_threads).min(in_flight),
         }
@@ -172,6 +177,8 @@ pub enum Protocol {
     Http,
     /// gRPC.
     Grpc,
+    /// The ring of a Nereid on this host; the model is asked about over gRPC.
+    Ring,
 }
 
 /// What the inputs hold.
@@ -205,6 +212,9 @@ mod tests {
         let args = parse("-m x -i GRPC").unwrap();
         assert_eq!((args.authority().as_str(), args.connections_for(64)), ("localhost:8001", 4));
         assert_eq!(args.connections_for(2), 2);
+        let args = parse("-m x --via ring --ring-socket r").unwrap();
+        assert_eq!((args.authority().as_str(), args.connections_for(64)), ("localhost:8001", 1));
+        assert!(parse("-m x --via ring").is_err());
         let args = parse("-m x --via grpc --client-threads 8").unwrap();
         assert_eq!(args.connections_for(64), 8);
         let args = parse("-m x -u http://host:80/").unwrap();

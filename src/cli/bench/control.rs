@@ -36,7 +36,10 @@ impl Control {
     pub fn new(reactor: ReactorHandle, args: &BenchArgs) -> Self {
         Self {
             reactor,
-            protocol: args.protocol,
+            protocol: match args.protocol {
+                Protocol::Ring => Protocol::Grpc,
+                spoken => spoken,
+            },
             authority: args.authority(),
             model: args.model_name.clone(),
             version: args.model_version.clone(),
@@ -50,7 +53,7 @@ impl Control {
     pub fn model(&self) -> Result<Model, BenchError> {
         let (name, version) = (self.model.clone(), self.version.clone());
         let metadata = match self.protocol {
-            Protocol::Grpc => {
+            Protocol::Grpc | Protocol::Ring => {
                 let request = ModelMetadataRequest { name, version };
                 self.call::<ModelMetadataResponse>("ModelMetadata", &request).map(Metadata::from)
             }
@@ -69,7 +72,7 @@ impl Control {
     fn configuration(&self) -> Result<Configuration, String> {
         let (name, version) = (self.model.clone(), self.version.clone());
         match self.protocol {
-            Protocol::Grpc => {
+            Protocol::Grpc | Protocol::Ring => {
                 let request = ModelConfigRequest { name, version };
                 let answer = self.call::<ModelConfigResponse>("ModelConfig", &request)?;
                 Ok(answer.config.unwrap_or_default().into())
@@ -85,7 +88,7 @@ impl Control {
     pub fn statistics(&self) -> Result<ServerStatistics, BenchError> {
         let (name, version) = (self.model.clone(), self.version.clone());
         let statistics = match self.protocol {
-            Protocol::Grpc => {
+            Protocol::Grpc | Protocol::Ring => {
                 let request = ModelStatisticsRequest { name, version };
                 self.call::<ModelStatisticsResponse>("ModelStatistics", &request)
                     .map(ServerStatistics::from)

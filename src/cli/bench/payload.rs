@@ -1,4 +1,4 @@
-use std::fmt::Write;
+use std::{fmt::Write, path::PathBuf};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use half::{bf16, f16};
@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     BenchError,
     args::{BenchArgs, InputData, Protocol},
-    client::{Payload, frame},
+    client::{Payload, RingRequest, frame},
     model::Model,
 };
 use crate::{
@@ -56,12 +56,19 @@ pub fn encode(args: &BenchArgs, model: &Model) -> Result<Payload, BenchError> {
         (Protocol::Http, true) => {
             Err(BenchError::Options("--streaming needs -i grpc: http has no streams".to_owned()))
         }
+        (Protocol::Ring, true) => {
+            Err(BenchError::Options("--streaming needs -i grpc: a ring is one".to_owned()))
+        }
         (_, false) if model.decoupled => Err(BenchError::Model {
             model: model.name.clone(),
             detail: "it is decoupled: its requests need -i grpc --streaming".to_owned(),
         }),
         (Protocol::Http, false) => {
             Ok(Payload::Http { request: http_request(&authority, model, tensors) })
+        }
+        (Protocol::Ring, false) => {
+            let path = args.ring_socket.clone().unwrap_or_default();
+            Ok(Payload::Ring(Box::new(ring_request(path, model, tensors))))
         }
         (Protocol::Grpc, false) => {
             Ok(Payload::Grpc { authority, message: grpc_message(model, tensors) })
@@ -93,6 +100,18 @@ fn grpc_message(model: &Model, tensors: Vec<Tensor>) -> Bytes {
         request.raw_input_contents.push(tensor.data);
     }
     frame(&request.encode_to_vec())
+}
+
+fn ring_request(path: PathBuf, model: &Model, tensors: Vec<Tensor>) -> RingRequest {
+    let inputs = tensors.into_iter().map(|tensor| {
+        // Both lists of types have the same order.
+        let mut pairs = DataType::ALL.into_iter().zip(nereid_ring::DataType::ALL);
+        let found = pairs.find(|(ours, _)| *ours == tensor.datatype);
+        let datatype = found.map_or(nereid_ring::DataType::Bytes, |(_, theirs)| theirs);
+        (tensor.name, datatype, tensor.shape, tensor.data)
+    });
+    let (model_name, version) = (model.name.clone(), model.version.clone());
+    RingRequest { path, model: model_name, version, inputs: inputs.collect() }
 }
 
 fn http_request(authority: &str, model: &Model, tensors: Vec<Tensor>) -> Bytes {

@@ -3,6 +3,7 @@
 use super::args::ServeArgs;
 use crate::{
     cli::table,
+    device::kernels,
     runtime::Listener,
     serving::{Backends, ModelStatus, Server},
 };
@@ -56,8 +57,17 @@ pub fn log_options(args: &ServeArgs, server: &Server) {
         ("io_driver", drivers.unwrap_or_default()),
         ("pinned_memory_pool_byte_size", args.memory().0.to_string()),
         ("memory_budget_byte_size", args.memory().1.to_string()),
+        ("gpu_kernels", gpu_kernels()),
         ("exit_timeout", args.exit_timeout_secs.to_string()),
     ];
     let rows = rows.map(|(option, value)| [option.to_owned(), value]);
     log::info!("\n{}", table::frame(["Option", "Value"], &rows));
+}
+
+/// What of our kernels a GPU could run.
+fn gpu_kernels() -> String {
+    match kernels::IMAGE {
+        Some(_) => format!("sm_80, sm_90, sm_100, PTX ({})", kernels::COMPILED_BY),
+        None => format!("none ({})", kernels::COMPILED_BY),
+    }
 }

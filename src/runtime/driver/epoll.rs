@@ -1,6 +1,7 @@
 use std::{
     future::{Future, poll_fn},
     io, net,
+    os::unix,
     pin::Pin,
     sync::{
         Arc,
@@ -19,6 +20,7 @@ use tokio::{
 use super::super::stall;
 
 pub type EpollStream = tokio::net::TcpStream;
+pub type EpollUnixStream = tokio::net::UnixStream;
 pub type EpollSleep = Pin<Box<tokio::time::Sleep>>;
 
 pub fn run(idle_spin: Duration, main: impl Future<Output = ()> + 'static) -> Result<(), String> {
@@ -96,4 +98,9 @@ pub fn sleep(duration: Duration) -> EpollSleep {
 pub fn stream(socket: net::TcpStream) -> io::Result<EpollStream> {
     socket.set_nonblocking(true)?;
     EpollStream::from_std(socket)
+}
+
+pub fn unix_stream(socket: unix::net::UnixStream) -> io::Result<EpollUnixStream> {
+    socket.set_nonblocking(true)?;
+    EpollUnixStream::from_std(socket)
 }

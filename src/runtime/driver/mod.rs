@@ -8,8 +8,14 @@ use std::{fmt, future::Future, str::FromStr, task::Poll, time::Duration};
 use futures_util::future::Either;
 
 pub(super) use self::{
-    epoll::{EpollSleep, EpollStream, stream as epoll_stream},
-    uring::{UringSleep, UringStream, stream as uring_stream},
+    epoll::{
+        EpollSleep, EpollStream, EpollUnixStream, stream as epoll_stream,
+        unix_stream as epoll_unix_stream,
+    },
+    uring::{
+        UringSleep, UringStream, UringUnixStream, stream as uring_stream,
+        unix_stream as uring_unix_stream,
+    },
 };
 
 /// The event loop of a reactor.

@@ -1,15 +1,23 @@
 use std::{
     future::Future,
     io, net,
-    os::fd::{FromRawFd, IntoRawFd},
+    os::{
+        fd::{FromRawFd, IntoRawFd},
+        unix,
+    },
     time::Duration,
 };
 
-use glommio::{LocalExecutorBuilder, Placement, net::TcpStream, timer::Timer};
+use glommio::{
+    LocalExecutorBuilder, Placement,
+    net::{TcpStream, UnixStream},
+    timer::Timer,
+};
 
 use super::yield_now;
 
 pub type UringStream = TcpStream;
+pub type UringUnixStream = UnixStream;
 pub type UringSleep = Timer;
 
 /// Registered memory for file I/O, of which a reactor does none; the default pins 10 MiB a core.
@@ -70,4 +78,9 @@ pub fn sleep(duration: Duration) -> UringSleep {
 pub fn stream(socket: net::TcpStream) -> io::Result<UringStream> {
     // SAFETY: `into_raw_fd` hands over an open descriptor that nothing else owns.
     Ok(unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) })
+}
+
+pub fn unix_stream(socket: unix::net::UnixStream) -> UringUnixStream {
+    // SAFETY: `into_raw_fd` hands over an open descriptor that nothing else owns.
+    unsafe { UnixStream::from_raw_fd(socket.into_raw_fd()) }
 }

@@ -5,6 +5,7 @@
 
 mod grpc;
 mod http;
+mod ring;
 mod scan;
 mod stream;
 
@@ -16,10 +17,11 @@ use std::{
 
 use bytes::Bytes;
 
-use self::{grpc::GrpcSlot, http::HttpSlot, stream::StreamSlot};
+use self::{grpc::GrpcSlot, http::HttpSlot, ring::RingSlot, stream::StreamSlot};
 pub use self::{
     grpc::{GrpcConnection, frame},
     http::HttpConnection,
+    ring::RingRequest,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,6 +68,8 @@ pub enum Payload {
         /// The bytes of both.
         request: Bytes,
     },
+    /// A request through the ring.
+    Ring(Box<RingRequest>),
 }
 
 /// Carries one request at a time.
@@ -76,6 +80,8 @@ pub enum Slot {
     Stream(StreamSlot),
     /// On an HTTP connection of its own.
     Http(HttpSlot),
+    /// In a ring that it shares.
+    Ring(RingSlot),
 }
 
 impl Slot {
@@ -88,6 +94,7 @@ impl Slot {
             Self::Grpc(slot) => slot.infer().await,
             Self::Stream(slot) => slot.infer().await,
             Self::Http(slot) => slot.infer().await,
+            Self::Ring(slot) => slot.infer().await,
         }
     }
 }
@@ -105,6 +112,9 @@ pub async fn open(
         Payload::Http { request } => {
             let slot = |socket| HttpSlot::new(socket, request.clone()).map(Slot::Http);
             return sockets.into_iter().take(count).map(slot).collect();
+        }
+        Payload::Ring(request) => {
+            return Ok(RingSlot::open(request, count)?.into_iter().map(Slot::Ring).collect());
         }
         Payload::Grpc { authority, .. } => (authority, None),
         Payload::GrpcStream { authority, decoupled, .. } => (authority, Some(*decoupled)),

@@ -135,6 +135,7 @@ pub fn json(args: &BenchArgs, figures: &[Figures]) -> String {
     let protocol = match args.protocol {
         Protocol::Http => "http",
         Protocol::Grpc => "grpc",
+        Protocol::Ring => "ring",
     };
     let report = serde_json::json!({
         "model_name": args.model_name,

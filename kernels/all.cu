@@ -1,0 +1,8 @@
+// Every kernel, as one module.
+#include "cast.cu"
+#include "gather.cu"
+#include "image.cu"
+#include "nms.cu"
+#include "pad.cu"
+#include "softmax.cu"
+#include "top_k.cu"

@@ -1,0 +1,329 @@
+//! A model that is a chain of operations instead of a file: the parameter `chain` of its
+//! configuration lists them. Pictures are decoded, cropped, resized, normalised and laid out in one
+//! pass; sequences are padded, entries gathered; softmax, top-k, argmax and non-maximum suppression
+//! come after a model.
+//!
+//! `chain` reads the words, `plan` and `operation` understand them, `joined` makes one of neighbours on
+//! pictures, and `run` does the work with the kernels' twins; `picture` knows the sizes of pictures,
+//! `decode` their files. This room knows tensors, kernels and memory. It must not know schedulers or
+//! wire formats.
+
+mod chain;
+mod decode;
+mod joined;
+mod operation;
+mod picture;
+mod plan;
+mod run;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bytes::Bytes;
+
+use self::{
+    chain::{Operation, Step},
+    plan::{Form, Plan, Slot, Work},
+    run::{RunError, Value},
+};
+use super::{
+    Backend, BackendError, Batch, BatchOutputs, BatchTensor, Host, InlineFitness, Instance, Model,
+    ModelInstance, ModelIo, ModelIoTensor, ModelRequest, ModelResponse, ModelSource, Placement,
+    RequestInstance, ResponseError, ResponseTensor,
+};
+use crate::{
+    inference::{DataType, Shape, Signature, TensorSpec},
+    memory::{BufferPool, Exhausted},
+    proto::ModelConfig,
+};
+
+/// The parameter that holds a model's steps.
+const PARAMETER: &str = "chain";
+/// What a chain's only input and its last tensor are called where nothing names them.
+const INPUT: &str = "INPUT";
+const OUTPUT: &str = "OUTPUT";
+
+/// The back end `ops`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ops;
+
+impl Backend for Ops {
+    fn name(&self) -> &'static str {
+        "ops"
+    }
+
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").to_owned()
+    }
+
+    fn default_model_filename(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn inspect(&self, source: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
+        let steps = steps(source)?;
+        let config = &*source.config;
+        let Some(inputs) = told_inputs(config).or_else(|| implied_inputs(&steps)) else {
+            return Ok(None);
+        };
+        let plan = plan(source, &steps, &inputs, sole_output(config))?;
+        // Rows are independent, so whatever has been left open can have a batch dimension.
+        let has_batch = config.max_batch_size > 0 || config.input.is_empty();
+        Ok(Some(describe(&plan, &inputs, has_batch)))
+    }
+
+    fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
+        let steps = steps(source)?;
+        let Signature { inputs, outputs, max_batch_size, .. } = &*source.signature;
+        if let Some(optional) = inputs.iter().find(|input| input.optional) {
+            return Err(BackendError(format!(
+                "input '{}' of model '{}' is optional: a chain needs all of its inputs",
+                optional.name, source.name
+            )));
+        }
+        let given: Vec<_> =
+            inputs.iter().map(|input| (input.name.to_string(), form(input))).collect();
+        let plan = plan(source, &steps, &given, sole_output(&source.config))?;
+        let results =
+            outputs.iter().map(|output| result(source, &plan, output)).collect::<Result<_, _>>()?;
+        Ok(Arc::new(Chain(Arc::new(Loaded { plan, results, has_batch: *max_batch_size > 0 }))))
+    }
+}
+
+fn steps(source: &ModelSource) -> Result<Vec<Step>, BackendError> {
+    let parameter = source.config.parameters.get(PARAMETER).ok_or_else(|| {
+        BackendError(format!(
+            "model '{}' of back end 'ops' has no parameter '{PARAMETER}': expected a list of steps \
+             in JSON",
+            source.name
+        ))
+    })?;
+    chain::parse(&parameter.string_value).map_err(|fault| in_chain(source, &fault))
+}
+
+fn plan(
+    source: &ModelSource,
+    steps: &[Step],
+    inputs: &[(String, Form)],
+    result: Option<&str>,
+) -> Result<Plan, BackendError> {
+    Plan::new(steps, inputs, result.unwrap_or(OUTPUT)).map_err(|fault| in_chain(source, &fault))
+}
+
+fn in_chain(source: &ModelSource, fault: &str) -> BackendError {
+    BackendError(format!("parameter '{PARAMETER}' of model '{}': {fault}", source.name))
+}
+
+/// The name of a configuration's only output.
+fn sole_output(config: &ModelConfig) -> Option<&str> {
+    match &*config.output {
+        [only] => Some(&only.name),
+        _ => None,
+    }
+}
+
+/// The inputs of a configuration that says all of them.
+fn told_inputs(config: &ModelConfig) -> Option<Vec<(String, Form)>> {
+    let inputs = config.input.iter().map(|input| {
+        let dims = match &input.reshape {
+            Some(reshape) => &reshape.shape,
+            None => &input.dims,
+        };
+        let datatype = DataType::from_config(input.data_type())?;
+        let is_said = !input.dims.is_empty();
+        let form = Form { datatype, dims: Shape::from(dims.as_slice()) };
+        is_said.then(|| (input.name.clone(), form))
+    });
+    let inputs: Option<Vec<_>> = inputs.collect();
+    inputs.filter(|inputs| !inputs.is_empty())
+}
+
+/// The inputs of a chain that begins with files, whose type needs no saying.
+fn implied_inputs(steps: &[Step]) -> Option<Vec<(String, Form)>> {
+    let mut made = BTreeSet::new();
+    let mut inputs: Vec<(String, Form)> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        let file = Form { datatype: DataType::Bytes, dims: Shape::from([1]) };
+        let unnamed = (index == 0 && step.inputs.is_empty()).then(|| INPUT.to_owned());
+        for name in unnamed.iter().chain(&step.inputs) {
+            let is_known = made.contains(name) || inputs.iter().any(|(input, _)| input == name);
+            match step.operation {
+                _ if is_known => {}
+                Operation::Decode { .. } => inputs.push((name.clone(), file.clone())),
+                _ => return None,
+            }
+        }
+        made.extend(step.outputs.iter().cloned());
+    }
+    Some(inputs)
+}
+
+fn describe(plan: &Plan, inputs: &[(String, Form)], has_batch: bool) -> ModelIo {
+    let tensor = |name: &String, form: &Form| ModelIoTensor {
+        name: name.clone(),
+        datatype: form.datatype,
+        dims: if has_batch { form.dims.with_batch(-1) } else { form.dims.clone() },
+    };
+    let outputs = plan.results.iter().filter_map(|name| {
+        let form = plan.forms.get(*plan.names.get(name)?)?;
+        Some(tensor(name, form))
+    });
+    ModelIo {
+        inputs: inputs.iter().map(|(name, form)| tensor(name, form)).collect(),
+        outputs: outputs.collect(),
+    }
+}
+
+/// A tensor as the model sees it.
+fn form(spec: &TensorSpec) -> Form {
+    Form { datatype: spec.datatype, dims: spec.reshape.as_ref().unwrap_or(&spec.dims).clone() }
+}
+
+/// Where in the chain an output of the configuration is.
+fn result(source: &ModelSource, plan: &Plan, output: &TensorSpec) -> Result<Slot, BackendError> {
+    let expected = form(output);
+    let Some(&slot) = plan.names.get(&*output.name) else {
+        return Err(BackendError(format!(
+            "output '{}' of model '{}' is not made by its chain, which makes '{}'",
+            output.name,
+            source.name,
+            plan.results.join("', '")
+        )));
+    };
+    let made = &plan.forms[slot];
+    let fits = made.datatype == expected.datatype
+        && made.dims.len() == expected.dims.len()
+        && made.dims.iter().zip(&*expected.dims).all(|(&a, &b)| a == b || a < 0 || b < 0);
+    if fits {
+        return Ok(slot);
+    }
+    Err(BackendError(format!(
+        "output '{}' of model '{}' is {made} by its chain: the configuration has {expected}",
+        output.name, source.name
+    )))
+}
+
+/// A chain, ready to give instances.
+struct Chain(Arc<Loaded>);
+
+/// What the instances of a chain share.
+struct Loaded {
+    plan: Plan,
+    /// Where the outputs of the signature are, in its order.
+    results: Vec<Slot>,
+    has_batch: bool,
+}
+
+impl Model for Chain {
+    fn instance(&self, _: &Placement, _: &Arc<Host>) -> Result<ModelInstance, BackendError> {
+        Ok(match self.0.can_fail() {
+            true => ModelInstance::Requests(Box::new(OnRequests(self.0.clone()))),
+            false => ModelInstance::Batches(Box::new(OnTensors(self.0.clone()))),
+        })
+    }
+
+    fn inline_fitness(&self) -> InlineFitness {
+        match self.0.can_fail() {
+            true => InlineFitness::Never,
+            false => InlineFitness::IfFast,
+        }
+    }
+}
+
+impl Loaded {
+    /// Whether a request's content can be at fault, as that of a file. The others of its batch shall
+    /// not suffer for it.
+    fn can_fail(&self) -> bool {
+        let is_fallible =
+            |work: &Work| matches!(work, Work::Image { .. } | Work::Gather | Work::Pad { .. });
+        self.plan.stages.iter().any(|stage| is_fallible(&stage.work))
+    }
+
+    /// Runs the chain over the tensors of its inputs, each with its shape, the batch dimension
+    /// included.
+    fn run(
+        &self,
+        rows: usize,
+        inputs: impl Iterator<Item = (Shape, Bytes)>,
+        pool: &BufferPool,
+    ) -> Result<Vec<Option<(Shape, Bytes)>>, RunError> {
+        let rows = if self.has_batch { rows } else { 1 };
+        let inputs = inputs.zip(&self.plan.forms).map(|((shape, data), form)| {
+            let dims = shape.iter().skip(usize::from(self.has_batch)).copied().collect();
+            let data = aligned(data, form.datatype, pool)?;
+            Ok(Value { datatype: form.datatype, dims, data })
+        });
+        let inputs = inputs.collect::<Result<_, Exhausted>>()?;
+        let mut values = run::run(&self.plan, rows, inputs, pool)?;
+        let outputs = self.results.iter().map(|&slot| {
+            let value = values.get_mut(slot)?.clone()?;
+            let shape = match self.has_batch {
+                true => value.dims.with_batch(rows as i64),
+                false => value.dims,
+            };
+            Some((shape, value.data))
+        });
+        Ok(outputs.collect())
+    }
+}
+
+/// The elements where they are, or in memory of ours if they do not lie there as their type must.
+fn aligned(data: Bytes, datatype: DataType, pool: &BufferPool) -> Result<Bytes, Exhausted> {
+    if data.as_ptr().addr().is_multiple_of(datatype.size().unwrap_or(1)) {
+        return Ok(data);
+    }
+    let mut buffer = pool.allocate(data.len())?;
+    buffer.copy_from_slice(&data);
+    Ok(buffer.freeze())
+}
+
+/// An instance that takes whole batches.
+struct OnTensors(Arc<Loaded>);
+
+impl Instance for OnTensors {
+    fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
+        let inputs = batch.inputs.iter().flatten();
+        let inputs = inputs.map(|tensor| (tensor.shape.clone(), tensor.data.clone()));
+        let outputs = self
+            .0
+            .run(batch.rows as usize, inputs, batch.pool)
+            .map_err(|error| BackendError(error.to_string()))?;
+        let tensor = |(shape, data)| BatchTensor { shape, data };
+        Ok(outputs.into_iter().map(|output| output.map(tensor)).collect())
+    }
+}
+
+/// An instance that takes requests one by one.
+struct OnRequests(Arc<Loaded>);
+
+impl RequestInstance for OnRequests {
+    fn execute(&mut self, requests: Vec<ModelRequest>, host: &Host) {
+        for ModelRequest { tensors, responder, .. } in requests {
+            if responder.is_cancelled() {
+                responder.close();
+                continue;
+            }
+            let rows = tensors.batch_size as usize;
+            let inputs = tensors.inputs.into_iter().flatten();
+            let inputs = inputs.map(|input| (input.shape, input.data.into_bytes()));
+            responder.finish(match self.0.run(rows, inputs, &host.pool) {
+                Ok(outputs) => Ok(self.0.response(outputs)),
+                Err(error) => Err(ResponseError { code: error.code(), message: error.to_string() }),
+            });
+        }
+    }
+}
+
+impl Loaded {
+    fn response(&self, outputs: Vec<Option<(Shape, Bytes)>>) -> ModelResponse {
+        let outputs =
+            (0..).zip(outputs).zip(&self.results).filter_map(|((output, made), &slot)| {
+                let (shape, data) = made?;
+                let datatype = self.plan.forms.get(slot)?.datatype;
+                Some(ResponseTensor { output, datatype, shape, data })
+            });
+        ModelResponse { outputs: outputs.collect(), ..ModelResponse::default() }
+    }
+}

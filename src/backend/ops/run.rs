@@ -1,0 +1,517 @@
+//! Running a chain over the rows of one request.
+
+use bytemuck::{AnyBitPattern, NoUninit, Pod};
+use bytes::Bytes;
+use half::{bf16, f16};
+
+use super::{
+    decode::{DecodeError, Limit, Pixels, decode},
+    picture::{Geometry, GeometryError, Look},
+    plan::{Form, PadTo, Plan, Stage, Work},
+};
+use crate::{
+    device::kernels::{
+        cast::{self, Narrow},
+        image::{self, Element, ImageError, Scratch},
+        nms, pad, softmax, top_k,
+    },
+    inference::{Code, DataType, Shape},
+    memory::{Buffer, BufferPool, Exhausted},
+};
+
+/// A tensor of a request, the elements of all of its rows.
+#[derive(Clone, Debug)]
+pub(super) struct Value {
+    pub datatype: DataType,
+    /// Without the batch dimension.
+    pub dims: Shape,
+    /// Aligned for its element type.
+    pub data: Bytes,
+}
+
+/// Why a request could not be processed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RunError {
+    #[error("{label}: row {row}: {reason}")]
+    Row { label: String, row: usize, reason: String },
+    #[error("{label}: {reason}")]
+    Whole { label: String, reason: String },
+    #[error("{0}")]
+    Memory(#[from] Exhausted),
+}
+
+impl RunError {
+    /// The protocol's code for it.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Row { .. } | Self::Whole { .. } => Code::InvalidArgument,
+            Self::Memory(_) => Code::Unavailable,
+        }
+    }
+}
+
+/// Why a stage could not be run; in which row, if it is one row's fault.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("{1}")]
+    Row(usize, String),
+    #[error("{0}")]
+    Whole(String),
+    #[error(transparent)]
+    Memory(#[from] Exhausted),
+}
+
+/// What a request's stages have in common.
+struct Run<'a> {
+    rows: usize,
+    pool: &'a BufferPool,
+}
+
+/// The tensors of a chain after it has run over `rows` rows, of which `inputs` are the first.
+pub(super) fn run(
+    plan: &Plan,
+    rows: usize,
+    inputs: Vec<Value>,
+    pool: &BufferPool,
+) -> Result<Vec<Option<Value>>, RunError> {
+    let mut values: Vec<Option<Value>> = inputs.into_iter().map(Some).collect();
+    values.resize(plan.forms.len(), None);
+    let run = Run { rows, pool };
+    for stage in &plan.stages {
+        let label = || stage.label.clone();
+        let inputs: Option<Vec<&Value>> =
+            stage.inputs.iter().map(|&slot| values.get(slot)?.as_ref()).collect();
+        let made = inputs
+            .ok_or_else(|| Fault::Whole("an input of it is missing".to_owned()))
+            .and_then(|inputs| run.stage(stage, &inputs))
+            .map_err(|fault| match fault {
+                Fault::Row(row, reason) => RunError::Row { label: label(), row, reason },
+                Fault::Whole(reason) => RunError::Whole { label: label(), reason },
+                Fault::Memory(exhausted) => RunError::Memory(exhausted),
+            })?;
+        for (&slot, value) in stage.outputs.iter().zip(made) {
+            if let Some(place) = values.get_mut(slot) {
+                *place = Some(value);
+            }
+        }
+    }
+    Ok(values)
+}
+
+impl Run<'_> {
+    fn stage(&self, stage: &Stage, inputs: &[&Value]) -> Result<Vec<Value>, Fault> {
+        let &[first, ..] = inputs else { return Err(Fault::Whole("it has no input".to_owned())) };
+        match &stage.work {
+            Work::Image { encoded, geometry, look, datatype } => {
+                let pictures = Pictures { encoded: *encoded, geometry, look };
+                let image = match datatype {
+                    DataType::Uint8 => self.images::<u8>(first, &pictures),
+                    DataType::Fp16 => self.images::<f16>(first, &pictures),
+                    DataType::Bf16 => self.images::<bf16>(first, &pictures),
+                    _ => self.images::<f32>(first, &pictures),
+                };
+                let (dims, buffer) = image?;
+                Ok(vec![Value { datatype: *datatype, dims, data: buffer.freeze() }])
+            }
+            Work::Cast { to, scale, zero_point } => {
+                Ok(vec![self.cast(first, *to, *scale, *zero_point)?])
+            }
+            Work::Pad { to, value, truncate } => {
+                self.pad(first, *to, *value, *truncate, stage.outputs.len() > 1)
+            }
+            Work::Gather => match inputs {
+                &[entries, indices] => Ok(vec![self.gather(entries, indices)?]),
+                _ => Err(Fault::Whole("it has one input".to_owned())),
+            },
+            Work::Softmax => Ok(vec![self.rowwise(first, softmax::softmax)?]),
+            Work::LogSoftmax => Ok(vec![self.rowwise(first, softmax::log_softmax)?]),
+            Work::TopK { k } => self.top_k(first, *k),
+            Work::Argmax => Ok(vec![self.argmax(first)?]),
+            Work::Nms { rule, candidates } => match inputs {
+                &[boxes, scores] => self.nms(boxes, scores, rule, *candidates),
+                _ => Err(Fault::Whole("it has one input".to_owned())),
+            },
+        }
+    }
+
+    /// Memory for the elements of all rows.
+    fn buffer<T>(&self, dims: &[i64]) -> Result<Buffer, Fault> {
+        let elements = dims
+            .iter()
+            .try_fold(self.rows, |count, &dim| count.checked_mul(usize::try_from(dim).ok()?))
+            .and_then(|count| count.checked_mul(size_of::<T>()));
+        let bytes = elements
+            .ok_or_else(|| Fault::Whole(format!("{} has too many elements", Shape::from(dims))))?;
+        Ok(self.pool.allocate(bytes)?)
+    }
+
+    fn rowwise(
+        &self,
+        input: &Value,
+        operation: fn(&[f32], &mut [f32], usize),
+    ) -> Result<Value, Fault> {
+        let from: &[f32] = elements(input)?;
+        let mut buffer = self.buffer::<f32>(&input.dims)?;
+        operation(from, elements_mut(&mut buffer)?, columns(input)?);
+        Ok(Value { datatype: DataType::Fp32, dims: input.dims.clone(), data: buffer.freeze() })
+    }
+
+    fn cast(
+        &self,
+        input: &Value,
+        to: DataType,
+        scale: f32,
+        zero_point: f32,
+    ) -> Result<Value, Fault> {
+        let data = match (input.datatype, to) {
+            (DataType::Fp32, DataType::Uint8) => self.narrow::<u8>(input, scale, zero_point),
+            (DataType::Fp32, DataType::Int8) => self.narrow::<i8>(input, scale, zero_point),
+            (DataType::Fp32, DataType::Fp16) => self.narrow::<f16>(input, scale, zero_point),
+            (DataType::Fp32, _) => self.narrow::<bf16>(input, scale, zero_point),
+            (DataType::Uint8, _) => self.widen::<u8>(input, scale, zero_point),
+            (DataType::Int8, _) => self.widen::<i8>(input, scale, zero_point),
+            (DataType::Fp16, _) => self.widen::<f16>(input, scale, zero_point),
+            (_, _) => self.widen::<bf16>(input, scale, zero_point),
+        }?;
+        Ok(Value { datatype: to, dims: input.dims.clone(), data })
+    }
+
+    fn narrow<T: Narrow + Pod>(
+        &self,
+        input: &Value,
+        scale: f32,
+        zero_point: f32,
+    ) -> Result<Bytes, Fault> {
+        let mut buffer = self.buffer::<T>(&input.dims)?;
+        T::narrow(elements(input)?, elements_mut(&mut buffer)?, scale, zero_point);
+        Ok(buffer.freeze())
+    }
+
+    fn widen<T: Narrow + Pod>(
+        &self,
+        input: &Value,
+        scale: f32,
+        zero_point: f32,
+    ) -> Result<Bytes, Fault> {
+        let mut buffer = self.buffer::<f32>(&input.dims)?;
+        cast::Narrow::widen(elements::<T>(input)?, elements_mut(&mut buffer)?, scale, zero_point);
+        Ok(buffer.freeze())
+    }
+
+    fn top_k(&self, input: &Value, k: usize) -> Result<Vec<Value>, Fault> {
+        let columns = columns(input)?;
+        if k > columns {
+            return Err(Fault::Whole(format!("expected {k} elements or more, got {columns}")));
+        }
+        let mut dims = input.dims.clone();
+        if let Some(last) = dims.last_mut() {
+            *last = k as i64;
+        }
+        let mut values = self.buffer::<f32>(&dims)?;
+        let mut places = self.buffer::<i64>(&dims)?;
+        let (of_values, of_places) = (elements_mut(&mut values)?, elements_mut(&mut places)?);
+        top_k::top_k(elements(input)?, columns, k, of_values, of_places);
+        let value = |datatype, buffer: Buffer| Value {
+            datatype,
+            dims: dims.clone(),
+            data: buffer.freeze(),
+        };
+        Ok(vec![value(DataType::Fp32, values), value(DataType::Int64, places)])
+    }
+
+    fn argmax(&self, input: &Value) -> Result<Value, Fault> {
+        let columns = columns(input)?;
+        let mut dims: Shape = input.dims.iter().rev().skip(1).rev().copied().collect();
+        if dims.is_empty() {
+            dims = Shape::from([1]);
+        }
+        let mut places = self.buffer::<i64>(&dims)?;
+        top_k::argmax(elements(input)?, columns, elements_mut(&mut places)?);
+        Ok(Value { datatype: DataType::Int64, dims, data: places.freeze() })
+    }
+
+    fn pad(
+        &self,
+        input: &Value,
+        to: PadTo,
+        value: f64,
+        truncate: bool,
+        with_mask: bool,
+    ) -> Result<Vec<Value>, Fault> {
+        let given = input.dims.first().map_or(0, |&dim| usize::try_from(dim).unwrap_or(0));
+        let length = match to {
+            PadTo::Length(length) => length,
+            PadTo::Multiple(multiple) => given.max(1).next_multiple_of(multiple),
+        };
+        if given > length && !truncate {
+            return Err(Fault::Whole(format!(
+                "expected at most {length} elements, or 'truncate', got {given}"
+            )));
+        }
+        let mut dims = input.dims.clone();
+        if let Some(first) = dims.first_mut() {
+            *first = length as i64;
+        }
+        let each: usize =
+            dims.iter().skip(1).map(|&dim| usize::try_from(dim).unwrap_or(0)).product();
+        let size = input.datatype.size().unwrap_or(1);
+        let mut buffer = self.pool.allocate(
+            [each, length, size]
+                .into_iter()
+                .try_fold(self.rows, usize::checked_mul)
+                .ok_or_else(|| Fault::Whole(format!("{dims} has too many elements")))?,
+        )?;
+        let offsets: Vec<usize> = (0..=self.rows).map(|row| row * given * each).collect();
+        let (given, length) = (given * each, length * each);
+        let fill = element_bytes(input.datatype, value);
+        match size {
+            1 => pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, length, fill[0]),
+            2 => {
+                let value = u16::from_le_bytes([fill[0], fill[1]]);
+                pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, length, value);
+            }
+            4 => {
+                let value = u32::from_le_bytes([fill[0], fill[1], fill[2], fill[3]]);
+                pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, length, value);
+            }
+            _ => {
+                let value = u64::from_le_bytes(fill);
+                pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, length, value);
+            }
+        }
+        let mut made =
+            vec![Value { datatype: input.datatype, dims: dims.clone(), data: buffer.freeze() }];
+        if with_mask {
+            let (given, length) = (given / each.max(1), length / each.max(1));
+            let dims = Shape::from([length as i64]);
+            let mut mask = self.buffer::<i64>(&dims)?;
+            for row in elements_mut::<i64>(&mut mask)?.chunks_exact_mut(length.max(1)) {
+                let (there, padding) = row.split_at_mut(given.min(length));
+                there.fill(1);
+                padding.fill(0);
+            }
+            made.push(Value { datatype: DataType::Int64, dims, data: mask.freeze() });
+        }
+        Ok(made)
+    }
+
+    fn gather(&self, entries: &Value, indices: &Value) -> Result<Value, Fault> {
+        let wide: Vec<i64> = match indices.datatype {
+            DataType::Int32 => elements::<i32>(indices)?.iter().copied().map(i64::from).collect(),
+            _ => elements(indices)?.to_vec(),
+        };
+        let count = entries.dims.first().map_or(0, |&dim| usize::try_from(dim).unwrap_or(0));
+        let wanted = indices.dims.first().map_or(0, |&dim| usize::try_from(dim).unwrap_or(0));
+        let row_bytes = entries.data.len() / self.rows.max(1);
+        let entry_bytes = row_bytes / count.max(1);
+        let dims: Shape = indices.dims.iter().chain(entries.dims.iter().skip(1)).copied().collect();
+        let mut buffer = self.pool.allocate(self.rows * wanted * entry_bytes)?;
+        let places = buffer.chunks_exact_mut(entry_bytes.max(1));
+        for (at, (place, &index)) in places.zip(&wide).enumerate() {
+            let row = at / wanted.max(1);
+            let entry = usize::try_from(index).ok().filter(|&entry| entry < count);
+            let entry = entry.ok_or_else(|| {
+                Fault::Row(
+                    row,
+                    format!("expected indices of 0 to {}, got {index}", count as i64 - 1),
+                )
+            })?;
+            let start = row * row_bytes + entry * entry_bytes;
+            if let Some(from) = entries.data.get(start..start + entry_bytes) {
+                place.copy_from_slice(from);
+            }
+        }
+        Ok(Value { datatype: entries.datatype, dims, data: buffer.freeze() })
+    }
+
+    fn nms(
+        &self,
+        boxes: &Value,
+        scores: &Value,
+        rule: &nms::Rule,
+        candidates: usize,
+    ) -> Result<Vec<Value>, Fault> {
+        let count = boxes.dims.first().map_or(0, |&dim| usize::try_from(dim).unwrap_or(0));
+        let classes = scores.dims.get(1).map_or(1, |&dim| usize::try_from(dim).unwrap_or(0));
+        if scores.dims.first() != boxes.dims.first() {
+            return Err(Fault::Whole(format!(
+                "expected a score for each box, got scores {} and boxes {}",
+                scores.dims, boxes.dims
+            )));
+        }
+        let kept_max = rule.kept_max;
+        let dims = Shape::from([kept_max as i64]);
+        let mut best_boxes = self.buffer::<f32>(&[kept_max as i64, 4])?;
+        let mut best_scores = self.buffer::<f32>(&dims)?;
+        let mut best_classes = self.buffer::<i64>(&dims)?;
+        let mut counts = self.buffer::<i32>(&[1])?;
+        best_boxes.fill(0);
+        best_scores.fill(0);
+        elements_mut::<i64>(&mut best_classes)?.fill(-1);
+        counts.fill(0);
+
+        let all_boxes: &[[f32; 4]] = elements(boxes)?;
+        let all_scores: &[f32] = elements(scores)?;
+        let per_row = count * classes;
+        let candidates = candidates.min(per_row);
+        let (mut values, mut order) = (vec![0.0; candidates], vec![0; candidates]);
+        for row in (0..self.rows).take_while(|_| candidates > 0) {
+            let (Some(boxes), Some(scores)) = (
+                all_boxes.get(row * count..(row + 1) * count),
+                all_scores.get(row * per_row..(row + 1) * per_row),
+            ) else {
+                break;
+            };
+            top_k::top_k(scores, per_row, candidates, &mut values, &mut order);
+            let kept = nms::nms(boxes, scores, classes, &order, rule);
+            elements_mut::<i32>(&mut counts)?[row] = kept.len() as i32;
+            for (at, entry) in kept.into_iter().enumerate() {
+                let (entry, at) = (entry as usize, row * kept_max + at);
+                elements_mut::<[f32; 4]>(&mut best_boxes)?[at] = boxes[entry / classes];
+                elements_mut::<f32>(&mut best_scores)?[at] = scores[entry];
+                elements_mut::<i64>(&mut best_classes)?[at] = (entry % classes) as i64;
+            }
+        }
+        let value = |datatype, dims: &[i64], buffer: Buffer| Value {
+            datatype,
+            dims: Shape::from(dims),
+            data: buffer.freeze(),
+        };
+        Ok(vec![
+            value(DataType::Fp32, &[kept_max as i64, 4], best_boxes),
+            value(DataType::Fp32, &dims, best_scores),
+            value(DataType::Int64, &dims, best_classes),
+            value(DataType::Int32, &[1], counts),
+        ])
+    }
+}
+
+/// An image stage.
+struct Pictures<'a> {
+    encoded: Option<Limit>,
+    geometry: &'a Geometry,
+    look: &'a Look,
+}
+
+impl Run<'_> {
+    /// The pictures of all rows: the dimensions of each and the elements.
+    fn images<T: Element + Pod>(
+        &self,
+        input: &Value,
+        pictures: &Pictures<'_>,
+    ) -> Result<(Shape, Buffer), Fault> {
+        let channels = pictures.look.channels;
+        let mut files = pictures.encoded.map(|_| strings(&input.data));
+        let mut scratch = Scratch::default();
+        let mut made: Option<([i32; 2], Buffer)> = None;
+        for row in 0..self.rows {
+            let fault = |error: &dyn std::fmt::Display| Fault::Row(row, error.to_string());
+            let mut decoded = None;
+            let mut memory = self.pool.reservation();
+            let (pixels, width, height): (&[u8], i32, i32) = match (pictures.encoded, &mut files) {
+                (Some(limit), Some(files)) => {
+                    let file = files.next().ok_or_else(|| fault(&"there is no file"))?;
+                    let pixels = decode(file, channels as u8, limit, &mut memory);
+                    let Pixels { bytes, width, height } =
+                        decoded.insert(pixels.map_err(|error| match error {
+                            DecodeError::Memory(exhausted) => Fault::Memory(exhausted),
+                            error => fault(&error),
+                        })?);
+                    (bytes, *width, *height)
+                }
+                _ => row_pixels(input, row, self.rows)
+                    .ok_or_else(|| fault(&"there are no pixels"))?,
+            };
+            let geometry = pictures.geometry.apply(width, height, channels as i32);
+            let (geometry, size) = geometry.map_err(|error: GeometryError| fault(&error))?;
+            let target = pictures.look.target(size);
+            let (first_size, buffer) = match &mut made {
+                Some(made) => made,
+                None => {
+                    let buffer = self.buffer::<T>(&dims(pictures.look, size))?;
+                    made.insert((size, buffer))
+                }
+            };
+            if *first_size != size {
+                return Err(fault(&format!(
+                    "its picture becomes {} × {} pixels, that of row 0 {} × {}: a batch has one size",
+                    size[0], size[1], first_size[0], first_size[1]
+                )));
+            }
+            let output = elements_mut::<T>(buffer)?;
+            let each = target.elements();
+            let output = output.get_mut(row * each..(row + 1) * each).unwrap_or_default();
+            image::picture(pixels, &geometry, &target, &mut scratch, output)
+                .map_err(|error: ImageError| fault(&error))?;
+        }
+        match made {
+            Some((size, buffer)) => Ok((dims(pictures.look, size), buffer)),
+            None => Err(Fault::Whole("there are no rows".to_owned())),
+        }
+    }
+}
+
+/// The pixels of one row, with their width and height.
+fn row_pixels(input: &Value, row: usize, rows: usize) -> Option<(&[u8], i32, i32)> {
+    let &[height, width, _] = &*input.dims else { return None };
+    let each = input.data.len().checked_div(rows)?;
+    let pixels = input.data.get(row * each..(row + 1) * each)?;
+    Some((pixels, i32::try_from(width).ok()?, i32::try_from(height).ok()?))
+}
+
+fn dims(look: &Look, [width, height]: [i32; 2]) -> Shape {
+    let (width, height, channels) = (width.into(), height.into(), look.channels as i64);
+    if look.planar {
+        Shape::from([channels, height, width])
+    } else {
+        Shape::from([height, width, channels])
+    }
+}
+
+/// Strings in the wire's form; they were found well-formed when the request was admitted.
+fn strings(mut wire: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (len, rest) = wire.split_first_chunk::<4>()?;
+        let (string, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        wire = rest;
+        Some(string)
+    })
+}
+
+/// The length of a tensor's last dimension.
+fn columns(value: &Value) -> Result<usize, Fault> {
+    let columns = value.dims.last().and_then(|&dim| usize::try_from(dim).ok());
+    columns
+        .filter(|&columns| columns > 0 && u32::try_from(columns).is_ok())
+        .ok_or_else(|| Fault::Whole(format!("expected one element or more, got {}", value.dims)))
+}
+
+/// A number as the bytes of one element.
+fn element_bytes(datatype: DataType, value: f64) -> [u8; 8] {
+    fn of<const N: usize>(bytes: [u8; N]) -> [u8; 8] {
+        let mut all = [0; 8];
+        all[..N].copy_from_slice(&bytes);
+        all
+    }
+    match datatype {
+        DataType::Fp16 => of(f16::from_f64(value).to_le_bytes()),
+        DataType::Bf16 => of(bf16::from_f64(value).to_le_bytes()),
+        DataType::Fp32 => of((value as f32).to_le_bytes()),
+        DataType::Fp64 => of(value.to_le_bytes()),
+        DataType::Uint64 => of((value as u64).to_le_bytes()),
+        // The lower bytes of a number are that number in a narrower type.
+        _ => of((value as i64).to_le_bytes()),
+    }
+}
+
+fn elements<T: AnyBitPattern>(value: &Value) -> Result<&[T], Fault> {
+    bytemuck::try_cast_slice(&value.data).map_err(|error| {
+        let form = Form { datatype: value.datatype, dims: value.dims.clone() };
+        Fault::Whole(format!("{form} lies in memory as nothing of its type does: {error}"))
+    })
+}
+
+fn elements_mut<T: AnyBitPattern + NoUninit>(buffer: &mut Buffer) -> Result<&mut [T], Fault> {
+    bytemuck::try_cast_slice_mut(buffer)
+        .map_err(|error| Fault::Whole(format!("memory for an output is not aligned: {error}")))
+}

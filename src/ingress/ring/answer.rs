@@ -1,0 +1,206 @@
+//! From a response to an answer in the client's arena.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use compact_str::CompactString;
+use nereid_ring::{Answer, Dims, Parameter as Described, Request, Span, Status, Tensor, Value};
+use smallvec::SmallVec;
+
+use super::request::numbered;
+use crate::{
+    inference::{Code, Error, InferResponse, Parameter},
+    ingress::away::away,
+    memory::{RingMemory, RingView},
+    serving::Reply,
+};
+
+/// Outputs of up to so many bytes are copied on the reactor: some 100 µs.
+const COPIED_HERE_MAX: usize = 1 << 20;
+/// Outputs whose places the server chooses begin at a multiple of this: a cache line.
+const OUTPUT_ALIGNMENT: u64 = 64;
+const RECORD_ALIGNMENT: u64 = 8;
+
+/// Where the answers to a request go.
+pub struct Places {
+    memory: Arc<RingMemory>,
+    area: Span,
+    /// Up to where answers have filled the area.
+    used: u64,
+    /// Outputs whose places the client has chosen.
+    chosen: SmallVec<[(CompactString, Span); 2]>,
+}
+
+impl Places {
+    /// Answers go to an area that nobody has looked at yet: one that does not lie within the arena takes
+    /// none.
+    pub fn in_area(memory: &Arc<RingMemory>, area: Span) -> Self {
+        let area = memory.view("an area", area).map_or(Span::default(), |_| area);
+        Self { memory: memory.clone(), area, used: area.offset, chosen: SmallVec::new() }
+    }
+
+    /// Takes up the places that the client has chosen.
+    ///
+    /// # Errors
+    /// When one, or the area, does not lie within the arena, or one lies over another.
+    pub fn choose(&mut self, request: &Request<'_>) -> Result<(), Error> {
+        let out_of_bounds =
+            |what: String, error| Error::malformed(format!("{what} is out of bounds: {error}"));
+        self.memory
+            .view("the area", request.area)
+            .map_err(|error| out_of_bounds("the area for answers".to_owned(), error))?;
+        for output in &request.outputs {
+            let Some(place) = output.place else { continue };
+            let name = output.name;
+            self.memory
+                .view("an output", place)
+                .map_err(|error| out_of_bounds(format!("the place of output '{name}'"), error))?;
+            let over = |what: String| {
+                Error::malformed(format!("the place of output '{name}' lies over {what}"))
+            };
+            if place.overlaps(&self.area) {
+                return Err(over("the area for answers".to_owned()));
+            }
+            if let Some((other, _)) = self.chosen.iter().find(|(_, other)| place.overlaps(other)) {
+                return Err(over(format!("that of output '{other}'")));
+            }
+            self.chosen.push((name.into(), place));
+        }
+        Ok(())
+    }
+
+    /// Puts a reply where it goes. Its status and its place are what the completion tells.
+    pub async fn answer(&mut self, reply: Reply) -> (Status, Span) {
+        let used = self.used;
+        let delivered = match reply {
+            Ok(response) => self.deliver(response).await,
+            Err(error) => Err(error),
+        };
+        match delivered {
+            Ok(answer) => (Status::Ok, answer),
+            Err(error) => {
+                self.used = used;
+                self.failed(&error)
+            }
+        }
+    }
+
+    /// Puts a failure where it goes. Where the area has no room for the words, the status tells alone.
+    pub fn failed(&mut self, error: &Error) -> (Status, Span) {
+        let status = status(error.code());
+        let message = error.to_string();
+        let mut record = Vec::new();
+        let encoded = Answer::failed(status, &message).encode(&mut record);
+        let place = encoded.ok().and_then(|()| self.write(&record));
+        (status, place.unwrap_or_default())
+    }
+
+    async fn deliver(&mut self, mut response: InferResponse) -> Result<Span, Error> {
+        let mut spans: SmallVec<[Span; 2]> = SmallVec::new();
+        let mut writes: SmallVec<[(RingView, Bytes); 2]> = SmallVec::new();
+        for output in &mut response.outputs {
+            let data = std::mem::take(&mut output.data);
+            let span = self.place(&output.name, data.len())?;
+            let view = self.memory.view("an output", span);
+            let view = view.map_err(|error| Error::Internal { detail: error.to_string() })?;
+            spans.push(span);
+            writes.push((view, data));
+        }
+        copy(writes).await?;
+        let record = record(&response, &spans)?;
+        self.write(&record).ok_or_else(|| self.used_up("the answer", record.len()))
+    }
+
+    fn place(&mut self, name: &str, length: usize) -> Result<Span, Error> {
+        let chosen = self.chosen.iter().find(|(chosen, _)| chosen == name);
+        let Some((_, chosen)) = chosen else {
+            let place = self.reserve(length, OUTPUT_ALIGNMENT);
+            return place.ok_or_else(|| self.used_up(&format!("output '{name}'"), length));
+        };
+        if length as u64 > chosen.length {
+            let (output, got) = (name.to_owned(), chosen.length as usize);
+            return Err(Error::OutputRegionTooSmall { output, expected: length, got });
+        }
+        Ok(Span { offset: chosen.offset, length: length as u64 })
+    }
+
+    /// The next bytes of the area that are free, if there are so many.
+    fn reserve(&mut self, length: usize, alignment: u64) -> Option<Span> {
+        let offset = self.used.checked_next_multiple_of(alignment)?;
+        let end = offset.checked_add(length as u64)?;
+        if end > self.area.offset + self.area.length {
+            return None;
+        }
+        self.used = end;
+        Some(Span { offset, length: length as u64 })
+    }
+
+    fn write(&mut self, record: &[u8]) -> Option<Span> {
+        let span = self.reserve(record.len(), RECORD_ALIGNMENT)?;
+        self.memory.view("an answer", span).ok()?.write(record);
+        Some(span)
+    }
+
+    fn used_up(&self, what: &str, length: usize) -> Error {
+        let left = (self.area.offset + self.area.length).saturating_sub(self.used);
+        Error::malformed(format!(
+            "the request's area for answers is too small: {what} takes {length} bytes, {left} of {} \
+             are left",
+            self.area.length
+        ))
+    }
+}
+
+async fn copy(writes: SmallVec<[(RingView, Bytes); 2]>) -> Result<(), Error> {
+    let length: usize = writes.iter().map(|(_, data)| data.len()).sum();
+    let copy = move || {
+        writes.iter().for_each(|(view, data)| view.write(data));
+        Ok(())
+    };
+    if length <= COPIED_HERE_MAX { copy() } else { away(copy).await }
+}
+
+fn record(response: &InferResponse, spans: &[Span]) -> Result<Vec<u8>, Error> {
+    let outputs = response.outputs.iter().zip(spans).map(|(output, &data)| Tensor {
+        name: &output.name,
+        datatype: numbered(output.datatype),
+        dims: Dims::from_slice(&output.shape),
+        data,
+    });
+    let parameters = response.parameters.iter().map(|(name, value)| Described {
+        name,
+        value: match value {
+            Parameter::Bool(value) => Value::Bool(*value),
+            Parameter::Int(value) => Value::Int(*value),
+            Parameter::Uint(value) => Value::Uint(*value),
+            Parameter::Double(value) => Value::Double(*value),
+            Parameter::String(text) => Value::Text(text),
+        },
+    });
+    let answer = Answer {
+        status: Status::Ok,
+        message: "",
+        model: &response.model_name,
+        version: response.model_version,
+        id: &response.id,
+        outputs: outputs.collect(),
+        parameters: parameters.collect(),
+    };
+    let mut record = Vec::with_capacity(256);
+    let encoded = answer.encode(&mut record);
+    encoded.map_err(|error| Error::Internal { detail: error.to_string() })?;
+    Ok(record)
+}
+
+fn status(code: Code) -> Status {
+    match code {
+        Code::Unknown => Status::Unknown,
+        Code::Internal => Status::Internal,
+        Code::NotFound => Status::NotFound,
+        Code::InvalidArgument => Status::InvalidArgument,
+        Code::Unavailable => Status::Unavailable,
+        Code::Unsupported => Status::Unsupported,
+        Code::AlreadyExists => Status::AlreadyExists,
+        Code::Cancelled => Status::Cancelled,
+    }
+}

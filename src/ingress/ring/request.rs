@@ -1,0 +1,141 @@
+//! From a description to an [`InferRequest`].
+
+use std::{sync::Arc, time::Duration};
+
+use nereid_ring::{Parameter as Described, Request, SequenceId, Value};
+use smallvec::SmallVec;
+
+use crate::{
+    inference::{
+        CorrelationId, DataType, Error, InferInput, InferRequest, Parameter, Parameters,
+        RequestedOutput, Sequence, Shape, Timestamp,
+    },
+    ingress::away::away,
+    memory::{BufferPool, RingMemory, RingView},
+};
+
+/// Inputs of up to so many bytes are copied on the reactor: some 100 µs.
+const COPIED_HERE_MAX: usize = 1 << 20;
+
+/// What has a field of its own in a description.
+const FIELDS: [&str; 5] = ["sequence_id", "sequence_start", "sequence_end", "priority", "timeout"];
+
+/// The request that a client describes.
+///
+/// Floating-point numbers are read where they lie, for any bits are a number. Everything else is copied
+/// first: a client that changed an index or the length of a string after it was checked would lead the
+/// model out of its memory.
+///
+/// # Errors
+/// When bytes do not lie within the arena, a parameter is not one, or memory for a copy is used up.
+pub async fn infer_request(
+    memory: &Arc<RingMemory>,
+    pool: &BufferPool,
+    described: &Request<'_>,
+) -> Result<InferRequest, Error> {
+    let mut request = InferRequest {
+        model_name: described.model.into(),
+        model_version: described.version.into(),
+        id: described.id.into(),
+        parameters: parameters(described)?,
+        sequence: sequence(described),
+        priority: described.priority,
+        queue_timeout: micros(described.timeout_us),
+        deadline: micros(described.deadline_us).map(|deadline| Timestamp::now() + deadline),
+        ..InferRequest::default()
+    };
+    let mut copies: SmallVec<[(usize, RingView); 2]> = SmallVec::new();
+    for input in &described.inputs {
+        let view = memory.view("an input", input.data).map_err(|error| {
+            Error::malformed(format!("input '{}' is out of bounds: {error}", input.name))
+        })?;
+        let datatype = datatype(input.datatype);
+        let data = match datatype {
+            DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => view.in_place(),
+            _ => {
+                copies.push((request.inputs.len(), view));
+                bytes::Bytes::new()
+            }
+        };
+        let shape = Shape::from(&*input.dims);
+        request.inputs.push(InferInput::new(input.name, datatype, shape, data));
+    }
+    let copied = copied(copies, pool).await?;
+    for (index, data) in copied {
+        if let Some(input) = request.inputs.get_mut(index) {
+            input.data = data.into();
+        }
+    }
+    for output in &described.outputs {
+        request.outputs.push(RequestedOutput {
+            name: output.name.into(),
+            classification: output.classes,
+            ..RequestedOutput::default()
+        });
+    }
+    Ok(request)
+}
+
+type Copied = SmallVec<[(usize, bytes::Bytes); 2]>;
+
+async fn copied(
+    views: SmallVec<[(usize, RingView); 2]>,
+    pool: &BufferPool,
+) -> Result<Copied, Error> {
+    let length: usize = views.iter().map(|(_, view)| view.len()).sum();
+    let pool = pool.clone();
+    let copy =
+        move || views.into_iter().map(|(index, view)| Ok((index, view.copied(&pool)?))).collect();
+    if length <= COPIED_HERE_MAX { copy() } else { away(copy).await }
+}
+
+fn parameters(described: &Request<'_>) -> Result<Parameters, Error> {
+    let mut parameters = Parameters::default();
+    for Described { name, value } in &described.parameters {
+        if FIELDS.contains(name) || name.starts_with("triton_") {
+            return Err(Error::BadParameter {
+                name: (*name).to_owned(),
+                detail: "is reserved: a description has fields for what it would say".to_owned(),
+            });
+        }
+        parameters.insert(
+            *name,
+            match *value {
+                Value::Bool(value) => Parameter::Bool(value),
+                Value::Int(value) => Parameter::Int(value),
+                Value::Uint(value) => Parameter::Uint(value),
+                Value::Double(value) => Parameter::Double(value),
+                Value::Text(text) => Parameter::String(text.into()),
+            },
+        );
+    }
+    Ok(parameters)
+}
+
+fn sequence(described: &Request<'_>) -> Option<Box<Sequence>> {
+    let (start, end) = (described.sequence_start, described.sequence_end);
+    let id = match described.sequence {
+        SequenceId::None if start || end => CorrelationId::default(),
+        SequenceId::None => return None,
+        SequenceId::Number(number) => CorrelationId::Number(number),
+        SequenceId::Text(text) => CorrelationId::Text(text.into()),
+    };
+    Some(Box::new(Sequence { id, start, end }))
+}
+
+fn micros(count: u64) -> Option<Duration> {
+    (count > 0).then(|| Duration::from_micros(count))
+}
+
+/// Our name of a type in a record: both lists have the same order.
+fn datatype(numbered: nereid_ring::DataType) -> DataType {
+    let mut pairs = nereid_ring::DataType::ALL.into_iter().zip(DataType::ALL);
+    pairs.find(|(theirs, _)| *theirs == numbered).map_or(DataType::Bytes, |(_, ours)| ours)
+}
+
+/// A record's name of a type.
+pub fn numbered(datatype: DataType) -> nereid_ring::DataType {
+    let mut pairs = nereid_ring::DataType::ALL.into_iter().zip(DataType::ALL);
+    let found = pairs.find(|(_, ours)| *ours == datatype);
+    found.map_or(nereid_ring::DataType::Bytes, |(theirs, _)| theirs)
+}

@@ -1,0 +1,248 @@
+//! The one task of a client that takes its submissions, and a task for each request in flight.
+
+use std::{
+    future::{Future as _, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use nereid_ring::{Corrupt, Request, Span, Status, WAITS_FOR_ROOM, WAITS_FOR_WORK};
+
+use super::{
+    answer::Places,
+    client::{Client, Taken},
+    request,
+};
+use crate::{
+    inference::Error,
+    runtime::{self, Draining, ReplyReceiver, draining, spawn, yield_now},
+    serving::Reply,
+};
+
+/// Submissions that are taken before others on the reactor have their turn.
+const TURN: usize = 32;
+
+/// Why a client is no longer served.
+enum End {
+    /// Its socket is closed: it has left, or it is dead.
+    Left,
+    /// It has broken the rules.
+    Corrupt(Corrupt),
+    /// The server stops, and the client has its answers.
+    Drained,
+}
+
+impl From<Corrupt> for End {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::Corrupt(corrupt)
+    }
+}
+
+/// What a client's socket or the server has to say.
+enum Event {
+    Rung,
+    Left,
+    Drain,
+}
+
+/// Serves a client until it leaves, breaks the rules, or the server stops. What it has in flight then is
+/// given up; its memory goes with the last request that reads it.
+pub async fn serve(client: &Rc<Client>, spins: bool) {
+    match run(client, spins).await {
+        End::Left => log::debug!("a client of the ring has left"),
+        End::Corrupt(corrupt) => log::warn!("a client of the ring is sent away: {corrupt}"),
+        End::Drained => {}
+    }
+    client.cancel_all();
+}
+
+async fn run(client: &Rc<Client>, spins: bool) -> End {
+    let mut drain = draining();
+    loop {
+        let awake = match take_turn(client).await {
+            Ok(is_busy) => is_busy || spins,
+            Err(corrupt) => return corrupt.into(),
+        };
+        let event = if awake {
+            yield_now().await;
+            poll_fn(|cx| Poll::Ready(poll_event(client, &mut drain, cx))).await
+        } else {
+            match sleep(client, &mut drain).await {
+                Ok(event) => Poll::Ready(event),
+                Err(corrupt) => return corrupt.into(),
+            }
+        };
+        match event {
+            Poll::Ready(Event::Left) => return End::Left,
+            Poll::Ready(Event::Drain) => return finish(client).await,
+            Poll::Ready(Event::Rung) | Poll::Pending => client.look_for_room(),
+        }
+    }
+}
+
+/// Takes what waits, as far as there is room for the completions; `true` when there may be more.
+async fn take_turn(client: &Rc<Client>) -> Result<bool, Corrupt> {
+    for _ in 0..TURN {
+        if !client.has_room()? {
+            return Ok(false);
+        }
+        match client.take()? {
+            Some(taken) => take_in(client, taken).await,
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Sleeps until there is something to do.
+async fn sleep(client: &Client, drain: &mut Draining) -> Result<Event, Corrupt> {
+    let has_room = client.has_room()?;
+    client.bell().arm(if has_room { WAITS_FOR_WORK } else { WAITS_FOR_ROOM });
+    let could_go_on = client.has_room()? && (client.has_work()? || client.is_crowded());
+    let event = match could_go_on {
+        true => Event::Rung,
+        false => poll_fn(|cx| poll_event(client, drain, cx)).await,
+    };
+    client.bell().disarm();
+    Ok(event)
+}
+
+fn poll_event(client: &Client, drain: &mut Draining, cx: &mut Context<'_>) -> Poll<Event> {
+    if Pin::new(drain).poll(cx).is_ready() {
+        return Poll::Ready(Event::Drain);
+    }
+    let mut rings = [0; 64];
+    let read = client.socket.borrow_mut().poll_read(cx, &mut rings);
+    match read {
+        Poll::Ready(Ok(1..)) => Poll::Ready(Event::Rung),
+        Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Event::Left),
+        // What the bell asked for may have changed: it is asked anew.
+        Poll::Pending if client.takes_wake(cx) => Poll::Ready(Event::Rung),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+/// Waits for the answers that are still to come.
+async fn finish(client: &Client) -> End {
+    client.end();
+    poll_fn(|cx| {
+        let mut rings = [0; 64];
+        loop {
+            if client.is_idle() {
+                return Poll::Ready(End::Drained);
+            }
+            client.takes_wake(cx);
+            match ready!(client.socket.borrow_mut().poll_read(cx, &mut rings)) {
+                Ok(1..) => client.look_for_room(),
+                Ok(0) | Err(_) => return Poll::Ready(End::Left),
+            }
+        }
+    })
+    .await
+}
+
+async fn take_in(client: &Rc<Client>, taken: Taken) {
+    match taken {
+        Taken::Cancel { token } => client.cancel(token),
+        Taken::Nonsense { token, error } => {
+            log::debug!("a client of the ring submitted nonsense: {error}");
+            let key = client.begin(token);
+            client.put_last(key, Status::InvalidArgument, Span::default());
+        }
+        Taken::Request { token, description } => {
+            let key = client.begin(token);
+            let mut places = Places::in_area(&client.memory, Request::area_of(&description));
+            match begin(client, &description, &mut places).await {
+                Ok(answer) => {
+                    let replies = Replies { answer, held: None };
+                    spawn(&"a request of the ring", tell(client.clone(), key, places, replies));
+                }
+                Err(error) => {
+                    let (status, answer) = places.failed(&error);
+                    client.put_last(key, status, answer);
+                }
+            }
+        }
+    }
+}
+
+async fn begin(
+    client: &Client,
+    description: &[u8],
+    places: &mut Places,
+) -> Result<ReplyReceiver<Reply>, Error> {
+    let described = Request::parse(description);
+    let described = described.map_err(|error| Error::malformed(error.to_string()))?;
+    places.choose(&described)?;
+    let request = request::infer_request(&client.memory, client.server.pool(), &described).await?;
+    client.server.infer(request)
+}
+
+/// The replies to a request, of which each can tell whether it is the last.
+struct Replies {
+    answer: ReplyReceiver<Reply>,
+    /// One that came with another before it.
+    held: Option<Reply>,
+}
+
+enum Next {
+    /// Others, or their end, are still to come.
+    More(Reply),
+    Last(Reply),
+    /// No other comes. The model may have ended without telling why.
+    End {
+        is_told: bool,
+    },
+    /// The client has given the request up.
+    Cancelled,
+}
+
+impl Replies {
+    fn poll(&mut self, client: &Client, key: usize, cx: &mut Context<'_>) -> Poll<Next> {
+        if client.poll_cancelled(key, cx).is_ready() {
+            return Poll::Ready(Next::Cancelled);
+        }
+        let reply = match self.held.take() {
+            Some(held) => held,
+            None => match ready!(self.answer.poll_receive(cx)) {
+                Some(reply) => reply,
+                None => return Poll::Ready(Next::End { is_told: self.is_end_told() }),
+            },
+        };
+        Poll::Ready(match self.answer.poll_receive(cx) {
+            Poll::Ready(None) if self.is_end_told() => Next::Last(reply),
+            Poll::Ready(next) => {
+                self.held = next;
+                Next::More(reply)
+            }
+            Poll::Pending => Next::More(reply),
+        })
+    }
+
+    fn is_end_told(&self) -> bool {
+        self.answer.end().is_some_and(|end| end != runtime::End::Dropped)
+    }
+}
+
+/// Tells a client what comes of its request.
+async fn tell(client: Rc<Client>, key: usize, mut places: Places, mut replies: Replies) {
+    let last = loop {
+        match poll_fn(|cx| replies.poll(&client, key, cx)).await {
+            Next::Cancelled => break Err(Error::Cancelled),
+            Next::End { is_told: true } => {
+                return client.put_last(key, Status::Ok, Span::default());
+            }
+            Next::End { is_told: false } => break Err(Error::unanswered()),
+            Next::Last(reply) => break reply,
+            Next::More(reply) => {
+                let (status, answer) = places.answer(reply).await;
+                if poll_fn(|cx| client.poll_room(key, cx)).await {
+                    client.put_more(key, status, answer);
+                }
+            }
+        }
+    };
+    let (status, answer) = places.answer(last).await;
+    client.put_last(key, status, answer);
+}

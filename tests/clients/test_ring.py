@@ -1,0 +1,166 @@
+"""The ring, by its Python client: arrays in shared memory, in waiting and in asyncio programs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from . import conftest, models, triton
+
+sys.path.insert(0, str(conftest.ROOT / "clients" / "python"))
+os.environ.setdefault("NEREID_RING_LIBRARY", str(conftest.NEREID.parent / "libnereid_ring_c.so"))
+
+import nereid_ring  # noqa: E402  (the path to it is only known here)
+from nereid_ring import AsyncRing, Ring, RingError  # noqa: E402
+
+SMALL = {"arena_bytes": 8 << 20, "requests": 64}
+
+
+@pytest.fixture(scope="module")
+def served(driver, binary, repository, tmp_path_factory):
+    """A server with a ring, and the path of its socket."""
+    folder = tmp_path_factory.mktemp("ring")
+    path = folder / "socket"
+    flags = (f"--io-driver={driver}", "--reactors=2", f"--ring-socket={path}")
+    with conftest.servers.Server(f"nereid-ring-{driver}", binary, repository, flags, folder / "log") as server:
+        yield server, path
+
+
+@pytest.fixture
+def ring(served):
+    """A connection."""
+    with Ring(served[1], **SMALL) as ring:
+        yield ring
+
+
+@pytest.mark.parametrize("datatype", models.TYPES)
+def test_every_type_comes_back(ring, datatype):
+    array = triton.values(datatype, (6,))
+    answer = ring.infer(datatype.lower(), {"INPUT0": array})
+    assert (answer.model, answer.version, list(answer)) == (datatype.lower(), 1, ["OUTPUT0"])
+    np.testing.assert_array_equal(answer["OUTPUT0"], array)
+
+
+@pytest.mark.parametrize("elements", [0, 16, 500_000])
+def test_arrays_of_the_arena_are_not_copied(ring, elements):
+    given, wanted = ring.empty(elements, np.float32), ring.empty(elements, np.float32)
+    given[:] = np.arange(elements)
+    answer = ring.infer("fp32", {"INPUT0": given}, {"OUTPUT0": wanted})
+    np.testing.assert_array_equal(wanted, given)
+    assert elements == 0 or answer["OUTPUT0"].ctypes.data == wanted.ctypes.data
+    part = ring.infer("fp32", {"INPUT0": given[: elements // 2]})["OUTPUT0"]
+    np.testing.assert_array_equal(part, given[: elements // 2])
+
+
+def test_arrays_outlive_their_ring(served):
+    with Ring(served[1], **SMALL) as ring:
+        kept = ring.infer("fp32", {"INPUT0": np.ones(16, np.float32)})["OUTPUT0"]
+    del ring
+    gc.collect()
+    assert kept.sum() == 16
+
+
+def test_memory_is_given_back(ring):
+    """A hundred times a third of the arena."""
+    large = np.zeros(300_000, np.float32)
+    for number in range(100):
+        large[0] = number
+        assert ring.infer("fp32", {"INPUT0": large}, area_bytes=2_000_000)["OUTPUT0"][0] == number
+    with pytest.raises(RingError, match="bytes in a row are free"):
+        ring.empty(16 << 20, np.uint8)
+
+
+def test_failures_have_their_words(ring):
+    given = {"INPUT0": np.zeros(4, np.float32)}
+    with pytest.raises(RingError, match="'absent' is not found") as raised:
+        ring.infer("absent", given)
+    assert raised.value.status == "Not found"
+    with pytest.raises(RingError, match="area for answers is too small"):
+        ring.infer("fp32", {"INPUT0": np.zeros(16, np.float32)}, area_bytes=140)
+    with pytest.raises(TypeError, match="no tensor has the type complex128"):
+        ring.infer("fp32", {"INPUT0": np.zeros(4, complex)})
+    with pytest.raises(ValueError, match="does not lie in the arena"):
+        ring.infer("fp32", given, {"OUTPUT0": np.zeros(4, np.float32)})
+    with pytest.raises(RingError, match="parameter 'timeout' is reserved"):
+        ring.infer("fp32", given, parameters={"timeout": 3})
+    with pytest.raises(RingError, match="deadline expired"):
+        ring.infer("patient", {"INPUT0": np.zeros((1, 4), np.float32)}, deadline=0.01)
+
+
+def test_classes_are_named(ring):
+    scores = np.array([[0.1, 0.7, 0.2]], np.float32)
+    answer = ring.infer("labels", {"INPUT0": scores}, {"OUTPUT0": 2}, id="seven")
+    assert answer.id == "seven"
+    assert answer["OUTPUT0"].tolist() == [[b"0.700000:1:bee", b"0.200000:2:cat"]]
+
+
+def test_a_batch_of_requests_in_flight(ring):
+    """They wait for each other in the batcher."""
+    arrays = [np.full((1, 4), number, np.float32) for number in range(48)]
+    pending = [ring.submit("gather", {"INPUT0": array}) for array in arrays]
+    for array, request in reversed(list(zip(arrays, pending))):
+        np.testing.assert_array_equal(ring.wait(request)["OUTPUT0"], array)
+
+
+def test_a_real_model(ring):
+    if not models.has_onnxruntime():
+        pytest.skip("the ONNX Runtime back end is not installed")
+    answer = ring.infer("mlp", {"x": np.ones((2, 4), np.float32)})
+    assert answer["y"].shape == (2, 3)
+    again = ring.infer("mlp", {"x": ring.array(np.ones((2, 4), np.float32))})
+    np.testing.assert_array_equal(again["y"], answer["y"])
+
+
+def test_a_model_that_answers_any_number_of_times(ring, served):
+    values, delays = np.arange(5, dtype=np.int32), np.zeros(5, np.uint32)
+    given = {"IN": values, "DELAY": delays, "WAIT": np.zeros(1, np.uint32)}
+    answers = list(ring.stream("repeat", given))
+    assert [answer["OUT"].item() for answer in answers] == values.tolist()
+    none = {"IN": values[:0], "DELAY": delays[:0], "WAIT": np.zeros(1, np.uint32)}
+    assert list(ring.stream("repeat", none)) == []
+
+    async def main() -> None:
+        async with AsyncRing(served[1], requests=2, arena_bytes=1 << 20) as ring:
+            found = [answer["OUT"].item() async for answer in ring.stream("repeat", given)]
+            assert found == values.tolist()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_asyncio(served):
+    async def ask(ring: AsyncRing, number: int) -> None:
+        array = np.full((1, 4), number, np.float32)
+        answer = await ring.infer("gather", {"INPUT0": array})
+        np.testing.assert_array_equal(answer["OUTPUT0"], array)
+
+    async def main() -> None:
+        async with AsyncRing(served[1], **SMALL) as ring:
+            await asyncio.gather(*(ask(ring, number) for number in range(40)))
+            with pytest.raises(RingError, match="not found"):
+                await ring.infer("absent", {})
+            slow = asyncio.create_task(ring.infer("patient", {"INPUT0": np.zeros((1, 4), np.float32)}))
+            await asyncio.sleep(0.05)
+            slow.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await slow
+            await ask(ring, 7)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_who_waits_learns_that_the_server_stops(start, repository, tmp_path):
+    path = tmp_path / "socket"
+    server = start(repository, f"--ring-socket={path}", "--exit-timeout-secs=1")
+    with Ring(path, **SMALL) as ring:
+        ring.infer("fp32", {"INPUT0": np.zeros(4, np.float32)})
+        server.stop()
+        with pytest.raises(RingError, match="closed"):
+            ring.infer("fp32", {"INPUT0": np.zeros(4, np.float32)})
+    assert not path.exists()
+    with pytest.raises(RingError, match="cannot connect"):
+        nereid_ring.Ring(path)

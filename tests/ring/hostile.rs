@@ -1,0 +1,245 @@
+//! Clients that break the rules: each harms itself alone.
+
+use std::{
+    io::{IoSliceMut, Read as _, Write as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nereid_ring::{
+    HELLO_BYTES, Header, Hello, Memory, Operation, Request, Span, Submission, WELCOME_BYTES,
+    Welcome, Words,
+};
+use nereid_ring_client::Options;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+use crate::server::{DRIVERS, PATIENCE, Server, echo, submit, wait};
+
+/// A client that can write whatever it likes.
+struct Raw {
+    socket: UnixStream,
+    memory: Memory,
+    header: Header,
+    put: u32,
+}
+
+impl Raw {
+    fn connect(server: &Server) -> Self {
+        let mut socket = UnixStream::connect(server.socket()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let hello = Hello { arena_bytes: 1 << 16, submissions: 16, completions: 16, spin: false };
+        socket.write_all(&hello.encode()).unwrap();
+        let mut welcome = [0; WELCOME_BYTES];
+        let mut space = nix::cmsg_space!([i32; 1]);
+        let file = {
+            let mut buffers = [IoSliceMut::new(&mut welcome)];
+            let flags = MsgFlags::MSG_WAITALL;
+            let got =
+                recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags).unwrap();
+            let descriptor = got.cmsgs().unwrap().find_map(|control| match control {
+                ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
+                _ => None,
+            });
+            // SAFETY: the system has just made this descriptor for us.
+            unsafe { OwnedFd::from_raw_fd(descriptor.unwrap()) }
+        };
+        let total = Welcome::parse(&welcome).unwrap().total_bytes;
+        let memory = Memory::map(file.as_fd(), total as usize).unwrap();
+        let mut bytes = [0; 64];
+        memory.read(0, &mut bytes);
+        let header = Header::parse(&bytes, total).unwrap();
+        Self { socket, memory, header, put: 0 }
+    }
+
+    fn put(&mut self, entry: &[u8]) {
+        let place = (self.put & (self.header.submissions - 1)) as usize;
+        self.memory.write(self.header.submission_at(place), entry);
+        self.put = self.put.wrapping_add(1);
+        self.set(Words::SUBMISSION_TAIL, self.put);
+    }
+
+    fn set(&self, word: usize, value: u32) {
+        self.memory.word(word).store(value, Ordering::Release);
+        // The server may have closed the socket.
+        let _ = (&self.socket).write(&[1]);
+    }
+
+    /// Waits until the server has closed the socket.
+    fn is_sent_away(&mut self) -> bool {
+        let mut rings = [0; 64];
+        loop {
+            match self.socket.read(&mut rings) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        }
+    }
+}
+
+#[test]
+fn who_writes_an_impossible_index_is_sent_away_and_nobody_else() {
+    for driver in DRIVERS {
+        let server = Server::start(driver, &[]);
+        let mut other = server.client();
+        for (word, value) in [
+            (Words::SUBMISSION_TAIL, 17),
+            (Words::SUBMISSION_TAIL, u32::MAX),
+            (Words::COMPLETION_HEAD, 1),
+            (Words::COMPLETION_HEAD, 0x8000_0000),
+        ] {
+            let mut raw = Raw::connect(&server);
+            raw.set(word, value);
+            assert!(raw.is_sent_away(), "{word} {value}");
+            echo(&mut other, "fp32", &[1; 64]).unwrap();
+        }
+        server.wait_until("one client is left", |server| server.memories() == 1);
+    }
+}
+
+#[test]
+fn a_submission_that_makes_no_sense_has_its_completion() {
+    let server = Server::start("epoll", &[]);
+    let mut raw = Raw::connect(&server);
+    let infer = |span| Submission { token: 9, operation: Operation::Infer, span }.encode();
+    let mut unknown = infer(Span::default());
+    unknown[8] = 77;
+    let nonsense = [
+        unknown,
+        infer(Span { offset: 0, length: 0 }),
+        infer(Span { offset: u64::MAX, length: 8 }),
+        infer(Span { offset: 8, length: u64::MAX }),
+        infer(Span { offset: 0, length: (1 << 16) + 1 }),
+        infer(Span { offset: 0, length: 1 << 16 }),
+    ];
+    for (count, entry) in (1u32..).zip(nonsense) {
+        raw.put(&entry);
+        let tail = raw.memory.word(Words::COMPLETION_TAIL);
+        let until = Instant::now() + PATIENCE;
+        while tail.load(Ordering::Acquire) != count {
+            assert!(Instant::now() < until, "no completion of submission {count}");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let mut completion = [0; 32];
+        raw.memory.read(raw.header.completion_at(count as usize - 1), &mut completion);
+        let completion = nereid_ring::Completion::parse(&completion).unwrap();
+        assert_eq!((completion.token, completion.is_final), (9, true));
+        assert_eq!(completion.status, nereid_ring::Status::InvalidArgument);
+    }
+}
+
+#[test]
+fn what_is_no_hello_is_refused() {
+    let server = Server::start("epoll", &[]);
+    let mut socket = UnixStream::connect(server.socket()).unwrap();
+    socket.write_all(&[b'x'; HELLO_BYTES]).unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).unwrap();
+    let text = String::from_utf8_lossy(&answer[WELCOME_BYTES..]).into_owned();
+    assert!(text.contains("the client's hello: expected magic bytes"), "{text}");
+}
+
+#[test]
+fn noise_all_over_the_memory_harms_nobody_else() {
+    const CLIENTS: u64 = 40;
+    for driver in DRIVERS {
+        let server = Server::start(driver, &[]);
+        let mut other = server.client();
+        for seed in 0..CLIENTS {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut raw = Raw::connect(&server);
+            for _ in 0..random.usize(1..40) {
+                noise(&mut raw, &mut random);
+            }
+            echo(&mut other, "fp32", &[1; 64]).unwrap();
+        }
+        server.wait_until("one client is left", |server| server.memories() == 1);
+    }
+}
+
+/// A request with some of its bytes changed, or bytes anywhere.
+fn noise(raw: &mut Raw, random: &mut fastrand::Rng) {
+    let input = nereid_ring::Tensor {
+        name: "INPUT0",
+        datatype: nereid_ring::DataType::Int64,
+        dims: [8].into_iter().collect(),
+        data: Span { offset: 4096, length: 64 },
+    };
+    let request = Request {
+        model: "int64",
+        area: Span { offset: 8192, length: 4096 },
+        inputs: [input].into_iter().collect(),
+        ..Request::default()
+    };
+    let mut bytes = Vec::new();
+    request.encode(&mut bytes).unwrap();
+    for _ in 0..random.usize(0..4) {
+        let at = random.usize(0..bytes.len());
+        bytes[at] = random.u8(..);
+    }
+    raw.memory.write(raw.header.arena_at as usize, &bytes);
+    let length = bytes.len() as u64;
+    let span = Span { offset: 0, length };
+    let mut entry =
+        Submission { token: random.u64(..), operation: Operation::Infer, span }.encode();
+    match random.u8(0..8) {
+        0 => raw.set(64 * random.usize(2..8), random.u32(..)),
+        1 => random.fill(&mut entry),
+        2 => {
+            let mut page = [0; 4096];
+            random.fill(&mut page);
+            raw.memory.write(4096 * random.usize(0..raw.memory.len() / 4096), &page);
+        }
+        _ => {}
+    }
+    raw.put(&entry);
+    // What was put is taken, so that requests go on being read.
+    let tail = raw.memory.word(Words::COMPLETION_TAIL).load(Ordering::Acquire);
+    raw.set(Words::COMPLETION_HEAD, tail);
+}
+
+#[test]
+fn memory_that_changes_under_the_server_is_copied_before_it_is_checked() {
+    for driver in DRIVERS {
+        let server = Server::start(driver, &[]);
+        let options = Options { requests: 4, ..Options::default() };
+        let mut ring = server.connect(&options).unwrap();
+        let mut other = server.client();
+        // Two strings of any lengths, which a second thread changes all the while.
+        let mut input = ring.allocate(4096).unwrap();
+        input.fill(0);
+        let place = input.address().expose_provenance();
+        let (is_over, area) = (AtomicBool::new(false), ring.allocate(8192).unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let first = std::ptr::with_exposed_provenance_mut::<u32>(place);
+                // SAFETY: the block lives until the scope ends, and is aligned; all use it as it is.
+                let first = unsafe { std::sync::atomic::AtomicU32::from_ptr(first) };
+                while !is_over.load(Ordering::Relaxed) {
+                    for length in [4092, 4088, u32::MAX, 0] {
+                        first.store(length, Ordering::Relaxed);
+                    }
+                }
+            });
+            let mut request = crate::server::request("bytes", &input, &area);
+            request.inputs[0].dims = [1].into_iter().collect();
+            let mut outcomes = [0, 0];
+            for _ in 0..300 {
+                // SAFETY: both blocks live until the scope ends, and nobody looks at the area.
+                unsafe { ring.submit_lent(&request) }.unwrap();
+                let completion = wait(&mut ring);
+                outcomes[usize::from(completion.answer().is_ok())] += 1;
+            }
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(outcomes.iter().sum::<i32>(), 300);
+        });
+        echo(&mut other, "fp32", &[1; 64]).unwrap();
+        submit(&mut ring, "bytes", &[0; 4]).unwrap();
+        wait(&mut ring);
+    }
+}

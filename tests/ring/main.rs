@@ -1,0 +1,6 @@
+//! The ring end to end: a real server, and clients that keep the rules, break them, or die.
+
+mod answers;
+mod hostile;
+mod killed;
+mod server;
