@@ -89,27 +89,6 @@ pub(super) const PACKAGES: &[Package] = &[
         companion: None,
         elsewhere: None,
     },
-    // The compiler alone: what it compiles needs a driver and a GPU.
-    Package {
-        name: "cuda",
-        version: cuda::VERSION,
-        sources: &[Source {
-            project: "nvidia-cuda-nvrtc",
-            version: cuda::VERSION,
-            platform: "manylinux_2_12",
-            wheels: &[Wheel {
-                architecture: "x86_64",
-                sha256: "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
-            }],
-            kept: &[
-                ("nvidia/cu13/lib/libnvrtc.so.13", "libnvrtc.so.13"),
-                ("nvidia/cu13/lib/libnvrtc-builtins.so.13.0", "libnvrtc-builtins.so.13.0"),
-                ("nvidia_cuda_nvrtc-13.0.88.dist-info/licenses/License.txt", "License.txt"),
-            ],
-        }],
-        companion: None,
-        elsewhere: None,
-    },
     // What runs on the host: the wheel is built with CUDA, of which its library for the host needs
     // two small ones.
     Package {
@@ -164,5 +143,26 @@ pub(super) const PACKAGES: &[Package] = &[
         ],
         companion: Some(Companion { file: pytorch::BRIDGE, command: pytorch::BUILD }),
         elsewhere: Some(Elsewhere { library: "lib/libtorch_cpu.so", note: pytorch::INSTALLATION }),
+    },
+    // The compiler alone: what it compiles needs a driver and a GPU.
+    Package {
+        name: "cuda",
+        version: cuda::VERSION,
+        sources: &[Source {
+            project: "nvidia-cuda-nvrtc",
+            version: cuda::VERSION,
+            platform: "manylinux_2_12",
+            wheels: &[Wheel {
+                architecture: "x86_64",
+                sha256: "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
+            }],
+            kept: &[
+                ("nvidia/cu13/lib/libnvrtc.so.13", "libnvrtc.so.13"),
+                ("nvidia/cu13/lib/libnvrtc-builtins.so.13.0", "libnvrtc-builtins.so.13.0"),
+                ("nvidia_cuda_nvrtc-13.0.88.dist-info/licenses/License.txt", "License.txt"),
+            ],
+        }],
+        companion: None,
+        elsewhere: None,
     },
 ];

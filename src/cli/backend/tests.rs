@@ -160,7 +160,11 @@ fn what_cannot_be_had_is_named() {
         beside: None,
     };
     let cases = [
-        ("tensorrt", "x86_64", "no back end is named 'tensorrt'; there are: onnxruntime, pytorch"),
+        (
+            "tensorrt",
+            "x86_64",
+            "no back end is named 'tensorrt'; there are: onnxruntime, pytorch, cuda",
+        ),
         ("onnxruntime", "riscv64", "this machine's riscv64, only for x86_64, aarch64"),
         ("pytorch", "aarch64", "this machine's aarch64, only for x86_64"),
         ("onnxruntime", "x86_64", "python3, which fetches the package, could not be started"),
