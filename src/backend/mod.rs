@@ -61,6 +61,10 @@ pub trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// Ends what runs outside of the server, because the server is about to end; for at most `patience`
+    /// it waits for what must not be cut off. No request comes any more.
+    fn stop(&self, _patience: std::time::Duration) {}
+
     /// Loads one version of a model; what all its instances share is loaded here, once.
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError>;
 }

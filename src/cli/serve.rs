@@ -366,6 +366,7 @@ fn stop(control: &ModelControl, acceptor: Acceptor, reactors: Reactors, patience
         );
     }
     server.unload_all();
+    control.loader().backends.stop(until.saturating_duration_since(Instant::now()));
     reactors.stop();
     server.tracer().stop();
 }

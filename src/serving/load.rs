@@ -2,6 +2,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use super::{
@@ -54,6 +55,15 @@ impl Backends {
     /// The back ends that have been opened, or failed to.
     pub fn opened(&self) -> impl Iterator<Item = (&'static str, &OpenedBackend)> {
         self.0.iter().filter_map(|(name, backend)| Some((*name, backend.opened.get()?)))
+    }
+
+    /// Has all that were opened end what they run outside of the server.
+    pub fn stop(&self, patience: Duration) {
+        for (_, backend) in self.opened() {
+            if let Ok(backend) = backend {
+                backend.stop(patience);
+            }
+        }
     }
 
     /// The names of all.

@@ -179,7 +179,7 @@ class TritonPythonModel:
     server.stop()
     log = server.log.read_text()
     assert "talks (talks_0): printed at the start" in log
-    assert "model.py:13] \"talks (talks_0): a warning of the model\"" in log
+    assert "model.py:12] \"talks (talks_0): a warning of the model\"" in log
     assert "talks (talks_0): printed at the end" in log
 
 

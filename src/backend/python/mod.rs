@@ -27,7 +27,7 @@ use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use self::{
@@ -52,7 +52,11 @@ pub struct Python {
     version: String,
     environments: Environments,
     sources: Arc<OwnedFd>,
+    seats: Seats,
 }
+
+/// The instances of all models.
+type Seats = Arc<Mutex<Vec<Weak<Seat>>>>;
 
 impl Python {
     /// With the interpreter that the settings of `--backend-config=python,…` name, or `python3`.
@@ -69,6 +73,7 @@ impl Python {
             version,
             environments: Environments::default(),
             sources: Arc::new(sources),
+            seats: Seats::default(),
         })
     }
 
@@ -83,6 +88,7 @@ impl Python {
             environment,
             sources: self.sources.clone(),
             seats: Mutex::default(),
+            all_seats: self.seats.clone(),
         })
     }
 }
@@ -111,6 +117,16 @@ impl Backend for Python {
         repository::from_json(&completed).map(Some).map_err(|error| BackendError(error.to_string()))
     }
 
+    fn stop(&self, patience: Duration) {
+        let seats = std::mem::take(&mut *self.seats.lock().unwrap_or_else(PoisonError::into_inner));
+        let seats: Vec<_> = seats.iter().filter_map(Weak::upgrade).collect();
+        seats.iter().for_each(|seat| seat.stop());
+        let until = Instant::now() + patience;
+        for seat in seats {
+            seat.wait(until.saturating_duration_since(Instant::now()));
+        }
+    }
+
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
         Ok(Arc::new(self.model(source)?))
     }
@@ -125,6 +141,7 @@ struct PythonModel {
     environment: Option<Arc<Unpacked>>,
     sources: Arc<OwnedFd>,
     seats: Mutex<Vec<Weak<Seat>>>,
+    all_seats: Seats,
 }
 
 impl PythonModel {
@@ -170,7 +187,11 @@ impl Model for PythonModel {
         };
         let outline = Arc::new(self.outline(&placement.name, kind, &device));
         let (seat, supervisor) = Seat::take(outline.clone(), Services::new(host))?;
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&seat));
+        for seats in [&self.seats, &*self.all_seats] {
+            let mut seats = seats.lock().unwrap_or_else(PoisonError::into_inner);
+            seats.retain(|seat| seat.strong_count() > 0);
+            seats.push(Arc::downgrade(&seat));
+        }
         let supervisor = Some(supervisor);
         Ok(ModelInstance::Requests(Box::new(PythonInstance { outline, seat, supervisor })))
     }

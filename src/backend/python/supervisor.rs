@@ -45,9 +45,10 @@ pub struct Seat {
     services: Services,
     session: Mutex<Option<Arc<Session>>>,
     stopping: AtomicBool,
-    /// Rung when it is to stop; with it goes the lock of a back-off.
+    /// Rung when it is to stop, and when it has.
     stopped: Condvar,
-    resting: Mutex<()>,
+    /// Whether the thread that keeps the process has nothing more to do.
+    is_over: Mutex<bool>,
 }
 
 /// What a process was started for.
@@ -72,11 +73,14 @@ impl Seat {
         let seat = Arc::new(Self::new(outline, services));
         let (report, started) = mpsc::channel();
         let kept = seat.clone();
-        let supervisor =
-            thread::Builder::new()
-                .name(name)
-                .spawn(move || kept.supervise(&report))
-                .map_err(|error| BackendError(format!("cannot start a thread: {error}")))?;
+        let supervisor = thread::Builder::new()
+            .name(name)
+            .spawn(move || {
+                kept.supervise(&report);
+                *kept.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                kept.stopped.notify_all();
+            })
+            .map_err(|error| BackendError(format!("cannot start a thread: {error}")))?;
         match started.recv() {
             Ok(Ok(())) => Ok((seat, supervisor)),
             Ok(Err(error)) => Err(error),
@@ -111,7 +115,7 @@ impl Seat {
             session: Mutex::default(),
             stopping: AtomicBool::new(false),
             stopped: Condvar::new(),
-            resting: Mutex::default(),
+            is_over: Mutex::default(),
         }
     }
 
@@ -128,11 +132,18 @@ impl Seat {
     /// Ends the process, after the model's `finalize`, and the thread that keeps it.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        drop(self.resting.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(self.is_over.lock().unwrap_or_else(PoisonError::into_inner));
         self.stopped.notify_all();
         if let Some(session) = self.session() {
             session.line.ring();
         }
+    }
+
+    /// Waits until the process and its thread have ended, or for `limit`.
+    pub fn wait(&self, limit: Duration) {
+        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.stopped.wait_timeout_while(is_over, limit, |is_over| !*is_over);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     fn is_stopping(&self) -> bool {
@@ -184,8 +195,8 @@ impl Seat {
 
     /// Rests before the next start. Tells whether it is to stop.
     fn rest(&self, limit: Duration) -> bool {
-        let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        let rested = self.stopped.wait_timeout_while(resting, limit, |()| !self.is_stopping());
+        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let rested = self.stopped.wait_timeout_while(is_over, limit, |_| !self.is_stopping());
         drop(rested.unwrap_or_else(PoisonError::into_inner));
         self.is_stopping()
     }
