@@ -27,8 +27,12 @@ pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{
-        BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime, python::Python,
+        BackendError, Identity, Ops, Repeat,
+        cuda::{Cuda, Devices},
+        onnxruntime::OnnxRuntime,
+        python::Python,
     },
+    device::{self, Device, cuda::CudaSettings},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -119,7 +123,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let instance_cores = args.instance_cores(&topology, all).map_err(ServeError::OtherFlags)?;
     let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
-    let control = control(args, server.clone());
+    let control = control(args, server.clone())?;
     let mut listeners = listen(args, &control)?;
     if let Some(path) = args.ring.path() {
         let listener = args.ring.listen(&server, reactors.handles().last());
@@ -148,7 +152,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     stopped
 }
 
-fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
+fn control(args: &ServeArgs, server: Arc<Server>) -> Result<Arc<ModelControl>, ServeError> {
     let options = Arc::new(args.repository_options());
     let loader = Loader {
         backends: find_backends(args.backend_directory(), &options),
@@ -156,8 +160,8 @@ fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
         options,
         retries: args.model_load_retry_count,
     };
-    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing);
-    ModelControl::new(server, repository, loader, args.control_settings())
+    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing)?;
+    Ok(ModelControl::new(server, repository, loader, args.control_settings()))
 }
 
 fn load(
@@ -189,10 +193,7 @@ pub fn find_backends(directory: Option<PathBuf>, options: &Options) -> Backends 
     let python = options.settings("python");
     backends.add("python", move || Ok(Arc::new(Python::open(&python)?)));
     let compilers = directory.clone();
-    backends.add("cuda", move || {
-        let devices = || Err("this server does not open GPUs yet".to_owned());
-        Ok(Arc::new(Cuda::new(compilers.clone(), devices)))
-    });
+    backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), open_gpus))));
     backends.add("onnxruntime", move || {
         let directory = directory.as_ref().ok_or_else(|| {
             BackendError(
@@ -204,6 +205,14 @@ pub fn find_backends(directory: Option<PathBuf>, options: &Options) -> Backends 
         Ok(Arc::new(OnnxRuntime::open(directory)?))
     });
     backends
+}
+
+/// The GPUs, or why there are none.
+fn open_gpus() -> Devices {
+    match device::cuda::open(&CudaSettings::default()) {
+        Ok(gpus) => Ok(gpus.into_iter().map(|gpu| gpu as Arc<dyn Device>).collect()),
+        Err(reason) => Err(reason.to_string()),
+    }
 }
 
 fn listen(

@@ -5,15 +5,18 @@
 //! streams run beside them; [`Event`]s order streams among each other, and [`Stream::call`] tells the
 //! host how far one has come. An operation keeps alive what it reads and writes, so no caller can
 //! free memory under it. [`host`] is a twin of a GPU on the host's processors, with engines as threads
-//! or in virtual time. [`kernels`] are ours, each with a twin for the host.
+//! or in virtual time; [`cuda`] is the real thing. [`kernels`] are ours, each with a twin for the host.
+//! [`streams`] decides what runs next.
 //!
 //! This room knows bytes, places and times. It must not know models, tensors, requests, or who waits.
 
+pub mod cuda;
 mod error;
 pub mod host;
 pub mod kernels;
 mod launch;
 mod memory;
+pub mod streams;
 
 use std::{sync::Arc, time::Duration};
 
@@ -168,13 +171,9 @@ pub struct Report {
     pub began: Timestamp,
     /// When the last of them ended.
     pub ended: Timestamp,
-}
-
-impl Report {
-    /// From the beginning of the first operation to the end of the last.
-    pub fn duration(&self) -> Duration {
-        self.ended - self.began
-    }
+    /// How long they kept an engine busy, without what others did in between where the device can tell
+    /// that apart.
+    pub busy: Duration,
 }
 
 /// A point in the work of a stream.

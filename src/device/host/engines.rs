@@ -1,7 +1,7 @@
 //! What the engines of a device do next: a state machine over streams, events and time, without
 //! threads or clocks of its own.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
@@ -46,6 +46,7 @@ struct Stream {
     error: Option<DeviceError>,
     began: Option<Timestamp>,
     ended: Option<Timestamp>,
+    busy: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +91,7 @@ impl Engines {
             error: None,
             began: None,
             ended: None,
+            busy: Duration::ZERO,
         })
     }
 
@@ -155,7 +157,10 @@ impl Engines {
         let ready_at = target.ready_at;
         let report = match operation {
             Operation::Call(_) => target.report(),
-            _ => Report { outcome: Ok(()), began: ready_at, ended: ready_at },
+            _ => {
+                let (outcome, busy) = (Ok(()), Duration::ZERO);
+                Report { outcome, began: ready_at, ended: ready_at, busy }
+            }
         };
         Some(Taken { stream, operation, ready_at, report })
     }
@@ -171,6 +176,7 @@ impl Engines {
         let target = &mut self.streams[stream];
         target.began.get_or_insert(began);
         target.ended = Some(ended);
+        target.busy += ended - began;
         if let Err(error) = outcome {
             target.error.get_or_insert(error);
         }
@@ -255,6 +261,7 @@ impl Stream {
     fn report(&mut self) -> Report {
         let outcome = self.error.take().map_or(Ok(()), Err);
         let ended = self.ended.take().unwrap_or(self.ready_at);
-        Report { outcome, began: self.began.take().unwrap_or(ended), ended }
+        let (began, busy) = (self.began.take().unwrap_or(ended), std::mem::take(&mut self.busy));
+        Report { outcome, began, ended, busy }
     }
 }

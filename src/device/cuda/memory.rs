@@ -1,0 +1,210 @@
+use std::{os::raw::c_void, sync::Arc};
+
+use bytes::Bytes;
+use cudarc::driver::{result, sys};
+
+use super::driver::Context;
+use crate::device::{Allocation, DeviceError, DeviceMemory};
+
+/// Memory of a GPU's pool.
+pub(super) struct PoolAllocation {
+    shop: Arc<Shop>,
+    address: sys::CUdeviceptr,
+    len: usize,
+}
+
+/// Where a device's memory is taken and given back: on one stream of its own, so that the pool can
+/// use again what was given back.
+pub(super) struct Shop {
+    pub context: Arc<Context>,
+    stream: sys::CUstream,
+    total: usize,
+}
+
+// SAFETY: a stream may be used from any thread; the handle is a name.
+unsafe impl Send for Shop {}
+// SAFETY: as above.
+unsafe impl Sync for Shop {}
+
+impl Shop {
+    /// Opens the device's default pool, which keeps `keep` bytes of what is given back.
+    pub fn open(context: Arc<Context>, mut keep: u64) -> Result<Self, DeviceError> {
+        let handle = context.handle;
+        let (stream, total) = context.call("cuMemPoolSetAttribute", || {
+            // SAFETY: the device exists; the attribute is a 64-bit integer, which the call reads.
+            unsafe {
+                let pool = result::device::get_default_mem_pool(handle)?;
+                result::mem_pool::set_attribute(
+                    pool,
+                    sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+                    (&raw mut keep).cast::<c_void>(),
+                )?;
+                let total = result::device::total_mem(handle)?;
+                let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+                Ok((stream, total))
+            }
+        })?;
+        Ok(Self { context, stream, total })
+    }
+
+    /// Takes memory that every stream may use.
+    pub fn allocate(self: &Arc<Self>, len: usize) -> Result<DeviceMemory, DeviceError> {
+        let taken = self.context.call("cuMemAllocAsync", || {
+            // SAFETY: the stream is alive. It has passed the allocation before the address is known
+            // to anybody, so other streams need no event to use it.
+            let taken = unsafe { result::malloc_async(self.stream, len.max(1)) };
+            match taken {
+                Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
+                taken => {
+                    let address = taken?;
+                    // SAFETY: as above.
+                    unsafe { result::stream::synchronize(self.stream) }?;
+                    Ok(Some(address))
+                }
+            }
+        })?;
+        let Some(address) = taken else {
+            let (device, free, total) = (self.context.device, self.free_bytes(), self.total);
+            return Err(DeviceError::OutOfMemory { device, asked: len, free, total });
+        };
+        Ok(DeviceMemory::new(Arc::new(PoolAllocation { shop: self.clone(), address, len })))
+    }
+
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    pub fn free_bytes(&self) -> usize {
+        let info = self.context.call("cuMemGetInfo", result::mem_get_info);
+        info.map_or(0, |(free, _)| free)
+    }
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        // SAFETY: made in `open` and destroyed once; its allocations held the shop.
+        self.context.release("cuStreamDestroy", || unsafe { result::stream::destroy(self.stream) });
+    }
+}
+
+impl Allocation for PoolAllocation {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn size(&self) -> usize {
+        self.len
+    }
+
+    fn device(&self) -> usize {
+        self.shop.context.device
+    }
+}
+
+impl Drop for PoolAllocation {
+    fn drop(&mut self) {
+        let shop = &self.shop;
+        // SAFETY: allocated on this stream and freed once. Operations that use the memory hold it, so
+        // all of them have run, whatever stream they were on.
+        shop.context
+            .release("cuMemFreeAsync", || unsafe { result::free_async(self.address, shop.stream) });
+    }
+}
+
+/// What another process says of memory that it shares: 64 bytes, as `cudaIpcGetMemHandle` gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IpcHandle(pub [u8; 64]);
+
+/// Memory of another process. Should that process end, using it may lose the device.
+pub(super) struct IpcAllocation {
+    context: Arc<Context>,
+    address: sys::CUdeviceptr,
+    len: usize,
+}
+
+impl IpcAllocation {
+    /// Opens shared memory. The driver wants each handle opened once in a process at a time, and
+    /// refuses memory of virtual address ranges and of stream-ordered pools.
+    pub fn open(context: &Arc<Context>, handle: IpcHandle) -> Result<DeviceMemory, DeviceError> {
+        let raw = sys::CUipcMemHandle { reserved: handle.0.map(|byte| byte as std::ffi::c_char) };
+        let (address, len) = context.call("cuIpcOpenMemHandle", || {
+            let (mut address, mut base, mut len) = (0, 0, 0);
+            let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+            // SAFETY: the calls write the places given; the handle is data that the driver checks.
+            unsafe {
+                sys::cuIpcOpenMemHandle_v2(&mut address, raw, flags).result()?;
+                let range = sys::cuMemGetAddressRange_v2(&mut base, &mut len, address).result();
+                if let Err(error) = range {
+                    sys::cuIpcCloseMemHandle(address).result()?;
+                    return Err(error);
+                }
+            }
+            Ok((address, len))
+        })?;
+        let context = context.clone();
+        Ok(DeviceMemory::new(Arc::new(Self { context, address, len })))
+    }
+}
+
+impl Allocation for IpcAllocation {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn size(&self) -> usize {
+        self.len
+    }
+
+    fn device(&self) -> usize {
+        self.context.device
+    }
+}
+
+impl Drop for IpcAllocation {
+    fn drop(&mut self) {
+        self.context.release("cuIpcCloseMemHandle", || {
+            // SAFETY: opened in `open` and closed once; operations that use it held this.
+            unsafe { sys::cuIpcCloseMemHandle(self.address) }.result()
+        });
+    }
+}
+
+/// Memory of the host that is registered with CUDA, so that copies of it are asynchronous and fast.
+pub struct PinnedMemory {
+    context: Arc<Context>,
+    /// Keeps the memory where it is.
+    memory: Bytes,
+}
+
+impl PinnedMemory {
+    pub(super) fn register(context: &Arc<Context>, memory: Bytes) -> Result<Self, DeviceError> {
+        let first = memory.as_ptr().cast_mut().cast();
+        context.call("cuMemHostRegister", || {
+            // SAFETY: the bytes are mapped as long as this lives, which unregisters them before.
+            unsafe {
+                sys::cuMemHostRegister_v2(first, memory.len(), sys::CU_MEMHOSTREGISTER_PORTABLE)
+            }
+            .result()
+        })?;
+        Ok(Self { context: context.clone(), memory })
+    }
+
+    /// The bytes that are registered.
+    pub fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.memory.is_empty()
+    }
+}
+
+impl Drop for PinnedMemory {
+    fn drop(&mut self) {
+        let first = self.memory.as_ptr().cast_mut().cast();
+        // SAFETY: registered in `register`; the memory is still there.
+        self.context
+            .release("cuMemHostUnregister", || unsafe { sys::cuMemHostUnregister(first) }.result());
+    }
+}

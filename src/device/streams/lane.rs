@@ -1,0 +1,254 @@
+use std::ops::Range;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::lanes::{Compute, PlacedBatch};
+use crate::{
+    device::{
+        Device, DeviceError, DeviceMemory, DeviceSlice, Event, Graph, HostTarget, Landing, Stream,
+        Urgency,
+    },
+    memory::Buffer,
+};
+
+/// Tensors begin at multiples of this, as vector loads of kernels and libraries like it.
+const ALIGNMENT: usize = 256;
+/// What outputs hold before a run: a model that leaves some of them unwritten must not show what
+/// another client's batch left there. It reads as NaN.
+const UNWRITTEN: u8 = 0xff;
+/// Graphs that a lane keeps.
+const GRAPHS_MAX: usize = 16;
+
+/// An instance of a model on a device, with its lanes.
+pub(super) struct Instance {
+    pub device: usize,
+    pub compute: Box<dyn Stream>,
+    pub model: Box<dyn Compute>,
+    pub lanes: Vec<Lane>,
+}
+
+/// The memory and the copy streams of one batch at a time.
+pub(super) struct Lane {
+    copies_in: Box<dyn Stream>,
+    copies_out: Box<dyn Stream>,
+    /// The inputs are there.
+    there: Event,
+    /// The model has run.
+    computed: Event,
+    inputs: Option<DeviceMemory>,
+    outputs: Option<DeviceMemory>,
+    graphs: Vec<(Layout, Graph)>,
+    /// Whether something of the model cannot be captured.
+    refuses_graphs: bool,
+    pub in_use: bool,
+}
+
+/// The tensors of a batch on its way.
+pub(super) struct Cargo {
+    pub rows: u32,
+    inputs: Vec<Bytes>,
+    outputs: Vec<(Landing, HostTarget)>,
+    placed_inputs: Vec<DeviceSlice>,
+    placed_outputs: Vec<DeviceSlice>,
+}
+
+/// What a graph holds good for: so many rows, with tensors in these places of a lane's memory.
+#[derive(PartialEq)]
+struct Layout {
+    rows: u32,
+    ranges: SmallVec<[Range<usize>; 4]>,
+}
+
+impl Cargo {
+    fn layout(&self) -> Layout {
+        let tensors = self.placed_inputs.iter().chain(&self.placed_outputs);
+        Layout { rows: self.rows, ranges: tensors.map(DeviceSlice::range).collect() }
+    }
+
+    pub fn new(rows: u32, inputs: Vec<Bytes>, outputs: Vec<Buffer>) -> Self {
+        Self {
+            rows,
+            inputs,
+            outputs: outputs.into_iter().map(Landing::new).collect(),
+            placed_inputs: Vec::new(),
+            placed_outputs: Vec::new(),
+        }
+    }
+
+    /// The outputs, when no copy into them is under way any more.
+    pub fn finish(self) -> Option<Vec<Bytes>> {
+        self.outputs
+            .into_iter()
+            .map(|(landing, target)| {
+                drop(target);
+                landing.finish()
+            })
+            .collect()
+    }
+}
+
+impl Lane {
+    pub fn open(device: &dyn Device) -> Result<Self, DeviceError> {
+        Ok(Self {
+            copies_in: device.stream(Urgency::Urgent)?,
+            copies_out: device.stream(Urgency::Urgent)?,
+            there: device.event()?,
+            computed: device.event()?,
+            inputs: None,
+            outputs: None,
+            graphs: Vec::new(),
+            refuses_graphs: false,
+            in_use: false,
+        })
+    }
+
+    /// Gives its memory back.
+    pub fn reclaim(&mut self) {
+        (self.inputs, self.outputs) = (None, None);
+        self.graphs.clear();
+    }
+
+    /// Gives the batch its places in the lane's memory, more of which is taken if it is too small.
+    pub fn prepare(&mut self, device: &dyn Device, cargo: &mut Cargo) -> Result<(), DeviceError> {
+        let inputs: Vec<usize> = cargo.inputs.iter().map(Bytes::len).collect();
+        let outputs: Vec<usize> = cargo.outputs.iter().map(|(_, target)| target.len()).collect();
+        cargo.placed_inputs = place(&mut self.inputs, &inputs, device, &mut self.graphs)?;
+        cargo.placed_outputs = place(&mut self.outputs, &outputs, device, &mut self.graphs)?;
+        Ok(())
+    }
+
+    /// Copies a range of the inputs, which come one behind the other.
+    pub fn copy_in(&mut self, cargo: &Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
+        let mut start = 0;
+        for (input, placed) in cargo.inputs.iter().zip(&cargo.placed_inputs) {
+            let part = overlap(range, start, input.len());
+            if !part.is_empty() {
+                self.copies_in.copy_in(input.slice(part.clone()), &placed.slice(part)?)?;
+            }
+            start += input.len();
+        }
+        self.copies_in.record(&self.there)
+    }
+
+    /// Runs the model, behind the copies of its inputs.
+    pub fn execute(
+        &mut self,
+        compute: &mut dyn Stream,
+        model: &mut dyn Compute,
+        cargo: &Cargo,
+        graph: bool,
+    ) -> Result<(), DeviceError> {
+        compute.wait(&self.there)?;
+        let ran = match graph && !self.refuses_graphs {
+            true => self.replay(compute, model, cargo),
+            false => enqueue(compute, model, cargo),
+        };
+        // Also behind what failed half way: the outputs are not read before it has ended.
+        let recorded = compute.record(&self.computed);
+        ran.and(recorded)
+    }
+
+    fn replay(
+        &mut self,
+        compute: &mut dyn Stream,
+        model: &mut dyn Compute,
+        cargo: &Cargo,
+    ) -> Result<(), DeviceError> {
+        let layout = cargo.layout();
+        if let Some((_, graph)) = self.graphs.iter().find(|(known, _)| *known == layout) {
+            return compute.replay(graph);
+        }
+        compute.begin_capture()?;
+        let enqueued = enqueue(compute, model, cargo);
+        let captured = compute.end_capture();
+        match enqueued.and(captured) {
+            Ok(graph) => {
+                let ran = compute.replay(&graph);
+                if self.graphs.len() == GRAPHS_MAX {
+                    self.graphs.remove(0);
+                }
+                self.graphs.push((layout, graph));
+                ran
+            }
+            Err(error) if error.is_lost() => Err(error),
+            Err(error) => {
+                log::warn!("a model runs without graphs: {error}");
+                self.refuses_graphs = true;
+                enqueue(compute, model, cargo)
+            }
+        }
+    }
+
+    /// Copies a range of the outputs, which come one behind the other, behind the run.
+    pub fn copy_out(&mut self, cargo: &mut Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
+        self.copies_out.wait(&self.computed)?;
+        let mut start = 0;
+        for ((_, target), placed) in cargo.outputs.iter_mut().zip(&cargo.placed_outputs) {
+            let part = overlap(range, start, placed.len());
+            if !part.is_empty() {
+                // Ranges come in order, so the target's first bytes are the next.
+                let target = target.split_to(part.len());
+                self.copies_out.copy_out(&placed.slice(part)?, target)?;
+            }
+            start += placed.len();
+        }
+        Ok(())
+    }
+
+    pub fn copies_in(&mut self) -> &mut dyn Stream {
+        &mut *self.copies_in
+    }
+
+    pub fn copies_out(&mut self) -> &mut dyn Stream {
+        &mut *self.copies_out
+    }
+}
+
+fn enqueue(
+    compute: &mut dyn Stream,
+    model: &mut dyn Compute,
+    cargo: &Cargo,
+) -> Result<(), DeviceError> {
+    for output in &cargo.placed_outputs {
+        compute.fill(output, UNWRITTEN)?;
+    }
+    let (inputs, outputs) = (&cargo.placed_inputs, &cargo.placed_outputs);
+    model.enqueue(compute, &PlacedBatch { rows: cargo.rows, inputs, outputs })
+}
+
+/// Places for tensors of the given sizes in `memory`, which grows if it must.
+fn place(
+    memory: &mut Option<DeviceMemory>,
+    sizes: &[usize],
+    device: &dyn Device,
+    graphs: &mut Vec<(Layout, Graph)>,
+) -> Result<Vec<DeviceSlice>, DeviceError> {
+    let total: usize = sizes.iter().map(|size| size.next_multiple_of(ALIGNMENT)).sum();
+    let held = match memory.take() {
+        Some(held) if held.size() >= total => held,
+        // What was held is given back first; graphs name it.
+        held => {
+            graphs.clear();
+            drop(held);
+            device.allocate(total.max(ALIGNMENT))?
+        }
+    };
+    let held = memory.insert(held);
+    let mut start = 0;
+    sizes
+        .iter()
+        .map(|size| {
+            let slice = held.slice(start..start + size);
+            start += size.next_multiple_of(ALIGNMENT);
+            slice
+        })
+        .collect()
+}
+
+/// The part of `range` that lies in the `len` bytes from `start` on, counted from there.
+fn overlap(range: &Range<usize>, start: usize, len: usize) -> Range<usize> {
+    let from = range.start.clamp(start, start + len) - start;
+    let to = range.end.clamp(start, start + len) - start;
+    from..to
+}

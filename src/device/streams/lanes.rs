@@ -1,0 +1,311 @@
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+
+use super::{
+    lane::{Cargo, Instance, Lane},
+    scheduler::Scheduler,
+    work::{
+        BatchId, Command, Completion, ModelSpec, Outcome, Place, Refused, SchedulerSettings, Stage,
+        Ticket, Work,
+    },
+};
+use crate::{
+    device::{Device, DeviceError, DeviceSlice, Report, Stream, Urgency},
+    inference::Timestamp,
+    memory::Buffer,
+};
+
+/// What a model does with a batch that is on its device.
+pub trait Compute: Send {
+    /// Puts the work for one batch onto a stream, without waiting for it.
+    ///
+    /// # Errors
+    /// The batch fails with it.
+    fn enqueue(
+        &mut self,
+        stream: &mut dyn Stream,
+        batch: &PlacedBatch<'_>,
+    ) -> Result<(), DeviceError>;
+}
+
+/// A batch on a device.
+pub struct PlacedBatch<'a> {
+    /// Its size.
+    pub rows: u32,
+    /// One for each input.
+    pub inputs: &'a [DeviceSlice],
+    /// One for each output; what they hold is no number yet.
+    pub outputs: &'a [DeviceSlice],
+}
+
+/// A model that is to run in lanes.
+pub struct ModelPlan {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its share of the devices' time, in proportion to those of other models.
+    pub share: f64,
+    /// Whether its launches can be captured in graphs.
+    pub graphs: bool,
+    /// Its instances, and where they are.
+    pub instances: Vec<(Place, Box<dyn Compute>)>,
+}
+
+/// A batch that is to run.
+pub struct Job {
+    /// The number of its model.
+    pub model: usize,
+    /// Its size.
+    pub rows: u32,
+    /// Smaller numbers go first.
+    pub priority: u32,
+    /// When nobody wants it any more.
+    pub deadline: Option<Timestamp>,
+    /// Its inputs, each contiguous; copies of pinned memory are faster.
+    pub inputs: Vec<Bytes>,
+    /// Where its outputs are to go.
+    pub outputs: Vec<Buffer>,
+    /// Called when it is done, on the thread that drives the lanes.
+    pub done: Box<dyn FnOnce(Finished) + Send>,
+}
+
+/// A batch that is done.
+pub struct Finished {
+    /// How.
+    pub outcome: Outcome,
+    /// The outputs, if it ran.
+    pub outputs: Vec<Bytes>,
+}
+
+/// Told of the end of every operation, on a thread of the device, to bring the news to whoever drives
+/// the [`Lanes`].
+pub type Notify = Arc<dyn Fn(Completion) + Send + Sync>;
+
+/// Batches on their way through devices: does what the [`Scheduler`] decides.
+///
+/// It belongs to one thread, which hands it batches and the news that `notify` was told.
+pub struct Lanes {
+    scheduler: Scheduler,
+    devices: Vec<Arc<dyn Device>>,
+    models: Vec<Vec<Instance>>,
+    batches: FxHashMap<BatchId, Batch>,
+    notify: Notify,
+    /// Operations that could not even be given to their device.
+    stillborn: Vec<Completion>,
+}
+
+struct Batch {
+    model: usize,
+    /// Its instance and lane, once it has them.
+    at: Option<(usize, usize)>,
+    cargo: Cargo,
+    done: Box<dyn FnOnce(Finished) + Send>,
+}
+
+impl Lanes {
+    /// Lanes on `devices`, for no model yet.
+    pub fn new(settings: SchedulerSettings, devices: Vec<Arc<dyn Device>>, notify: Notify) -> Self {
+        Self {
+            scheduler: Scheduler::new(settings, devices.len()),
+            devices,
+            models: Vec::new(),
+            batches: FxHashMap::default(),
+            notify,
+            stillborn: Vec::new(),
+        }
+    }
+
+    /// Opens the streams of a model's lanes and gives the model's number. Memory is taken as batches
+    /// need it.
+    ///
+    /// # Errors
+    /// When a device refuses, or there is none of a place's number.
+    pub fn add_model(&mut self, plan: ModelPlan) -> Result<usize, DeviceError> {
+        let ModelPlan { name, share, graphs, instances } = plan;
+        let places = instances.iter().map(|(place, _)| *place).collect();
+        let opened = instances
+            .into_iter()
+            .map(|(place, model)| {
+                let device = place.device;
+                let there = self.devices.get(device);
+                let there = there.ok_or(DeviceError::Foreign { device, what: "a place" })?;
+                let lanes = (0..place.lanes.max(1)).map(|_| Lane::open(&**there));
+                Ok(Instance {
+                    device,
+                    compute: there.stream(Urgency::Normal)?,
+                    model,
+                    lanes: lanes.collect::<Result<_, _>>()?,
+                })
+            })
+            .collect::<Result<_, DeviceError>>()?;
+        self.models.push(opened);
+        Ok(self.scheduler.add_model(ModelSpec { name, share, places, graphs }))
+    }
+
+    /// Takes a batch and starts what can start, now, at `now`.
+    ///
+    /// # Errors
+    /// When too many wait, or all devices of its model are lost; then `done` is not called.
+    pub fn submit(&mut self, job: Job, now: Timestamp) -> Result<BatchId, Refused> {
+        let work = Work {
+            model: job.model,
+            rows: job.rows,
+            bytes_in: job.inputs.iter().map(Bytes::len).sum(),
+            bytes_out: job.outputs.iter().map(|output| output.len()).sum(),
+            priority: job.priority,
+            deadline: job.deadline,
+        };
+        let batch = self.scheduler.submit(work)?;
+        let cargo = Cargo::new(job.rows, job.inputs, job.outputs);
+        let (model, done) = (job.model, job.done);
+        self.batches.insert(batch, Batch { model, at: None, cargo, done });
+        self.pump(now);
+        Ok(batch)
+    }
+
+    /// Gives up a batch that has not begun.
+    pub fn cancel(&mut self, batch: BatchId, now: Timestamp) {
+        self.scheduler.cancel(batch);
+        self.pump(now);
+    }
+
+    /// Takes the news that an operation has ended, and goes on, now, at `now`.
+    pub fn completed(&mut self, completion: &Completion, now: Timestamp) {
+        self.scheduler.completed(completion);
+        self.pump(now);
+    }
+
+    /// Goes on, now, at `now`, though nothing has happened: batches may have passed their deadlines.
+    pub fn pump(&mut self, now: Timestamp) {
+        loop {
+            while let Some(command) = self.scheduler.next(now) {
+                self.obey(command);
+            }
+            let Some(completion) = self.stillborn.pop() else { return };
+            self.scheduler.completed(&completion);
+        }
+    }
+
+    /// What decides.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Prepare { batch, place, lane } => {
+                let prepared = self.prepare(batch, place, lane);
+                self.scheduler.prepared(batch, prepared);
+            }
+            Command::Reclaim { device } => self
+                .models
+                .iter_mut()
+                .flatten()
+                .filter(|instance| instance.device == device)
+                .flat_map(|instance| &mut instance.lanes)
+                .filter(|lane| !lane.in_use)
+                .for_each(Lane::reclaim),
+            Command::CopyIn { batch, range } => {
+                let bytes = range.len();
+                self.operate(batch, Stage::CopyIn, bytes, |lane, _, _, cargo| {
+                    lane.copy_in(cargo, &range)
+                });
+            }
+            Command::Execute { batch, graph } => {
+                self.operate(batch, Stage::Execute, 0, |lane, compute, model, cargo| {
+                    lane.execute(compute, model, cargo, graph)
+                });
+            }
+            Command::CopyOut { batch, range } => {
+                let bytes = range.len();
+                self.operate(batch, Stage::CopyOut, bytes, |lane, _, _, cargo| {
+                    lane.copy_out(cargo, &range)
+                });
+            }
+            Command::Finish { batch, outcome } => self.finish(batch, outcome),
+        }
+    }
+
+    fn prepare(&mut self, batch: BatchId, place: usize, lane: usize) -> Result<(), DeviceError> {
+        let Some(it) = self.batches.get_mut(&batch) else { return Ok(()) };
+        let instance = self.models.get_mut(it.model).and_then(|model| model.get_mut(place));
+        let Some(instance) = instance else { return Ok(()) };
+        let (device, Some(lane_there)) = (instance.device, instance.lanes.get_mut(lane)) else {
+            return Ok(());
+        };
+        let there = self.devices.get(device);
+        let there = there.ok_or(DeviceError::Foreign { device, what: "a place" })?;
+        lane_there.prepare(&**there, &mut it.cargo)?;
+        lane_there.in_use = true;
+        it.at = Some((place, lane));
+        Ok(())
+    }
+
+    /// Gives a device an operation, and has its end reported.
+    fn operate(
+        &mut self,
+        batch: BatchId,
+        stage: Stage,
+        bytes: usize,
+        give: impl FnOnce(
+            &mut Lane,
+            &mut dyn Stream,
+            &mut dyn Compute,
+            &mut Cargo,
+        ) -> Result<(), DeviceError>,
+    ) {
+        let Some(Batch { model, at: Some((place, lane)), cargo, .. }) =
+            self.batches.get_mut(&batch)
+        else {
+            return;
+        };
+        let instance = self.models.get_mut(*model).and_then(|model| model.get_mut(*place));
+        let Some(Instance { compute, model, lanes, .. }) = instance else { return };
+        let Some(lane) = lanes.get_mut(*lane) else { return };
+        let given = give(lane, &mut **compute, &mut **model, cargo);
+        let stream = match stage {
+            Stage::CopyIn => lane.copies_in(),
+            Stage::Execute => &mut **compute,
+            Stage::CopyOut => lane.copies_out(),
+        };
+        let ticket = Ticket { batch, stage, bytes };
+        let (notify, error) = (self.notify.clone(), given.err());
+        let first = error.clone();
+        // Also after an error: what was given before it has to end before the lane is used again.
+        let called = stream.call(Box::new(move |mut report| {
+            if let Some(error) = first {
+                report.outcome = Err(error);
+            }
+            notify(Completion { ticket, report });
+        }));
+        if let Err(refused) = called {
+            let (outcome, now) = (Err(error.unwrap_or(refused)), Timestamp::default());
+            let report = Report { outcome, began: now, ended: now, busy: Duration::ZERO };
+            self.stillborn.push(Completion { ticket, report });
+        }
+    }
+
+    fn finish(&mut self, batch: BatchId, outcome: Outcome) {
+        let Some(Batch { model, at, cargo, done }) = self.batches.remove(&batch) else { return };
+        if let Some((place, lane)) = at
+            && let Some(instance) = self.models.get_mut(model).and_then(|it| it.get_mut(place))
+            && let Some(lane) = instance.lanes.get_mut(lane)
+        {
+            lane.in_use = false;
+        }
+        let finished = match outcome {
+            Outcome::Done(times) => match cargo.finish() {
+                Some(outputs) => Finished { outcome: Outcome::Done(times), outputs },
+                None => {
+                    let (device, call) = (0, "copying outputs");
+                    let reason = "the device still holds their memory".to_owned();
+                    let error = DeviceError::Driver { device, call, reason };
+                    Finished { outcome: Outcome::Failed(error), outputs: Vec::new() }
+                }
+            },
+            outcome => Finished { outcome, outputs: Vec::new() },
+        };
+        done(finished);
+    }
+}

@@ -1,0 +1,419 @@
+use std::{cmp::Ordering, collections::VecDeque, sync::Arc};
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    course::{Course, Waiting, is_late, through},
+    fairness::Fairness,
+    placement::{DeviceState, PlaceState, backlogs, best, expected},
+    timeline::{Timeline, TimelineEntry},
+    work::{
+        BatchId, Command, Completion, ModelSpec, Order, Outcome, Refused, SchedulerSettings, Stage,
+        Ticket, Times, Work,
+    },
+};
+use crate::{device::DeviceError, inference::Timestamp};
+
+const STAGES: [Stage; 3] = [Stage::CopyIn, Stage::Execute, Stage::CopyOut];
+
+/// Decides what devices do next. It has no clock, no thread and no device of its own.
+///
+/// Whoever drives it submits work, reports what devices have done, and after each of these asks
+/// [`next`](Scheduler::next) until there is nothing more to do for now. Every batch that it takes ends
+/// with one [`Command::Finish`].
+pub struct Scheduler {
+    settings: SchedulerSettings,
+    devices: Vec<DeviceState>,
+    models: Vec<Model>,
+    waiting: Vec<(BatchId, Waiting)>,
+    courses: FxHashMap<BatchId, Course>,
+    fairness: Fairness,
+    /// What is to be said before anything else is decided.
+    commands: VecDeque<Command>,
+    submitted: u64,
+    timeline: Timeline,
+}
+
+struct Model {
+    spec: ModelSpec,
+    places: Vec<PlaceState>,
+}
+
+impl Scheduler {
+    /// A scheduler for `devices` devices, without models.
+    pub fn new(settings: SchedulerSettings, devices: usize) -> Self {
+        Self {
+            timeline: Timeline::new(settings.timeline_entries),
+            settings,
+            devices: (0..devices).map(|_| DeviceState::default()).collect(),
+            models: Vec::new(),
+            waiting: Vec::new(),
+            courses: FxHashMap::default(),
+            fairness: Fairness::default(),
+            commands: VecDeque::new(),
+            submitted: 0,
+        }
+    }
+
+    /// Adds a model and gives its number.
+    pub fn add_model(&mut self, spec: ModelSpec) -> usize {
+        self.fairness.add(spec.share);
+        let places = spec.places.iter().map(|place| PlaceState::new(*place)).collect();
+        self.models.push(Model { spec, places });
+        self.models.len() - 1
+    }
+
+    /// Takes a batch.
+    ///
+    /// # Errors
+    /// When too many wait, or all devices of its model are lost.
+    pub fn submit(&mut self, work: Work) -> Result<BatchId, Refused> {
+        let model = work.model;
+        let known = self.models.get(model).ok_or(Refused::NoModel { model })?;
+        if let Some(source) = self.unavailable(model) {
+            return Err(Refused::Unavailable { model: known.spec.name.clone(), source });
+        }
+        let waiting_max = self.settings.waiting_max;
+        if self.waiting.len() >= waiting_max {
+            return Err(Refused::Full { waiting_max });
+        }
+        self.submitted += 1;
+        let (batch, number) = (BatchId(self.submitted), self.submitted);
+        self.waiting.push((batch, Waiting { work, number, starved_on: None, reclaimed: false }));
+        Ok(batch)
+    }
+
+    /// Gives up a batch that still waits; one that has begun runs to its end. Whether it did wait.
+    pub fn cancel(&mut self, batch: BatchId) -> bool {
+        let found = self.waiting.iter().position(|(id, _)| *id == batch);
+        if let Some(at) = found {
+            self.waiting.swap_remove(at);
+            self.finish(batch, Outcome::Cancelled);
+        }
+        found.is_some()
+    }
+
+    /// Whether a batch of the model would begin at once.
+    pub fn has_free_lane(&self, model: usize) -> bool {
+        let places = self.models.get(model).map_or(&[][..], |model| &model.places);
+        places.iter().any(|place| {
+            let works =
+                self.devices.get(place.place.device).is_some_and(|device| device.lost.is_none());
+            works && place.free_lane().is_some()
+        })
+    }
+
+    /// Why a model cannot run: all its devices are lost.
+    pub fn unavailable(&self, model: usize) -> Option<DeviceError> {
+        let places = &self.models.get(model)?.places;
+        let lost = |place: &PlaceState| self.devices.get(place.place.device)?.lost.clone();
+        let last = lost(places.last()?)?;
+        places.iter().all(|place| lost(place).is_some()).then_some(last)
+    }
+
+    /// What the engines did.
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    /// Batches that wait, and those on their way.
+    pub fn load(&self) -> (usize, usize) {
+        (self.waiting.len(), self.courses.len())
+    }
+
+    /// What the driver is to do next; none when it is to wait for news.
+    pub fn next(&mut self, now: Timestamp) -> Option<Command> {
+        if let Some(command) = self.commands.pop_front() {
+            return Some(command);
+        }
+        self.admit(now);
+        if let Some(command) = self.commands.pop_front() {
+            return Some(command);
+        }
+        (0..self.devices.len()).find_map(|device| self.give(device, now))
+    }
+
+    /// Reports whether the batch's lane has memory for it.
+    pub fn prepared(&mut self, batch: BatchId, outcome: Result<(), DeviceError>) {
+        let Some(course) = self.courses.get_mut(&batch) else { return };
+        let Err(error) = outcome else {
+            course.prepared = true;
+            return;
+        };
+        let Some(course) = self.leave(batch) else { return };
+        if !error.is_out_of_memory() {
+            self.fail(batch, course.device, error);
+            return;
+        }
+        let (reclaimed, device) = (course.reclaimed, course.device);
+        let mut waiting =
+            Waiting { work: course.work, number: course.number, starved_on: None, reclaimed: true };
+        if !reclaimed {
+            self.commands.push_back(Command::Reclaim { device });
+        } else if self.devices.get(device).is_some_and(|device| device.courses > 0) {
+            // What runs there gives memory back when it ends.
+            waiting.starved_on = Some(device);
+            waiting.reclaimed = false;
+        } else {
+            self.finish(batch, Outcome::TooLarge(error));
+            return;
+        }
+        self.waiting.push((batch, waiting));
+    }
+
+    /// Reports that an operation has ended.
+    pub fn completed(&mut self, completion: &Completion) {
+        let Completion { ticket: Ticket { batch, stage, bytes }, report } = completion;
+        // A batch that was given up with its device is not known any more.
+        let Some(course) = self.courses.get_mut(batch) else { return };
+        course.ended(*stage, *bytes, report);
+        let (device, place, work) = (course.device, course.place, course.work);
+        let outcome = course.outcome();
+        let Some(state) = self.devices.get_mut(device) else { return };
+        // An engine's operations end in the order in which they were given,
+        // near enough.
+        state.given[*stage as usize].pop_front();
+        let Some(model) = self.models.get_mut(work.model) else { return };
+        if report.outcome.is_ok() {
+            let took = report.busy;
+            match stage {
+                Stage::CopyIn => state.copies_in.observe(*bytes as u64, took),
+                Stage::CopyOut => state.copies_out.observe(*bytes as u64, took),
+                Stage::Execute => {
+                    if let Some(place) = model.places.get_mut(place) {
+                        place.executions.observe(u64::from(work.rows), took);
+                    }
+                }
+            }
+        }
+        self.timeline.note(|| TimelineEntry {
+            device,
+            stage: *stage,
+            model: Arc::clone(&model.spec.name),
+            batch: *batch,
+            rows: work.rows,
+            bytes: *bytes,
+            began: report.began,
+            ended: report.ended,
+            failed: report.outcome.is_err(),
+        });
+        match (&report.outcome, outcome) {
+            (Err(error), _) if error.is_lost() => self.lost(device, error),
+            (_, Some(outcome)) => {
+                self.leave(*batch);
+                self.finish(*batch, outcome);
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// Reports that a device is lost. What it ran fails; what still waits runs elsewhere, if its model
+    /// has another device.
+    ///
+    /// A batch that was on the device is not tried on another: it may be what lost the first.
+    pub fn lost(&mut self, device: usize, error: &DeviceError) {
+        let Some(state) = self.devices.get_mut(device) else { return };
+        if state.lost.is_some() {
+            return;
+        }
+        state.lost = Some(error.clone());
+        let mut on_it: Vec<BatchId> = self
+            .courses
+            .iter()
+            .filter_map(|(batch, course)| (course.device == device).then_some(*batch))
+            .collect();
+        on_it.sort_unstable();
+        for batch in on_it {
+            self.leave(batch);
+            self.finish(batch, Outcome::Failed(error.clone()));
+        }
+        let hopeless: Vec<_> = self
+            .waiting
+            .iter()
+            .filter_map(|(batch, it)| Some((*batch, self.unavailable(it.work.model)?)))
+            .collect();
+        self.waiting.retain(|(batch, _)| !hopeless.iter().any(|(lost, _)| lost == batch));
+        for (batch, error) in hopeless {
+            self.finish(batch, Outcome::Unavailable(error));
+        }
+    }
+
+    fn fail(&mut self, batch: BatchId, device: usize, error: DeviceError) {
+        self.finish(batch, Outcome::Failed(error.clone()));
+        if error.is_lost() {
+            self.lost(device, &error);
+        }
+    }
+
+    fn finish(&mut self, batch: BatchId, outcome: Outcome) {
+        self.commands.push_back(Command::Finish { batch, outcome });
+    }
+
+    /// Takes a batch off its lane.
+    fn leave(&mut self, batch: BatchId) -> Option<Course> {
+        let course = self.courses.remove(&batch)?;
+        let took = course.took().longest();
+        self.fairness.settle(course.work.model, course.expected.longest(), took);
+        if let Some(device) = self.devices.get_mut(course.device) {
+            device.courses -= 1;
+        }
+        let model = self.models.get_mut(course.work.model)?;
+        if let Some(taken) = model.places.get_mut(course.place)?.taken.get_mut(course.lane) {
+            *taken = false;
+        }
+        for (_, waiting) in &mut self.waiting {
+            // One that got no memory gives none back.
+            if course.prepared && waiting.starved_on == Some(course.device) {
+                waiting.starved_on = None;
+            }
+        }
+        Some(course)
+    }
+
+    /// Gives batches that wait the lanes that are free, and turns away those whose time has passed.
+    fn admit(&mut self, now: Timestamp) {
+        let passed = |it: &Waiting| it.work.deadline.is_some_and(|deadline| deadline <= now);
+        let expired: Vec<_> = self.waiting.extract_if(.., |(_, it)| passed(it)).collect();
+        for (batch, _) in expired {
+            self.finish(batch, Outcome::Expired);
+        }
+        let mut order: Vec<(Rank, BatchId)> = self
+            .waiting
+            .iter()
+            .filter(|(_, it)| it.starved_on.is_none() && self.has_free_lane(it.work.model))
+            .map(|(batch, it)| (self.rank_waiting(it, now), *batch))
+            .collect();
+        order.sort_by(|(a, _), (b, _)| a.compare(b));
+        // One at a time: each changes what is before the engines.
+        for (_, batch) in order {
+            if self.admit_one(batch) {
+                return;
+            }
+        }
+    }
+
+    fn admit_one(&mut self, batch: BatchId) -> bool {
+        let Some(at) = self.waiting.iter().position(|(id, _)| *id == batch) else { return false };
+        let work = self.waiting[at].1.work;
+        let backlogs = backlogs(self.devices.len(), self.courses.values());
+        let least = self.least_start();
+        let chunk_bytes = self.settings.chunk_bytes;
+        let Some(model) = self.models.get_mut(work.model) else { return false };
+        let chosen = best(&work, &model.places, &self.devices, &backlogs, chunk_bytes);
+        let Some(place) = chosen else { return false };
+        let state = &mut model.places[place];
+        // It will be through first where it has to wait for a lane.
+        let Some(lane) = state.free_lane() else { return false };
+        let number = state.place.device;
+        let Some(device) = self.devices.get_mut(number) else { return false };
+        let (_, waiting) = self.waiting.swap_remove(at);
+        let mut course = Course::new(&waiting, place, number, lane);
+        course.expected = expected(&work, state, device, chunk_bytes);
+        course.start = self.fairness.begin(work.model, least, course.expected.longest());
+        if model.spec.graphs {
+            // The first run may set up what cannot be captured.
+            course.graph = state.runs_before(lane, work.rows).is_some_and(|runs| runs > 0);
+        }
+        state.taken[lane] = true;
+        device.courses += 1;
+        self.courses.insert(batch, course);
+        self.commands.push_back(Command::Prepare { batch, place, lane });
+        true
+    }
+
+    /// Gives an engine of a device its next operation, if one has room and there is something.
+    fn give(&mut self, device: usize, now: Timestamp) -> Option<Command> {
+        let state = self.devices.get(device)?;
+        if state.lost.is_some() {
+            return None;
+        }
+        for stage in STAGES {
+            let state = self.devices.get(device)?;
+            if !state.has_room(stage, self.settings.depth, self.settings.ahead) {
+                continue;
+            }
+            let dry = state.given[stage as usize].is_empty();
+            let candidates = self.courses.iter().filter_map(|(batch, course)| {
+                let ready = (course.device == device).then(|| course.can_be_given(stage))??;
+                // Behind what can run, an operation that waits for another engine keeps the place of
+                // one that need not; it is given only when the engine would run dry.
+                (ready || dry).then(|| (!ready, self.rank(course, now), *batch))
+            });
+            let first = candidates.min_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.compare(&b.1)));
+            let Some((_, _, batch)) = first else { continue };
+            let course = self.courses.get_mut(&batch)?;
+            let range = course.give(stage, self.settings.chunk_bytes);
+            let graph = course.graph;
+            let expected = course.expected.execute;
+            let state = self.devices.get_mut(device)?;
+            let takes = match stage {
+                Stage::CopyIn => state.copies_in.of(range.len() as u64),
+                Stage::Execute => expected,
+                Stage::CopyOut => state.copies_out.of(range.len() as u64),
+            };
+            state.given[stage as usize].push_back(takes);
+            return Some(match stage {
+                Stage::CopyIn => Command::CopyIn { batch, range },
+                Stage::Execute => Command::Execute { batch, graph },
+                Stage::CopyOut => Command::CopyOut { batch, range },
+            });
+        }
+        None
+    }
+
+    fn least_start(&self) -> Option<f64> {
+        self.courses.values().map(|course| course.start).min_by(f64::total_cmp)
+    }
+
+    fn rank_waiting(&self, waiting: &Waiting, now: Timestamp) -> Rank {
+        let Some(model) = self.models.get(waiting.work.model) else {
+            return Rank::by_arrival(waiting.number);
+        };
+        let takes = model.places.iter().filter_map(|place| {
+            let device = self.devices.get(place.place.device)?;
+            let expected = expected(&waiting.work, place, device, self.settings.chunk_bytes);
+            device.lost.is_none().then(|| through(Times::default(), expected))
+        });
+        let late = is_late(&waiting.work, now, takes.min().unwrap_or_default());
+        let start = self.fairness.start(waiting.work.model, self.least_start());
+        self.rank_of(&waiting.work, waiting.number, late, start)
+    }
+
+    fn rank(&self, course: &Course, now: Timestamp) -> Rank {
+        let late = is_late(&course.work, now, through(Times::default(), course.left()));
+        self.rank_of(&course.work, course.number, late, course.start)
+    }
+
+    fn rank_of(&self, work: &Work, number: u64, late: bool, start: f64) -> Rank {
+        match self.settings.order {
+            Order::Arrival => Rank::by_arrival(number),
+            Order::Urgency => {
+                let deadline = work.deadline.map_or(u64::MAX, Timestamp::as_nanos);
+                Rank { priority: work.priority, late, deadline, start, number }
+            }
+        }
+    }
+}
+
+/// What goes first; the least does.
+#[derive(Clone, Copy, Debug)]
+struct Rank {
+    priority: u32,
+    /// What will miss its deadline anyhow makes no other miss its own.
+    late: bool,
+    deadline: u64,
+    start: f64,
+    number: u64,
+}
+
+impl Rank {
+    fn by_arrival(number: u64) -> Self {
+        Self { priority: 0, late: false, deadline: 0, start: 0.0, number }
+    }
+
+    fn compare(&self, other: &Rank) -> Ordering {
+        let key = |rank: &Rank| (rank.priority, rank.late, rank.deadline);
+        let by_start = || self.start.total_cmp(&other.start);
+        key(self).cmp(&key(other)).then_with(by_start).then(self.number.cmp(&other.number))
+    }
+}
