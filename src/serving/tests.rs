@@ -179,6 +179,18 @@ impl Stage {
         self.server.version("m", "").unwrap().statistics.totals()
     }
 
+    /// What was counted, once so many batches have: a thread that has answered counts them after.
+    fn totals_after(&self, executions: u64) -> Totals {
+        for _ in 0..1000 {
+            let totals = self.totals();
+            if totals.executions >= executions {
+                return totals;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.totals()
+    }
+
     fn end(self) {
         self.server.unload_all();
         self.reactors.stop();

@@ -172,10 +172,10 @@ mod tests {
         frames.push(&all);
         for _ in 0..3 {
             assert_eq!(
-                frames.next().unwrap().unwrap().1.len(),
+                frames.next_frame().unwrap().unwrap().1.len(),
                 (text.len() + 4).next_multiple_of(8)
             );
         }
-        assert_eq!(frames.next().unwrap(), None);
+        assert_eq!(frames.next_frame().unwrap(), None);
     }
 }

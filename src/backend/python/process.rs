@@ -61,10 +61,9 @@ impl Process {
         }
         let mut child = command.spawn()?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        for output in [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)] {
-            if let Some(output) = output {
-                fcntl(output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-            }
+        let outputs = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
+        for output in outputs.into_iter().flatten() {
+            fcntl(output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         let handle = open_handle(child.id());
         Ok((Self { child, handle, stdout, stderr }, mine))

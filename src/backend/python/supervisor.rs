@@ -377,7 +377,9 @@ impl Run {
     /// When the process has ended, or says what cannot be understood.
     fn next_said(&mut self) -> Result<Option<Said>, String> {
         loop {
-            if let Some((kind, body)) = self.frames.next().map_err(|error| error.to_string())? {
+            if let Some((kind, body)) =
+                self.frames.next_frame().map_err(|error| error.to_string())?
+            {
                 return wire::decode(kind, body).map(Some).map_err(|error| error.to_string());
             }
             let line = self.session.line.clone();

@@ -257,15 +257,15 @@ mod tests {
     fn a_flag_that_is_given_is_named_with_its_reason() {
         assert_eq!(read(&[]), Ok(vec![]));
         let expected = [
-            "accepted, without effect: --vertex-ai-port: the Vertex AI endpoints are not there yet",
+            "accepted, without effect: --vertex-ai-thread-count: all requests are handled by --reactors event loops",
             "accepted, without effect: --cuda-memory-pool-byte-size: models do not run on GPUs yet",
         ];
         for flags in [
-            &["--vertex-ai-port=5", "--cuda-memory-pool-byte-size", "0:1024"][..],
+            &["--vertex-ai-thread-count=5", "--cuda-memory-pool-byte-size", "0:1024"][..],
             &[
                 "--cuda-memory-pool-byte-size=0:1",
                 "--cuda-memory-pool-byte-size=1:1",
-                "--vertex-ai-port",
+                "--vertex-ai-thread-count",
                 "1",
             ],
         ] {
@@ -276,9 +276,9 @@ mod tests {
     #[test]
     fn every_form_is_held_against_the_value() {
         for good in [
-            "--allow-sagemaker",
-            "--allow-sagemaker=off",
-            "--vertex-ai-port=-1",
+            "--allow-gpu-metrics",
+            "--allow-gpu-metrics=off",
+            "--vertex-ai-thread-count=-1",
             "--min-supported-compute-capability=0.5",
             "--model-load-gpu-limit=0:0.5",
             "--sagemaker-safe-port-range=1-2",
@@ -286,11 +286,14 @@ mod tests {
             assert_eq!(read(&[good]).map(|warnings| warnings.len()), Ok(1), "{good}");
         }
         for (bad, told) in [
-            ("--vertex-ai-port=often", "'--vertex-ai-port <N>': expected <integer>, got 'often'"),
+            (
+                "--vertex-ai-thread-count=often",
+                "'--vertex-ai-thread-count <N>': expected <integer>, got 'often'",
+            ),
             ("--min-supported-compute-capability=x", "expected <number>, got 'x'"),
             ("--cuda-memory-pool-byte-size=64", "expected <integer>:<integer>, got '64'"),
             ("--model-load-gpu-limit=0:all", "expected <integer>:<number>, got '0:all'"),
-            ("--allow-sagemaker=maybe", "'--allow-sagemaker"),
+            ("--allow-gpu-metrics=maybe", "'--allow-gpu-metrics"),
         ] {
             let error = read(&[bad]).unwrap_err();
             assert!(error.contains(told), "{bad}: {error}");

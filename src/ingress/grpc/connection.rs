@@ -223,8 +223,8 @@ pub struct Terms {
     pub responses: Packing,
     /// Headers that go with each request; rare, so they are kept out of the way.
     pub forwarded: Option<Box<Parameters>>,
-    /// What they belong to in a trace of the client's.
-    pub trace_parent: Option<TraceParent>,
+    /// What they belong to in a trace of the client's; rare too.
+    pub trace_parent: Option<Box<TraceParent>>,
 }
 
 impl Terms {
@@ -237,13 +237,14 @@ impl Terms {
             forwarded: forwarded.map(|pattern| Box::new(pattern.parameters(headers))),
             trace_parent: headers
                 .get(TRACE_PARENT)
-                .and_then(|value| TraceParent::parse(value.as_bytes())),
+                .and_then(|value| TraceParent::parse(value.as_bytes()))
+                .map(Box::new),
         })
     }
 
     /// Gives a request what the head says.
     pub fn apply(&self, request: &mut InferRequest) {
-        request.trace_parent = self.trace_parent;
+        request.trace_parent = self.trace_parent.as_deref().copied();
         for (name, value) in self.forwarded.iter().flat_map(|forwarded| forwarded.iter()) {
             request.parameters.insert(name, value.clone());
         }

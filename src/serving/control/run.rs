@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Action, Failures, ModelControl, Ran, lock};
+use super::{Action, ModelControl, Ran, lock};
 use crate::{
     inference::Error,
     repository::{self, Entry, Fingerprint, ModelId, Overrides, check_model_name},

@@ -34,7 +34,7 @@ impl Frames {
     ///
     /// # Errors
     /// When the frame is longer than any may be.
-    pub fn next(&mut self) -> Result<Option<(u8, Bytes)>, Malformed> {
+    pub fn next_frame(&mut self) -> Result<Option<(u8, Bytes)>, Malformed> {
         let Some(header) = self.pending.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         let [a, b, c, d, kind, ..] = *header;
         let length = u32::from_le_bytes([a, b, c, d]) as usize;

@@ -140,7 +140,7 @@ fn frames_come_whole_whatever_the_pieces() {
     let mut kinds = Vec::new();
     for byte in bytes {
         frames.push(&[byte]);
-        while let Some((kind, body)) = frames.next().unwrap() {
+        while let Some((kind, body)) = frames.next_frame().unwrap() {
             kinds.push((kind, body.len()));
         }
     }
@@ -151,7 +151,7 @@ fn frames_come_whole_whatever_the_pieces() {
 fn a_frame_that_is_too_long_is_refused_at_its_header() {
     let mut frames = Frames::default();
     frames.push(&[0xff, 0xff, 0xff, 0xff, 33, 0, 0, 0]);
-    assert!(frames.next().is_err());
+    assert!(frames.next_frame().is_err());
 }
 
 proptest! {

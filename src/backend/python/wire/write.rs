@@ -1,6 +1,9 @@
 use super::{Correlation, HEADER_BYTES, Range, Request, to_process as kind};
 use crate::inference::{Code, DataType, Shape};
 
+/// What a call gave: parameters and how many tensors follow, or an error.
+pub type CallOutcome<'a> = Result<(&'a str, usize), (Code, &'a str)>;
+
 /// Triton's number of a type, which its Python models know.
 pub const fn datatype_number(datatype: DataType) -> u8 {
     match datatype {
@@ -233,12 +236,7 @@ impl Writer {
     }
 
     /// Begins a response to a call. After one with tensors these follow, `tensors` of them.
-    pub fn begin_response(
-        &mut self,
-        call: u64,
-        is_last: bool,
-        outcome: Option<Result<(&str, usize), (Code, &str)>>,
-    ) {
+    pub fn begin_response(&mut self, call: u64, is_last: bool, outcome: Option<CallOutcome<'_>>) {
         self.begin(kind::CALL_RESPONSE);
         self.u64(call);
         let last = u8::from(is_last);
