@@ -143,6 +143,10 @@ bench-schedulers: ## What a request costs the schedulers
 bench-bare: release test-backends test-python ## A served model beside the same model run bare; BENCH_FLAGS are run.py's
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/bare/run.py $(BENCH_FLAGS)
 
+.PHONY: bench-ensembles
+bench-ensembles: release test-python ## An ensemble of two identities beside one; BENCH_FLAGS are run.py's
+	$(TEST_PYTHON) benches/ensembles/run.py $(BENCH_FLAGS)
+
 .PHONY: bench-scaling
 bench-scaling: release test-python ## What more reactors bring; a client that never reads; BENCH_FLAGS are run.py's
 	$(TEST_PYTHON) benches/scaling/run.py $(BENCH_FLAGS)

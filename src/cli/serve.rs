@@ -4,6 +4,7 @@ mod accepted;
 mod args;
 mod observe_args;
 mod ring;
+mod sharing_args;
 mod startup;
 mod tls_handshake;
 mod wires;
@@ -40,7 +41,9 @@ use crate::{
     observe::{logging, trace::Tracer},
     repository::{self, Agents, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
-    serving::{Backends, Loader, ModelControl, Observers, Server, ServerState, Startup},
+    serving::{
+        Backends, Caches, Limiter, Loader, ModelControl, Observers, Server, ServerState, Startup,
+    },
 };
 
 /// How often the end of the last connections is looked for while the server stops.
@@ -75,6 +78,8 @@ enum ServeError {
     OtherFlags(String),
     #[error("cannot start the thread that writes traces: {0}")]
     Traces(io::Error),
+    #[error("cannot start a thread that speaks to redis: {0}")]
+    Redis(io::Error),
     #[error("cannot start to watch the model repositories: {0}")]
     Watch(io::Error),
     #[error("{failed} model(s) failed to load; --exit-on-error=false serves the others")]
@@ -122,6 +127,13 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let instance_cores = args.instance_cores(&topology, all).map_err(ServeError::OtherFlags)?;
     let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
+    if let Some(settings) = args.sharing.cache().map_err(ServeError::OtherFlags)? {
+        let caches = Caches::start(&settings, reactors.handles()).map_err(ServeError::Redis)?;
+        server.keep_answers_in(caches);
+    }
+    if let Some(limits) = args.sharing.limits() {
+        server.share_resources_by(Limiter::new(limits));
+    }
     let control = control(args, server.clone())?;
     let mut listeners = listen(args, &control)?;
     if let Some(path) = args.ring.path() {

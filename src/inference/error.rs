@@ -156,6 +156,12 @@ pub enum Error {
          expecting string of length {expected} but only {got} bytes available"
     )]
     TruncatedString { input: String, model: String, expected: usize, got: usize },
+    #[error("in ensemble '{ensemble}', {error}")]
+    InEnsemble { ensemble: String, error: Box<Error> },
+    #[error(
+        "unexpected deadlock, at least one output is not set while no more ensemble steps can be made"
+    )]
+    EnsembleStuck,
     #[error("[request id: {}] {error}", if .id.is_empty() { "<id_unknown>" } else { .id })]
     InRequest { id: String, error: Box<Error> },
     #[error("{detail}")]
@@ -252,7 +258,7 @@ impl Error {
             | Self::DeadlineExpired
             | Self::UnreadResponses { .. }
             | Self::Unloading { .. } => Code::Unavailable,
-            Self::InRequest { error, .. } => error.code(),
+            Self::InRequest { error, .. } | Self::InEnsemble { error, .. } => error.code(),
             Self::Model { code, .. } => *code,
             Self::AmbiguousModel { .. }
             | Self::ModelNotLoaded { .. }
@@ -286,6 +292,7 @@ impl Error {
             | Self::SequenceNotStarted { .. }
             | Self::LongCorrelationId { .. }
             | Self::TextCorrelationId { .. }
+            | Self::EnsembleStuck
             | Self::RequestTooLarge { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } | Self::DecoupledModel { .. } => Code::Unsupported,
             Self::Cancelled => Code::Cancelled,

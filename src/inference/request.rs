@@ -24,6 +24,8 @@ pub struct InferRequest {
     pub priority: u64,
     /// How long the request may wait in the queue, by the client's `timeout` parameter.
     pub queue_timeout: Option<Duration>,
+    /// Whether its client can still change the bytes of an input, which lie in memory that they share.
+    pub inputs_may_change: bool,
     /// When the client stops waiting for the answer.
     pub deadline: Option<Timestamp>,
     /// The sequence that it belongs to, if it names one.

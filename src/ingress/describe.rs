@@ -157,6 +157,7 @@ pub fn metrics(server: &Server) -> String {
             model: &version.name,
             namespace: &version.namespace,
             version: version.version,
+            is_cached: version.is_cached(),
             totals: version.statistics.totals(),
             latencies: version.statistics.latencies(),
             load_seconds: version.load_time.as_secs_f64(),

@@ -48,6 +48,7 @@ impl SharedTensors {
             let view = regions.view(&range)?;
             let bytes = match input.datatype {
                 DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
+                    request.inputs_may_change = true;
                     view.in_place()
                 }
                 _ => view.copied(pool)?,

@@ -77,6 +77,8 @@ struct Core {
     compute_input: Counter,
     compute_infer: Counter,
     compute_output: Counter,
+    cache_hit: Counter,
+    cache_miss: Counter,
     inferences: AtomicU64,
     executions: AtomicU64,
     pending: AtomicU64,
@@ -160,6 +162,8 @@ pub struct Totals {
     pub compute_input: Duration,
     pub compute_infer: Duration,
     pub compute_output: Duration,
+    pub cache_hit: Duration,
+    pub cache_miss: Duration,
     pub rejected: u64,
     pub cancelled: u64,
     pub backend_failures: u64,
@@ -261,6 +265,23 @@ impl ModelStatistics {
         }
     }
 
+    /// Counts a request that the response cache answered, which took `time`.
+    pub fn found(&self, reactor: usize, time: time::Duration) {
+        if let Some(core) = self.core(reactor) {
+            core.cache_hit.add(1, time);
+            core.latencies.note(Step::CacheHit, time, 1);
+        }
+    }
+
+    /// Counts a request that the response cache did not answer; looking it up and keeping its answer took
+    /// `time`.
+    pub fn missed(&self, reactor: usize, time: time::Duration) {
+        if let Some(core) = self.core(reactor) {
+            core.cache_miss.add(1, time);
+            core.latencies.note(Step::CacheMiss, time, 1);
+        }
+    }
+
     /// Counts a request that failed after `total`.
     pub fn failed(&self, reactor: usize, failure: Failure, total: time::Duration) {
         if let Some(core) = self.core(reactor) {
@@ -294,6 +315,8 @@ impl ModelStatistics {
             sum.compute_input = sum.compute_input.plus(core.compute_input.read());
             sum.compute_infer = sum.compute_infer.plus(core.compute_infer.read());
             sum.compute_output = sum.compute_output.plus(core.compute_output.read());
+            sum.cache_hit = sum.cache_hit.plus(core.cache_hit.read());
+            sum.cache_miss = sum.cache_miss.plus(core.cache_miss.read());
             sum.inferences += core.inferences.load(Ordering::Relaxed);
             sum.executions += core.executions.load(Ordering::Relaxed);
             // A request may enter on one reactor and leave on another: only the sum means anything.
@@ -327,8 +350,8 @@ impl ModelStatistics {
                 compute_input: Some(totals.compute_input.into()),
                 compute_infer: Some(totals.compute_infer.into()),
                 compute_output: Some(totals.compute_output.into()),
-                cache_hit: Some(Duration::default().into()),
-                cache_miss: Some(Duration::default().into()),
+                cache_hit: Some(totals.cache_hit.into()),
+                cache_miss: Some(totals.cache_miss.into()),
             }),
             batch_stats: self.batch_statistics(),
             memory_usage: Vec::new(),

@@ -243,6 +243,7 @@ impl Draft {
             name: signature.model.clone(),
             labels: Arc::new(labels::read(&self.config, &self.dir)?),
             signature: Arc::new(signature),
+            rate_limits: definition::rate_limits(&self.config),
             placements,
             scheduling,
             settings: self.options.settings(&self.config.backend),

@@ -14,9 +14,9 @@ pub use cache::{
     CacheKey, CachedResponse, KeyHasher, MalformedEntry, ModelIdentity, ResponseCache,
 };
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
-pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput, StepModel};
+pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput};
 pub use in_order::InOrder;
-pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit, ResourceNeed};
+pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit};
 pub use sequence::{
     Carried, SequenceBatch, SequenceDecision, SequenceKey, SequencePolicy, SequenceQueue,
     SequenceRow, Sequenced,

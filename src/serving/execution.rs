@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::{
     batch::{self, Outputs},
-    classification,
+    cache, classification,
     job::Job,
     respond,
     rows::SharedRows,
@@ -242,7 +242,10 @@ impl Executed {
             let count = jobs.len() as u64;
             first.version.statistics.executed(reactor, (rows, fillers), count, times);
         }
-        for (job, mut outputs) in jobs.into_iter().zip(responses) {
+        for (mut job, mut outputs) in jobs.into_iter().zip(responses) {
+            if job.cache_slot.is_some() {
+                cache::keep(&mut job, &outputs, &Parameters::default(), reactor);
+            }
             let version = &job.version;
             if !job.admitted.classes.is_empty()
                 && let Err(error) = classification::apply(version, &job.admitted, &mut outputs)
@@ -251,6 +254,9 @@ impl Executed {
                 continue;
             }
             let total = now - job.arrived;
+            if let Some(account) = &job.account {
+                account.add(began - job.arrived, times);
+            }
             version.statistics.succeeded(reactor, total, began - job.arrived, total);
             if let Some(trace) = job.trace {
                 traced(trace, began, times, now, &outputs);

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use compact_str::CompactString;
 
-use super::version::LoadedVersion;
+use super::{cache::CacheSlot, ensemble::Account, version::LoadedVersion};
 use crate::{
     inference::{Admitted, Error, InferResponse, Parameters, Sequence, Timestamp},
     observe::{
@@ -31,6 +31,10 @@ pub struct Job {
     pub reply: ReplySender<Reply>,
     /// What is noted of it, if it is traced.
     pub trace: Option<Box<Trace>>,
+    /// Where its answer is to be kept.
+    pub cache_slot: Option<CacheSlot>,
+    /// Where its times are added up, if it is a step of an ensemble.
+    pub account: Option<Arc<Account>>,
 }
 
 impl Job {
@@ -63,6 +67,7 @@ pub fn kind(error: &Error) -> Failure {
         Error::InRequest { error, .. } => kind(error),
         Error::QueueFull | Error::TimeoutExpired | Error::DeadlineExpired => Failure::Rejected,
         Error::Cancelled => Failure::Cancelled,
+        Error::InEnsemble { error, .. } => kind(error),
         Error::Backend { .. } | Error::Model { .. } => Failure::Backend,
         _ => Failure::Other,
     }

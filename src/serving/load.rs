@@ -5,9 +5,10 @@ use std::{
 };
 
 use super::{
+    ensemble::{EnsembleSteps, NotComposed},
     sequences::{SequenceSetup, SetupError},
     server::{Server, Versions},
-    version::{LoadedVersion, VersionError, VersionSpec},
+    version::{EnsembleSpec, LoadedVersion, VersionError, VersionSpec},
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
@@ -15,7 +16,8 @@ use crate::{
     inference::{Code, Error, Timestamp},
     proto::ModelConfig,
     repository::{
-        self, AgentChain, Agents, Definition, Draft, ModelId, Options, Scheduling, TemporaryFolder,
+        self, AgentChain, Agents, Definition, Draft, Ensemble, ModelId, Options, Scheduling,
+        TemporaryFolder,
     },
     scheduler::BatchingPolicy,
 };
@@ -86,6 +88,9 @@ impl VersionFault {
         match self {
             Self::Repository(error) => error.code(),
             Self::WarmUp(error) => error.refusal().map_or(Code::Internal, Error::code),
+            Self::Version(error) if matches!(**error, VersionError::Limit(_)) => {
+                Code::InvalidArgument
+            }
             Self::Backend(_)
             | Self::Version(_)
             | Self::Sequences(_)
@@ -122,8 +127,21 @@ pub enum LoadFailure {
     Unreadable(repository::Error),
     /// Its policy chooses no version.
     NoVersions(repository::Error),
+    /// It is an ensemble, and these of its models are not served.
+    MissingModels(Vec<String>),
+    /// It is an ensemble that cannot be served; the text says why.
+    Ensemble(String),
     /// Versions failed. Those that did not are with `None`: a model is loaded whole or not at all.
     Versions(BTreeMap<i64, Option<String>>),
+}
+
+impl From<NotComposed> for LoadFailure {
+    fn from(why: NotComposed) -> Self {
+        match why {
+            NotComposed::Missing(models) => Self::MissingModels(models),
+            NotComposed::Misfit(reason) => Self::Ensemble(reason),
+        }
+    }
 }
 
 impl From<repository::Error> for LoadFailure {
@@ -188,6 +206,9 @@ impl Loader {
         for warning in draft.warnings() {
             log::warn!("{warning}");
         }
+        if draft.backend_name().is_none() {
+            return self.load_ensemble(server, source, &agents, draft, before, began);
+        }
         let numbers = draft.versions().to_vec();
         began(&numbers);
         let defined = self.define(draft);
@@ -217,6 +238,66 @@ impl Loader {
             true => Err(LoadFailure::Versions(failures)),
             false => Ok(versions),
         }
+    }
+
+    /// The steps of a model that is an ensemble, if it is one and can be read.
+    pub fn ensemble(&self, source: &Source) -> Option<Ensemble> {
+        let (name, options) = (&source.id.name, &self.options);
+        let draft = match &source.config {
+            None => Draft::read(name, &source.dir, options).ok()?,
+            given => self.agents.draft(name, &source.dir, given.as_ref(), options).ok()?.0,
+        };
+        if draft.backend_name().is_some() {
+            return None;
+        }
+        match draft.complete(None).ok()?.scheduling {
+            Scheduling::Ensemble(ensemble) => Some(ensemble),
+            _ => None,
+        }
+    }
+
+    fn load_ensemble(
+        &self,
+        server: &Server,
+        source: &Source,
+        agents: &Option<Arc<AgentChain>>,
+        draft: Draft,
+        before: &Before<'_>,
+        began: impl FnOnce(&[i64]),
+    ) -> Result<Versions, LoadFailure> {
+        let beginning = Timestamp::now();
+        let definition = draft.complete(None)?;
+        let Scheduling::Ensemble(ensemble) = &definition.scheduling else {
+            let reason = format!("'{}' names no back end and is no ensemble", source.id);
+            return Err(LoadFailure::Ensemble(reason));
+        };
+        let steps = EnsembleSteps::compose(server, &source.id, ensemble, &definition.signature)?;
+        let steps = Arc::new(steps);
+        began(&definition.versions);
+        let version = |&version: &i64| {
+            let kept = reusable(before, &definition, version);
+            let kept = kept.filter(|kept| {
+                agents.is_none()
+                    && kept.steps.as_ref().is_some_and(|earlier| earlier.are_those_of(&steps))
+            });
+            let started = || {
+                server.start_ensemble(EnsembleSpec {
+                    name: definition.name.clone(),
+                    namespace: source.id.namespace.as_str().into(),
+                    version,
+                    config: definition.config.clone(),
+                    signature: definition.signature.clone(),
+                    labels: definition.labels.clone(),
+                    identity: server.identity(&source.id, &definition, version),
+                    steps: steps.clone(),
+                    began: beginning,
+                    folder: source.folder.clone(),
+                    agents: agents.clone(),
+                })
+            };
+            (version, kept.unwrap_or_else(started))
+        };
+        Ok(definition.versions.iter().map(version).collect())
     }
 
     fn define(&self, draft: Draft) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
@@ -331,6 +412,8 @@ fn start_version(
         policy: BatchingPolicy { max_batch_size: definition.signature.max_batch_size, dynamic },
         sequences,
         placements: definition.placements.clone(),
+        rate_limits: definition.rate_limits.clone(),
+        identity: server.identity(&source.id, definition, version),
         warm_ups,
         model,
         began,

@@ -17,13 +17,16 @@
 mod ask;
 mod batch;
 mod bell;
+mod cache;
 mod classification;
 mod control;
+mod ensemble;
 mod execution;
 mod inline;
 mod instance_cores;
 mod instance_thread;
 mod job;
+mod limiter;
 mod load;
 mod ragged;
 mod respond;
@@ -37,12 +40,14 @@ mod warm_up;
 #[cfg(test)]
 mod tests;
 
+pub use cache::{CacheSettings, Caches, RedisSettings};
 pub use control::{
     ControlMode, ControlSettings, IndexEntry, ModelControl, ModelStatus, Polling, Startup,
     VersionState,
 };
 pub use instance_cores::InstanceCores;
 pub use job::Reply;
+pub use limiter::Limiter;
 pub use load::{Backends, Loader};
 pub use server::{Observers, Server, ServerState};
 pub use version::{LoadedVersion, Site, VersionError, VersionSpec};

@@ -117,6 +117,8 @@ impl Stage {
                 device: PlacementDevice::Cpu,
                 host_policy: "cpu".into(),
             }],
+            rate_limits: Vec::new(),
+            identity: None,
             model: Arc::new(model),
             began: Timestamp::now(),
             folder: None,

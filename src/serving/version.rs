@@ -5,27 +5,30 @@ use std::{
 };
 
 use super::{
+    cache::{Caches, VersionCache},
+    ensemble::{self, EnsembleSteps, Parent},
     execution::Executed,
     inline::{self, Pace},
     instance_cores::InstanceCores,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::{Job, Reply},
+    limiter::{Limiter, Seat},
     sequences::{Instances, Ran, SequenceSetup, SequenceShard, SequenceShardHandle},
     server::Observers,
     shard::{Executor, InlineInstance, Shard, ShardHandle},
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
-    backend::{BackendError, Host, Model, ModelInstance, Placement},
+    backend::{BackendError, Host, Model, ModelInstance, Placement, PlacementDevice},
     inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
     observe::{
         ModelStatistics,
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
     proto,
-    repository::{AgentChain, Labels, Ragged, TemporaryFolder},
+    repository::{AgentChain, Labels, Ragged, RateLimit, TemporaryFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
-    scheduler::BatchingPolicy,
+    scheduler::{BatchingPolicy, LimitError, ModelIdentity},
 };
 
 /// Everything that a version of a model needs to be served.
@@ -48,10 +51,40 @@ pub struct VersionSpec {
     pub sequences: Option<Arc<SequenceSetup>>,
     /// Where its instances run.
     pub placements: Vec<Placement>,
+    /// How each of them takes turns with others.
+    pub rate_limits: Vec<RateLimit>,
+    /// What tells its answers from those of others, if they are to be kept.
+    pub identity: Option<ModelIdentity>,
     /// What each instance is run with before it serves.
     pub warm_ups: Vec<WarmUp>,
     /// What runs it.
     pub model: Arc<dyn Model>,
+    /// When loading it began.
+    pub began: Timestamp,
+    /// Its folder, when it is not in a repository.
+    pub folder: Option<Arc<TemporaryFolder>>,
+    /// The agents that look after its folder.
+    pub agents: Option<Arc<AgentChain>>,
+}
+
+/// Everything that a version of an ensemble needs to be served.
+pub struct EnsembleSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The repository that it is from, where names are not unique; else empty.
+    pub namespace: Arc<str>,
+    /// The version.
+    pub version: i64,
+    /// Its configuration, complete.
+    pub config: Arc<proto::ModelConfig>,
+    /// Its tensors.
+    pub signature: Arc<Signature>,
+    /// The names of classes, for outputs that have them.
+    pub labels: Arc<Labels>,
+    /// What tells its answers from those of others, if they are to be kept.
+    pub identity: Option<ModelIdentity>,
+    /// What it runs.
+    pub steps: Arc<EnsembleSteps>,
     /// When loading it began.
     pub began: Timestamp,
     /// Its folder, when it is not in a repository.
@@ -95,6 +128,10 @@ pub struct LoadedVersion {
     runs_inline: bool,
     /// One on every reactor when the model runs inline, else one at home.
     queues: PerReactor<Queue>,
+    /// Where its answers are kept, if they are.
+    pub(super) cache: Option<VersionCache>,
+    /// What runs instead, if it is an ensemble, which has no instances and no queue.
+    pub(super) steps: Option<Arc<EnsembleSteps>>,
 }
 
 /// What versions of models are started on.
@@ -109,6 +146,10 @@ pub struct Site<'a> {
     pub host: &'a Arc<Host>,
     /// What watches them.
     pub observers: &'a Observers,
+    /// Where answers are kept, if they are.
+    pub cache: Option<&'a Arc<Caches>>,
+    /// What makes instances take turns, if anything does.
+    pub limiter: Option<&'a Arc<Limiter>>,
 }
 
 /// Why a version could not be started.
@@ -125,6 +166,9 @@ pub enum VersionError {
         /// Why.
         source: io::Error,
     },
+    /// An instance could never have its turn.
+    #[error("{0}")]
+    Limit(#[from] LimitError),
     /// An instance could not be warmed up.
     #[error("{0}")]
     WarmUp(#[from] WarmUpError),
@@ -155,6 +199,27 @@ impl Queue {
 }
 
 impl VersionSpec {
+    /// An instance's place among those that share resources, if it needs any.
+    fn seat(
+        &self,
+        index: usize,
+        placement: &Placement,
+        limiter: Option<&Arc<Limiter>>,
+    ) -> Result<Option<Seat>, LimitError> {
+        let (Some(limiter), Some(limit)) = (limiter, self.rate_limits.get(index)) else {
+            return Ok(None);
+        };
+        if limit.resources.is_empty() {
+            return Ok(None);
+        }
+        let device = match placement.device {
+            PlacementDevice::Gpu(id) => id,
+            // As Triton has it, the host has what the first device has.
+            PlacementDevice::Cpu | PlacementDevice::Model => 0,
+        };
+        limiter.join(&limit.resources, limit.priority, device).map(Some)
+    }
+
     /// Makes an instance and warms it up.
     fn instance(
         &self,
@@ -182,22 +247,27 @@ impl LoadedVersion {
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
         let ragged = Ragged::new(&spec.config, &spec.signature);
         let mut instances = Vec::new();
-        for placement in &spec.placements {
+        for (index, placement) in spec.placements.iter().enumerate() {
             instances.push(PlacedInstance {
                 name: placement.name.clone(),
                 cores: site.instance_cores.of(&placement.host_policy).to_vec(),
+                seat: spec.seat(index, placement, site.limiter)?,
                 instance: spec.instance(placement, &ragged, site.host)?,
             });
         }
         // Who wants an instance on certain processors does not want it on those of reactors.
         let is_placed =
             |placement: &Placement| site.instance_cores.wanted(&placement.host_policy).is_some();
+        let takes_turns = instances.iter().any(|instance| instance.seat.is_some());
         let runs_inline = spec.sequences.is_none()
+            && !takes_turns
             && !spec.placements.iter().any(is_placed)
             && inline::suits(&spec, &mut instances, &site.host.pool);
         // What is not served on a reactor takes no memory there.
         let home = site.home.index();
-        let served = site.reactors.iter().map(|reactor| runs_inline || reactor.index() == home);
+        let is_cached = site.cache.is_some() && spec.identity.is_some();
+        let is_everywhere = runs_inline || is_cached;
+        let served = site.reactors.iter().map(|reactor| is_everywhere || reactor.index() == home);
         let takes_requests = instances
             .first()
             .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
@@ -227,6 +297,11 @@ impl LoadedVersion {
             home: site.home.clone(),
             runs_inline,
             queues: PerReactor::new(site.reactors),
+            cache: site
+                .cache
+                .zip(spec.identity.clone())
+                .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
+            steps: None,
         });
         if runs_inline {
             let pace = Pace::of(spec.model.inline_fitness());
@@ -237,6 +312,7 @@ impl LoadedVersion {
                     (None, Some(placement)) => PlacedInstance {
                         name: placement.name.clone(),
                         cores: site.instance_cores.others().to_vec(),
+                        seat: None,
                         instance: spec.instance(placement, &ragged, site.host)?,
                     },
                     (None, None) => break,
@@ -260,6 +336,38 @@ impl LoadedVersion {
         Ok(version)
     }
 
+    /// An ensemble is served wherever its requests come in.
+    pub fn of_steps(spec: EnsembleSpec, site: &Site<'_>) -> Arc<Self> {
+        let plan = site.observers.metrics.plan(&spec.config);
+        let served = site.reactors.iter().map(|_| true);
+        let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
+        Arc::new(Self {
+            tracer: site.observers.tracer.of_model(&spec.name),
+            name: spec.name,
+            namespace: spec.namespace,
+            version: spec.version,
+            config: spec.config,
+            signature: spec.signature,
+            labels: spec.labels,
+            statistics: Arc::new(statistics),
+            load_time: Timestamp::now() - spec.began,
+            decoupled: spec.steps.are_decoupled(),
+            host: site.host.clone(),
+            takes_requests: false,
+            ragged: Ragged::default(),
+            _folder: spec.folder,
+            agents: spec.agents,
+            home: site.home.clone(),
+            runs_inline: true,
+            queues: PerReactor::new(site.reactors),
+            cache: site
+                .cache
+                .zip(spec.identity)
+                .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
+            steps: Some(spec.steps),
+        })
+    }
+
     /// Starts a queue on `reactor` and waits until it is there.
     fn place(
         self: &Arc<Self>,
@@ -281,19 +389,34 @@ impl LoadedVersion {
     ///
     /// # Errors
     /// When the request does not fit the model, or too much waits already.
-    pub fn infer(
+    pub fn infer(self: &Arc<Self>, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
+        self.infer_within(request, Parent::default())
+    }
+
+    /// Takes a request in that is a part of another.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) fn infer_within(
         self: &Arc<Self>,
         mut request: InferRequest,
+        parent: Parent,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let arrived = Timestamp::now();
         let admitted = self.signature.admit(&mut request)?;
         let (reply, answer) = reply_channel();
-        let mut trace = self.tracer.begin(&self.name, self.version, &request.id);
+        let mut trace = match &parent.trace {
+            None => self.tracer.begin(&self.name, self.version, &request.id),
+            Some(outer) => {
+                Some(self.tracer.begin_within(outer, &self.name, self.version, &request.id))
+            }
+        };
         if let Some(trace) = &mut trace {
             trace.at(Event::RequestStart, arrived);
             trace.at(Event::QueueStart, Timestamp::now());
             self.trace_inputs(trace, &admitted);
         }
+        let is_cacheable = !request.inputs_may_change && request.sequence.is_none();
         let job = Job {
             version: self.clone(),
             trace,
@@ -306,12 +429,28 @@ impl LoadedVersion {
             deadline: request.deadline,
             arrived,
             reply,
+            cache_slot: None,
+            account: parent.account,
         };
-        match self.queues.get() {
-            Some(queue) => queue.submit(job),
-            None => self.send_home(job)?,
+        match &self.cache {
+            Some(cache) if is_cacheable => cache.look_up(job),
+            _ => self.schedule(job),
         }
         Ok(answer)
+    }
+
+    /// Whether its answers are kept in the response cache.
+    pub fn is_cached(&self) -> bool {
+        self.cache.is_some()
+    }
+
+    /// Hands a request to what runs it.
+    pub(super) fn schedule(&self, job: Job) {
+        match (&self.steps, self.queues.get()) {
+            (Some(steps), _) => ensemble::start(steps.clone(), job),
+            (None, Some(queue)) => queue.submit(job),
+            (None, None) => self.send_home(job),
+        }
     }
 
     fn trace_inputs(&self, trace: &mut Trace, admitted: &Admitted) {
@@ -330,18 +469,25 @@ impl LoadedVersion {
         }
     }
 
-    fn send_home(&self, job: Job) -> Result<(), Error> {
+    fn send_home(&self, job: Job) {
         let message = Box::new(move || {
             let version = job.version.clone();
             match version.queues.get() {
                 Some(queue) => queue.submit(job),
-                None => job.reply.finish(Err(Error::Unloading { model: version.name.to_string() })),
+                None if version.home.is_current() => {
+                    job.reply.finish(Err(Error::Unloading { model: version.name.to_string() }));
+                }
+                None => job.reply.finish(Err(Error::QueueFull)),
             }
         });
-        self.home.try_send(message).map_err(|refused| match refused {
-            Full::Full(_) => Error::QueueFull,
-            Full::Closed(_) => Error::Stopping,
-        })
+        match self.home.try_send(message) {
+            Ok(()) => {}
+            // Run here it says that it was refused.
+            Err(Full::Full(message)) => message(),
+            Err(Full::Closed(_)) => {
+                log::debug!("a request came after its model's reactor had ended");
+            }
+        }
     }
 
     /// The number of the reactor that all requests go to, unless they go to all.

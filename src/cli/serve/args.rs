@@ -7,7 +7,10 @@ use std::{
 
 use clap::Args;
 
-use super::{accepted::AcceptedFlags, observe_args::ObserveArgs, ring::RingArgs, wires::WireArgs};
+use super::{
+    accepted::AcceptedFlags, observe_args::ObserveArgs, ring::RingArgs, sharing_args::SharingArgs,
+    wires::WireArgs,
+};
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
@@ -178,6 +181,8 @@ pub struct ServeArgs {
     pub ring: RingArgs,
     #[command(flatten)]
     pub wires: WireArgs,
+    #[command(flatten)]
+    pub sharing: SharingArgs,
     #[command(flatten)]
     pub accepted: AcceptedFlags,
 }

@@ -201,8 +201,8 @@ impl GrpcInferenceService for Calls {
         request: tonic::Request<RepositoryModelUnloadRequest>,
     ) -> Answer<RepositoryModelUnloadResponse> {
         let request = request.into_inner();
-        answer(match repository::check_unload(&request) {
-            Ok(()) => self.control.unload(&request.model_name).await,
+        answer(match repository::unload_dependents(&request) {
+            Ok(with_models) => self.control.unload(&request.model_name, with_models).await,
             Err(error) => Err(error),
         })
         .map(|_| tonic::Response::new(RepositoryModelUnloadResponse {}))

@@ -281,8 +281,8 @@ impl Calls {
         describe::only_all_repositories(repository)?;
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
-        repository::check_unload(&body)?;
-        self.control.unload(model).await?;
+        let with_models = repository::unload_dependents(&body)?;
+        self.control.unload(model, with_models).await?;
         Ok(with_type(Segments::default(), "application/json"))
     }
 

@@ -9,6 +9,6 @@ mod settings;
 mod tracer;
 mod writer;
 
-pub use record::{Event, Trace, TracedTensor};
+pub use record::{Event, Trace, TraceParent, TracedTensor};
 pub use settings::{Change, Fields, Level, Settings};
 pub use tracer::{InvalidSettings, ModelTracer, Tracer};

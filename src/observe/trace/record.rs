@@ -14,6 +14,8 @@ use crate::inference::{DataType, Rope, Shape, Timestamp};
 pub enum Event {
     RequestStart,
     QueueStart,
+    CacheHit,
+    CacheMiss,
     ComputeStart,
     ComputeInputEnd,
     ComputeOutputStart,
@@ -27,6 +29,8 @@ impl Event {
         match self {
             Self::RequestStart => "REQUEST_START",
             Self::QueueStart => "QUEUE_START",
+            Self::CacheHit => "CACHE_HIT",
+            Self::CacheMiss => "CACHE_MISS",
             Self::ComputeStart => "COMPUTE_START",
             Self::ComputeInputEnd => "COMPUTE_INPUT_END",
             Self::ComputeOutputStart => "COMPUTE_OUTPUT_START",
@@ -47,9 +51,19 @@ pub struct TracedTensor {
     pub data: Rope,
 }
 
+/// A trace as those of the requests that serve it know it.
+#[derive(Clone)]
+pub struct TraceParent {
+    pub(super) id: u64,
+    pub(super) level: Level,
+    pub(super) log_frequency: u32,
+}
+
 /// What is noted of one request.
 pub struct Trace {
     pub(super) id: u64,
+    /// The trace of the request that this one serves.
+    pub(super) parent: Option<u64>,
     pub(super) model: Arc<str>,
     pub(super) version: i64,
     pub(super) request_id: CompactString,
@@ -62,6 +76,11 @@ pub struct Trace {
 }
 
 impl Trace {
+    /// What the traces of requests that serve this one need.
+    pub fn as_parent(&self) -> TraceParent {
+        TraceParent { id: self.id, level: self.level, log_frequency: self.log_frequency }
+    }
+
     /// Whether tensors are noted.
     pub fn wants_tensors(&self) -> bool {
         self.level.has(Level::TENSORS)
@@ -105,6 +124,9 @@ impl Trace {
         );
         if !self.request_id.is_empty() {
             let _ = write!(json, r#","request_id":{}"#, quoted(&self.request_id));
+        }
+        if let Some(parent) = self.parent {
+            let _ = write!(json, r#","parent_id":{parent}"#);
         }
         json.push('}');
         let mut events = self.events.iter().peekable();
@@ -199,6 +221,7 @@ mod tests {
         let (sink, _traces) = crossbeam_channel::bounded(1);
         let mut trace = Trace {
             id: 5,
+            parent: Some(3),
             model: "m".into(),
             version: 2,
             request_id: "a\"b".into(),
@@ -216,7 +239,7 @@ mod tests {
         let mut json = String::new();
         trace.write(&mut json, 100);
         let expected = [
-            r#"{"id":5,"model_name":"m","model_version":2,"request_id":"a\"b"}"#,
+            r#"{"id":5,"model_name":"m","model_version":2,"request_id":"a\"b","parent_id":3}"#,
             r#"{"id":5,"timestamps":[{"name":"REQUEST_START","ns":107}]}"#,
             r#"{"id":5,"activity":"TENSOR_QUEUE_INPUT","tensor":{"name":"IN","data":"1,2.5","shape":"1,2","dtype":"FP32"}}"#,
             r#"{"id":5,"activity":"TENSOR_BACKEND_OUTPUT","tensor":{"name":"IN","data":"\"a\",\"bc\"","shape":"2","dtype":"BYTES"}}"#,

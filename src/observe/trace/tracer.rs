@@ -15,7 +15,7 @@ use crossbeam_channel::{Sender, bounded};
 use smallvec::SmallVec;
 
 use super::{
-    record::Trace,
+    record::{Trace, TraceParent},
     settings::{Change, Fields, Level, Settings},
     writer::{self, Message},
 };
@@ -267,6 +267,30 @@ impl ModelTracer {
         self.sample(model, version, request_id)
     }
 
+    /// A trace for a request that serves another, which is traced.
+    pub fn begin_within(
+        &self,
+        parent: &TraceParent,
+        model: &Arc<str>,
+        version: i64,
+        request_id: &CompactString,
+    ) -> Box<Trace> {
+        let TraceParent { id, level, log_frequency } = *parent;
+        Box::new(Trace {
+            id: self.ids.fetch_add(1, Ordering::Relaxed) + 1,
+            parent: Some(id),
+            model: model.clone(),
+            version,
+            request_id: request_id.clone(),
+            level,
+            log_frequency,
+            events: SmallVec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            sink: self.sink.clone(),
+        })
+    }
+
     #[cold]
     fn sample(
         &self,
@@ -278,6 +302,7 @@ impl ModelTracer {
         sampler.chooses().then(|| {
             Box::new(Trace {
                 id: self.ids.fetch_add(1, Ordering::Relaxed) + 1,
+                parent: None,
                 model: model.clone(),
                 version,
                 request_id: request_id.clone(),

@@ -16,6 +16,7 @@ use crate::{
         execution::Executed,
         instance_thread::{NoThread, PlacedInstance},
         job::Job,
+        limiter::Seat,
     },
 };
 
@@ -51,12 +52,12 @@ impl Instances {
         home: &ReactorHandle,
     ) -> Result<Self, NoThread> {
         let started = placed.into_iter().enumerate().map(|(index, placed)| {
-            let PlacedInstance { name, cores, instance } = placed;
+            let PlacedInstance { name, cores, instance, seat } = placed;
             let (batches, receive) = bounded(1);
             let (setup, home) = (setup.clone(), home.clone());
             thread::Builder::new()
                 .name(name.clone())
-                .spawn(move || run(index, instance, &cores, &setup, &receive, &home))
+                .spawn(move || run(index, instance, seat.as_ref(), &cores, (&setup, &receive, &home)))
                 .map_err(|source| NoThread { name, source })?;
             Ok(Instance { batches, is_idle: true })
         });
@@ -92,10 +93,9 @@ impl Instances {
 fn run(
     index: usize,
     mut instance: ModelInstance,
+    seat: Option<&Seat>,
     cores: &[usize],
-    setup: &SequenceSetup,
-    batches: &Receiver<Batch>,
-    home: &ReactorHandle,
+    (setup, batches, home): (&SequenceSetup, &Receiver<Batch>, &ReactorHandle),
 ) {
     if let Err(error) = pin_to(cores) {
         log::warn!("an instance thread cannot be bound to cores {cores:?}: {error}");
