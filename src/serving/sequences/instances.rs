@@ -57,7 +57,9 @@ impl Instances {
             let (setup, home) = (setup.clone(), home.clone());
             thread::Builder::new()
                 .name(name.clone())
-                .spawn(move || run(index, instance, seat.as_ref(), &cores, (&setup, &receive, &home)))
+                .spawn(move || {
+                    run(index, instance, seat.as_ref(), &cores, (&setup, &receive, &home))
+                })
                 .map_err(|source| NoThread { name, source })?;
             Ok(Instance { batches, is_idle: true })
         });

@@ -4,9 +4,7 @@ use super::*;
 use crate::{
     backend::BatchTensor,
     inference::{CorrelationId, Sequence},
-    repository::{
-        SequenceControl, SequenceControlKind, SequenceState, SequenceStrategy,
-    },
+    repository::{SequenceControl, SequenceControlKind, SequenceState, SequenceStrategy},
 };
 
 /// Gives back its input, counts in its state how often its sequence has run, and tells of each row
@@ -27,7 +25,10 @@ impl Instance for Counting {
         if rows.data.first() == Some(&FAILING) {
             return Err(BackendError("it was asked to fail".into()));
         }
-        assert_eq!((&ready.shape, &counts.shape), (&[i64::from(batch.rows), 1].into(), &ready.shape));
+        assert_eq!(
+            (&ready.shape, &counts.shape),
+            (&[i64::from(batch.rows), 1].into(), &ready.shape)
+        );
         self.0.send(ready.data.iter().copied().zip(counts.data.iter().copied()).collect()).unwrap();
         let more: Vec<u8> = counts.data.iter().map(|count| count + 1).collect();
         let counts = BatchTensor { shape: counts.shape.clone(), data: more.into() };
