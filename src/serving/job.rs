@@ -49,9 +49,7 @@ impl Job {
         }
         self.reply.finish(Err(error));
     }
-}
 
-impl Job {
     /// Answers a request that the scheduler does not take, which counts as none.
     pub fn refuse(self, error: Error) {
         if let Some(mut trace) = self.trace {
