@@ -27,8 +27,12 @@ pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{
-        BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime, pytorch::PyTorch,
+        BackendError, Identity, Ops, Repeat,
+        cuda::{Cuda, Devices},
+        onnxruntime::OnnxRuntime,
+        pytorch::PyTorch,
     },
+    device::{self, Device, cuda::CudaSettings},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -186,10 +190,7 @@ pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     backends.add("ops", || Ok(Arc::new(Ops)));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
     let compilers = directory.clone();
-    backends.add("cuda", move || {
-        let devices = || Err("this server does not open GPUs yet".to_owned());
-        Ok(Arc::new(Cuda::new(compilers.clone(), devices)))
-    });
+    backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), open_gpus))));
     let place = directory.clone();
     backends.add("onnxruntime", move || Ok(Arc::new(OnnxRuntime::open(known(place.as_deref())?)?)));
     backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));
@@ -203,6 +204,14 @@ fn known(directory: Option<&Path>) -> Result<&Path, BackendError> {
                 .to_owned(),
         )
     })
+}
+
+/// The GPUs, or why there are none.
+fn open_gpus() -> Devices {
+    match device::cuda::open(&CudaSettings::default()) {
+        Ok(gpus) => Ok(gpus.into_iter().map(|gpu| gpu as Arc<dyn Device>).collect()),
+        Err(reason) => Err(reason.to_string()),
+    }
 }
 
 fn listen(
