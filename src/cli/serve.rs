@@ -26,7 +26,12 @@ use nix::sys::{
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{tls_handshake::over_tls, wires::WireError};
 use crate::{
-    backend::{BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime},
+    backend::{
+        BackendError, Identity, Ops, Repeat,
+        cuda::{Cuda, Devices},
+        onnxruntime::OnnxRuntime,
+    },
+    device::{self, Device, cuda::CudaSettings},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -117,7 +122,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let instance_cores = args.instance_cores(&topology, all).map_err(ServeError::OtherFlags)?;
     let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
-    let control = control(args, server.clone());
+    let control = control(args, server.clone())?;
     let mut listeners = listen(args, &control)?;
     if let Some(path) = args.ring.path() {
         let listener = args.ring.listen(&server, reactors.handles().last());
@@ -146,15 +151,15 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     stopped
 }
 
-fn control(args: &ServeArgs, server: Arc<Server>) -> Arc<ModelControl> {
+fn control(args: &ServeArgs, server: Arc<Server>) -> Result<Arc<ModelControl>, ServeError> {
     let loader = Loader {
         backends: find_backends(args.backend_directory()),
         agents: Agents::built_in(),
         options: Arc::new(args.repository_options()),
         retries: args.model_load_retry_count,
     };
-    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing);
-    ModelControl::new(server, repository, loader, args.control_settings())
+    let repository = Repository::new(args.model_repository.clone(), args.model_namespacing)?;
+    Ok(ModelControl::new(server, repository, loader, args.control_settings()))
 }
 
 fn load(
@@ -184,10 +189,7 @@ pub fn find_backends(directory: Option<PathBuf>) -> Backends {
     backends.add("ops", || Ok(Arc::new(Ops)));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
     let compilers = directory.clone();
-    backends.add("cuda", move || {
-        let devices = || Err("this server does not open GPUs yet".to_owned());
-        Ok(Arc::new(Cuda::new(compilers.clone(), devices)))
-    });
+    backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), open_gpus))));
     backends.add("onnxruntime", move || {
         let directory = directory.as_ref().ok_or_else(|| {
             BackendError(
@@ -199,6 +201,14 @@ pub fn find_backends(directory: Option<PathBuf>) -> Backends {
         Ok(Arc::new(OnnxRuntime::open(directory)?))
     });
     backends
+}
+
+/// The GPUs, or why there are none.
+fn open_gpus() -> Devices {
+    match device::cuda::open(&CudaSettings::default()) {
+        Ok(gpus) => Ok(gpus.into_iter().map(|gpu| gpu as Arc<dyn Device>).collect()),
+        Err(reason) => Err(reason.to_string()),
+    }
 }
 
 fn listen(

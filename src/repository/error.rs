@@ -32,6 +32,14 @@ pub enum Error {
     Invalid { message: String, location: Option<Location> },
     #[error("repository agent '{agent}' of model '{model}': {message}")]
     Agent { model: String, agent: String, code: Code, message: String },
+    /// What an object store could not be asked; `object` is the model or object that it was about.
+    #[error(
+        "cannot read '{url}'{}: {reason}",
+        object.as_ref().map(|object| format!(", object '{object}'")).unwrap_or_default()
+    )]
+    Store { url: String, object: Option<String>, reason: String },
+    #[error("model repository '{location}' is malformed: expected {expected}")]
+    BadLocation { location: String, expected: &'static str },
     #[error("cannot read '{}': {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
     /// A version policy that takes none of the versions that are there.
@@ -63,7 +71,7 @@ impl Error {
         match self {
             Self::Agent { code, .. } => *code,
             Self::UnknownModel { .. } => Code::NotFound,
-            Self::Unreadable { .. } => Code::Internal,
+            Self::Unreadable { .. } | Self::Store { .. } => Code::Internal,
             Self::Text { .. }
             | Self::Invalid { .. }
             | Self::NoVersions { .. }
@@ -71,6 +79,7 @@ impl Error {
             | Self::OverrideWithoutConfig
             | Self::NotUnique { .. }
             | Self::BadModelName { .. }
+            | Self::BadLocation { .. }
             | Self::PathEscapes { .. } => Code::InvalidArgument,
         }
     }

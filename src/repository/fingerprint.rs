@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use object_store::ObjectMeta;
+
 use super::{
     error::Error,
     layout::{CONFIG_FILE, CONFIGS_FOLDER, describe},
@@ -20,7 +22,7 @@ pub struct Fingerprint(BTreeMap<PathBuf, Stamp>);
 
 /// What changes when a file does. The inode and the time of change tell of a file that was put in
 /// the place of another of the same size and age.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Stamp {
     /// A symbolic link that leads nowhere.
     Nowhere,
@@ -30,6 +32,11 @@ enum Stamp {
         bytes: u64,
         modified: (i64, i64),
         changed: (i64, i64),
+    },
+    Object {
+        e_tag: Option<String>,
+        bytes: u64,
+        modified: i64,
     },
 }
 
@@ -67,6 +74,15 @@ impl Fingerprint {
         Ok(Self(stamps))
     }
 
+    /// That of a model's objects in a store.
+    pub(super) fn of_objects(objects: impl Iterator<Item = (PathBuf, ObjectMeta)>) -> Self {
+        let stamped = objects.map(|(path, meta)| {
+            let modified = meta.last_modified.timestamp_millis();
+            (path, Stamp::Object { e_tag: meta.e_tag, bytes: meta.size, modified })
+        });
+        Self(stamped.collect())
+    }
+
     /// Whether `version` may be served on as it was when `earlier` was taken: nothing of it was
     /// changed, and nothing that all versions share but the configuration, which is compared as such.
     pub fn has_same_version(&self, earlier: &Self, version: i64) -> bool {
@@ -76,7 +92,11 @@ impl Fingerprint {
                 Some(CONFIG_FILE | CONFIGS_FOLDER) => false,
                 _ => true,
             };
-            all.0.iter().filter(|(path, _)| belongs(path)).map(|(p, s)| (p.clone(), *s)).collect()
+            all.0
+                .iter()
+                .filter(|(path, _)| belongs(path))
+                .map(|(p, s)| (p.clone(), s.clone()))
+                .collect()
         };
         part(self) == part(earlier)
     }

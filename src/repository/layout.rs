@@ -8,7 +8,11 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::error::Error;
+use super::{
+    error::Error,
+    fingerprint::Fingerprint,
+    stores::{Location, Store},
+};
 
 /// The name of a model's configuration file.
 pub(super) const CONFIG_FILE: &str = "config.pbtxt";
@@ -46,29 +50,29 @@ impl fmt::Display for ModelId {
 pub struct Entry {
     /// Which model.
     pub id: ModelId,
-    /// Its folder; empty when several repositories have one.
+    /// Its folder; empty when several repositories have one. That of a model in an object store is what it
+    /// was when it was [fetched](Repository::fetch) last.
     pub dir: PathBuf,
     /// Why it cannot be read, if that is already clear.
     pub error: Option<Error>,
 }
 
-/// Folders of models.
-#[derive(Clone, Debug)]
+/// Folders of models, on this machine or in object stores.
+#[derive(Debug)]
 pub struct Repository {
-    roots: Vec<PathBuf>,
+    roots: Vec<Location>,
     namespacing: bool,
 }
 
 impl Repository {
     /// The models of all `roots`. With `namespacing` each root is a namespace, so that several may
     /// have a model of the same name.
-    pub fn new(roots: Vec<PathBuf>, namespacing: bool) -> Self {
-        Self { roots, namespacing }
-    }
-
-    /// The folders of models.
-    pub fn roots(&self) -> &[PathBuf] {
-        &self.roots
+    ///
+    /// # Errors
+    /// A URL is malformed, or no folder can be made for what is fetched from it.
+    pub fn new(roots: Vec<PathBuf>, namespacing: bool) -> Result<Self, Error> {
+        let roots = roots.into_iter().map(Location::parse).collect::<Result<_, _>>()?;
+        Ok(Self { roots, namespacing })
     }
 
     /// All models, by name. A name that begins with a dot is not a model.
@@ -79,10 +83,7 @@ impl Repository {
     pub fn scan(&self) -> Result<Vec<Entry>, Error> {
         let mut entries: BTreeMap<ModelId, Entry> = BTreeMap::new();
         for root in &self.roots {
-            let unreadable = |error| Error::unreadable(root, describe(&error));
-            for found in fs::read_dir(root).map_err(unreadable)? {
-                let found = found.map_err(unreadable)?;
-                let Some(entry) = model_entry(&found, self.namespace(root)) else { continue };
+            for entry in self.models(root)? {
                 let duplicate = Entry {
                     id: entry.id.clone(),
                     dir: PathBuf::new(),
@@ -103,14 +104,18 @@ impl Repository {
     /// The name is not a folder's name, or no repository has it, or without namespaces more than one.
     pub fn find(&self, name: &str) -> Result<Vec<Entry>, Error> {
         check_model_name(name)?;
-        let found: Vec<Entry> = self
-            .roots
-            .iter()
-            .filter_map(|root| {
-                let id = ModelId { name: name.to_owned(), namespace: self.namespace(root) };
-                entry_at(root.join(name), id)
-            })
-            .collect();
+        let mut found = Vec::new();
+        for root in &self.roots {
+            let id = ModelId { name: name.to_owned(), namespace: self.namespace(root) };
+            found.extend(match root {
+                Location::Folder(folder) => entry_at(folder.join(name), id),
+                Location::Store(store) => store.has_model(name)?.then(|| Entry {
+                    id,
+                    dir: store.folder(name),
+                    error: None,
+                }),
+            });
+        }
         match found.len() {
             0 => Err(Error::UnknownModel { model: name.to_owned() }),
             2.. if !self.namespacing => Err(Error::NotUnique { model: name.to_owned() }),
@@ -118,8 +123,60 @@ impl Repository {
         }
     }
 
-    fn namespace(&self, root: &Path) -> String {
-        if self.namespacing { root.to_string_lossy().into_owned() } else { String::new() }
+    /// Makes the folder of a model what it is in its object store, if it is in one.
+    ///
+    /// # Errors
+    /// The store cannot be read, or the folder not be written.
+    pub fn fetch(&self, entry: &Entry) -> Result<(), Error> {
+        self.store_of(entry).map_or(Ok(()), |store| store.fetch(&entry.id.name))
+    }
+
+    /// How a model is where it comes from, without fetching it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn fingerprint(&self, entry: &Entry) -> Result<Fingerprint, Error> {
+        match self.store_of(entry) {
+            Some(store) => store.fingerprint(&entry.id.name),
+            None => Fingerprint::of(&entry.dir),
+        }
+    }
+
+    fn store_of(&self, entry: &Entry) -> Option<&Store> {
+        self.roots.iter().find_map(|root| match root {
+            Location::Store(store) if store.folder(&entry.id.name) == entry.dir => Some(store),
+            _ => None,
+        })
+    }
+
+    /// The models of one root, in any order.
+    fn models(&self, root: &Location) -> Result<Vec<Entry>, Error> {
+        let namespace = self.namespace(root);
+        let folder = match root {
+            Location::Folder(folder) => folder,
+            Location::Store(store) => {
+                let entry = |name: String| Entry {
+                    dir: store.folder(&name),
+                    id: ModelId { name, namespace: namespace.clone() },
+                    error: None,
+                };
+                return Ok(store.models()?.into_iter().map(entry).collect());
+            }
+        };
+        let unreadable = |error| Error::unreadable(folder, describe(&error));
+        let mut entries = Vec::new();
+        for found in fs::read_dir(folder).map_err(unreadable)? {
+            entries.extend(model_entry(&found.map_err(unreadable)?, namespace.clone()));
+        }
+        Ok(entries)
+    }
+
+    fn namespace(&self, root: &Location) -> String {
+        match root {
+            _ if !self.namespacing => String::new(),
+            Location::Folder(folder) => folder.to_string_lossy().into_owned(),
+            Location::Store(store) => store.url().to_owned(),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod agreement;
 mod autocomplete;
 mod check;
 mod definition;
+mod digest;
 mod draft;
 mod error;
 mod fingerprint;
@@ -27,6 +28,7 @@ mod platform;
 mod ragged;
 mod scheduling;
 mod source;
+mod stores;
 mod temporary;
 #[cfg(test)]
 mod tests;

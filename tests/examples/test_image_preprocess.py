@@ -7,7 +7,6 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tritonclient.utils import InferenceServerException
 
 import classify_file
 
@@ -103,7 +102,8 @@ def test_grey_and_palette_files(server, pictures):
 )
 def test_a_bad_file_is_named_and_the_server_lives(server, pictures, spoil, reason):
     good = encoded(pictures[0], "JPEG")
-    with pytest.raises(InferenceServerException, match=rf"row 1: {reason}"):
+    # Each protocol's client has an exception of its own.
+    with pytest.raises(Exception, match=rf"row 1: {reason}"):
         preprocess(server, [good, spoil(good)])
     assert preprocess(server, [good]).shape == (1, 3, SIDE, SIDE)
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use nereid::{
     device::{
         Argument as Given, Device, DeviceSlice, Landing, Stream, Urgency,
+        cuda::{self, CudaSettings},
         host::{HostDevice, HostSettings},
         kernels::{self, Grid},
     },
@@ -27,7 +28,16 @@ pub struct OnDevice {
 impl OnDevice {
     pub fn all() -> impl Iterator<Item = Self> {
         let host = HostDevice::start(HostSettings::default()).expect("threads can be had");
-        [Self::new(Arc::new(host))].into_iter()
+        let gpus = match cuda::open(&CudaSettings::default()) {
+            Ok(gpus) => gpus,
+            Err(reason) => {
+                eprintln!("no GPU runs kernels here: {reason}");
+                Vec::new()
+            }
+        };
+        let gpus = gpus.into_iter().map(|gpu| gpu as Arc<dyn Device>);
+        let all: Vec<Arc<dyn Device>> = gpus.chain([Arc::new(host) as Arc<dyn Device>]).collect();
+        all.into_iter().map(Self::new)
     }
 
     fn new(device: Arc<dyn Device>) -> Self {

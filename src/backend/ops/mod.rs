@@ -4,12 +4,13 @@
 //! come after a model.
 //!
 //! `chain` reads the words, `plan` and `operation` understand them, `joined` makes one of neighbours on
-//! pictures, and `run` does the work with the kernels' twins; `picture` knows the sizes of pictures,
-//! `decode` their files. This room knows tensors, kernels and memory. It must not know schedulers or
-//! wire formats.
+//! pictures; `run` does the work with the kernels' twins, `images` that on pictures, whose sizes
+//! `picture` knows, and whose files `decode`. This room knows tensors, kernels and memory. It must not
+//! know schedulers or wire formats.
 
 mod chain;
 mod decode;
+mod images;
 mod joined;
 mod operation;
 mod picture;

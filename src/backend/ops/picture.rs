@@ -81,6 +81,11 @@ impl Geometry {
         height: i32,
         channels: i32,
     ) -> Result<(Picture, [i32; 2]), GeometryError> {
+        let is_possible = |side| (0..=SIDE_MAX).contains(&side);
+        if !is_possible(width) || !is_possible(height) {
+            let (new_width, new_height) = (width.into(), height.into());
+            return Err(GeometryError::Side { width, height, new_width, new_height });
+        }
         let stride = width * channels;
         let mut window = Window { x: 0, y: 0, width, height };
         for crop in &self.before {

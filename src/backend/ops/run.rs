@@ -5,14 +5,12 @@ use bytes::Bytes;
 use half::{bf16, f16};
 
 use super::{
-    decode::{DecodeError, Limit, Pixels, decode},
-    picture::{Geometry, GeometryError, Look},
+    images::Pictures,
     plan::{Form, PadTo, Plan, Stage, Work},
 };
 use crate::{
     device::kernels::{
         cast::{self, Narrow},
-        image::{self, Element, ImageError, Scratch},
         nms, pad, softmax, top_k,
     },
     inference::{Code, DataType, Shape},
@@ -52,7 +50,7 @@ impl RunError {
 
 /// Why a stage could not be run; in which row, if it is one row's fault.
 #[derive(Debug, thiserror::Error)]
-enum Fault {
+pub(super) enum Fault {
     #[error("{1}")]
     Row(usize, String),
     #[error("{0}")]
@@ -62,9 +60,9 @@ enum Fault {
 }
 
 /// What a request's stages have in common.
-struct Run<'a> {
-    rows: usize,
-    pool: &'a BufferPool,
+pub(super) struct Run<'a> {
+    pub rows: usize,
+    pub pool: &'a BufferPool,
 }
 
 /// The tensors of a chain after it has run over `rows` rows, of which `inputs` are the first.
@@ -135,7 +133,7 @@ impl Run<'_> {
     }
 
     /// Memory for the elements of all rows.
-    fn buffer<T>(&self, dims: &[i64]) -> Result<Buffer, Fault> {
+    pub fn buffer<T>(&self, dims: &[i64]) -> Result<Buffer, Fault> {
         let elements = dims
             .iter()
             .try_fold(self.rows, |count, &dim| count.checked_mul(usize::try_from(dim).ok()?))
@@ -252,14 +250,18 @@ impl Run<'_> {
         if let Some(first) = dims.first_mut() {
             *first = length as i64;
         }
-        let each: usize =
-            dims.iter().skip(1).map(|&dim| usize::try_from(dim).unwrap_or(0)).product();
+        let too_many = || Fault::Whole(format!("{dims} has too many elements"));
+        let each = dims
+            .iter()
+            .skip(1)
+            .try_fold(1_usize, |each, &dim| each.checked_mul(usize::try_from(dim).ok()?))
+            .ok_or_else(too_many)?;
         let size = input.datatype.size().unwrap_or(1);
         let mut buffer = self.pool.allocate(
             [each, length, size]
                 .into_iter()
                 .try_fold(self.rows, usize::checked_mul)
-                .ok_or_else(|| Fault::Whole(format!("{dims} has too many elements")))?,
+                .ok_or_else(too_many)?,
         )?;
         let offsets: Vec<usize> = (0..=self.rows).map(|row| row * given * each).collect();
         let (given, length) = (given * each, length * each);
@@ -305,7 +307,9 @@ impl Run<'_> {
         let row_bytes = entries.data.len() / self.rows.max(1);
         let entry_bytes = row_bytes / count.max(1);
         let dims: Shape = indices.dims.iter().chain(entries.dims.iter().skip(1)).copied().collect();
-        let mut buffer = self.pool.allocate(self.rows * wanted * entry_bytes)?;
+        let bytes = wanted.checked_mul(entry_bytes).and_then(|bytes| bytes.checked_mul(self.rows));
+        let bytes = bytes.ok_or_else(|| Fault::Whole(format!("{dims} has too many elements")))?;
+        let mut buffer = self.pool.allocate(bytes)?;
         let places = buffer.chunks_exact_mut(entry_bytes.max(1));
         for (at, (place, &index)) in places.zip(&wide).enumerate() {
             let row = at / wanted.max(1);
@@ -386,98 +390,6 @@ impl Run<'_> {
     }
 }
 
-/// An image stage.
-struct Pictures<'a> {
-    encoded: Option<Limit>,
-    geometry: &'a Geometry,
-    look: &'a Look,
-}
-
-impl Run<'_> {
-    /// The pictures of all rows: the dimensions of each and the elements.
-    fn images<T: Element + Pod>(
-        &self,
-        input: &Value,
-        pictures: &Pictures<'_>,
-    ) -> Result<(Shape, Buffer), Fault> {
-        let channels = pictures.look.channels;
-        let mut files = pictures.encoded.map(|_| strings(&input.data));
-        let mut scratch = Scratch::default();
-        let mut made: Option<([i32; 2], Buffer)> = None;
-        for row in 0..self.rows {
-            let fault = |error: &dyn std::fmt::Display| Fault::Row(row, error.to_string());
-            let mut decoded = None;
-            let mut memory = self.pool.reservation();
-            let (pixels, width, height): (&[u8], i32, i32) = match (pictures.encoded, &mut files) {
-                (Some(limit), Some(files)) => {
-                    let file = files.next().ok_or_else(|| fault(&"there is no file"))?;
-                    let pixels = decode(file, channels as u8, limit, &mut memory);
-                    let Pixels { bytes, width, height } =
-                        decoded.insert(pixels.map_err(|error| match error {
-                            DecodeError::Memory(exhausted) => Fault::Memory(exhausted),
-                            error => fault(&error),
-                        })?);
-                    (bytes, *width, *height)
-                }
-                _ => row_pixels(input, row, self.rows)
-                    .ok_or_else(|| fault(&"there are no pixels"))?,
-            };
-            let geometry = pictures.geometry.apply(width, height, channels as i32);
-            let (geometry, size) = geometry.map_err(|error: GeometryError| fault(&error))?;
-            let target = pictures.look.target(size);
-            let (first_size, buffer) = match &mut made {
-                Some(made) => made,
-                None => {
-                    let buffer = self.buffer::<T>(&dims(pictures.look, size))?;
-                    made.insert((size, buffer))
-                }
-            };
-            if *first_size != size {
-                return Err(fault(&format!(
-                    "its picture becomes {} × {} pixels, that of row 0 {} × {}: a batch has one size",
-                    size[0], size[1], first_size[0], first_size[1]
-                )));
-            }
-            let output = elements_mut::<T>(buffer)?;
-            let each = target.elements();
-            let output = output.get_mut(row * each..(row + 1) * each).unwrap_or_default();
-            image::picture(pixels, &geometry, &target, &mut scratch, output)
-                .map_err(|error: ImageError| fault(&error))?;
-        }
-        match made {
-            Some((size, buffer)) => Ok((dims(pictures.look, size), buffer)),
-            None => Err(Fault::Whole("there are no rows".to_owned())),
-        }
-    }
-}
-
-/// The pixels of one row, with their width and height.
-fn row_pixels(input: &Value, row: usize, rows: usize) -> Option<(&[u8], i32, i32)> {
-    let &[height, width, _] = &*input.dims else { return None };
-    let each = input.data.len().checked_div(rows)?;
-    let pixels = input.data.get(row * each..(row + 1) * each)?;
-    Some((pixels, i32::try_from(width).ok()?, i32::try_from(height).ok()?))
-}
-
-fn dims(look: &Look, [width, height]: [i32; 2]) -> Shape {
-    let (width, height, channels) = (width.into(), height.into(), look.channels as i64);
-    if look.planar {
-        Shape::from([channels, height, width])
-    } else {
-        Shape::from([height, width, channels])
-    }
-}
-
-/// Strings in the wire's form; they were found well-formed when the request was admitted.
-fn strings(mut wire: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
-        let (len, rest) = wire.split_first_chunk::<4>()?;
-        let (string, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-        wire = rest;
-        Some(string)
-    })
-}
-
 /// The length of a tensor's last dimension.
 fn columns(value: &Value) -> Result<usize, Fault> {
     let columns = value.dims.last().and_then(|&dim| usize::try_from(dim).ok());
@@ -511,7 +423,9 @@ fn elements<T: AnyBitPattern>(value: &Value) -> Result<&[T], Fault> {
     })
 }
 
-fn elements_mut<T: AnyBitPattern + NoUninit>(buffer: &mut Buffer) -> Result<&mut [T], Fault> {
+pub(super) fn elements_mut<T: AnyBitPattern + NoUninit>(
+    buffer: &mut Buffer,
+) -> Result<&mut [T], Fault> {
     bytemuck::try_cast_slice_mut(buffer)
         .map_err(|error| Fault::Whole(format!("memory for an output is not aligned: {error}")))
 }

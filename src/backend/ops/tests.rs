@@ -498,3 +498,38 @@ fn a_bad_file_fails_its_own_request_alone() {
     drop(response);
     assert_eq!(host.pool.used(), 0);
 }
+
+#[test]
+fn jpeg_files_of_every_kind_are_decoded() {
+    macro_rules! seed {
+        ($name:literal) => {
+            include_bytes!(concat!("../../../fuzz/seeds/picture_file/", $name)).as_slice()
+        };
+    }
+    let mut memory = pool().reservation();
+    // A gold ellipse on teal: the middle and a corner, as Pillow decodes them.
+    let (gold, teal) = ([255, 215, 0], [0, 128, 128]);
+    for file in [seed!("baseline"), seed!("progressive"), seed!("cmyk"), seed!("rgb")] {
+        for channels in [3, 4] {
+            let pixels = decode::decode(file, channels, decode::Limit(1000), &mut memory).unwrap();
+            assert_eq!((pixels.width, pixels.height), (24, 17));
+            let each = usize::from(channels);
+            for (at, expected) in [(5 * 24 + 12, gold), (16 * 24, teal)] {
+                let pixel = &pixels.bytes[at * each..][..each];
+                let is_close = |(a, b): (&u8, u8)| a.abs_diff(b) <= 32;
+                assert!(pixel.iter().zip(expected).all(is_close), "{pixel:?}");
+                assert!(channels == 3 || pixel[3] == 255);
+            }
+        }
+    }
+    for file in [seed!("baseline"), seed!("grey"), seed!("cmyk"), seed!("grey_opacity")] {
+        let pixels = decode::decode(file, 1, decode::Limit(1000), &mut memory).unwrap();
+        assert!(pixels.bytes[5 * 24 + 12].abs_diff(202) <= 16, "{}", pixels.bytes[5 * 24 + 12]);
+    }
+    let cut = &seed!("baseline")[..700];
+    let error = decode::decode(cut, 3, decode::Limit(1000), &mut memory).err().unwrap();
+    assert!(error.to_string().starts_with("the JPEG file cannot be decoded"), "{error}");
+    let error =
+        decode::decode(seed!("baseline"), 3, decode::Limit(407), &mut memory).err().unwrap();
+    assert!(error.to_string().contains("24 × 17 pixels: expected at most 407"), "{error}");
+}

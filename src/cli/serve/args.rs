@@ -23,7 +23,8 @@ const MAILBOX_CAPACITY: usize = 64 << 10;
 /// tritonserver's flags, and a few of our own.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// A folder of models; may be given several times
+    /// A folder of models, or s3://BUCKET/PATH, gs://BUCKET/PATH, as://ACCOUNT/CONTAINER/PATH; may be given
+    /// several times
     #[arg(long, alias = "model-store", value_name = "DIR")]
     pub model_repository: Vec<PathBuf>,
     /// Who decides what is loaded: all models at the start (none), clients (explicit), or changes of

@@ -155,6 +155,8 @@ pub struct Scratch {
     columns: Vec<(usize, usize)>,
     /// Source rows added up by their weights.
     sum: Vec<f32>,
+    /// And of that, columns: the pixels of an output row that show a part of the canvas.
+    row: Vec<f32>,
     /// A row of the output before its conversion.
     line: Vec<f32>,
 }
@@ -227,6 +229,12 @@ pub fn picture<T: Element>(
         if is_inside {
             let taps = Taps::new(canvas_y, picture.window.height, picture.canvas[1], target.filter);
             add_rows(pixels, picture, channels, &shown, &taps, &mut scratch.sum);
+            match channels {
+                1 => add_columns::<1>(&shown, scratch),
+                2 => add_columns::<2>(&shown, scratch),
+                3 => add_columns::<3>(&shown, scratch),
+                _ => add_columns::<4>(&shown, scratch),
+            }
         }
         write_row(target, &shown, is_inside, scratch, y as usize, output);
     }
@@ -285,6 +293,24 @@ fn add_rows(
     }
 }
 
+/// Adds up the columns of what [`add_rows`] gave, by their weights. `C` is the number of channels.
+fn add_columns<const C: usize>(shown: &Columns, scratch: &mut Scratch) {
+    let Scratch { weights, columns, sum, row, .. } = scratch;
+    row.clear();
+    row.resize(columns.len() * C, 0.0);
+    let source = sum.as_chunks::<C>().0;
+    let mut begin = 0;
+    for (pixel, &(first, end)) in row.as_chunks_mut::<C>().0.iter_mut().zip(&*columns) {
+        let source = &source[first - shown.source.start..];
+        for (weight, source) in weights[begin..end].iter().zip(source) {
+            for (value, source) in pixel.iter_mut().zip(source) {
+                *value += weight * source;
+            }
+        }
+        begin = end;
+    }
+}
+
 fn write_row<T: Element>(
     target: &Target,
     shown: &Columns,
@@ -295,7 +321,7 @@ fn write_row<T: Element>(
 ) {
     let (width, channels) = (target.width as usize, target.channels as usize);
     let plane = width * target.height as usize;
-    let Scratch { weights, columns, sum, line } = scratch;
+    let Scratch { row, line, .. } = scratch;
     line.clear();
     line.resize(width * channels, 0.0);
     // Where in the line a channel's pixels begin, and how far apart they are.
@@ -303,27 +329,14 @@ fn write_row<T: Element>(
     for c in 0..channels {
         let (mean, scale) = (target.mean[c], target.scale[c]);
         let fill = (target.fill[c] - mean) * scale;
-        let from = target.order[c] as usize;
-        let places = line[c * apart..].iter_mut().step_by(step).take(width);
-        if !is_inside {
-            places.for_each(|place| *place = fill);
-            continue;
-        }
-        let mut begin = 0;
-        for (x, place) in places.enumerate() {
-            if !shown.columns.contains(&x) {
-                *place = fill;
-                continue;
-            }
-            let (first, end) = columns[x - shown.columns.start];
-            let source = &sum[(first - shown.source.start) * channels + from..];
-            let mut value = 0.0;
-            for (weight, pixel) in weights[begin..end].iter().zip(source.iter().step_by(channels)) {
-                value += weight * pixel;
-            }
-            begin = end;
+        let of_channel = row.iter().skip(target.order[c] as usize).step_by(channels);
+        let inside = if is_inside { shown.columns.clone() } else { 0..0 };
+        let mut places = line[c * apart..].iter_mut().step_by(step).take(width);
+        places.by_ref().take(inside.start).for_each(|place| *place = fill);
+        for (place, value) in places.by_ref().take(inside.len()).zip(of_channel) {
             *place = (value - mean) * scale;
         }
+        places.for_each(|place| *place = fill);
     }
     if target.planar == 0 {
         T::convert(line, &mut output[y * width * channels..][..width * channels]);

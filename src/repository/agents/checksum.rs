@@ -3,18 +3,16 @@
 //! Each parameter is `MD5:<path>`, as with Triton's agent of this name, or `SHA256:<path>`, the path in the
 //! model's folder; its value is the sum in hexadecimal.
 
-use std::{
-    fmt::Write as _,
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use std::path::Path;
 
-use md5::{Digest, Md5};
+use md5::Md5;
 use sha2::Sha256;
 
 use super::{Action, Agent, AgentError, AgentModel, AgentSession};
-use crate::{inference::Code, repository::layout};
+use crate::{
+    inference::Code,
+    repository::{digest, layout},
+};
 
 pub(super) struct Checksum;
 
@@ -42,8 +40,8 @@ fn check(dir: &Path, key: &str, expected: &str) -> Result<(), AgentError> {
     }
     let name = algorithm.to_ascii_uppercase();
     let sum = match name.as_str() {
-        "MD5" => sum::<Md5>,
-        "SHA256" => sum::<Sha256>,
+        "MD5" => digest::of_file::<Md5>,
+        "SHA256" => digest::of_file::<Sha256>,
         _ => {
             return Err(AgentError {
                 code: Code::Unsupported,
@@ -61,26 +59,4 @@ fn check(dir: &Path, key: &str, expected: &str) -> Result<(), AgentError> {
             "Mismatched {name} hash for file {file}, expect: {expected}, got: {got}"
         ))),
     }
-}
-
-/// The sum of a file's bytes, which need not fit into memory.
-fn sum<D: Digest>(path: &Path) -> io::Result<String> {
-    // Asked before opening, because opening a named pipe would wait for a writer.
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    let (mut file, mut digest) = (File::open(path)?, D::new());
-    let mut part = vec![0; 64 << 10];
-    loop {
-        match file.read(&mut part)? {
-            0 => break,
-            read => digest.update(&part[..read]),
-        }
-    }
-    let mut text = String::new();
-    for byte in digest.finalize() {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    Ok(text)
 }

@@ -65,8 +65,9 @@ pub fn check(
     inspect: &mut Inspect<'_>,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let entries = match Repository::new(roots.to_vec(), false).scan() {
-        Ok(entries) => entries,
+    let opened = Repository::new(roots.to_vec(), false);
+    let (repository, entries) = match opened.and_then(|it| it.scan().map(|entries| (it, entries))) {
+        Ok(found) => found,
         Err(error) => {
             return vec![finding(roots.first().map_or(Path::new(""), PathBuf::as_path), &error)];
         }
@@ -78,7 +79,10 @@ pub fn check(
     }
     let mut definitions = BTreeMap::new();
     for entry in &entries {
-        match check_model(entry, roots, agents, options, inspect, &mut findings) {
+        let checked = repository
+            .fetch(entry)
+            .and_then(|()| check_model(entry, roots, agents, options, inspect, &mut findings));
+        match checked {
             Ok(definition) => {
                 definitions.insert(entry.id.name.as_str(), Some(definition));
             }

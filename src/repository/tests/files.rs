@@ -5,7 +5,10 @@ use std::os::unix::{ffi::OsStrExt as _, fs::symlink};
 use super::*;
 
 fn scan(roots: &[&Path]) -> Vec<Entry> {
-    Repository::new(roots.iter().map(|root| root.to_path_buf()).collect(), false).scan().unwrap()
+    Repository::new(roots.iter().map(|root| root.to_path_buf()).collect(), false)
+        .unwrap()
+        .scan()
+        .unwrap()
 }
 
 #[test]
@@ -21,7 +24,7 @@ fn models_are_the_folders_of_all_repositories() {
     let duplicate = entries[0].error.as_ref().unwrap().to_string();
     assert_eq!(duplicate, "failed to poll model 'a': not unique across all model repositories");
 
-    let repository = Repository::new(vec![one.root().into(), two.root().into()], false);
+    let repository = Repository::new(vec![one.root().into(), two.root().into()], false).unwrap();
     assert_eq!(repository.find("c").unwrap()[0].dir, two.root().join("c"));
     assert_eq!(repository.find("a").unwrap_err(), Error::NotUnique { model: "a".into() });
     assert_eq!(
@@ -38,7 +41,7 @@ fn models_are_the_folders_of_all_repositories() {
 fn each_repository_may_be_a_namespace() {
     let one = Fixture::new().with("a/1/", "").with("b/1/", "");
     let two = Fixture::new().with("a/1/", "");
-    let repository = Repository::new(vec![one.root().into(), two.root().into()], true);
+    let repository = Repository::new(vec![one.root().into(), two.root().into()], true).unwrap();
     let entries = repository.scan().unwrap();
     assert_eq!(entries.len(), 3);
     assert!(entries.iter().all(|entry| entry.error.is_none()));
@@ -53,7 +56,7 @@ fn each_repository_may_be_a_namespace() {
 fn a_link_that_leads_to_itself_is_an_error_that_names_it() {
     let fixture = Fixture::new().with("m/1/", "");
     symlink("loop", fixture.root().join("loop")).unwrap();
-    let repository = Repository::new(vec![fixture.root().into()], false);
+    let repository = Repository::new(vec![fixture.root().into()], false).unwrap();
     let found = repository.find("loop").unwrap();
     let error = found[0].error.as_ref().unwrap().to_string();
     assert!(error.contains("/loop': symbolic links form a cycle"), "{error}");
@@ -63,7 +66,7 @@ fn a_link_that_leads_to_itself_is_an_error_that_names_it() {
 #[test]
 fn hostile_names_are_refused() {
     let fixture = Fixture::new().with("m/1/model.onnx", "");
-    let repository = Repository::new(vec![fixture.root().into()], false);
+    let repository = Repository::new(vec![fixture.root().into()], false).unwrap();
     for name in ["", ".", "..", "../m", "a/b", "m/", "/etc", "m\0"] {
         let expected = Error::BadModelName { name: name.to_owned() };
         assert_eq!(repository.find(name).unwrap_err(), expected, "{name:?}");

@@ -74,7 +74,9 @@ impl ModelControl {
                 // As Triton does: nobody can say which of them is meant.
                 Some(repository::Error::NotUnique { .. }) => continue,
                 Some(_) => look.states.insert(entry.id.clone(), None),
-                None => look.states.insert(entry.id.clone(), Fingerprint::of(&entry.dir).ok()),
+                None => {
+                    look.states.insert(entry.id.clone(), self.repository.fingerprint(&entry).ok())
+                }
             };
             look.entries.insert(entry.id.clone(), entry);
         }

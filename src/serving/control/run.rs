@@ -91,6 +91,7 @@ impl ModelControl {
         match entry.error {
             Some(error) => Err(error.into()),
             None => {
+                self.repository.fetch(&entry)?;
                 self.load_source(&Source { id: entry.id, dir: entry.dir, config, folder: None })
             }
         }
