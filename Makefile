@@ -163,6 +163,10 @@ bench-repository: release test-backends test-python test-peer ## A thousand mode
 bench-ring: ## A request through the ring beside bare doorbells and memcpy; BENCH_SECONDS (2) for each line
 	$(CARGO) bench --locked --bench ring
 
+.PHONY: bench-gpu
+bench-gpu: release ## How well copies overlap with execution, on GPUs if there are any, on the host and in virtual time; BENCH_FLAGS
+	$(RELEASE) bench gpu $(BENCH_FLAGS)
+
 .PHONY: bench-peer
 bench-peer: release test-python ## Side by side with the real Triton; BENCH_FLAGS are run.py's
 	scripts/setup_peer.sh

@@ -34,8 +34,8 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Validate model repositories without serving them
     Check(CheckArgs),
-    /// Put a server under load and measure it
-    Bench(Box<bench::BenchArgs>),
+    /// Put a server under load and measure it; `bench gpu` measures this machine's devices
+    Bench(bench::BenchLine),
     /// Install and list back ends
     #[command(subcommand)]
     Backend(backend::Command),
@@ -49,7 +49,8 @@ pub fn run() -> ExitCode {
         None => serve::run(serve),
         Some(Command::Serve(args)) => serve::run(*args),
         Some(Command::Check(args)) => check::run(&args),
-        Some(Command::Bench(args)) => report(bench::run(*args)),
+        Some(Command::Bench(bench::BenchLine::Server(args))) => report(bench::run(*args)),
+        Some(Command::Bench(bench::BenchLine::Gpu(args))) => report(bench::gpu::run(&args)),
         Some(Command::Backend(command)) => report(command.run()),
     }
 }

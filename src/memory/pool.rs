@@ -119,6 +119,11 @@ impl BufferPool {
         self.0.arena.len()
     }
 
+    /// Where the arena lies, to pin it. It stays there as long as the pool.
+    pub fn arena_address(&self) -> NonNull<u8> {
+        NonNull::new(self.0.arena.as_mut_ptr()).unwrap_or(NonNull::dangling())
+    }
+
     /// The most bytes that may be in use.
     pub fn budget(&self) -> usize {
         self.0.budget

@@ -11,6 +11,8 @@ mod client;
 mod control;
 mod cpu;
 mod error;
+pub mod gpu;
+mod line;
 mod load;
 mod measure;
 mod model;
@@ -27,6 +29,7 @@ use std::{fs, path::Path, time::Duration};
 pub use self::{
     args::{BenchArgs, InputData, Protocol},
     error::BenchError,
+    line::BenchLine,
     load::Distribution,
     values::{InputShape, Range},
 };

@@ -32,8 +32,12 @@ pub(super) type Held = Vec<Box<dyn Send>>;
 /// Calls that a device's streams will make.
 pub(super) struct Calls {
     awaited: Mutex<Slab<Awaited>>,
-    arrived: Sender<(usize, Timestamp)>,
+    arrived: Sender<Arrival>,
 }
+
+/// The number of a call whose time has come, and when it came. It brings the calls along, so that
+/// what they keep alive is not freed before, nor in the function that must not use CUDA.
+type Arrival = (usize, Timestamp, Arc<Calls>);
 
 struct Awaited {
     call: Call,
@@ -107,7 +111,7 @@ impl Drop for Span {
 /// What a stream hands to its function on the host.
 struct Postcard {
     number: usize,
-    arrived: Sender<(usize, Timestamp)>,
+    calls: Arc<Calls>,
 }
 
 impl Calls {
@@ -127,7 +131,7 @@ impl Calls {
     /// # Safety
     /// The stream is alive, in this context.
     pub unsafe fn submit(
-        &self,
+        self: &Arc<Self>,
         context: &Context,
         stream: sys::CUstream,
         call: Call,
@@ -137,7 +141,7 @@ impl Calls {
         // SAFETY: the caller says so.
         let outcome = span.as_ref().map_or(Ok(()), |span| unsafe { span.end(stream) });
         let number = self.awaited().insert(Awaited { call, held, span, outcome });
-        let postcard = Box::new(Postcard { number, arrived: self.arrived.clone() });
+        let postcard = Box::new(Postcard { number, calls: self.clone() });
         let postcard = Box::into_raw(postcard).cast::<c_void>();
         // SAFETY: the stream is alive, and `arrive` takes the postcard, once.
         let given = context.call("cuLaunchHostFunc", || unsafe {
@@ -169,15 +173,16 @@ impl Calls {
 unsafe extern "C" fn arrive(postcard: *mut c_void) {
     // SAFETY: `submit` gave the pointer away for this one call.
     let postcard = unsafe { Box::from_raw(postcard.cast::<Postcard>()) };
-    // The thread is gone only when nobody waits any more.
-    let _ = postcard.arrived.send((postcard.number, Timestamp::now()));
+    let Postcard { number, calls } = *postcard;
+    let arrived = calls.arrived.clone();
+    // The thread is there as long as there are calls.
+    let _ = arrived.send((number, Timestamp::now(), calls));
 }
 
-fn run(calls: &Weak<Calls>, context: &Arc<Context>, arrivals: &Receiver<(usize, Timestamp)>) {
+fn run(calls: &Weak<Calls>, context: &Arc<Context>, arrivals: &Receiver<Arrival>) {
     loop {
         match arrivals.recv_timeout(LOOK) {
-            Ok((number, ended)) => {
-                let Some(calls) = calls.upgrade() else { return };
+            Ok((number, ended, calls)) => {
                 let awaited = calls.take(number);
                 drop(calls);
                 if let Some(awaited) = awaited {

@@ -1,6 +1,5 @@
 use std::{ffi::CString, os::raw::c_void, sync::Arc};
 
-use bytes::Bytes;
 use cudarc::driver::{result, sys};
 
 use super::{
@@ -15,6 +14,7 @@ use crate::device::{
     Device, DeviceError, DeviceMemory, DeviceProperties, Event, Kernel, KernelSource, Stream,
     Urgency,
 };
+use crate::memory::BufferPool;
 
 /// A GPU.
 pub struct CudaDevice {
@@ -76,12 +76,13 @@ impl CudaDevice {
         &self.shop.context
     }
 
-    /// Registers memory of the host, so that copies of it are asynchronous and fast.
+    /// Registers a pool's arena, so that copies of what lies in it are asynchronous and fast, on all
+    /// devices.
     ///
     /// # Errors
     /// When the driver refuses, as it does when a limit on locked memory is passed.
-    pub fn pin(&self, memory: Bytes) -> Result<PinnedMemory, DeviceError> {
-        PinnedMemory::register(self.context(), memory)
+    pub fn pin(&self, pool: &BufferPool) -> Result<PinnedMemory, DeviceError> {
+        PinnedMemory::register(self.context(), pool)
     }
 
     /// Opens memory that another process shares.

@@ -1,10 +1,12 @@
 use std::{os::raw::c_void, sync::Arc};
 
-use bytes::Bytes;
 use cudarc::driver::{result, sys};
 
 use super::driver::Context;
-use crate::device::{Allocation, DeviceError, DeviceMemory};
+use crate::{
+    device::{Allocation, DeviceError, DeviceMemory},
+    memory::BufferPool,
+};
 
 /// Memory of a GPU's pool.
 pub(super) struct PoolAllocation {
@@ -169,40 +171,28 @@ impl Drop for IpcAllocation {
     }
 }
 
-/// Memory of the host that is registered with CUDA, so that copies of it are asynchronous and fast.
+/// A pool's arena that is registered with CUDA, for all devices, so that copies of it are asynchronous and fast.
 pub struct PinnedMemory {
     context: Arc<Context>,
-    /// Keeps the memory where it is.
-    memory: Bytes,
+    /// Keeps the arena where it is.
+    pool: BufferPool,
 }
 
 impl PinnedMemory {
-    pub(super) fn register(context: &Arc<Context>, memory: Bytes) -> Result<Self, DeviceError> {
-        let first = memory.as_ptr().cast_mut().cast();
+    pub(super) fn register(context: &Arc<Context>, pool: &BufferPool) -> Result<Self, DeviceError> {
+        let (first, len) = (pool.arena_address().as_ptr().cast(), pool.arena_bytes());
         context.call("cuMemHostRegister", || {
-            // SAFETY: the bytes are mapped as long as this lives, which unregisters them before.
-            unsafe {
-                sys::cuMemHostRegister_v2(first, memory.len(), sys::CU_MEMHOSTREGISTER_PORTABLE)
-            }
-            .result()
+            // SAFETY: the arena is mapped as long as this lives, which unregisters it before.
+            unsafe { sys::cuMemHostRegister_v2(first, len, sys::CU_MEMHOSTREGISTER_PORTABLE) }
+                .result()
         })?;
-        Ok(Self { context: context.clone(), memory })
-    }
-
-    /// The bytes that are registered.
-    pub fn len(&self) -> usize {
-        self.memory.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.memory.is_empty()
+        Ok(Self { context: context.clone(), pool: pool.clone() })
     }
 }
 
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
-        let first = self.memory.as_ptr().cast_mut().cast();
+        let first = self.pool.arena_address().as_ptr().cast();
         // SAFETY: registered in `register`; the memory is still there.
         self.context
             .release("cuMemHostUnregister", || unsafe { sys::cuMemHostUnregister(first) }.result());
