@@ -13,8 +13,9 @@ use crate::{
 };
 
 /// The protocol's extensions that the server offers.
-const EXTENSIONS: [&str; 12] = [
+const EXTENSIONS: [&str; 13] = [
     "classification",
+    "sequence",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",

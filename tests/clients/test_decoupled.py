@@ -40,7 +40,7 @@ class Stream:
         return self
 
     def __exit__(self, *_) -> None:
-        self.client.stop_stream()
+        self.client.stop_stream(cancel_requests=True)
         self.client.close()
 
     def ask(self, request_id: str, *inputs, model: str = "repeat", **options) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from . import later
 from .accepted import ACCEPTED, overlooked
 from .record import all_cases
 
@@ -19,11 +16,6 @@ def test_answers_as_the_real_server_does(case_name, golden, nereid_answers):
     expected = _comparable(case_name, golden[case_name]["answer"])
     got = overlooked(expected, _comparable(case_name, nereid_answers[case_name]))
     difference = ACCEPTED.get(case_name)
-    if feature := later.feature(case_name):
-        if difference and difference.status:
-            expected = {**expected, "status": difference.status}
-        assert got != expected, f"answers alike, strike it from later.py: {feature}"
-        pytest.xfail(feature)
     if difference:
         assert "broken" not in got, f"no answer at all: {got}"
         assert got != expected, f"no longer differs, strike it from accepted.py: {difference.reason}"
@@ -41,9 +33,7 @@ def test_a_page_of_metrics_has_the_real_servers_lines(golden, nereid_answers):
     """All that the real server counts we count too; families of our own may stand beside them."""
     expected = set(_without_values(golden["metrics/page"]["answer"]["text"]))
     got = set(_without_values(nereid_answers["metrics/page"]["text"]))
-    waiting = {line for line in expected if any(f'model="{each}"' in line for each in later.MODELS)}
-    assert not waiting & got, "counts a model of later.py: strike it there"
-    assert expected - waiting <= got
+    assert expected <= got
 
 
 def test_the_recording_is_what_the_real_server_answers(case_name, golden, triton_answers):

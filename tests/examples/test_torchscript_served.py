@@ -71,7 +71,7 @@ def voice(generator: np.random.Generator, pieces: int) -> np.ndarray:
 
 def heard(client, pieces: np.ndarray, step: int) -> float:
     start = np.array([[step == 0]], np.float32)
-    return float(ask(client, "voice_activity", audio=pieces[step], START=start).as_numpy("speech__0")[0, 0])
+    return float(ask(client, "voice_activity_torch", audio=pieces[step], START=start).as_numpy("speech__0")[0, 0])
 
 
 def alone(session: onnxruntime.InferenceSession, pieces: np.ndarray) -> list[float]:
