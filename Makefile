@@ -45,6 +45,10 @@ release: ## Build the server as it is used
 	@scripts/require.sh rust cc
 	$(CARGO) build --release
 
+.PHONY: backend-pytorch
+backend-pytorch: release ## Fetch libtorch, build the library that links it, and install both where the server looks
+	@scripts/build_pytorch.sh $(RELEASE)
+
 .PHONY: examples
 examples: ## Fetch the example models into build/examples
 	@scripts/require.sh python
@@ -104,7 +108,7 @@ test-loom: ## The lock-free parts, under every order of their operations with LO
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --quiet --locked --package nereid-loom
 
 .PHONY: test-clients
-test-clients: debug test-backends test-python test-peer ## Real Triton clients against the server, on both event loops
+test-clients: debug test-backends test-pytorch test-python test-peer ## Real Triton clients against the server, on both event loops
 	@if [ ! -d tests/clients ]; then echo "skipped: tests/clients, because there are none yet"; exit 0; fi; \
 	for driver in io_uring epoll; do \
 		echo "--- $$driver"; \
@@ -135,13 +139,25 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); needs nightly and cargo-fuzz
 bench: test-backends ## Benches of single parts (criterion)
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked
 
+.PHONY: bench-schedulers
+bench-schedulers: ## What a request costs the schedulers
+	$(CARGO) bench --locked --bench schedulers
+
 .PHONY: bench-bare
 bench-bare: release test-backends test-python ## A served model beside the same model run bare; BENCH_FLAGS are run.py's
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/bare/run.py $(BENCH_FLAGS)
 
+.PHONY: bench-ensembles
+bench-ensembles: release test-python ## An ensemble of two identities beside one; BENCH_FLAGS are run.py's
+	$(TEST_PYTHON) benches/ensembles/run.py $(BENCH_FLAGS)
+
 .PHONY: bench-scaling
 bench-scaling: release test-python ## What more reactors bring; a client that never reads; BENCH_FLAGS are run.py's
 	$(TEST_PYTHON) benches/scaling/run.py $(BENCH_FLAGS)
+
+.PHONY: bench-repository
+bench-repository: release test-backends test-python test-peer ## A thousand models; reloads under load; BENCH_FLAGS are run.py's
+	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/repository/run.py $(BENCH_FLAGS)
 
 .PHONY: bench-ring
 bench-ring: ## A request through the ring beside bare doorbells and memcpy; BENCH_SECONDS (2) for each line
@@ -176,6 +192,13 @@ debug:
 .PHONY: test-backends
 test-backends: debug
 	@$(DEBUG) backend install onnxruntime --directory $(TEST_BACKENDS)
+
+# libtorch is large and its library takes minutes to compile, once; where they cannot be had, the tests
+# that need them skip by name.
+.PHONY: test-pytorch
+test-pytorch: debug
+	@scripts/require.sh rust cc
+	@scripts/build_pytorch.sh $(DEBUG) $(TEST_BACKENDS) --optional
 
 .PHONY: test-python
 test-python:

@@ -31,6 +31,9 @@ fn compile_protos(out: &Path) -> Result<(), Box<dyn std::error::Error>> {
         protox::compile(["grpc_service.proto", "health.proto", "reflection.proto"], ["proto"])?;
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
+    let otlp = protox::compile(["otlp.proto"], ["proto"])?;
+    prost_build::Config::new().bytes(["."]).compile_fds(otlp)?;
+
     for service in descriptors.file.iter_mut().flat_map(|file| file.service.iter_mut()) {
         service.method.retain(|method| !DIRECT_METHODS.contains(&method.name()));
     }

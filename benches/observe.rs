@@ -7,7 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use nereid::{
     observe::{
         BatchTimes, MetricsSettings, ModelStatistics,
-        trace::{Settings, Tracer},
+        trace::{Output, Settings, Tracer},
     },
     proto::ModelConfig,
 };
@@ -37,7 +37,7 @@ fn count(criterion: &mut Criterion) {
                 };
                 statistics.enqueued(black_box(0));
                 statistics.dequeued(black_box(0));
-                statistics.executed(black_box(0), 1, 1, times);
+                statistics.executed(black_box(0), (1, 0), 1, times);
                 statistics.succeeded(black_box(0), took, took / 4, took);
             });
         });
@@ -48,11 +48,11 @@ fn count(criterion: &mut Criterion) {
 
 /// Asks whether to trace a request: while tracing is off, and while another is due.
 fn sample(criterion: &mut Criterion) {
-    let tracer = Tracer::start(None, Settings::default()).expect("no thread is needed");
+    let tracer = Tracer::start(Output::None, Settings::default()).expect("no thread is needed");
     let model = tracer.of_model("m");
     let (name, id): (Arc<str>, _) = ("m".into(), "".into());
     criterion.bench_function("ask whether to trace, off", |bencher| {
-        bencher.iter(|| model.begin(black_box(&name), 1, &id).is_some());
+        bencher.iter(|| model.begin(black_box(&name), 1, &id, None).is_some());
     });
 }
 

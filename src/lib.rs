@@ -36,6 +36,12 @@ pub mod scheduler;
 pub mod serving;
 
 /// The messages and services of `proto/`, generated.
+pub(crate) mod otlp {
+    #![allow(missing_docs, clippy::all)]
+
+    tonic::include_proto!("otlp");
+}
+
 pub mod proto {
     #![allow(missing_docs, clippy::all)]
 

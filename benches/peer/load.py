@@ -26,13 +26,15 @@ class Work:
     elements: int
     concurrency: int
     model: str = "identity"
+    shared: bool = False
 
     @property
     def name(self) -> str:
         """How the line is named in tables and by `--only`."""
         size = f"{self.elements * 4} B" if self.elements < 1000 else f"{self.elements // 250} KB"
         batched = ", batched" if self.model == "identity_batched" else ""
-        return f"{self.protocol} {size}{batched}, {self.concurrency} in flight"
+        shared = " in shared memory" if self.shared else ""
+        return f"{self.protocol} {size}{shared}{batched}, {self.concurrency} in flight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ ALL_WORK = (
     *(Work("grpc", SMALL, concurrency) for concurrency in (1, 8, 64)),
     Work("grpc", SMALL, 64, "identity_batched"),
     *(Work("grpc", LARGE, concurrency) for concurrency in (1, 8)),
+    *(Work("grpc", LARGE, concurrency, shared=True) for concurrency in (1, 8)),
     *(Work("http", SMALL, concurrency) for concurrency in (1, 64)),
     Work("http", LARGE, 8),
 )
@@ -134,6 +137,9 @@ def _command(server, work: Work, client: pathlib.Path, window_seconds: float, re
         program = [str(client), "--async" if asynchronous else "--sync", "--max-threads=64"]
         # Windows that differ are no failure here: the medians over the rounds are what counts.
         program += ["-s", "999"]
+        if work.shared:
+            program += ["--shared-memory", "system"]
+            program += ["--output-shared-memory-size", str(4 * work.elements)]
     else:
         program = [str(client), "bench", "-s", "99"]
     return [

@@ -6,11 +6,12 @@ import dataclasses
 import statistics
 
 from bench import Finding
-from load import SMALL, Sample, Work
+from load import LARGE, SMALL, Sample, Work
 
 READY_MS_MAX = 50.0
 MEMORY_MIB_MAX = 20.0
 STOP_SECONDS_MAX = 1.0
+COPY_FACTOR_MAX = 1.3
 
 
 def cpu_goal(work: Work, driver: str) -> float | None:
@@ -64,6 +65,18 @@ def findings(work: Work, peer: list[Sample], subject: list[Sample], driver: str)
         found.append(Finding(f"{work.name}: server CPU", ratio(peer, subject, "cpu_us"), goal))
     if (goal := p50_goal(work)) is not None:
         found.append(Finding(f"{work.name}: p50", ratio(peer, subject, "p50_us"), goal))
+    return found
+
+
+def copy_findings(rows: list[tuple[Work, list[Sample], list[Sample]]], copy_us: float) -> list[Finding]:
+    """What tensors in shared memory may cost: a small request, and 1.3 times the one copy that is made."""
+    small = {work.concurrency: mine for work, _, mine in rows if work == Work("grpc", SMALL, work.concurrency)}
+    found = []
+    for work, _, mine in rows:
+        if work == Work("grpc", LARGE, work.concurrency, shared=True) and work.concurrency in small:
+            least = medians(small[work.concurrency]).cpu_us + COPY_FACTOR_MAX * copy_us
+            name = f"{work.name}: server CPU beside a small request and {COPY_FACTOR_MAX} copies"
+            found.append(Finding(name, medians(mine).cpu_us / least, 1.0))
     return found
 
 

@@ -22,12 +22,16 @@ import statistics
 import sys
 import time
 
+import numpy as np
+
 import bench
 import load
 import report
 import servers
 
 PEER = "Triton"
+# Copies that are timed, and places that they go through, so that they do not find all in the cache.
+COPIES, COPY_PLACES = 2000, 8
 
 
 def main() -> int:
@@ -35,7 +39,7 @@ def main() -> int:
     options = parse()
     subjects = {
         PEER: (servers.TRITON, ()),
-        options.name: (options.nereid, options.flags),
+        options.name: (options.nereid, (*options.flags, *allow_shared_memory(options))),
     }
     names = (PEER, options.name)
     lives = {} if options.only else lifecycles(subjects, options.quick)
@@ -46,6 +50,7 @@ def main() -> int:
         for work, peer, subject in rows
         for finding in report.findings(work, peer, subject, options.io_driver or "")
     ]
+    found += report.copy_findings(rows, copy_us(4 * load.LARGE))
     if lives:
         found += report.lifecycle_findings(lives[options.name])
     text = report.table(rows, names, options.io_driver or "")
@@ -71,9 +76,29 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def allow_shared_memory(options) -> tuple[str, ...]:
+    """The real server of this version lets every client use shared memory, and has no flag for it."""
+    return () if options.nereid == servers.TRITON else ("--allow-client-shm=true",)
+
+
+def copy_us(size: int) -> float:
+    """What one copy of so many bytes takes, each time to and from other places, as requests would."""
+    source, target = np.ones((COPY_PLACES, size), np.uint8), np.zeros((COPY_PLACES, size), np.uint8)
+    times = []
+    for number in range(COPIES):
+        place = number % COPY_PLACES
+        begun = time.perf_counter()
+        np.copyto(target[place], source[place])
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times) * 1e6
+
+
 def rounds(subjects: dict, options) -> list:
     """Every line's samples, of the peer and of the subject."""
     chosen = [each for each in load.ALL_WORK if re.search(options.only or "", each.name)]
+    if options.client == "nereid-bench":
+        # It does not put tensors into shared memory.
+        chosen = [each for each in chosen if not each.shared]
     samples = {work: {name: [] for name in subjects} for work in chosen}
     repository = load.write_repository(bench.OUT / "repository")
     with contextlib.ExitStack() as stack:

@@ -1,8 +1,12 @@
 //! What the server does for its models.
 
+use std::sync::{Arc, OnceLock};
+
 use crate::{
     inference::{Error, InferRequest, InferResponse},
     memory::BufferPool,
+    observe::custom::CustomMetrics,
+    repository::Overrides,
 };
 
 /// What an instance may use of the server that it runs in.
@@ -11,12 +15,21 @@ pub struct Host {
     pub pool: BufferPool,
     /// The other models.
     pub models: Box<dyn AskModels>,
+    /// What models tell of themselves.
+    pub metrics: Arc<CustomMetrics>,
+    /// What loads and unloads them, once there is such a thing.
+    pub control: OnceLock<Box<dyn ControlModels>>,
 }
 
 impl Host {
+    /// With nobody to load and unload models yet.
+    pub fn new(pool: BufferPool, models: Box<dyn AskModels>) -> Self {
+        Self { pool, models, metrics: Arc::default(), control: OnceLock::new() }
+    }
+
     /// For models that run without a server around them.
     pub fn without_models(pool: BufferPool) -> Self {
-        Self { pool, models: Box::new(NoModels) }
+        Self::new(pool, Box::new(NoModels))
     }
 }
 
@@ -30,7 +43,26 @@ pub trait AskModels: Send + Sync {
     /// When too much waits already, or the server has stopped. What is wrong with the request itself
     /// comes as its answer.
     fn ask(&self, request: InferRequest, answer: AnswerTo) -> Result<Asked, Error>;
+
+    /// Whether a model, or a version of it if one is named, takes requests.
+    fn is_ready(&self, model: &str, version: &str) -> bool;
+
+    /// Whether a model gives any number of responses to a request; not, when it is unknown.
+    fn is_decoupled(&self, model: &str, version: &str) -> bool;
 }
+
+/// Loads and unloads the models of the server, from any thread; `done` is told the outcome, on a
+/// reactor.
+pub trait ControlModels: Send + Sync {
+    /// Loads a model as a client's request would.
+    fn load(&self, model: String, overrides: Overrides, done: Done);
+
+    /// Unloads a model as a client's request would; an ensemble also `with_models` that nobody else wants.
+    fn unload(&self, model: String, with_models: bool, done: Done);
+}
+
+/// Is told the outcome of a load or unload.
+pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// Takes the answers to a request, in order, up to one that is the last.
 pub type AnswerTo = Box<dyn FnMut(Answer) + Send>;
@@ -69,5 +101,13 @@ struct NoModels;
 impl AskModels for NoModels {
     fn ask(&self, request: InferRequest, _: AnswerTo) -> Result<Asked, Error> {
         Err(Error::UnknownModel { model: request.model_name.into() })
+    }
+
+    fn is_ready(&self, _: &str, _: &str) -> bool {
+        false
+    }
+
+    fn is_decoupled(&self, _: &str, _: &str) -> bool {
+        false
     }
 }

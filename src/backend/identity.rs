@@ -1,7 +1,7 @@
 //! A model whose outputs are its inputs: for trying the server out, and for measuring all that is
 //! not the model.
 
-use std::sync::Arc;
+use std::{sync::Arc, thread, time::Duration};
 
 use super::{
     Backend, BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model,
@@ -13,9 +13,18 @@ use crate::inference::{Signature, TensorSpec};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Identity;
 
-/// A model, and each of its instances: for every output its input's place and name.
+/// The parameter in a model's configuration that says how many milliseconds a run takes, as for Triton's
+/// back end of that name.
+const DELAY: &str = "execute_delay_ms";
+
+/// A model, and each of its instances.
 #[derive(Clone, Debug)]
-struct Pairs(Vec<(usize, Arc<str>)>);
+struct Pairs {
+    /// For every output its input's place and name.
+    pairs: Vec<(usize, Arc<str>)>,
+    /// How long a run takes.
+    delay: Duration,
+}
 
 impl Backend for Identity {
     fn name(&self) -> &'static str {
@@ -58,8 +67,20 @@ impl Backend for Identity {
             }
             pairs.push((place, input.name.clone()));
         }
-        Ok(Arc::new(Pairs(pairs)))
+        Ok(Arc::new(Pairs { pairs, delay: delay(source)? }))
     }
+}
+
+fn delay(source: &ModelSource) -> Result<Duration, BackendError> {
+    let Some(parameter) = source.config.parameters.get(DELAY) else { return Ok(Duration::ZERO) };
+    let text = &parameter.string_value;
+    let millis = text.parse().map_err(|_| {
+        BackendError(format!(
+            "parameter '{DELAY}' of model '{}' must be a number of milliseconds, got '{text}'",
+            source.name
+        ))
+    })?;
+    Ok(Duration::from_millis(millis))
 }
 
 fn input_of(inputs: &[TensorSpec], index: usize, output: &str) -> Option<usize> {
@@ -75,13 +96,16 @@ impl Model for Pairs {
     }
 
     fn inline_fitness(&self) -> InlineFitness {
-        InlineFitness::Always
+        if self.delay.is_zero() { InlineFitness::Always } else { InlineFitness::Never }
     }
 }
 
 impl Instance for Pairs {
     fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
-        let outputs = self.0.iter().zip(batch.wanted);
+        if !self.delay.is_zero() {
+            thread::sleep(self.delay);
+        }
+        let outputs = self.pairs.iter().zip(batch.wanted);
         outputs
             .map(|((place, name), &wanted)| match batch.inputs.get(*place) {
                 Some(Some(tensor)) => Ok(Some(tensor.clone())),

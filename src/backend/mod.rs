@@ -10,6 +10,9 @@ mod host;
 mod identity;
 pub mod onnxruntime;
 mod ops;
+mod parameters;
+pub mod python;
+pub mod pytorch;
 mod repeat;
 mod request;
 
@@ -18,10 +21,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::{inference::Shape, memory::BufferPool};
+use crate::{inference::Shape, memory::BufferPool, proto::ModelConfig};
 
 pub use self::{
-    host::{Answer, AnswerTo, AskModels, Asked, Host},
+    host::{Answer, AnswerTo, AskModels, Asked, ControlModels, Done, Host},
     identity::Identity,
     ops::Ops,
     repeat::Repeat,
@@ -52,6 +55,16 @@ pub trait Backend: Send + Sync {
     /// `None` where the files of this back end say nothing.
     fn inspect(&self, source: &ModelSource) -> Result<Option<ModelIo>, BackendError>;
 
+    /// Has the model itself complete a partial configuration; `None` where models of this back end
+    /// have no say in it.
+    fn complete(&self, _: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {
+        Ok(None)
+    }
+
+    /// Ends what runs outside of the server, because the server is about to end; for at most `patience`
+    /// it waits for what must not be cut off. No request comes any more.
+    fn stop(&self, _patience: std::time::Duration) {}
+
     /// Loads one version of a model; what all its instances share is loaded here, once.
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError>;
 }
@@ -68,6 +81,11 @@ pub trait Model: Send + Sync {
     /// Whether instances can run on a reactor between two polls.
     fn inline_fitness(&self) -> InlineFitness {
         InlineFitness::Never
+    }
+
+    /// Whether all its instances would answer now.
+    fn is_ready(&self) -> bool {
+        true
     }
 }
 

@@ -1,14 +1,14 @@
 //! Instances that take requests instead of whole batches, and answer each by itself: what a model
 //! needs that gives any number of responses, or that looks at more of a request than its tensors.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::Host;
-use crate::inference::{Admitted, Code, DataType, Parameters, Sequence, Shape, Timestamp};
+use crate::inference::{Admitted, Callers, Code, DataType, Parameters, Sequence, Shape, Timestamp};
 
 /// One place where a model runs that answers requests itself.
 pub trait RequestInstance: Send {
@@ -32,6 +32,8 @@ pub struct ModelRequest {
     pub parameters: Parameters,
     /// The sequence that it belongs to, if it names one.
     pub sequence: Option<Box<Sequence>>,
+    /// The models that wait for it, when it comes from inside the server.
+    pub callers: Option<Arc<Callers>>,
     /// 0 leaves the choice to the model; 1 is the most urgent.
     pub priority: u64,
     /// How long it was allowed to wait in the queue, by the client's `timeout` parameter.

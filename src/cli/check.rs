@@ -34,7 +34,8 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         config_name: args.model_config_name.clone(),
         ..Options::default()
     });
-    let backends = serve::find_backends(args.backend_directory.clone().or_else(directory::default));
+    let directory = args.backend_directory.clone().or_else(directory::default);
+    let backends = serve::find_backends(directory, &options);
     let mut inspect = |source: &ModelSource| match backends.find(&source.config.backend) {
         Some(Ok(backend)) => backend.inspect(source).map_err(|reason| reason.0),
         // Not installed here: that is no fault of the repository.

@@ -2,8 +2,10 @@
 
 mod accepted;
 mod args;
+mod cloud_args;
 mod observe_args;
 mod ring;
+mod sharing_args;
 mod startup;
 mod tls_handshake;
 mod wires;
@@ -11,7 +13,7 @@ mod wires;
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     thread,
@@ -24,12 +26,14 @@ use nix::sys::{
 };
 
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
-use self::{tls_handshake::over_tls, wires::WireError};
+use self::{cloud_args::Endpoint, tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{
         BackendError, Identity, Ops, Repeat,
         cuda::{Cuda, Devices},
         onnxruntime::OnnxRuntime,
+        python::Python,
+        pytorch::PyTorch,
     },
     device::{self, Device, cuda::CudaSettings},
     ingress::{
@@ -38,9 +42,11 @@ use crate::{
     },
     memory::{BufferPool, Regions, keep_freed_memory},
     observe::{logging, trace::Tracer},
-    repository::{self, Agents, Repository},
+    repository::{self, Agents, Options, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
-    serving::{Backends, Loader, ModelControl, Observers, Server, ServerState, Startup},
+    serving::{
+        Backends, Caches, Limiter, Loader, ModelControl, Observers, Server, ServerState, Startup,
+    },
 };
 
 /// How often the end of the last connections is looked for while the server stops.
@@ -68,6 +74,8 @@ enum ServeError {
     #[error("{0}")]
     Wires(#[from] WireError),
     #[error("{0}")]
+    Cloud(#[from] http::CloudError),
+    #[error("{0}")]
     Repository(#[from] repository::Error),
     #[error("{0}")]
     Flags(&'static str),
@@ -75,6 +83,8 @@ enum ServeError {
     OtherFlags(String),
     #[error("cannot start the thread that writes traces: {0}")]
     Traces(io::Error),
+    #[error("cannot start a thread that speaks to redis: {0}")]
+    Redis(io::Error),
     #[error("cannot start to watch the model repositories: {0}")]
     Watch(io::Error),
     #[error("{failed} model(s) failed to load; --exit-on-error=false serves the others")]
@@ -99,7 +109,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         return Err(ServeError::NoRepository);
     }
     let startup = args.startup().map_err(ServeError::Flags)?;
-    let (trace_file, traces) = args.observe.traces().map_err(ServeError::OtherFlags)?;
+    let (trace_output, traces) = args.observe.traces().map_err(ServeError::OtherFlags)?;
     logging::start(&args.log_settings()).map_err(ServeError::Log)?;
     // Before any thread starts, so that all of them leave these signals to this one.
     let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
@@ -115,13 +125,20 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let pool = BufferPool::new(arena, budget)
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
     let observers = Observers {
-        tracer: Tracer::start(trace_file, traces).map_err(ServeError::Traces)?,
+        tracer: Tracer::start(trace_output, traces).map_err(ServeError::Traces)?,
         metrics: args.observe.metrics(),
     };
     let regions = Regions::new(args.allow_client_shm);
     let instance_cores = args.instance_cores(&topology, all).map_err(ServeError::OtherFlags)?;
     let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
+    if let Some(settings) = args.sharing.cache().map_err(ServeError::OtherFlags)? {
+        let caches = Caches::start(&settings, reactors.handles()).map_err(ServeError::Redis)?;
+        server.keep_answers_in(caches);
+    }
+    if let Some(limits) = args.sharing.limits() {
+        server.share_resources_by(Limiter::new(limits));
+    }
     let control = control(args, server.clone())?;
     let mut listeners = listen(args, &control)?;
     if let Some(path) = args.ring.path() {
@@ -152,10 +169,11 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
 }
 
 fn control(args: &ServeArgs, server: Arc<Server>) -> Result<Arc<ModelControl>, ServeError> {
+    let options = Arc::new(args.repository_options());
     let loader = Loader {
-        backends: find_backends(args.backend_directory()),
+        backends: find_backends(args.backend_directory(), &options),
         agents: Agents::built_in(),
-        options: Arc::new(args.repository_options()),
+        options,
         retries: args.model_load_retry_count,
     };
     let repository = Repository::new(args.model_repository.clone(), args.model_namespacing)?;
@@ -183,24 +201,28 @@ fn load(
 }
 
 /// The back ends that this machine may have. Each is opened when a model first needs it.
-pub fn find_backends(directory: Option<PathBuf>) -> Backends {
+pub fn find_backends(directory: Option<PathBuf>, options: &Options) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
     backends.add("ops", || Ok(Arc::new(Ops)));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
+    let python = options.settings("python");
+    backends.add("python", move || Ok(Arc::new(Python::open(&python)?)));
     let compilers = directory.clone();
     backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), open_gpus))));
-    backends.add("onnxruntime", move || {
-        let directory = directory.as_ref().ok_or_else(|| {
-            BackendError(
-                "neither --backend-directory, $NEREID_BACKEND_DIR nor $HOME says where back ends \
-                 lie"
-                .to_owned(),
-            )
-        })?;
-        Ok(Arc::new(OnnxRuntime::open(directory)?))
-    });
+    let place = directory.clone();
+    backends.add("onnxruntime", move || Ok(Arc::new(OnnxRuntime::open(known(place.as_deref())?)?)));
+    backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));
     backends
+}
+
+fn known(directory: Option<&Path>) -> Result<&Path, BackendError> {
+    directory.ok_or_else(|| {
+        BackendError(
+            "neither --backend-directory, $NEREID_BACKEND_DIR nor $HOME says where back ends lie"
+                .to_owned(),
+        )
+    })
 }
 
 /// The GPUs, or why there are none.
@@ -262,6 +284,21 @@ fn listen(
                         http::serve(stream, control, settings)
                     }),
                 }
+            }),
+        )?;
+    }
+    for Endpoint { what, port, cloud } in args.cloud.endpoints()? {
+        let control = control.clone();
+        let settings = Arc::new(args.wires.http_settings(args.http_max_input_size)?);
+        bind(
+            what,
+            &args.http_address,
+            port,
+            false,
+            Arc::new(move |stream, _| {
+                let (control, settings, cloud) = (control.clone(), settings.clone(), cloud.clone());
+                let serve = http::serve_cloud(stream, control, settings, cloud);
+                spawn(&"a connection of a cloud's", serve);
             }),
         )?;
     }
@@ -329,6 +366,7 @@ fn stop(control: &ModelControl, acceptor: Acceptor, reactors: Reactors, patience
         );
     }
     server.unload_all();
+    control.loader().backends.stop(until.saturating_duration_since(Instant::now()));
     reactors.stop();
     server.tracer().stop();
 }

@@ -156,6 +156,12 @@ pub enum Error {
          expecting string of length {expected} but only {got} bytes available"
     )]
     TruncatedString { input: String, model: String, expected: usize, got: usize },
+    #[error("in ensemble '{ensemble}', {error}")]
+    InEnsemble { ensemble: String, error: Box<Error> },
+    #[error(
+        "unexpected deadlock, at least one output is not set while no more ensemble steps can be made"
+    )]
+    EnsembleStuck,
     #[error("[request id: {}] {error}", if .id.is_empty() { "<id_unknown>" } else { .id })]
     InRequest { id: String, error: Box<Error> },
     #[error("{detail}")]
@@ -166,6 +172,28 @@ pub enum Error {
     Unsupported { detail: String },
     #[error("request of {got} bytes exceeds the limit of {limit} bytes")]
     RequestTooLarge { limit: usize, got: u64 },
+
+    #[error(
+        "inference request to model '{model}' must specify batch-size 1 due to requirements of \
+         sequence batcher"
+    )]
+    BatchInSequence { model: String },
+    #[error(
+        "inference request to model '{model}' must specify a non-zero or non-empty correlation ID"
+    )]
+    NoCorrelationId { model: String },
+    #[error(
+        "inference request for sequence {id} to model '{model}' must specify the START flag on the \
+         first request of the sequence"
+    )]
+    SequenceNotStarted { model: String, id: String },
+    #[error("string correlation ID cannot be longer than {limit} characters, got {got}")]
+    LongCorrelationId { limit: usize, got: usize },
+    #[error(
+        "inference request for sequence '{id}' to model '{model}' must specify a number as its \
+         correlation ID, which the model takes as {expected}"
+    )]
+    TextCorrelationId { model: String, id: String, expected: DataType },
 
     #[error("Unable to find {kind}shared memory region: '{name}'")]
     UnknownRegion { kind: &'static str, name: String },
@@ -185,6 +213,11 @@ pub enum Error {
     OutOfBudget { limit: usize },
     #[error("Request timeout expired")]
     TimeoutExpired,
+    #[error(
+        "model '{model}' cannot be called: the call would wait for itself, because all its \
+         {instances} instances wait for it"
+    )]
+    WaitsForItself { model: String, instances: usize },
     #[error("request deadline expired before the model ran")]
     DeadlineExpired,
     #[error("request was cancelled")]
@@ -226,11 +259,12 @@ impl Error {
             | Self::Stopping
             | Self::QueueFull
             | Self::OutOfBudget { .. }
+            | Self::WaitsForItself { .. }
             | Self::TimeoutExpired
             | Self::DeadlineExpired
             | Self::UnreadResponses { .. }
             | Self::Unloading { .. } => Code::Unavailable,
-            Self::InRequest { error, .. } => error.code(),
+            Self::InRequest { error, .. } | Self::InEnsemble { error, .. } => error.code(),
             Self::Model { code, .. } => *code,
             Self::AmbiguousModel { .. }
             | Self::ModelNotLoaded { .. }
@@ -259,6 +293,12 @@ impl Error {
             | Self::MalformedRequest { .. }
             | Self::BadParameter { .. }
             | Self::NotOneResponse
+            | Self::EnsembleStuck
+            | Self::BatchInSequence { .. }
+            | Self::NoCorrelationId { .. }
+            | Self::SequenceNotStarted { .. }
+            | Self::LongCorrelationId { .. }
+            | Self::TextCorrelationId { .. }
             | Self::RequestTooLarge { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } | Self::DecoupledModel { .. } => Code::Unsupported,
             Self::Cancelled => Code::Cancelled,

@@ -4,6 +4,7 @@
 //! they arrived ([`Rope`]) until the one copy into a batch; [`Signature`] is what a model accepts,
 //! and holding a request against it ([`Signature::admit`]) is the only validation a request gets.
 
+mod callers;
 mod clock;
 mod datatype;
 mod error;
@@ -14,7 +15,9 @@ mod rope;
 mod sequence;
 mod shape;
 mod signature;
+mod trace_parent;
 
+pub use callers::Callers;
 pub use clock::Timestamp;
 pub use datatype::DataType;
 pub use error::{Code, Error, NameList};
@@ -25,3 +28,4 @@ pub use rope::Rope;
 pub use sequence::{CorrelationId, Sequence};
 pub use shape::Shape;
 pub use signature::{Admitted, AdmittedInput, Signature, TensorSpec};
+pub use trace_parent::TraceParent;

@@ -1,9 +1,9 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
-use super::{DataType, Parameters, Rope, Sequence, Shape, Timestamp};
+use super::{Callers, DataType, Parameters, Rope, Sequence, Shape, Timestamp, TraceParent};
 
 /// An inference request as an ingress has read it off the wire, not yet held against any model.
 #[derive(Clone, Debug, Default)]
@@ -24,10 +24,16 @@ pub struct InferRequest {
     pub priority: u64,
     /// How long the request may wait in the queue, by the client's `timeout` parameter.
     pub queue_timeout: Option<Duration>,
+    /// Whether its client can still change the bytes of an input, which lie in memory that they share.
+    pub inputs_may_change: bool,
     /// When the client stops waiting for the answer.
     pub deadline: Option<Timestamp>,
+    /// What it belongs to in a trace of the client's.
+    pub trace_parent: Option<TraceParent>,
     /// The sequence that it belongs to, if it names one.
     pub sequence: Option<Box<Sequence>>,
+    /// The models that wait for it, when it comes from inside the server.
+    pub callers: Option<Arc<Callers>>,
     /// Whether the client wants to be told of the end by a response without outputs, when the model
     /// gives its last response before it knows that it is the last. Only gRPC streams have that choice.
     pub empty_final_response: bool,

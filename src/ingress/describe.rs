@@ -46,7 +46,7 @@ pub fn server() -> ServerMetadataResponse {
 /// When the version is no number.
 pub fn is_model_ready(server: &Server, model: &str, version: &str) -> Result<bool, Error> {
     match server.version(model, version) {
-        Ok(_) => Ok(server.state() == ServerState::Ready),
+        Ok(version) => Ok(server.state() == ServerState::Ready && version.is_ready()),
         Err(error) if error.code() == Code::InvalidArgument => Err(error),
         Err(_) => Ok(false),
     }
@@ -157,6 +157,7 @@ pub fn metrics(server: &Server) -> String {
             model: &version.name,
             namespace: &version.namespace,
             version: version.version,
+            is_cached: version.is_cached(),
             totals: version.statistics.totals(),
             latencies: version.statistics.latencies(),
             load_seconds: version.load_time.as_secs_f64(),
@@ -165,5 +166,7 @@ pub fn metrics(server: &Server) -> String {
         .collect();
     let pool = server.pool();
     let pool = PoolMetrics { total_bytes: pool.arena_bytes(), used_bytes: pool.used() };
-    prometheus::render(server.metrics(), &models, pool)
+    let mut page = prometheus::render(server.metrics(), &models, pool);
+    server.host().metrics.render(&mut page);
+    page
 }

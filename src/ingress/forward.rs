@@ -5,6 +5,9 @@ use regex::{Regex, RegexBuilder};
 
 use crate::inference::{Parameter, Parameters};
 
+/// The header that names the span of the client's that a request belongs to.
+pub const TRACE_PARENT: &str = "traceparent";
+
 /// Which headers are forwarded: those whose name has a match. As in tritonserver, an empty pattern
 /// forwards none.
 #[derive(Clone, Debug)]

@@ -9,9 +9,6 @@ use crate::{
     serving::Server,
 };
 
-/// The one trace mode there is.
-pub const TRACE_MODE: &str = "triton";
-
 /// The trace settings of a model, or of the server when the name is empty.
 ///
 /// # Errors

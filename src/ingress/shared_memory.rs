@@ -10,7 +10,7 @@ use crate::{
     memory::{BufferPool, RegionView, Regions},
 };
 
-/// Outputs of up to so many bytes are copied into their regions on the reactor: some 100 µs.
+/// Tensors of up to so many bytes are copied on the reactor: some 100 µs.
 const COPIED_HERE_MAX: usize = 1 << 20;
 
 /// The regions that a request uses. They stay mapped until it is dropped.
@@ -32,14 +32,12 @@ impl SharedTensors {
     ///
     /// # Errors
     /// When a region is unknown, a range does not lie within it, or memory for a copy is used up.
-    pub fn resolve(
+    pub async fn resolve(
         request: &mut InferRequest,
         regions: &Regions,
         pool: &BufferPool,
     ) -> Result<Self, Error> {
-        let named = request.inputs.iter().any(|input| input.source.is_some())
-            || request.outputs.iter().any(|output| output.target.is_some());
-        if !named {
+        if !Self::are_named_by(request) {
             return Ok(Self(None));
         }
         let mut places = Box::new(Places::default());
@@ -48,7 +46,12 @@ impl SharedTensors {
             let view = regions.view(&range)?;
             let bytes = match input.datatype {
                 DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
+                    request.inputs_may_change = true;
                     view.in_place()
+                }
+                _ if view.len() > COPIED_HERE_MAX => {
+                    let (view, pool) = (view.clone(), pool.clone());
+                    away(move || Ok(view.copied(&pool)?)).await?
                 }
                 _ => view.copied(pool)?,
             };
@@ -64,9 +67,10 @@ impl SharedTensors {
         Ok(Self(Some(places)))
     }
 
-    /// Whether the request uses no region.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_none()
+    /// Whether a request names any.
+    pub fn are_named_by(request: &InferRequest) -> bool {
+        request.inputs.iter().any(|input| input.source.is_some())
+            || request.outputs.iter().any(|output| output.target.is_some())
     }
 
     /// Writes the outputs that go to regions there. Their data is gone from the response then. What is

@@ -23,14 +23,23 @@ pub enum Step {
     ComputeInput,
     ComputeInfer,
     ComputeOutput,
+    CacheHit,
+    CacheMiss,
     /// From the request to its first response; no summary is kept of it.
     FirstResponse,
 }
 
 impl Step {
     /// Those that summaries are kept of, in the order of their numbers.
-    pub const ALL: [Self; 5] =
-        [Self::Request, Self::Queue, Self::ComputeInput, Self::ComputeInfer, Self::ComputeOutput];
+    pub const ALL: [Self; 7] = [
+        Self::Request,
+        Self::Queue,
+        Self::ComputeInput,
+        Self::ComputeInfer,
+        Self::ComputeOutput,
+        Self::CacheHit,
+        Self::CacheMiss,
+    ];
 }
 
 /// A family of histograms.

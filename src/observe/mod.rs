@@ -3,6 +3,7 @@
 //! Counters are kept per reactor, written by that reactor alone and read by anyone without a
 //! message, so that watching costs the request path next to nothing.
 
+pub mod custom;
 mod host;
 pub mod latency;
 pub mod logging;
@@ -14,4 +15,4 @@ pub mod trace;
 
 pub use metrics::{MetricsConfig, MetricsSettings};
 pub use responses::ResponseKind;
-pub use statistics::{BatchTimes, Duration, Failure, ModelStatistics, Totals};
+pub use statistics::{BatchTimes, Closure, Duration, Failure, ModelStatistics, Totals};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use super::{
-    MetricsSettings, Totals, host,
+    Closure, MetricsSettings, Totals, host,
     latency::{FAMILIES, Latencies, Step},
 };
 
@@ -15,6 +15,8 @@ pub struct ModelMetrics<'a> {
     pub namespace: &'a str,
     /// The version.
     pub version: i64,
+    /// Whether it uses the response cache.
+    pub is_cached: bool,
     /// What was counted.
     pub totals: Totals,
     /// How the durations are distributed.
@@ -106,6 +108,34 @@ const SUMMARIES: [(&str, &str); Step::ALL.len()] = [
         "Cumulative inference compute output duration in microseconds \
          (does not include cached requests)",
     ),
+    (
+        "nv_cache_hit_summary_per_model",
+        "Summary of cache hit counts/durations per model, in microseconds.",
+    ),
+    (
+        "nv_cache_miss_summary_per_model",
+        "Summary of cache miss counts/durations per model, in microseconds.",
+    ),
+];
+
+/// Name, help and value of the counters of models that use the response cache.
+const CACHE_COUNTERS: [(&str, &str, Value); 4] = [
+    ("nv_cache_num_hits_per_model", "Number of cache hits per model", |totals| {
+        totals.cache_hit.count
+    }),
+    (
+        "nv_cache_hit_duration_per_model",
+        "Total cache hit duration per model, in microseconds",
+        |totals| totals.cache_hit.nanos / MICROS,
+    ),
+    ("nv_cache_num_misses_per_model", "Number of cache misses per model", |totals| {
+        totals.cache_miss.count
+    }),
+    (
+        "nv_cache_miss_duration_per_model",
+        "Total cache miss (insert+lookup) duration per model, in microseconds",
+        |totals| totals.cache_miss.nanos / MICROS,
+    ),
 ];
 
 /// The whole answer to a scrape.
@@ -118,11 +148,21 @@ pub fn render(
     let (name, help, value) = COUNTERS[0];
     family(&mut out, models, name, help, "counter", |model| value(&model.totals).to_string());
     failures(&mut out, models);
+    closures(&mut out, models);
     for (name, help, value) in &COUNTERS[1..] {
         if !settings.counters && name.ends_with("_duration_us") {
             continue;
         }
         family(&mut out, models, name, help, "counter", |model| value(&model.totals).to_string());
+    }
+    if models.iter().any(|model| model.is_cached) {
+        for (name, help, value) in &CACHE_COUNTERS {
+            head(&mut out, name, help, "counter");
+            for model in models.iter().filter(|model| model.is_cached) {
+                let labels = labels(model, None);
+                line(&mut out, format_args!("{name}{{{labels}}} {}", value(&model.totals)));
+            }
+        }
     }
     family(
         &mut out,
@@ -170,8 +210,13 @@ pub fn render(
 
 fn summaries(out: &mut String, models: &[ModelMetrics<'_>], quantiles: &[f64]) {
     for (step, (name, help)) in SUMMARIES.iter().enumerate() {
+        let is_of_cache = [Step::CacheHit as usize, Step::CacheMiss as usize].contains(&step);
+        let models = || models.iter().filter(|model| model.is_cached || !is_of_cache);
+        if models().next().is_none() {
+            continue;
+        }
         head(out, name, help, "summary");
-        for model in models {
+        for model in models() {
             let Some(summary) = model.latencies.summaries.get(step) else { continue };
             let labels = labels(model, None);
             line(out, format_args!("{name}_count{{{labels}}} {}", summary.count()));
@@ -219,6 +264,17 @@ fn failures(out: &mut String, models: &[ModelMetrics<'_>]) {
             ("OTHER", model.totals.other_failures),
         ];
         for (reason, count) in reasons {
+            let labels = labels(model, Some(("reason", reason)));
+            line(out, format_args!("{name}{{{labels}}} {count}"));
+        }
+    }
+}
+
+fn closures(out: &mut String, models: &[ModelMetrics<'_>]) {
+    let name = "nv_inference_batch_closed";
+    head(out, name, "Number of batches by the reason for which they were closed", "counter");
+    for model in models {
+        for ((_, reason), count) in Closure::ALL.into_iter().zip(model.totals.closures) {
             let labels = labels(model, Some(("reason", reason)));
             line(out, format_args!("{name}{{{labels}}} {count}"));
         }
@@ -302,6 +358,7 @@ mod tests {
         let totals = Totals {
             success: observe::Duration { count: 3, nanos: 7_500 },
             rejected: 2,
+            closures: [4, 0, 5, 0, 0],
             pending: 1,
             ..Totals::default()
         };
@@ -309,6 +366,7 @@ mod tests {
             model: "a\"b",
             namespace: "",
             version: 4,
+            is_cached: false,
             totals,
             latencies: Latencies::default(),
             load_seconds: 0.5,
@@ -320,6 +378,7 @@ mod tests {
             "# TYPE nv_inference_request_success counter\n",
             "nv_inference_request_success{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 3\n",
             "nv_inference_request_failure{_team=\"x\\ny\",model=\"a\\\"b\",reason=\"REJECTED\",version=\"4\"} 2\n",
+            "nv_inference_batch_closed{_team=\"x\\ny\",model=\"a\\\"b\",reason=\"delay\",version=\"4\"} 5\n",
             "nv_inference_request_duration_us{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 7\n",
             "nv_inference_pending_request_count{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 1\n",
             "nv_model_load_duration_secs{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 0.5\n",
@@ -327,7 +386,9 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is not in {text}");
         }
+        assert!(!text.contains("nv_cache_"), "{text}");
     }
+
     #[test]
     fn distributions_are_told_when_asked_for() {
         let served = std::iter::once(true);
@@ -347,6 +408,7 @@ mod tests {
             model: "m",
             namespace: "",
             version: 1,
+            is_cached: true,
             totals: statistics.totals(),
             latencies: statistics.latencies(),
             load_seconds: 0.5,
@@ -361,6 +423,8 @@ mod tests {
             format!("{family}_bucket{{{labels},le=\"500\"}} 1\n"),
             format!("{family}_bucket{{{labels},le=\"+Inf\"}} 1\n"),
             format!("nv_inference_queue_summary_us_sum{{{labels}}} 80\n"),
+            format!("nv_cache_num_hits_per_model{{{labels}}} 0\n"),
+            format!("nv_cache_miss_summary_per_model_count{{{labels}}} 0\n"),
             format!("nv_inference_compute_infer_summary_us{{{labels},quantile=\"0.99\"}} Nan\n"),
         ] {
             assert!(text.contains(&expected), "{expected} is not in {text}");

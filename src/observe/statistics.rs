@@ -71,10 +71,14 @@ struct Core {
     fail: Counter,
     /// Failures by [`Failure`].
     failures: [AtomicU64; 4],
+    /// Batches by [`Closure`].
+    closures: [AtomicU64; Closure::ALL.len()],
     queue: Counter,
     compute_input: Counter,
     compute_infer: Counter,
     compute_output: Counter,
+    cache_hit: Counter,
+    cache_miss: Counter,
     inferences: AtomicU64,
     executions: AtomicU64,
     pending: AtomicU64,
@@ -111,6 +115,32 @@ pub enum Failure {
     Other,
 }
 
+/// Why the dynamic batcher closed a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closure {
+    /// It was as large as a batch may be, or the next request too large for what was left.
+    Full,
+    /// It had a preferred size.
+    Preferred,
+    /// Its oldest request had waited for long enough.
+    Delay,
+    /// The next request had another shape.
+    Shape,
+    /// The model does not batch.
+    Single,
+}
+
+impl Closure {
+    /// All of them with their names in the metrics, in the order of their numbers.
+    pub const ALL: [(Self, &'static str); 5] = [
+        (Self::Full, "full"),
+        (Self::Preferred, "preferred"),
+        (Self::Delay, "delay"),
+        (Self::Shape, "shape"),
+        (Self::Single, "single"),
+    ];
+}
+
 /// How long the steps of one batch took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchTimes {
@@ -132,6 +162,8 @@ pub struct Totals {
     pub compute_input: Duration,
     pub compute_infer: Duration,
     pub compute_output: Duration,
+    pub cache_hit: Duration,
+    pub cache_miss: Duration,
     pub rejected: u64,
     pub cancelled: u64,
     pub backend_failures: u64,
@@ -140,6 +172,8 @@ pub struct Totals {
     pub executions: u64,
     pub pending: u64,
     pub last_inference_ms: u64,
+    /// Batches by [`Closure`].
+    pub closures: [u64; Closure::ALL.len()],
 }
 
 impl ModelStatistics {
@@ -178,8 +212,21 @@ impl ModelStatistics {
         }
     }
 
-    /// Counts a batch that ran.
-    pub fn executed(&self, reactor: usize, rows: u32, requests: u64, times: BatchTimes) {
+    /// Counts a batch that was closed.
+    pub fn closed(&self, reactor: usize, why: Closure) {
+        if let Some(core) = self.core(reactor) {
+            bump(&core.closures[why as usize], 1);
+        }
+    }
+
+    /// Counts a batch that ran, of `rows` rows of requests and `fillers` others.
+    pub fn executed(
+        &self,
+        reactor: usize,
+        (rows, fillers): (u32, u32),
+        requests: u64,
+        times: BatchTimes,
+    ) {
         let Some(core) = self.core(reactor) else { return };
         bump(&core.inferences, u64::from(rows));
         bump(&core.executions, 1);
@@ -192,7 +239,8 @@ impl ModelStatistics {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         core.last_inference_ms.store(now_ms, Ordering::Relaxed);
-        if let Some(batch) = core.batches.get((rows as usize).saturating_sub(1)) {
+        if let Some(batch) = core.batches.get((rows as usize + fillers as usize).saturating_sub(1))
+        {
             batch.compute_input.add(1, times.compute_input);
             batch.compute_infer.add(1, times.compute_infer);
             batch.compute_output.add(1, times.compute_output);
@@ -214,6 +262,23 @@ impl ModelStatistics {
             core.latencies.note(Step::Request, total, 1);
             core.latencies.note(Step::FirstResponse, first_response, 1);
             core.latencies.note(Step::Queue, queued, 1);
+        }
+    }
+
+    /// Counts a request that the response cache answered, which took `time`.
+    pub fn found(&self, reactor: usize, time: time::Duration) {
+        if let Some(core) = self.core(reactor) {
+            core.cache_hit.add(1, time);
+            core.latencies.note(Step::CacheHit, time, 1);
+        }
+    }
+
+    /// Counts a request that the response cache did not answer; looking it up and keeping its answer took
+    /// `time`.
+    pub fn missed(&self, reactor: usize, time: time::Duration) {
+        if let Some(core) = self.core(reactor) {
+            core.cache_miss.add(1, time);
+            core.latencies.note(Step::CacheMiss, time, 1);
         }
     }
 
@@ -243,10 +308,15 @@ impl ModelStatistics {
             sum.cancelled += failures(Failure::Cancelled);
             sum.backend_failures += failures(Failure::Backend);
             sum.other_failures += failures(Failure::Other);
+            for (sum, closures) in sum.closures.iter_mut().zip(&core.closures) {
+                *sum += closures.load(Ordering::Relaxed);
+            }
             sum.queue = sum.queue.plus(core.queue.read());
             sum.compute_input = sum.compute_input.plus(core.compute_input.read());
             sum.compute_infer = sum.compute_infer.plus(core.compute_infer.read());
             sum.compute_output = sum.compute_output.plus(core.compute_output.read());
+            sum.cache_hit = sum.cache_hit.plus(core.cache_hit.read());
+            sum.cache_miss = sum.cache_miss.plus(core.cache_miss.read());
             sum.inferences += core.inferences.load(Ordering::Relaxed);
             sum.executions += core.executions.load(Ordering::Relaxed);
             // A request may enter on one reactor and leave on another: only the sum means anything.
@@ -280,8 +350,8 @@ impl ModelStatistics {
                 compute_input: Some(totals.compute_input.into()),
                 compute_infer: Some(totals.compute_infer.into()),
                 compute_output: Some(totals.compute_output.into()),
-                cache_hit: Some(Duration::default().into()),
-                cache_miss: Some(Duration::default().into()),
+                cache_hit: Some(totals.cache_hit.into()),
+                cache_miss: Some(totals.cache_miss.into()),
             }),
             batch_stats: self.batch_statistics(),
             memory_usage: Vec::new(),

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use super::{
     labels::Labels,
-    scheduling::Scheduling,
+    scheduling::{RateLimit, Resource, Scheduling},
     source::{ModelSource, Placement, PlacementDevice},
 };
 use crate::{
@@ -29,6 +29,8 @@ pub struct Definition {
     /// second of any; passive instances are left out, because nothing calls them. Empty for an
     /// ensemble.
     pub placements: Vec<Placement>,
+    /// How each of `placements` takes turns with other instances.
+    pub rate_limits: Vec<RateLimit>,
     /// How its requests are scheduled.
     pub scheduling: Scheduling,
     /// Settings of its back end.
@@ -57,7 +59,12 @@ impl Definition {
             ),
             version_dir,
             config: self.config.clone(),
-            signature: self.signature.clone(),
+            signature: match &self.scheduling {
+                Scheduling::Sequence(batching) => {
+                    Arc::new(batching.model_signature(&self.signature))
+                }
+                _ => self.signature.clone(),
+            },
             settings: self.settings.clone(),
         }
     }
@@ -104,6 +111,29 @@ pub(super) fn signature(config: &ModelConfig) -> Option<Signature> {
         inputs: inputs.collect::<Option<_>>()?,
         outputs: outputs.collect::<Option<_>>()?,
     })
+}
+
+/// How the instances of a normalised configuration take turns, in the order of [`placements`].
+pub(super) fn rate_limits(config: &ModelConfig) -> Vec<RateLimit> {
+    let groups = config.instance_group.iter().filter(|group| !group.passive);
+    groups
+        .flat_map(|group| {
+            let limiter = group.rate_limiter.as_ref();
+            let resources = limiter.map_or(&[][..], |limiter| &limiter.resources).iter();
+            let resources = resources.map(|resource| Resource {
+                name: resource.name.clone(),
+                global: resource.global,
+                count: resource.count,
+            });
+            let limit = RateLimit {
+                resources: resources.collect(),
+                priority: limiter.map_or(0, |limiter| limiter.priority),
+            };
+            let devices = if group.kind() == Kind::Gpu { group.gpus.len() } else { 1 };
+            let instances = usize::try_from(group.count).unwrap_or(0).saturating_mul(devices);
+            std::iter::repeat_n(limit, instances)
+        })
+        .collect()
 }
 
 /// The instances of a normalised configuration.

@@ -205,6 +205,16 @@ impl Draft {
         })
     }
 
+    /// Takes over what the model itself has completed: its tensors, and how its requests are batched
+    /// and answered. Of all else a model has no say.
+    pub fn take_completed(&mut self, completed: ModelConfig) {
+        self.config.max_batch_size = completed.max_batch_size;
+        self.config.input = completed.input;
+        self.config.output = completed.output;
+        self.config.scheduling_choice = completed.scheduling_choice;
+        self.config.model_transaction_policy = completed.model_transaction_policy;
+    }
+
     /// Completes the configuration from what the back end found in the model's file, if it looked
     /// and found anything, and makes of it what is served.
     ///
@@ -243,6 +253,7 @@ impl Draft {
             name: signature.model.clone(),
             labels: Arc::new(labels::read(&self.config, &self.dir)?),
             signature: Arc::new(signature),
+            rate_limits: definition::rate_limits(&self.config),
             placements,
             scheduling,
             settings: self.options.settings(&self.config.backend),

@@ -13,9 +13,11 @@ mod agents;
 mod agreement;
 mod autocomplete;
 mod check;
+mod content;
 mod definition;
 mod digest;
 mod draft;
+mod ensembles;
 mod error;
 mod fingerprint;
 mod json;
@@ -38,8 +40,10 @@ mod versions;
 
 pub use agents::{Action, Agent, AgentChain, AgentError, AgentModel, AgentSession, Agents};
 pub use check::{Finding, Inspect, Severity, check};
+pub use content::content_digest;
 pub use definition::Definition;
 pub use draft::Draft;
+pub use ensembles::{Composing, ensemble_faults, returns_to};
 pub use error::{Error, Location};
 pub use fingerprint::Fingerprint;
 pub use json::{from_json, to_json};
@@ -50,8 +54,8 @@ pub use overrides::Overrides;
 pub use ragged::{BatchInput, Ragged};
 pub use scheduling::{
     DynamicBatching, Ensemble, EnsembleStep, InitialState, InitialStateData, QueuePolicy,
-    Scheduling, SequenceBatching, SequenceControl, SequenceControlKind, SequenceState,
-    SequenceStrategy, TimeoutAction,
+    RateLimit, Resource, Scheduling, SequenceBatching, SequenceControl, SequenceControlKind,
+    SequenceState, SequenceStrategy, TimeoutAction,
 };
 pub use source::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};
 pub use temporary::TemporaryFolder;

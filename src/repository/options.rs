@@ -65,7 +65,8 @@ impl Options {
         Some(format!("{}.{}", gpu.compute_capability.0, gpu.compute_capability.1))
     }
 
-    pub(super) fn settings(&self, backend: &str) -> Arc<BTreeMap<String, String>> {
+    /// What `--backend-config` says for a back end.
+    pub fn settings(&self, backend: &str) -> Arc<BTreeMap<String, String>> {
         self.backend_settings.get(backend).cloned().unwrap_or_default()
     }
 

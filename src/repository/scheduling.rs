@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    inference::{DataType, Shape},
+    inference::{DataType, Shape, Signature, TensorSpec},
     proto::{
         ModelConfig, ModelDynamicBatching, ModelEnsembling, ModelQueuePolicy,
         ModelSequenceBatching,
@@ -168,6 +168,26 @@ pub enum InitialStateData {
     File(String),
 }
 
+/// What an instance holds while it runs, so that instances that share it take turns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// The resource's name.
+    pub name: String,
+    /// Whether all devices share it; else each has as much of its own.
+    pub global: bool,
+    /// How much of it.
+    pub count: u32,
+}
+
+/// How an instance takes turns with others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RateLimit {
+    /// All that it needs at once.
+    pub resources: Vec<Resource>,
+    /// How many times each of its runs counts; 0 as 1.
+    pub priority: u32,
+}
+
 /// The steps of an ensemble.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ensemble {
@@ -182,6 +202,9 @@ pub struct Ensemble {
 pub struct EnsembleStep {
     /// The model's name.
     pub model: String,
+    /// The repository that the model is from, where names are not unique; empty for the ensemble's own,
+    /// or the only one that has such a model.
+    pub namespace: String,
     /// Its version; `None` for the latest.
     pub version: Option<i64>,
     /// The ensemble's tensor for each of the model's inputs.
@@ -243,6 +266,28 @@ impl From<&ModelQueuePolicy> for QueuePolicy {
 }
 
 impl SequenceBatching {
+    /// The signature that the model has, when `client` is what clients see of it: behind their inputs
+    /// the controls and the states, behind their outputs the states that are not among them.
+    pub fn model_signature(&self, client: &Signature) -> Signature {
+        let mut full = client.clone();
+        let controls = self
+            .controls
+            .iter()
+            .map(|control| TensorSpec::new(&control.input, control.datatype, Shape::from([1])));
+        let states = self
+            .states
+            .iter()
+            .map(|state| TensorSpec::new(&state.input, state.datatype, state.dims.clone()));
+        full.inputs.extend(controls.chain(states));
+        for state in &self.states {
+            if full.outputs.iter().all(|spec| *spec.name != *state.output) {
+                let spec = TensorSpec::new(&state.output, state.datatype, state.dims.clone());
+                full.outputs.push(spec);
+            }
+        }
+        full
+    }
+
     fn new(batching: &ModelSequenceBatching) -> Result<Self, String> {
         let strategy = match &batching.strategy_choice {
             Some(StrategyChoice::Oldest(oldest)) => SequenceStrategy::Oldest {
@@ -328,6 +373,7 @@ impl From<&ModelEnsembling> for Ensemble {
     fn from(ensemble: &ModelEnsembling) -> Self {
         let steps = ensemble.step.iter().map(|step| EnsembleStep {
             model: step.model_name.clone(),
+            namespace: step.model_namespace.clone(),
             version: (step.model_version > 0).then_some(step.model_version),
             inputs: step.input_map.clone(),
             outputs: step.output_map.clone(),

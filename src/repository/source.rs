@@ -22,7 +22,7 @@ pub struct ModelSource {
     pub model_path: PathBuf,
     /// The configuration; partial when the source is given to [`Backend::inspect`](crate::backend::Backend::inspect).
     pub config: Arc<ModelConfig>,
-    /// The tensors; empty when the source is given to [`Backend::inspect`](crate::backend::Backend::inspect).
+    /// The tensors, those of the server's own making behind those of clients; empty when the source is given to [`Backend::inspect`](crate::backend::Backend::inspect).
     pub signature: Arc<Signature>,
     /// Settings of `--backend-config` for this back end.
     pub settings: Arc<BTreeMap<String, String>>,

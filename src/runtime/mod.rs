@@ -28,7 +28,7 @@ pub use descriptors::raise_descriptor_limit;
 pub use drain::{Draining, draining};
 pub use driver::{Driver, DriverChoice, yield_now};
 pub use mailbox::{Closed, Full, Mailbox};
-pub use network::wait_for_network;
+pub use network::{choose_cryptography, post, wait_for_network};
 pub use offload::offload;
 pub use per_reactor::PerReactor;
 pub use reactor::{

@@ -3,6 +3,7 @@ use std::{
     io,
     sync::{LazyLock, mpsc},
     thread,
+    time::Duration,
 };
 
 use tokio::runtime::{Builder, Handle};
@@ -15,6 +16,44 @@ static THREAD: LazyLock<io::Result<Handle>> = LazyLock::new(|| {
     thread::Builder::new().name("network".into()).spawn(wait)?;
     Ok(handle)
 });
+
+/// Sends `body` to `url` by POST and waits for the answer, for `patience` at most. Blocks, so not for
+/// reactors.
+///
+/// # Errors
+/// Why it did not arrive, or was not accepted.
+pub fn post(
+    url: &str,
+    content_type: &'static str,
+    body: Vec<u8>,
+    patience: Duration,
+) -> Result<(), String> {
+    static CLIENT: LazyLock<Result<reqwest::Client, String>> = LazyLock::new(|| {
+        choose_cryptography();
+        reqwest::Client::builder().build().map_err(|error| describe(&error))
+    });
+    let client = CLIENT.as_ref().map_err(Clone::clone)?;
+    let request = client.post(url).header("content-type", content_type).timeout(patience);
+    // To send already takes tokio's timer.
+    let answer = wait_for_network(async move { request.body(body).send().await });
+    let answer = answer.map_err(|error| error.to_string())?.map_err(|error| describe(&error))?;
+    match answer.status() {
+        status if status.is_success() => Ok(()),
+        status => Err(format!("'{url}' answers {status}")),
+    }
+}
+
+/// An error with all its causes.
+fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Says whose cryptography TLS is to use, for crates that do not say it themselves.
+pub fn choose_cryptography() {
+    // An earlier call has said the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
 
 /// Runs a future of a crate that needs tokio's own runtime, on a thread of its own, and waits for it.
 /// Blocks, so not for reactors.
@@ -37,8 +76,6 @@ pub fn wait_for_network<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -22,7 +22,13 @@ use super::reactor::{ReactorHandle, current};
 /// # Panics
 /// On a thread that is not a reactor.
 pub fn reply_channel<T: Send + 'static>() -> (ReplySender<T>, ReplyReceiver<T>) {
-    let queue = RefCell::new(Queue { first: None, rest: VecDeque::new(), end: None, waker: None });
+    let queue = RefCell::new(Queue {
+        first: None,
+        rest: VecDeque::new(),
+        end: None,
+        waker: None,
+        abandoned: None,
+    });
     let state = Arc::new(State {
         abandoned: AtomicBool::new(false),
         unread: AtomicUsize::new(0),
@@ -67,6 +73,8 @@ struct Queue<T> {
     rest: VecDeque<T>,
     end: Option<End>,
     waker: Option<Waker>,
+    /// Whom to wake when the receiver is dropped before the end.
+    abandoned: Option<Waker>,
 }
 
 impl<T> State<T> {
@@ -134,6 +142,23 @@ impl<T: Send + 'static> ReplySender<T> {
     pub fn is_abandoned(&self) -> bool {
         self.state.as_ref().is_none_or(|state| state.abandoned.load(Ordering::Relaxed))
     }
+
+    /// Ready when nobody waits for replies any more. Only a task on the receiver's own reactor is woken
+    /// by that.
+    pub fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(state) = &self.state else { return Poll::Ready(()) };
+        if state.abandoned.load(Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        if state.queue.valid() {
+            let mut queue = state.queue.borrow_mut();
+            match &mut queue.abandoned {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+        }
+        Poll::Pending
+    }
 }
 
 impl<T: Send + 'static> Drop for ReplySender<T> {
@@ -197,5 +222,9 @@ impl<T> ReplyReceiver<T> {
 impl<T> Drop for ReplyReceiver<T> {
     fn drop(&mut self) {
         self.0.abandoned.store(true, Ordering::Relaxed);
+        let waker = self.0.queue.borrow_mut().abandoned.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }

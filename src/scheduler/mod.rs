@@ -6,11 +6,18 @@
 mod cache;
 mod dynamic;
 mod ensemble;
+mod in_order;
 mod rate_limiter;
+mod sequence;
 
 pub use cache::{
     CacheKey, CachedResponse, KeyHasher, MalformedEntry, ModelIdentity, ResponseCache,
 };
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
-pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput, StepModel};
-pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit, ResourceNeed};
+pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput};
+pub use in_order::InOrder;
+pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit};
+pub use sequence::{
+    Carried, SequenceBatch, SequenceDecision, SequenceKey, SequencePolicy, SequenceQueue,
+    SequenceRow, Sequenced,
+};

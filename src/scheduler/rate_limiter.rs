@@ -9,16 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use slab::Slab;
 
-/// What an instance holds while it runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResourceNeed {
-    /// The resource's name.
-    pub name: String,
-    /// Whether all devices share it; else each has as much of its own.
-    pub global: bool,
-    /// How much of it.
-    pub count: u32,
-}
+use crate::repository::Resource;
 
 /// How much of a resource there is, as an operator says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +87,7 @@ impl RateLimiter {
     /// When it could never run.
     pub fn join(
         &mut self,
-        needs: &[ResourceNeed],
+        needs: &[Resource],
         priority: u32,
         device: i32,
     ) -> Result<Member, LimitError> {
@@ -209,12 +200,12 @@ mod tests {
 
     use super::*;
 
-    fn need(name: &str, count: u32) -> ResourceNeed {
-        ResourceNeed { name: name.into(), global: false, count }
+    fn need(name: &str, count: u32) -> Resource {
+        Resource { name: name.into(), global: false, count }
     }
 
-    fn global(name: &str, count: u32) -> ResourceNeed {
-        ResourceNeed { global: true, ..need(name, count) }
+    fn global(name: &str, count: u32) -> Resource {
+        Resource { global: true, ..need(name, count) }
     }
 
     fn limit(name: &str, count: u32, device: Option<i32>) -> ResourceLimit {

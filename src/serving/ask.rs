@@ -44,6 +44,16 @@ impl AskModels for FromInside {
             *errand = Errand::Abandoned;
         }))
     }
+
+    fn is_ready(&self, model: &str, version: &str) -> bool {
+        let server = self.0.upgrade();
+        let version = server.and_then(|server| server.version(model, version).ok());
+        version.is_some_and(|version| version.is_ready())
+    }
+
+    fn is_decoupled(&self, model: &str, version: &str) -> bool {
+        self.0.upgrade().is_some_and(|server| server.is_decoupled(model, version))
+    }
 }
 
 impl Server {

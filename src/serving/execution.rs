@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::{
     batch::{self, Outputs},
-    classification,
+    cache, classification,
     job::Job,
     respond,
     rows::SharedRows,
@@ -16,11 +16,13 @@ use super::{
 };
 use crate::{
     backend::{BackendError, Batch, Instance, ModelInstance, RequestInstance},
-    inference::{Admitted, Error, InferResponse, Parameters, Timestamp},
+    inference::{Admitted, Error, InferResponse, Parameters, Signature, Timestamp},
+    memory::BufferPool,
     observe::{
         BatchTimes,
         trace::{Event, Trace, TracedTensor},
     },
+    repository::Ragged,
     runtime::ReactorHandle,
 };
 
@@ -30,6 +32,8 @@ pub struct SealedBatch {
     pub jobs: Vec<Job>,
     /// What other threads help to put together.
     pub rows: SharedRows,
+    /// Its place among the batches of its queue.
+    pub ticket: u64,
 }
 
 /// A batch that has run, on its way back to the requests' clients.
@@ -37,11 +41,13 @@ pub struct Executed {
     ran: Ran,
     began: Timestamp,
     times: BatchTimes,
+    ticket: u64,
 }
 
-enum Ran {
-    /// As a whole.
-    Batch { jobs: Vec<Job>, outcome: Result<Vec<Outputs>, Error> },
+/// How a batch has run.
+pub enum Ran {
+    /// As a whole, with so many rows beside those of its requests.
+    Batch { jobs: Vec<Job>, outcome: Result<Vec<Outputs>, Error>, fillers: u32 },
     /// Request by request: the model answers them.
     Requests { version: Arc<LoadedVersion>, rows: u32, count: u64 },
 }
@@ -54,22 +60,22 @@ pub fn execute(
     home: &ReactorHandle,
     began: Timestamp,
 ) -> Executed {
-    let SealedBatch { jobs, rows } = batch;
+    let SealedBatch { jobs, rows, ticket } = batch;
     let mut times = BatchTimes::default();
     let ran = match instance {
         ModelInstance::Batches(instance) => {
-            let outcome = run(&mut **instance, &jobs, rows, began, &mut times);
-            Ran::Batch { jobs, outcome }
+            let outcome = run_jobs(&mut **instance, &jobs, rows, began, &mut times);
+            Ran::Batch { jobs, outcome, fillers: 0 }
         }
         ModelInstance::Requests(instance) => {
             hand_over(&mut **instance, jobs, home, began, &mut times)
         }
     };
-    Executed { ran, began, times }
+    Executed { ran, began, times, ticket }
 }
 
 /// Gives the requests to an instance that answers them itself.
-fn hand_over(
+pub fn hand_over(
     instance: &mut dyn RequestInstance,
     jobs: Vec<Job>,
     home: &ReactorHandle,
@@ -77,7 +83,7 @@ fn hand_over(
     times: &mut BatchTimes,
 ) -> Ran {
     let Some(version) = jobs.first().map(|job| Arc::clone(&job.version)) else {
-        return Ran::Batch { jobs, outcome: Ok(Vec::new()) };
+        return Ran::Batch { jobs, outcome: Ok(Vec::new()), fillers: 0 };
     };
     let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
     let count = jobs.len() as u64;
@@ -91,39 +97,62 @@ fn hand_over(
     Ran::Requests { version, rows, count }
 }
 
-fn run(
+fn run_jobs(
     instance: &mut dyn Instance,
     jobs: &[Job],
     shared: SharedRows,
     began: Timestamp,
     times: &mut BatchTimes,
 ) -> Result<Vec<Outputs>, Error> {
-    let Some(version) = jobs.first().map(|job| Arc::clone(&job.version)) else {
-        return Ok(Vec::new());
-    };
+    let Some(version) = jobs.first().map(|job| &job.version) else { return Ok(Vec::new()) };
     let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
-    let inputs = batch::assemble(
-        &version.signature,
-        &version.ragged,
-        &requests,
-        shared,
-        &version.host.pool,
-    )?;
+    let site = RunSite {
+        signature: &version.signature,
+        ragged: &version.ragged,
+        pool: &version.host.pool,
+    };
+    run(instance, &site, &requests, shared, began, times)
+}
+
+/// What a run needs besides its requests.
+pub struct RunSite<'a> {
+    /// The tensors that the requests have, and those that the model gives.
+    pub signature: &'a Signature,
+    /// How requests of different shapes share a batch.
+    pub ragged: &'a Ragged,
+    /// Where to take memory from.
+    pub pool: &'a BufferPool,
+}
+
+/// Puts the requests together, runs them and takes the outputs apart again.
+///
+/// # Errors
+/// When memory is used up, or the back end fails.
+pub fn run(
+    instance: &mut dyn Instance,
+    site: &RunSite<'_>,
+    requests: &[&Admitted],
+    shared: SharedRows,
+    began: Timestamp,
+    times: &mut BatchTimes,
+) -> Result<Vec<Outputs>, Error> {
+    let RunSite { signature, ragged, pool } = *site;
+    let inputs = batch::assemble(signature, ragged, requests, shared, pool)?;
     let assembled = Timestamp::now();
     times.compute_input = assembled - began;
 
-    let wanted: SmallVec<[bool; 4]> = (0..version.signature.outputs.len())
+    let wanted: SmallVec<[bool; 4]> = (0..signature.outputs.len())
         .map(|index| requests.iter().any(|request| request.outputs.contains(&(index as u16))))
         .collect();
     let rows = requests.iter().map(|request| request.batch_size).sum();
-    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool: &version.host.pool };
+    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool };
     let outputs = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)))
         .unwrap_or_else(|panic| Err(BackendError(describe(&*panic))))
         .map_err(|error| Error::Backend { detail: error.0 })?;
     let ran = Timestamp::now();
     times.compute_infer = ran - assembled;
 
-    let responses = batch::split(&version.signature, &version.ragged, &requests, &outputs)?;
+    let responses = batch::split(signature, ragged, requests, &outputs)?;
     times.compute_output = Timestamp::now() - ran;
     Ok(responses)
 }
@@ -164,10 +193,21 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 impl Executed {
+    /// A batch that began at `began` and has run.
+    pub fn new(ran: Ran, began: Timestamp, times: BatchTimes) -> Self {
+        Self { ran, began, times, ticket: 0 }
+    }
+
     /// A batch that did not run, because all its clients have left.
-    pub fn cancelled(jobs: Vec<Job>) -> Self {
-        let ran = Ran::Batch { jobs, outcome: Err(Error::Cancelled) };
-        Self { ran, began: Timestamp::now(), times: BatchTimes::default() }
+    pub fn cancelled(batch: SealedBatch) -> Self {
+        let SealedBatch { jobs, ticket, .. } = batch;
+        let ran = Ran::Batch { jobs, outcome: Err(Error::Cancelled), fillers: 0 };
+        Self { ran, began: Timestamp::now(), times: BatchTimes::default(), ticket }
+    }
+
+    /// Its place among the batches of its queue.
+    pub fn ticket(&self) -> u64 {
+        self.ticket
     }
 
     /// How long the model took; zero when it failed.
@@ -183,11 +223,11 @@ impl Executed {
 
     /// Answers every request of the batch and counts it, now, at `now`. Runs on reactor `reactor`.
     pub fn answer(self, reactor: usize, now: Timestamp) {
-        let Self { ran, began, times } = self;
-        let (jobs, outcome) = match ran {
-            Ran::Batch { jobs, outcome } => (jobs, outcome),
+        let Self { ran, began, times, .. } = self;
+        let (jobs, outcome, fillers) = match ran {
+            Ran::Batch { jobs, outcome, fillers } => (jobs, outcome, fillers),
             Ran::Requests { version, rows, count } => {
-                return version.statistics.executed(reactor, rows, count, times);
+                return version.statistics.executed(reactor, (rows, 0), count, times);
             }
         };
         let responses = match outcome {
@@ -199,9 +239,13 @@ impl Executed {
         };
         let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
         if let Some(first) = jobs.first() {
-            first.version.statistics.executed(reactor, rows, jobs.len() as u64, times);
+            let count = jobs.len() as u64;
+            first.version.statistics.executed(reactor, (rows, fillers), count, times);
         }
-        for (job, mut outputs) in jobs.into_iter().zip(responses) {
+        for (mut job, mut outputs) in jobs.into_iter().zip(responses) {
+            if job.cache_slot.is_some() {
+                cache::keep(&mut job, &outputs, &Parameters::default(), reactor);
+            }
             let version = &job.version;
             if !job.admitted.classes.is_empty()
                 && let Err(error) = classification::apply(version, &job.admitted, &mut outputs)
@@ -210,6 +254,9 @@ impl Executed {
                 continue;
             }
             let total = now - job.arrived;
+            if let Some(account) = &job.account {
+                account.add(began - job.arrived, times);
+            }
             version.statistics.succeeded(reactor, total, began - job.arrived, total);
             if let Some(trace) = job.trace {
                 traced(trace, began, times, now, &outputs);

@@ -1,8 +1,12 @@
-use std::{io, thread};
+use std::{cell::RefCell, io, thread};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::execution::{Executed, SealedBatch, execute};
+use super::{
+    execution::{Executed, SealedBatch, execute},
+    job::Job,
+    limiter::Seat,
+};
 use crate::{
     backend::ModelInstance,
     inference::Timestamp,
@@ -29,6 +33,8 @@ pub struct PlacedInstance {
     pub name: String,
     /// The processors that its thread is bound to.
     pub cores: Vec<usize>,
+    /// Its place among those that share resources, if it needs any.
+    pub seat: Option<Seat>,
     /// What runs there.
     pub instance: ModelInstance,
 }
@@ -49,11 +55,11 @@ impl InstanceThreads {
     pub fn start(instances: Vec<PlacedInstance>, home: &ReactorHandle) -> Result<Self, NoThread> {
         let count = instances.len();
         let (batches, receive) = bounded(count * LANES);
-        for PlacedInstance { name, cores, instance } in instances {
+        for PlacedInstance { name, cores, seat, instance } in instances {
             let (receive, home) = (receive.clone(), home.clone());
             thread::Builder::new()
                 .name(name.clone())
-                .spawn(move || run(instance, &cores, &receive, &home))
+                .spawn(move || run(instance, seat.as_ref(), &cores, &receive, &home))
                 .map_err(|source| NoThread { name, source })?;
         }
         Ok(Self { batches, count, in_flight: 0 })
@@ -92,6 +98,7 @@ impl InstanceThreads {
 
 fn run(
     mut instance: ModelInstance,
+    seat: Option<&Seat>,
     cores: &[usize],
     batches: &Receiver<SealedBatch>,
     home: &ReactorHandle,
@@ -101,13 +108,39 @@ fn run(
     }
     for batch in batches {
         let Some(version) = batch.jobs.first().map(|job| job.version.clone()) else { continue };
-        // It may have waited for the batch before it, while its clients left.
-        let executed = match batch.jobs.iter().all(|job| job.reply.is_abandoned()) {
-            true => Executed::cancelled(batch.jobs),
-            false => execute(&mut instance, batch, home, Timestamp::now()),
+        let executed = match seat {
+            None => run_batch(&mut instance, batch, home),
+            Some(seat) => {
+                // What is shared between the two ways that the wait can end.
+                let batch = RefCell::new(Some(batch));
+                let is_moot = || batch.borrow().as_ref().is_none_or(|batch| all_left(&batch.jobs));
+                let run = || {
+                    let batch = batch.take()?;
+                    Some(run_batch(&mut instance, batch, home))
+                };
+                let ran = seat.run(is_moot, run).flatten();
+                match (ran, batch.take()) {
+                    (Some(executed), _) => executed,
+                    (None, Some(batch)) => Executed::cancelled(batch),
+                    // A batch that is not left here has run.
+                    (None, None) => continue,
+                }
+            }
         };
         if home.send(Box::new(move || version.executed(executed))).is_err() {
             return;
         }
     }
+}
+
+fn run_batch(instance: &mut ModelInstance, batch: SealedBatch, home: &ReactorHandle) -> Executed {
+    // It may have waited for the batch before it, while its clients left.
+    match all_left(&batch.jobs) {
+        true => Executed::cancelled(batch),
+        false => execute(instance, batch, home, Timestamp::now()),
+    }
+}
+
+fn all_left(jobs: &[Job]) -> bool {
+    jobs.iter().all(|job| job.reply.is_abandoned())
 }

@@ -2,15 +2,15 @@ use std::{sync::Arc, time::Duration};
 
 use compact_str::CompactString;
 
-use super::version::LoadedVersion;
+use super::{cache::CacheSlot, ensemble::Account, version::LoadedVersion};
 use crate::{
-    inference::{Admitted, Error, InferResponse, Parameters, Sequence, Timestamp},
+    inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
     observe::{
         Failure,
         trace::{Event, Trace},
     },
     runtime::ReplySender,
-    scheduler::Queued,
+    scheduler::{Queued, Sequenced},
 };
 
 /// What comes back for a request: one of these or, of a decoupled model, any number.
@@ -24,6 +24,7 @@ pub struct Job {
     pub admitted: Admitted,
     pub parameters: Parameters,
     pub sequence: Option<Box<Sequence>>,
+    pub callers: Option<Arc<Callers>>,
     pub priority: u64,
     pub queue_timeout: Option<Duration>,
     pub deadline: Option<Timestamp>,
@@ -31,6 +32,10 @@ pub struct Job {
     pub reply: ReplySender<Reply>,
     /// What is noted of it, if it is traced.
     pub trace: Option<Box<Trace>>,
+    /// Where its answer is to be kept.
+    pub cache_slot: Option<CacheSlot>,
+    /// Where its times are added up, if it is a step of an ensemble.
+    pub account: Option<Arc<Account>>,
 }
 
 impl Job {
@@ -44,15 +49,32 @@ impl Job {
         }
         self.reply.finish(Err(error));
     }
+
+    /// Answers a request that the scheduler does not take, which counts as none.
+    pub fn refuse(self, error: Error) {
+        if let Some(mut trace) = self.trace {
+            trace.at(Event::RequestEnd, Timestamp::now());
+            trace.finish();
+        }
+        self.reply.finish(Err(error));
+    }
 }
 
 /// What the metrics call a failure.
 pub fn kind(error: &Error) -> Failure {
     match error {
+        Error::InRequest { error, .. } => kind(error),
         Error::QueueFull | Error::TimeoutExpired | Error::DeadlineExpired => Failure::Rejected,
         Error::Cancelled => Failure::Cancelled,
+        Error::InEnsemble { error, .. } => kind(error),
         Error::Backend { .. } | Error::Model { .. } => Failure::Backend,
         _ => Failure::Other,
+    }
+}
+
+impl Sequenced for Job {
+    fn sequence(&self) -> Option<&Sequence> {
+        self.sequence.as_deref()
     }
 }
 

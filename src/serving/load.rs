@@ -2,11 +2,14 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use super::{
+    ensemble::{EnsembleSteps, NotComposed},
+    sequences::{SequenceSetup, SetupError},
     server::{Server, Versions},
-    version::{LoadedVersion, VersionError, VersionSpec},
+    version::{EnsembleSpec, LoadedVersion, VersionError, VersionSpec},
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
@@ -14,7 +17,8 @@ use crate::{
     inference::{Code, Error, Timestamp},
     proto::ModelConfig,
     repository::{
-        self, AgentChain, Agents, Definition, Draft, ModelId, Options, Scheduling, TemporaryFolder,
+        self, AgentChain, Agents, Definition, Draft, Ensemble, ModelId, Options, Scheduling,
+        TemporaryFolder,
     },
     scheduler::BatchingPolicy,
 };
@@ -53,6 +57,15 @@ impl Backends {
         self.0.iter().filter_map(|(name, backend)| Some((*name, backend.opened.get()?)))
     }
 
+    /// Has all that were opened end what they run outside of the server.
+    pub fn stop(&self, patience: Duration) {
+        for (_, backend) in self.opened() {
+            if let Ok(backend) = backend {
+                backend.stop(patience);
+            }
+        }
+    }
+
     /// The names of all.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.0.keys().copied()
@@ -70,6 +83,8 @@ enum VersionFault {
     WarmUp(Arc<WarmUpError>),
     #[error("{0}")]
     Version(Arc<VersionError>),
+    #[error("{0}")]
+    Sequences(Arc<SetupError>),
     #[error("unable to find backend '{name}' for model '{model}': this server has {known}")]
     UnknownBackend { name: String, model: String, known: String },
     #[error("backend '{name}' for model '{model}' cannot be used: {reason}")]
@@ -83,7 +98,13 @@ impl VersionFault {
         match self {
             Self::Repository(error) => error.code(),
             Self::WarmUp(error) => error.refusal().map_or(Code::Internal, Error::code),
-            Self::Backend(_) | Self::Version(_) | Self::UnavailableBackend { .. } => Code::Internal,
+            Self::Version(error) if matches!(**error, VersionError::Limit(_)) => {
+                Code::InvalidArgument
+            }
+            Self::Backend(_)
+            | Self::Version(_)
+            | Self::Sequences(_)
+            | Self::UnavailableBackend { .. } => Code::Internal,
             Self::UnknownBackend { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } => Code::Unsupported,
         }
@@ -116,8 +137,21 @@ pub enum LoadFailure {
     Unreadable(repository::Error),
     /// Its policy chooses no version.
     NoVersions(repository::Error),
+    /// It is an ensemble, and these of its models are not served.
+    MissingModels(Vec<String>),
+    /// It is an ensemble that cannot be served; the text says why.
+    Ensemble(String),
     /// Versions failed. Those that did not are with `None`: a model is loaded whole or not at all.
     Versions(BTreeMap<i64, Option<String>>),
+}
+
+impl From<NotComposed> for LoadFailure {
+    fn from(why: NotComposed) -> Self {
+        match why {
+            NotComposed::Missing(models) => Self::MissingModels(models),
+            NotComposed::Misfit(reason) => Self::Ensemble(reason),
+        }
+    }
 }
 
 impl From<repository::Error> for LoadFailure {
@@ -182,6 +216,9 @@ impl Loader {
         for warning in draft.warnings() {
             log::warn!("{warning}");
         }
+        if draft.backend_name().is_none() {
+            return self.load_ensemble(server, source, &agents, draft, before, began);
+        }
         let numbers = draft.versions().to_vec();
         began(&numbers);
         let defined = self.define(draft);
@@ -213,14 +250,79 @@ impl Loader {
         }
     }
 
-    fn define(&self, draft: Draft) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
+    /// The steps of a model that is an ensemble, if it is one and can be read.
+    pub fn ensemble(&self, source: &Source) -> Option<Ensemble> {
+        let (name, options) = (&source.id.name, &self.options);
+        let draft = match &source.config {
+            None => Draft::read(name, &source.dir, options).ok()?,
+            given => self.agents.draft(name, &source.dir, given.as_ref(), options).ok()?.0,
+        };
+        if draft.backend_name().is_some() {
+            return None;
+        }
+        match draft.complete(None).ok()?.scheduling {
+            Scheduling::Ensemble(ensemble) => Some(ensemble),
+            _ => None,
+        }
+    }
+
+    fn load_ensemble(
+        &self,
+        server: &Server,
+        source: &Source,
+        agents: &Option<Arc<AgentChain>>,
+        draft: Draft,
+        before: &Before<'_>,
+        began: impl FnOnce(&[i64]),
+    ) -> Result<Versions, LoadFailure> {
+        let beginning = Timestamp::now();
+        let definition = draft.complete(None)?;
+        let Scheduling::Ensemble(ensemble) = &definition.scheduling else {
+            let reason = format!("'{}' names no back end and is no ensemble", source.id);
+            return Err(LoadFailure::Ensemble(reason));
+        };
+        let steps = EnsembleSteps::compose(server, &source.id, ensemble, &definition.signature)?;
+        let steps = Arc::new(steps);
+        began(&definition.versions);
+        let version = |&version: &i64| {
+            let kept = reusable(before, &definition, version);
+            let kept = kept.filter(|kept| {
+                agents.is_none()
+                    && kept.steps.as_ref().is_some_and(|earlier| earlier.are_those_of(&steps))
+            });
+            let started = || {
+                server.start_ensemble(EnsembleSpec {
+                    name: definition.name.clone(),
+                    namespace: source.id.namespace.as_str().into(),
+                    version,
+                    config: definition.config.clone(),
+                    signature: definition.signature.clone(),
+                    labels: definition.labels.clone(),
+                    identity: server.identity(&source.id, &definition, version),
+                    steps: steps.clone(),
+                    began: beginning,
+                    folder: source.folder.clone(),
+                    agents: agents.clone(),
+                })
+            };
+            (version, kept.unwrap_or_else(started))
+        };
+        Ok(definition.versions.iter().map(version).collect())
+    }
+
+    fn define(&self, mut draft: Draft) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
         let model = draft.name().to_owned();
         let Some(backend) = draft.backend_name() else {
             return Err(VersionFault::Unsupported { model, feature: "ensemble scheduling" });
         };
         let backend = find_backend(&self.backends, backend, &model)?;
         let told = match draft.source_for_inspect() {
-            Some(source) if self.options.auto_complete => backend.inspect(&source)?,
+            Some(source) if self.options.auto_complete => {
+                if let Some(completed) = backend.complete(&source)? {
+                    draft.take_completed(completed);
+                }
+                backend.inspect(&source)?
+            }
             _ => None,
         };
         Ok((draft.complete(told.as_ref())?, backend))
@@ -294,14 +396,22 @@ fn start_version(
     let dynamic = match &definition.scheduling {
         Scheduling::Plain => None,
         Scheduling::Dynamic(dynamic) => Some(dynamic.clone()),
-        Scheduling::Sequence(_) => {
-            let (model, feature) = (definition.name.to_string(), "sequence batching");
+        Scheduling::Sequence(batching) if batching.iterative => {
+            let (model, feature) = (definition.name.to_string(), "iterative sequences");
             return Err(VersionFault::Unsupported { model, feature });
         }
+        Scheduling::Sequence(_) => None,
         Scheduling::Ensemble(_) => {
             let (model, feature) = (definition.name.to_string(), "ensemble scheduling");
             return Err(VersionFault::Unsupported { model, feature });
         }
+    };
+    let sequences = match &definition.scheduling {
+        Scheduling::Sequence(batching) => {
+            let setup = SequenceSetup::new(batching, &definition.signature, &definition.dir);
+            Some(Arc::new(setup.map_err(|error| VersionFault::Sequences(Arc::new(error)))?))
+        }
+        _ => None,
     };
     let began = Timestamp::now();
     let warm_ups = WarmUp::read_all(&definition.config, &definition.signature, &definition.dir)
@@ -315,7 +425,10 @@ fn start_version(
         signature: definition.signature.clone(),
         labels: definition.labels.clone(),
         policy: BatchingPolicy { max_batch_size: definition.signature.max_batch_size, dynamic },
+        sequences,
         placements: definition.placements.clone(),
+        rate_limits: definition.rate_limits.clone(),
+        identity: server.identity(&source.id, definition, version),
         warm_ups,
         model,
         began,

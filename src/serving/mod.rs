@@ -9,22 +9,29 @@
 //! A model may ask others of the server: in `ask.rs` its requests come in as a client's do. A model
 //! that answers its requests itself, each with any number of responses, does so through `respond.rs`.
 //!
+//! Models whose requests belong to sequences have a shard of another kind (`sequences`).
+//!
 //! [`ModelControl`] decides what is loaded: at the start, on request, or as repositories change. It
 //! works on threads of its own and hands finished versions to the [`Server`], which swaps them in.
 
 mod ask;
 mod batch;
+mod bell;
+mod cache;
 mod classification;
 mod control;
+mod ensemble;
 mod execution;
 mod inline;
 mod instance_cores;
 mod instance_thread;
 mod job;
+mod limiter;
 mod load;
 mod ragged;
 mod respond;
 mod rows;
+mod sequences;
 mod server;
 mod shard;
 mod version;
@@ -33,12 +40,14 @@ mod warm_up;
 #[cfg(test)]
 mod tests;
 
+pub use cache::{CacheSettings, Caches, RedisSettings};
 pub use control::{
     ControlMode, ControlSettings, IndexEntry, ModelControl, ModelStatus, Polling, Startup,
     VersionState,
 };
 pub use instance_cores::InstanceCores;
 pub use job::Reply;
+pub use limiter::Limiter;
 pub use load::{Backends, Loader};
 pub use server::{Observers, Server, ServerState};
 pub use version::{LoadedVersion, Site, VersionError, VersionSpec};

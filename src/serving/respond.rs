@@ -4,14 +4,14 @@
 use smallvec::SmallVec;
 
 use super::{
-    batch, classification,
+    batch, cache, classification,
     job::{self, Job, Reply},
 };
 use crate::{
     backend::{ModelRequest, ModelResponse, Respond, Responder, ResponseError},
     inference::{Error, InferResponse, Timestamp},
     observe::{
-        ResponseKind,
+        BatchTimes, ResponseKind,
         trace::{Event, TracedTensor},
     },
     runtime::{ReactorHandle, Unread},
@@ -32,6 +32,7 @@ fn request(mut job: Job, home: ReactorHandle, began: Timestamp) -> ModelRequest 
         tensors,
         parameters: std::mem::take(&mut job.parameters),
         sequence: job.sequence.take(),
+        callers: job.callers.take(),
         priority: job.priority,
         queue_timeout: job.queue_timeout,
         deadline: job.deadline,
@@ -215,12 +216,21 @@ impl Job {
             (Some(error), _) | (None, Some(Err(error))) => return self.fail(reactor, error),
             (None, last) => last,
         };
+        if let Some(Ok(response)) = &last
+            && self.admitted.classes.is_empty()
+        {
+            cache::keep(&mut self, &response.outputs, &response.parameters, reactor);
+        }
         let statistics = &self.version.statistics;
         let total = now - self.arrived;
         match failure {
             Some(error) => statistics.failed(reactor, job::kind(&error), total),
             None => {
                 let (queued, first) = (began - self.arrived, first - self.arrived);
+                if let Some(account) = &self.account {
+                    let compute_infer = now - began;
+                    account.add(queued, BatchTimes { compute_infer, ..BatchTimes::default() });
+                }
                 statistics.succeeded(reactor, total, queued, first);
             }
         }

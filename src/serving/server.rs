@@ -1,28 +1,33 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
 };
 
 use arc_swap::ArcSwap;
+use prost::Message as _;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::{
     ask::FromInside,
+    cache::Caches,
+    ensemble::StepVersion,
     instance_cores::InstanceCores,
     job::Reply,
-    version::{LoadedVersion, Site, VersionError, VersionSpec},
+    limiter::Limiter,
+    version::{EnsembleSpec, LoadedVersion, Site, VersionError, VersionSpec},
 };
 use crate::{
     backend::Host,
     inference::{Error, InferRequest},
     memory::{BufferPool, Regions},
     observe::{MetricsSettings, trace::Tracer},
-    repository::ModelId,
+    repository::{Definition, EnsembleStep, ModelId, content_digest},
     runtime::{ReactorHandle, ReplyReceiver, pin_to},
+    scheduler::ModelIdentity,
 };
 
 /// Where the server is in its life.
@@ -48,6 +53,8 @@ pub struct Server {
     host: Arc<Host>,
     regions: Regions,
     observers: Observers,
+    cache: OnceLock<Arc<Caches>>,
+    limiter: OnceLock<Arc<Limiter>>,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
     incomplete: AtomicBool,
@@ -83,9 +90,11 @@ impl Server {
             state: AtomicU8::new(ServerState::Starting as u8),
             reactors: reactors.to_vec(),
             instance_cores,
-            host: Arc::new(Host { pool, models: Box::new(FromInside(this.clone())) }),
+            host: Arc::new(Host::new(pool, Box::new(FromInside(this.clone())))),
             regions,
             observers,
+            cache: OnceLock::new(),
+            limiter: OnceLock::new(),
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
         })
@@ -142,6 +151,11 @@ impl Server {
         &self.host.pool
     }
 
+    /// What the models may use of the server.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
     /// What decides which requests are traced.
     pub fn tracer(&self) -> &Tracer {
         &self.observers.tracer
@@ -157,15 +171,89 @@ impl Server {
     /// # Errors
     /// When the version cannot be started.
     pub(super) fn start(&self, spec: VersionSpec) -> Result<Arc<LoadedVersion>, VersionError> {
+        LoadedVersion::start(spec, &self.site())
+    }
+
+    /// Makes a version of an ensemble, which is not served yet.
+    pub(super) fn start_ensemble(&self, spec: EnsembleSpec) -> Arc<LoadedVersion> {
+        LoadedVersion::of_steps(spec, &self.site())
+    }
+
+    fn site(&self) -> Site<'_> {
         let next = self.next_home.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
-        let site = Site {
+        Site {
             reactors: &self.reactors,
             home: &self.reactors[next],
             instance_cores: &self.instance_cores,
             host: &self.host,
             observers: &self.observers,
+            cache: self.cache.get(),
+            limiter: self.limiter.get(),
+        }
+    }
+
+    /// Keeps the answers of models that want it here. To be called before models are started.
+    pub fn keep_answers_in(&self, caches: Arc<Caches>) {
+        // Only the first counts, and there is one.
+        let _ = self.cache.set(caches);
+    }
+
+    /// Makes instances that share resources take turns. To be called before models are started.
+    pub fn share_resources_by(&self, limiter: Arc<Limiter>) {
+        // Only the first counts, and there is one.
+        let _ = self.limiter.set(limiter);
+    }
+
+    /// What tells the answers of a version of a model from all others, if its configuration wants them kept
+    /// and they can be. On a cache that others share a model is told by what is in its folder, and an
+    /// ensemble, whose models may differ elsewhere, is its own.
+    pub(super) fn identity(
+        &self,
+        id: &ModelId,
+        definition: &Definition,
+        version: i64,
+    ) -> Option<ModelIdentity> {
+        let caches = self.cache.get()?;
+        if !definition.config.response_cache.is_some_and(|cache| cache.enable) {
+            return None;
+        }
+        let by_content = || {
+            let digest = match content_digest(&definition.dir, version) {
+                Ok(digest) => digest,
+                Err(error) => {
+                    log::warn!("the answers of '{id}' are not shared: {error}");
+                    return None;
+                }
+            };
+            let mut all = definition.config.encode_to_vec();
+            all.extend_from_slice(&digest);
+            all.extend_from_slice(env!("CARGO_PKG_VERSION").as_bytes());
+            Some(all)
         };
-        LoadedVersion::start(spec, &site)
+        let is_shared = caches.are_shared() && definition.backend_name().is_some();
+        let shared = is_shared.then(by_content).flatten();
+        let distinction = shared.unwrap_or_else(|| caches.distinction());
+        Some(ModelIdentity::new(&id.namespace, &id.name, version, &distinction))
+    }
+
+    /// The version that a step of the ensemble `id` runs. Where names are not unique, that is the model in
+    /// the namespace that the step gives, else in the ensemble's own, else the only one of the name.
+    pub(super) fn step_version(&self, id: &ModelId, step: &EnsembleStep) -> Option<StepVersion> {
+        let models = self.models.load();
+        let namesakes = models.get(step.model.as_str())?;
+        let of = |namespace: &str| {
+            namesakes.iter().find(|(namesake, _)| namesake.namespace == namespace)
+        };
+        let only = || namesakes.first().filter(|_| namesakes.len() == 1);
+        let given = of(&step.namespace).filter(|_| !step.namespace.is_empty());
+        let (_, versions) = given.or_else(|| of(&id.namespace)).or_else(only)?;
+        let newest = versions.values().next_back()?;
+        let wanted = match step.version {
+            Some(version) => versions.get(&version),
+            None => Some(newest),
+        };
+        let is_wanted = wanted.is_some();
+        Some(StepVersion { version: wanted.unwrap_or(newest).clone(), is_wanted })
     }
 
     /// Serves these versions of a model from now on, in place of all that were served of it. None

@@ -1,15 +1,13 @@
 use std::{
     cell::{Cell, RefCell},
-    future::Future,
-    pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use smallvec::SmallVec;
 
 use super::{
+    bell::Bell,
     execution::{Executed, SealedBatch, execute},
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
@@ -19,7 +17,7 @@ use super::{
 use crate::{
     inference::{Admitted, Error, Timestamp},
     runtime::{ReactorHandle, Sleep, current, sleep_until, spawn, yield_now},
-    scheduler::{BatchingPolicy, Decision, DynamicQueue},
+    scheduler::{BatchingPolicy, Decision, DynamicQueue, InOrder},
 };
 
 /// How long inline models may keep a reactor in one tick before others get their turn.
@@ -31,6 +29,8 @@ pub struct Shard {
     home: ReactorHandle,
     queue: RefCell<DynamicQueue<Job>>,
     executor: RefCell<Executor>,
+    /// Batches that have run before those in front of them, where answers must keep the order.
+    in_order: Option<RefCell<InOrder<Executed>>>,
     bell: Bell,
     closed: Cell<bool>,
 }
@@ -67,7 +67,9 @@ impl InlineInstance {
 impl Shard {
     /// Starts the task that feeds the instances. Requests that arrive in one tick are seen together.
     pub fn start(policy: BatchingPolicy, executor: Executor) -> ShardHandle {
+        let ordered = policy.dynamic.as_ref().is_some_and(|dynamic| dynamic.preserve_ordering);
         let shard = Rc::new(Self {
+            in_order: ordered.then(RefCell::default),
             home: current(),
             queue: RefCell::new(DynamicQueue::new(policy)),
             executor: RefCell::new(executor),
@@ -87,7 +89,10 @@ impl Shard {
                 statistics.enqueued(self.home.index());
                 self.bell.ring();
             }
-            Err((job, error)) => job.fail(self.home.index(), error),
+            Err((job, error)) => {
+                let error = error.in_request(&job.id);
+                job.fail(self.home.index(), error);
+            }
         }
     }
 
@@ -96,7 +101,14 @@ impl Shard {
         if let Executor::Threads(threads) = &mut *self.executor.borrow_mut() {
             threads.finished();
         }
-        executed.answer(self.home.index(), Timestamp::now());
+        let now = Timestamp::now();
+        match &self.in_order {
+            None => executed.answer(self.home.index(), now),
+            Some(in_order) => {
+                let ready = in_order.borrow_mut().back(executed.ticket(), executed);
+                ready.into_iter().for_each(|executed| executed.answer(self.home.index(), now));
+            }
+        }
         if !self.queue.borrow().is_empty() {
             self.bell.ring();
         }
@@ -147,12 +159,16 @@ impl Shard {
         for job in &jobs {
             job.version.statistics.dequeued(self.home.index());
         }
+        if let Some(Job { version, .. }) = jobs.first() {
+            let closure = self.queue.borrow().last_closure();
+            version.statistics.closed(self.home.index(), closure);
+        }
         let mut executor = self.executor.borrow_mut();
         match &mut *executor {
             Executor::Inline(instance) => {
                 let Some(mut taken) = instance.take() else { return };
                 drop(executor);
-                let batch = SealedBatch { jobs, rows: SharedRows::default() };
+                let batch = SealedBatch { jobs, rows: SharedRows::default(), ticket: 0 };
                 let executed = execute(&mut taken.placed.instance, batch, &self.home, now);
                 let ended = executed.ended();
                 let slow = taken.pace.is_lost_after(executed.compute_infer());
@@ -163,7 +179,10 @@ impl Shard {
             Executor::Threads(threads) => {
                 let bytes_min =
                     if threads.have_idle() { SHARED_BYTES_MIN } else { SHARED_AHEAD_BYTES_MIN };
-                let batch = seal(jobs, bytes_min);
+                let mut batch = seal(jobs, bytes_min);
+                if let Some(in_order) = &self.in_order {
+                    batch.ticket = in_order.borrow_mut().ticket();
+                }
                 let holders = batch.jobs.iter().map(|job| job.reply.reactor());
                 let help = batch.rows.help(holders);
                 let refused = threads.run(batch).err();
@@ -191,7 +210,7 @@ fn seal(jobs: Vec<Job>, bytes_min: usize) -> SealedBatch {
         }
         _ => SharedRows::default(),
     };
-    SealedBatch { jobs, rows }
+    SealedBatch { jobs, rows, ticket: 0 }
 }
 
 /// When a batch would run.
@@ -240,37 +259,5 @@ async fn feed(shard: Rc<Shard>) {
             return;
         }
         again = shard.pump().await.map(|due| sleep_until(due.to_instant()));
-    }
-}
-
-/// Wakes a shard's task: rung any number of times, it is heard once.
-#[derive(Default)]
-struct Bell {
-    rung: Cell<bool>,
-    listener: Cell<Option<Waker>>,
-}
-
-impl Bell {
-    fn ring(&self) {
-        if !self.rung.replace(true)
-            && let Some(listener) = self.listener.take()
-        {
-            listener.wake();
-        }
-    }
-
-    /// Ready when the bell was rung or `timeout` has passed.
-    fn poll_rung(&self, cx: &mut Context<'_>, timeout: &mut Option<Sleep>) -> Poll<()> {
-        if self.rung.take() {
-            return Poll::Ready(());
-        }
-        if let Some(sleep) = timeout
-            && Pin::new(sleep).poll(cx).is_ready()
-        {
-            *timeout = None;
-            return Poll::Ready(());
-        }
-        self.listener.set(Some(cx.waker().clone()));
-        Poll::Pending
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Observers, Reply, Server, VersionSpec};
+use super::{Observers, Reply, Server, VersionSpec, sequences::SequenceSetup};
 use crate::{
     backend::{
         BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model, ModelInstance,
@@ -26,12 +26,13 @@ use crate::{
         trace::{self, Tracer},
     },
     proto,
-    repository::DynamicBatching,
+    repository::{DynamicBatching, SequenceBatching},
     runtime::{DriverChoice, ReactorSettings, Reactors, ReplyReceiver, Topology, spawn, yield_now},
     scheduler::BatchingPolicy,
 };
 
 mod requests;
+mod sequences;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of a row: a few make a batch that is put together by several threads.
@@ -58,6 +59,19 @@ impl Stage {
         dynamic: Option<DynamicBatching>,
         config: proto::ModelConfig,
     ) -> Self {
+        Self::build(model, dynamic, config, None)
+    }
+
+    fn of_sequences(model: impl Model + 'static, batching: &SequenceBatching) -> Self {
+        Self::build(model, None, proto::ModelConfig::default(), Some(batching))
+    }
+
+    fn build(
+        model: impl Model + 'static,
+        dynamic: Option<DynamicBatching>,
+        config: proto::ModelConfig,
+        sequences: Option<&SequenceBatching>,
+    ) -> Self {
         let settings = ReactorSettings {
             count: 1,
             driver: DriverChoice::default(),
@@ -68,7 +82,7 @@ impl Stage {
         let reactors = Reactors::start(&settings, &topology).unwrap();
         let pool = BufferPool::new(64 << 20, 64 << 20).unwrap();
         let observers = Observers {
-            tracer: Tracer::start(None, trace::Settings::default()).unwrap(),
+            tracer: Tracer::start(trace::Output::None, trace::Settings::default()).unwrap(),
             metrics: MetricsSettings::default(),
         };
         let server = Server::new(
@@ -90,6 +104,10 @@ impl Stage {
             namespace: "".into(),
             version: 1,
             config: Arc::new(config),
+            sequences: sequences.map(|batching| {
+                let none = std::path::Path::new("");
+                Arc::new(SequenceSetup::new(batching, &signature, none).unwrap())
+            }),
             signature: Arc::new(signature),
             labels: Arc::default(),
             policy: BatchingPolicy { max_batch_size: 4, dynamic },
@@ -99,6 +117,8 @@ impl Stage {
                 device: PlacementDevice::Cpu,
                 host_policy: "cpu".into(),
             }],
+            rate_limits: Vec::new(),
+            identity: None,
             model: Arc::new(model),
             began: Timestamp::now(),
             folder: None,
@@ -157,6 +177,18 @@ impl Stage {
     fn totals(&self) -> Totals {
         self.come_to_rest();
         self.server.version("m", "").unwrap().statistics.totals()
+    }
+
+    /// What was counted, once so many batches have: a thread that has answered counts them after.
+    fn totals_after(&self, executions: u64) -> Totals {
+        for _ in 0..1000 {
+            let totals = self.totals();
+            if totals.executions >= executions {
+                return totals;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.totals()
     }
 
     fn end(self) {

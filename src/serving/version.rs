@@ -5,26 +5,30 @@ use std::{
 };
 
 use super::{
+    cache::{Caches, VersionCache},
+    ensemble::{self, EnsembleSteps, Parent},
     execution::Executed,
     inline::{self, Pace},
     instance_cores::InstanceCores,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::{Job, Reply},
+    limiter::{Limiter, Seat},
+    sequences::{Instances, Ran, SequenceSetup, SequenceShard, SequenceShardHandle},
     server::Observers,
     shard::{Executor, InlineInstance, Shard, ShardHandle},
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
-    backend::{BackendError, Host, Model, ModelInstance, Placement},
+    backend::{BackendError, Host, Model, ModelInstance, Placement, PlacementDevice},
     inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
     observe::{
         ModelStatistics,
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
     proto,
-    repository::{AgentChain, Labels, Ragged, TemporaryFolder},
+    repository::{AgentChain, Labels, Ragged, RateLimit, TemporaryFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
-    scheduler::BatchingPolicy,
+    scheduler::{BatchingPolicy, LimitError, ModelIdentity},
 };
 
 /// Everything that a version of a model needs to be served.
@@ -43,12 +47,44 @@ pub struct VersionSpec {
     pub labels: Arc<Labels>,
     /// How its requests are put together.
     pub policy: BatchingPolicy,
+    /// How its requests form sequences, if they do.
+    pub sequences: Option<Arc<SequenceSetup>>,
     /// Where its instances run.
     pub placements: Vec<Placement>,
+    /// How each of them takes turns with others.
+    pub rate_limits: Vec<RateLimit>,
+    /// What tells its answers from those of others, if they are to be kept.
+    pub identity: Option<ModelIdentity>,
     /// What each instance is run with before it serves.
     pub warm_ups: Vec<WarmUp>,
     /// What runs it.
     pub model: Arc<dyn Model>,
+    /// When loading it began.
+    pub began: Timestamp,
+    /// Its folder, when it is not in a repository.
+    pub folder: Option<Arc<TemporaryFolder>>,
+    /// The agents that look after its folder.
+    pub agents: Option<Arc<AgentChain>>,
+}
+
+/// Everything that a version of an ensemble needs to be served.
+pub struct EnsembleSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The repository that it is from, where names are not unique; else empty.
+    pub namespace: Arc<str>,
+    /// The version.
+    pub version: i64,
+    /// Its configuration, complete.
+    pub config: Arc<proto::ModelConfig>,
+    /// Its tensors.
+    pub signature: Arc<Signature>,
+    /// The names of classes, for outputs that have them.
+    pub labels: Arc<Labels>,
+    /// What tells its answers from those of others, if they are to be kept.
+    pub identity: Option<ModelIdentity>,
+    /// What it runs.
+    pub steps: Arc<EnsembleSteps>,
     /// When loading it began.
     pub began: Timestamp,
     /// Its folder, when it is not in a repository.
@@ -84,6 +120,9 @@ pub struct LoadedVersion {
     /// How requests of different shapes share a batch.
     pub(super) ragged: Ragged,
     tracer: Arc<ModelTracer>,
+    /// What runs it; nothing, if it is an ensemble.
+    model: Option<Arc<dyn Model>>,
+    instances: usize,
     /// Kept as long as the version, whose back end may still read from it.
     _folder: Option<Arc<TemporaryFolder>>,
     /// Told of the end of the model when no version of it is left.
@@ -91,7 +130,11 @@ pub struct LoadedVersion {
     home: ReactorHandle,
     runs_inline: bool,
     /// One on every reactor when the model runs inline, else one at home.
-    shards: PerReactor<ShardHandle>,
+    queues: PerReactor<Queue>,
+    /// Where its answers are kept, if they are.
+    pub(super) cache: Option<VersionCache>,
+    /// What runs instead, if it is an ensemble, which has no instances and no queue.
+    pub(super) steps: Option<Arc<EnsembleSteps>>,
 }
 
 /// What versions of models are started on.
@@ -106,6 +149,10 @@ pub struct Site<'a> {
     pub host: &'a Arc<Host>,
     /// What watches them.
     pub observers: &'a Observers,
+    /// Where answers are kept, if they are.
+    pub cache: Option<&'a Arc<Caches>>,
+    /// What makes instances take turns, if anything does.
+    pub limiter: Option<&'a Arc<Limiter>>,
 }
 
 /// Why a version could not be started.
@@ -122,6 +169,9 @@ pub enum VersionError {
         /// Why.
         source: io::Error,
     },
+    /// An instance could never have its turn.
+    #[error("{0}")]
+    Limit(#[from] LimitError),
     /// An instance could not be warmed up.
     #[error("{0}")]
     WarmUp(#[from] WarmUpError),
@@ -136,7 +186,43 @@ impl From<NoThread> for VersionError {
     }
 }
 
+/// A reactor's queue of a version, and the instances that it feeds.
+enum Queue {
+    Batches(ShardHandle),
+    Sequences(SequenceShardHandle),
+}
+
+impl Queue {
+    fn submit(&self, job: Job) {
+        match self {
+            Self::Batches(shard) => shard.submit(job),
+            Self::Sequences(shard) => shard.submit(job),
+        }
+    }
+}
+
 impl VersionSpec {
+    /// An instance's place among those that share resources, if it needs any.
+    fn seat(
+        &self,
+        index: usize,
+        placement: &Placement,
+        limiter: Option<&Arc<Limiter>>,
+    ) -> Result<Option<Seat>, LimitError> {
+        let (Some(limiter), Some(limit)) = (limiter, self.rate_limits.get(index)) else {
+            return Ok(None);
+        };
+        if limit.resources.is_empty() {
+            return Ok(None);
+        }
+        let device = match placement.device {
+            PlacementDevice::Gpu(id) => id,
+            // As Triton has it, the host has what the first device has.
+            PlacementDevice::Cpu | PlacementDevice::Model => 0,
+        };
+        limiter.join(&limit.resources, limit.priority, device).map(Some)
+    }
+
     /// Makes an instance and warms it up.
     fn instance(
         &self,
@@ -145,8 +231,12 @@ impl VersionSpec {
         host: &Arc<Host>,
     ) -> Result<ModelInstance, VersionError> {
         let mut instance = self.model.instance(placement, host)?;
+        let (signature, hidden) = match &self.sequences {
+            Some(setup) => (&setup.signature, setup.warm_up_inputs()),
+            None => (&self.signature, Vec::new()),
+        };
         for warm_up in &self.warm_ups {
-            warm_up.run(&self.signature, ragged, &mut instance, host)?;
+            warm_up.run(signature, ragged, &hidden, &mut instance, host)?;
         }
         Ok(instance)
     }
@@ -160,24 +250,35 @@ impl LoadedVersion {
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
         let ragged = Ragged::new(&spec.config, &spec.signature);
         let mut instances = Vec::new();
-        for placement in &spec.placements {
+        for (index, placement) in spec.placements.iter().enumerate() {
             instances.push(PlacedInstance {
                 name: placement.name.clone(),
                 cores: site.instance_cores.of(&placement.host_policy).to_vec(),
+                seat: spec.seat(index, placement, site.limiter)?,
                 instance: spec.instance(placement, &ragged, site.host)?,
             });
         }
         // Who wants an instance on certain processors does not want it on those of reactors.
         let is_placed =
             |placement: &Placement| site.instance_cores.wanted(&placement.host_policy).is_some();
-        let runs_inline = !spec.placements.iter().any(is_placed)
+        let takes_turns = instances.iter().any(|instance| instance.seat.is_some());
+        let runs_inline = !takes_turns
+            && spec.sequences.is_none()
+            && !spec.placements.iter().any(is_placed)
             && inline::suits(&spec, &mut instances, &site.host.pool);
         // What is not served on a reactor takes no memory there.
         let home = site.home.index();
-        let served = site.reactors.iter().map(|reactor| runs_inline || reactor.index() == home);
+        let is_cached = site.cache.is_some() && spec.identity.is_some();
+        let is_everywhere = runs_inline || is_cached;
+        let served = site.reactors.iter().map(|reactor| is_everywhere || reactor.index() == home);
         let takes_requests = instances
             .first()
             .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
+        if takes_requests && spec.sequences.as_ref().is_some_and(|setup| setup.has_states()) {
+            let detail =
+                format!("the back end of model '{}' cannot keep implicit state", spec.name);
+            return Err(BackendError(detail).into());
+        }
         let plan = site.observers.metrics.plan(&spec.config);
         let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
         let version = Arc::new(Self {
@@ -194,11 +295,18 @@ impl LoadedVersion {
             takes_requests,
             ragged: ragged.clone(),
             tracer: site.observers.tracer.of_model(&spec.name),
+            model: Some(spec.model.clone()),
+            instances: spec.placements.len(),
             _folder: spec.folder.clone(),
             agents: spec.agents.clone(),
             home: site.home.clone(),
             runs_inline,
-            shards: PerReactor::new(site.reactors),
+            queues: PerReactor::new(site.reactors),
+            cache: site
+                .cache
+                .zip(spec.identity.clone())
+                .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
+            steps: None,
         });
         if runs_inline {
             let pace = Pace::of(spec.model.inline_fitness());
@@ -209,31 +317,83 @@ impl LoadedVersion {
                     (None, Some(placement)) => PlacedInstance {
                         name: placement.name.clone(),
                         cores: site.instance_cores.others().to_vec(),
+                        seat: None,
                         instance: spec.instance(placement, &ragged, site.host)?,
                     },
                     (None, None) => break,
                 };
                 let instance = InlineInstance { placed, pace: pace.clone() };
-                version.place(reactor, spec.policy.clone(), Executor::Inline(Some(instance)))?;
+                let policy = spec.policy.clone();
+                version.place(reactor, move || {
+                    Queue::Batches(Shard::start(policy, Executor::Inline(Some(instance))))
+                })?;
             }
+        } else if let Some(setup) = spec.sequences {
+            let instances = Instances::start(instances, &setup, site.home)?;
+            version
+                .place(site.home, || Queue::Sequences(SequenceShard::start(setup, instances)))?;
         } else {
             let threads = InstanceThreads::start(instances, site.home)?;
-            version.place(site.home, spec.policy, Executor::Threads(threads))?;
+            version.place(site.home, || {
+                Queue::Batches(Shard::start(spec.policy, Executor::Threads(threads)))
+            })?;
         }
         Ok(version)
     }
 
-    /// Starts a shard on `reactor` and waits until it is there.
+    /// An ensemble is served wherever its requests come in.
+    pub fn of_steps(spec: EnsembleSpec, site: &Site<'_>) -> Arc<Self> {
+        let plan = site.observers.metrics.plan(&spec.config);
+        let served = site.reactors.iter().map(|_| true);
+        let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
+        Arc::new(Self {
+            tracer: site.observers.tracer.of_model(&spec.name),
+            name: spec.name,
+            namespace: spec.namespace,
+            version: spec.version,
+            config: spec.config,
+            signature: spec.signature,
+            labels: spec.labels,
+            statistics: Arc::new(statistics),
+            load_time: Timestamp::now() - spec.began,
+            decoupled: spec.steps.are_decoupled(),
+            host: site.host.clone(),
+            takes_requests: false,
+            ragged: Ragged::default(),
+            model: None,
+            // Any number of requests are on their way through it.
+            instances: usize::MAX,
+            _folder: spec.folder,
+            agents: spec.agents,
+            home: site.home.clone(),
+            runs_inline: true,
+            queues: PerReactor::new(site.reactors),
+            cache: site
+                .cache
+                .zip(spec.identity)
+                .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
+            steps: Some(spec.steps),
+        })
+    }
+
+    /// Whether the model would answer now.
+    pub fn is_ready(&self) -> bool {
+        match &self.steps {
+            None => self.model.as_ref().is_some_and(|model| model.is_ready()),
+            Some(steps) => steps.are_ready(),
+        }
+    }
+
+    /// Starts a queue on `reactor` and waits until it is there.
     fn place(
         self: &Arc<Self>,
         reactor: &ReactorHandle,
-        policy: BatchingPolicy,
-        executor: Executor,
+        start: impl FnOnce() -> Queue + Send + 'static,
     ) -> Result<(), VersionError> {
         let (report, placed) = mpsc::channel();
         let version = self.clone();
         let message = Box::new(move || {
-            version.shards.set(Shard::start(policy, executor));
+            version.queues.set(start());
             drop(version);
             let _ = report.send(());
         });
@@ -245,19 +405,40 @@ impl LoadedVersion {
     ///
     /// # Errors
     /// When the request does not fit the model, or too much waits already.
-    pub fn infer(
+    pub fn infer(self: &Arc<Self>, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
+        self.infer_within(request, Parent::default())
+    }
+
+    /// Takes a request in that is a part of another.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) fn infer_within(
         self: &Arc<Self>,
         mut request: InferRequest,
+        parent: Parent,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let arrived = Timestamp::now();
+        if let Some(callers) = &request.callers
+            && callers.waiting(&self.name, self.version) >= self.instances
+        {
+            let model = self.name.to_string();
+            return Err(Error::WaitsForItself { model, instances: self.instances });
+        }
         let admitted = self.signature.admit(&mut request)?;
         let (reply, answer) = reply_channel();
-        let mut trace = self.tracer.begin(&self.name, self.version, &request.id);
+        let mut trace = match &parent.trace {
+            None => self.tracer.begin(&self.name, self.version, &request.id, request.trace_parent),
+            Some(outer) => {
+                Some(self.tracer.begin_within(outer, &self.name, self.version, &request.id))
+            }
+        };
         if let Some(trace) = &mut trace {
             trace.at(Event::RequestStart, arrived);
             trace.at(Event::QueueStart, Timestamp::now());
             self.trace_inputs(trace, &admitted);
         }
+        let is_cacheable = !request.inputs_may_change && request.sequence.is_none();
         let job = Job {
             version: self.clone(),
             trace,
@@ -265,17 +446,34 @@ impl LoadedVersion {
             admitted,
             parameters: request.parameters,
             sequence: request.sequence,
+            callers: request.callers,
             priority: request.priority,
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,
             arrived,
             reply,
+            cache_slot: None,
+            account: parent.account,
         };
-        match self.shards.get() {
-            Some(shard) => shard.submit(job),
-            None => self.send_home(job)?,
+        match &self.cache {
+            Some(cache) if is_cacheable => cache.look_up(job),
+            _ => self.schedule(job),
         }
         Ok(answer)
+    }
+
+    /// Whether its answers are kept in the response cache.
+    pub fn is_cached(&self) -> bool {
+        self.cache.is_some()
+    }
+
+    /// Hands a request to what runs it.
+    pub(super) fn schedule(&self, job: Job) {
+        match (&self.steps, self.queues.get()) {
+            (Some(steps), _) => ensemble::start(steps.clone(), job),
+            (None, Some(queue)) => queue.submit(job),
+            (None, None) => self.send_home(job),
+        }
     }
 
     fn trace_inputs(&self, trace: &mut Trace, admitted: &Admitted) {
@@ -294,18 +492,25 @@ impl LoadedVersion {
         }
     }
 
-    fn send_home(&self, job: Job) -> Result<(), Error> {
+    fn send_home(&self, job: Job) {
         let message = Box::new(move || {
             let version = job.version.clone();
-            match version.shards.get() {
-                Some(shard) => shard.submit(job),
-                None => job.reply.finish(Err(Error::Unloading { model: version.name.to_string() })),
+            match version.queues.get() {
+                Some(queue) => queue.submit(job),
+                None if version.home.is_current() => {
+                    job.reply.finish(Err(Error::Unloading { model: version.name.to_string() }));
+                }
+                None => job.reply.finish(Err(Error::QueueFull)),
             }
         });
-        self.home.try_send(message).map_err(|refused| match refused {
-            Full::Full(_) => Error::QueueFull,
-            Full::Closed(_) => Error::Stopping,
-        })
+        match self.home.try_send(message) {
+            Ok(()) => {}
+            // Run here it says that it was refused.
+            Err(Full::Full(message)) => message(),
+            Err(Full::Closed(_)) => {
+                log::debug!("a request came after its model's reactor had ended");
+            }
+        }
     }
 
     /// The number of the reactor that all requests go to, unless they go to all.
@@ -315,8 +520,15 @@ impl LoadedVersion {
 
     /// Takes back a batch that an instance thread has run. Runs at home.
     pub(super) fn executed(&self, executed: Executed) {
-        if let Some(shard) = self.shards.get() {
+        if let Some(Queue::Batches(shard)) = self.queues.get() {
             shard.finished(executed);
+        }
+    }
+
+    /// Takes back a batch of sequences that their instance has run. Runs at home.
+    pub(super) fn ran(&self, ran: Ran) {
+        if let Some(Queue::Sequences(shard)) = self.queues.get() {
+            shard.finished(ran);
         }
     }
 }

@@ -15,7 +15,9 @@ use crate::{
         Batch, Host, Instance, ModelInstance, ModelRequest, ModelResponse, RequestInstance,
         Respond, Responder, ResponseError,
     },
-    inference::{Admitted, DataType, Error, InferInput, InferRequest, Shape, Signature},
+    inference::{
+        Admitted, AdmittedInput, DataType, Error, InferInput, InferRequest, Shape, Signature,
+    },
     memory::BufferPool,
     proto::{
         self, ModelConfig, ModelWarmup,
@@ -132,7 +134,8 @@ impl WarmUp {
         })
     }
 
-    /// Runs the sample on an instance as often as its `count` says.
+    /// Runs the sample on an instance as often as its `count` says. `hidden` are the inputs of a row that
+    /// do not come from clients.
     ///
     /// # Errors
     /// When the back end fails.
@@ -140,15 +143,18 @@ impl WarmUp {
         &self,
         signature: &Signature,
         ragged: &Ragged,
+        hidden: &[AdmittedInput],
         instance: &mut ModelInstance,
         host: &Arc<Host>,
     ) -> Result<(), WarmUpError> {
+        let mut request = self.request.clone();
+        request.inputs.extend(hidden.iter().cloned().map(Some));
         let ran = match instance {
             ModelInstance::Batches(instance) => {
-                self.run_batches(signature, ragged, &mut **instance, &host.pool)
+                self.run_batches(&request, (signature, ragged), &mut **instance, &host.pool)
             }
             ModelInstance::Requests(instance) => {
-                self.run_requests(signature, &mut **instance, host)
+                self.run_requests(&request, signature, &mut **instance, host)
             }
         };
         ran.map_err(|error| WarmUpError {
@@ -159,13 +165,12 @@ impl WarmUp {
 
     fn run_batches(
         &self,
-        signature: &Signature,
-        ragged: &Ragged,
+        request: &Admitted,
+        (signature, ragged): (&Signature, &Ragged),
         instance: &mut dyn Instance,
         pool: &BufferPool,
     ) -> Result<(), Error> {
-        let requests: SmallVec<[&Admitted; 8]> =
-            (0..self.requests).map(|_| &self.request).collect();
+        let requests: SmallVec<[&Admitted; 8]> = (0..self.requests).map(|_| request).collect();
         let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, signature.outputs.len());
         for _ in 0..self.runs {
             let inputs = batch::assemble(signature, ragged, &requests, Default::default(), pool)?;
@@ -177,11 +182,12 @@ impl WarmUp {
 
     fn run_requests(
         &self,
+        request: &Admitted,
         signature: &Signature,
         instance: &mut dyn RequestInstance,
         host: &Arc<Host>,
     ) -> Result<(), Error> {
-        let mut tensors = self.request.clone();
+        let mut tensors = request.clone();
         batch::reshape(signature, &mut tensors);
         for _ in 0..self.runs {
             let (report, ended) = mpsc::channel();
@@ -190,6 +196,7 @@ impl WarmUp {
                 tensors: tensors.clone(),
                 parameters: Default::default(),
                 sequence: None,
+                callers: None,
                 priority: 0,
                 queue_timeout: None,
                 deadline: None,
@@ -377,7 +384,9 @@ mod tests {
         ] {
             let samples = read(sample(UINT16, &[2], Some(data)), &signature, dir.path()).unwrap();
             let mut witness = Witness::default();
-            samples[0].run_batches(&signature, &Ragged::default(), &mut witness, &pool).unwrap();
+            let site = (&signature, &Ragged::default());
+            let sample = &samples[0];
+            sample.run_batches(&sample.request, site, &mut witness, &pool).unwrap();
             let expected = (3, Shape::from([3, 2]), Bytes::from([row; 3].concat()));
             assert_eq!(witness.seen, [expected.clone(), expected]);
         }
@@ -387,7 +396,7 @@ mod tests {
         let host = Arc::new(Host::without_models(pool));
         let mut failing = ModelInstance::Batches(Box::new(failing));
         let error =
-            samples[0].run(&signature, &Ragged::default(), &mut failing, &host).unwrap_err();
+            samples[0].run(&signature, &Ragged::default(), &[], &mut failing, &host).unwrap_err();
         assert!(error.to_string().contains("sample 'first'"), "{error}");
         assert!(error.to_string().contains("out of order"), "{error}");
     }
@@ -422,7 +431,8 @@ mod tests {
             (None, Some("without an answer")),
         ] {
             let mut instance = ModelInstance::Requests(Box::new(Answers(answers)));
-            let error = samples[0].run(&signature, &Ragged::default(), &mut instance, &host).err();
+            let error =
+                samples[0].run(&signature, &Ragged::default(), &[], &mut instance, &host).err();
             let error = error.map(|error| error.to_string());
             assert_eq!(error.is_some(), expected.is_some());
             assert!(error.unwrap_or_default().contains(expected.unwrap_or_default()));

@@ -65,6 +65,45 @@ output [
 """
 
 
+def sequence(strategy: str, flags: str = "int32_false_true: [ 0, 1 ]", flag: str = "INT32", corrid: str = "UINT64") -> str:
+    """The configuration of an identity model that also gives back what it is told of its sequence."""
+    kinds = {"1": "START", "2": "READY", "3": "END"}
+    controls = ", ".join(
+        f'{{ name: "INPUT{index}" control [{{ kind: CONTROL_SEQUENCE_{kind} {flags} }}] }}'
+        for index, kind in kinds.items()
+    )
+    outputs = ", ".join(
+        f'{{ name: "OUTPUT{index}" data_type: TYPE_{datatype} dims: [ 1 ] }}'
+        for index, datatype in {"0": "FP32", "1": flag, "2": flag, "3": flag, "4": corrid}.items()
+    )
+    return f"""
+backend: "identity"
+max_batch_size: 4
+sequence_batching {{
+  max_sequence_idle_microseconds: 1000000
+  {strategy}
+  control_input [
+    {controls},
+    {{ name: "INPUT4" control [{{ kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_{corrid} }}] }}
+  ]
+}}
+input [{{ name: "INPUT0" data_type: TYPE_FP32 dims: [ 1 ] }}]
+output [ {outputs} ]
+"""
+
+
+def sequence_models() -> dict[str, Model]:
+    """Models of sequences, with controls of every type."""
+    return {
+        "sequence_direct": Model(sequence("direct { }")),
+        "sequence_oldest": Model(sequence("oldest { max_candidate_sequences: 3 }")),
+        "sequence_fp32": Model(sequence("direct { }", "fp32_false_true: [ -1, 0.5 ]", "FP32", "INT32")),
+        "sequence_bool": Model(sequence("direct { }", "bool_false_true: [ true, false ]", "BOOL", "UINT32")),
+        "sequence_text": Model(sequence("oldest { }", corrid="STRING")),
+        "sequence_int64": Model(sequence("direct { }", corrid="INT64")),
+    }
+
+
 def batched(delay_us: int = 0, size: int = 8) -> str:
     """The options of a dynamically batched model."""
     return f"max_batch_size: {size} dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}"
@@ -126,7 +165,7 @@ def has_onnxruntime() -> bool:
 
 def all_models() -> dict[str, Model]:
     """What the shared servers serve."""
-    return {**identity_models(), **(onnx_models() if has_onnxruntime() else {})}
+    return {**identity_models(), **sequence_models(), **(onnx_models() if has_onnxruntime() else {})}
 
 
 def write(folder: pathlib.Path, models: dict[str, Model]) -> pathlib.Path:

@@ -47,10 +47,10 @@ def weights(name: str, values: np.ndarray) -> bytes:
     return _bytes(5, dims + _integer(2, FLOAT) + _bytes(8, name) + _bytes(9, raw))
 
 
-def model(parts: list[bytes], element: int, x: list, y: list) -> bytes:
-    """A model of one input `x` and one output `y`; a dimension is a number or a name."""
+def model(parts: list[bytes], element: int, x: list, y: list, names: tuple[str, str] = ("x", "y")) -> bytes:
+    """A model of one input and one output, `x` and `y` unless named; a dimension is a number or a name."""
     graph = b"".join(parts) + _bytes(2, "test")
-    graph += _bytes(11, _value_info("x", element, x)) + _bytes(12, _value_info("y", element, y))
+    graph += _bytes(11, _value_info(names[0], element, x)) + _bytes(12, _value_info(names[1], element, y))
     opset = _bytes(1, "") + _integer(2, OPSET)
     return _integer(1, IR_VERSION) + _bytes(8, opset) + _bytes(7, graph)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import re
 import signal
+import threading
 import time
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from tritonclient.utils import InferenceServerException
 
-from . import models
+from . import models, triton
 
 ARRAY = np.array([1.0, 2.5], dtype=np.float32)
 TAGGED = """
@@ -206,3 +209,65 @@ def test_durations_are_counters_by_default(server):
     page = metrics(server)
     assert any(name.startswith("nv_inference_request_duration_us") for name in page)
     assert not [name for name in page if "histogram" in name or "summary" in name]
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes what a server sends to an OpenTelemetry collector, and reads it by OpenTelemetry's own definitions."""
+
+    spans: list = []
+
+    def do_POST(self):  # noqa: N802  (the base class names it)
+        """One batch of spans."""
+        body = self.rfile.read(int(self.headers["content-length"]))
+        request = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
+        assert self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
+        for resource in request.resource_spans:
+            told = {each.key: each.value.string_value for each in resource.resource.attributes}
+            self.spans.extend((told, span) for scope in resource.scope_spans for span in scope.spans)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+def test_traces_are_sent_as_spans_of_opentelemetry(start, small, way):
+    """Three a request, in the client's trace, which is traced whatever the rate."""
+    collector = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Collector,), {"spans": []}))
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
+    flags = [
+        "mode=opentelemetry",
+        f"opentelemetry,url={url}",
+        "opentelemetry,resource=service.name=tested",
+        "opentelemetry,bsp_schedule_delay=10",
+        "level=TIMESTAMPS",
+        "rate=1000",
+    ]
+    server = start(small, *(f"--trace-config={flag}" for flag in flags))
+    assert server.get_json("/v2/trace/setting")["trace_mode"] == "opentelemetry"
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    x = np.ones(4, dtype=np.float32)
+    triton.infer(way, server, "fp32", x)
+    triton.infer(way, server, "fp32", x, headers={"traceparent": f"00-{trace}-{parent}-01"}, request_id="mine")
+    spans = collector.RequestHandlerClass.spans
+    deadline = time.monotonic() + 20
+    while len(spans) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    server.stop()
+    collector.shutdown()
+    assert len(spans) == 3
+    by_name = {span.name: span for _, span in spans}
+    request, model, compute = by_name["InferRequest"], by_name["fp32"], by_name["compute"]
+    assert {told["service.name"] for told, _ in spans} == {"tested"}
+    assert {span.trace_id.hex() for _, span in spans} == {trace}
+    assert request.parent_span_id.hex() == parent
+    assert (model.parent_span_id, compute.parent_span_id) == (request.span_id, model.span_id)
+    attributes = {each.key: each.value for each in model.attributes}
+    assert attributes["triton.model_name"].string_value == "fp32"
+    assert attributes["triton.model_version"].int_value == 1
+    assert attributes["triton.request_id"].string_value == "mine"
+    assert [each.name for each in compute.events][0] == "COMPUTE_START"
+    assert [each.name for each in model.events][-1] == "REQUEST_END"
+    assert abs(request.start_time_unix_nano / 1e9 - time.time()) < 60

@@ -38,6 +38,7 @@ RECOUNTED = Difference("the counts tell of the cases above, which one server ans
 NO_REASON = Difference("the real server tells its log alone why a model was not polled", says_more=True)
 UNSOUND = Difference("the real server loads a model whose tensors cannot be told apart or filled")
 LISTED = Difference("the index tells of the cases above, and ours also lists models without versions")
+NEWER = Difference("the configuration has a field that came after the recorded release")
 CLIENT_ERROR = Difference("the real server calls what the client got wrong an internal error", 400)
 
 _WHERE = {
@@ -57,6 +58,7 @@ _WHERE = {
         grpc/infer/contents_UINT8_over grpc/infer/contents_UINT16_over
         grpc/infer/contents_INT8_over grpc/infer/contents_INT16_over
     """,
+    NEWER: "http/model/config_ensemble",
     NOT_JSON: "http/infer/value_fp32_over",
     LENIENT: """
         http/infer/empty_body http/infer/content_encoding_gzip_plain http/infer/not_utf8
@@ -99,6 +101,10 @@ _WHERE = {
         explicit/grpc/load_bad_sequence_control explicit/grpc/load_bad_sequence_control_twice
         explicit/grpc/load_bad_sequence_control_values explicit/grpc/load_bad_sequence_corrid
         explicit/grpc/load_bad_cache_decoupled explicit/grpc/load_bad_agent
+        explicit/grpc/load_bad_ensemble_no_steps explicit/grpc/load_bad_ensemble_no_scheduling
+        explicit/grpc/load_bad_ensemble_no_producer explicit/grpc/load_bad_ensemble_no_output
+        explicit/grpc/load_bad_ensemble_two_producers explicit/grpc/load_bad_ensemble_cycle
+        explicit/grpc/load_bad_ensemble_instances
     """,
     UNSOUND: """
         explicit/grpc/load_bad_no_input explicit/grpc/load_bad_duplicate_input

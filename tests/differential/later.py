@@ -9,28 +9,11 @@ from __future__ import annotations
 import fnmatch
 
 _WHERE = {
-    "sequences": """
-        http/model/*_identity_sequence grpc/model/*_identity_sequence http/stats/identity_sequence
-        http/infer/sequence_no_id http/infer/sequence_not_started http/infer/sequence_start
-        http/infer/sequence_end http/infer/sequence_ended http/infer/sequence_text_id
-        http/infer/sequence_batch http/infer/sequence_id_zero
-        grpc/infer/sequence_no_id grpc/infer/sequence_not_started grpc/infer/sequence_start
-        grpc/infer/sequence_restart grpc/infer/sequence_end grpc/infer/sequence_ended
-        grpc/infer/sequence_text_id
-    """,
-    "ensembles": """
-        http/model/*_ensemble grpc/model/*_ensemble http/stats/ensemble http/stats/identity_batched
-        http/infer/good_ensemble http/infer/ensemble_batch_too_large http/infer/classification_ensemble
-        grpc/infer/good_ensemble
-        http/index/all http/index/ready http/index/ready_false http/index/named
-        grpc/index/all grpc/index/ready
-        explicit/grpc/load_ensemble explicit/grpc/load_bad_ensemble_*
-    """,
     "all extensions of the protocol": "http/server/metadata grpc/server/metadata",
 }
 
 # Models of the test's repository that need such a feature to be loaded.
-MODELS = ("ensemble", "identity_sequence")
+MODELS: tuple[str, ...] = ()
 
 
 def feature(case: str) -> str | None:

@@ -62,7 +62,14 @@ def test_assembly_fetches_what_is_missing_and_no_more(tmp_path, lock):
 def test_assembly_copies_the_configurations(tmp_path, lock):
     fetch_models.assemble(tmp_path, lock)
     configs = sorted(path.parent.name for path in (tmp_path / "models").glob("*/config.pbtxt"))
-    assert configs == ["image_classifier", "image_preprocess", "text_detection", "text_embedding", "text_recognition"]
+    assert configs == [
+        "image_classifier",
+        "image_preprocess",
+        "text_detection",
+        "text_embedding",
+        "text_recognition",
+        "voice_activity",
+    ]
     assert (tmp_path / "models" / "image_preprocess" / "1").is_dir()
 
 

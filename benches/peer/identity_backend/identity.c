@@ -31,20 +31,29 @@ static void drop_error(TRITONSERVER_Error* error) {
   if (error != NULL) TRITONSERVER_ErrorDelete(error);
 }
 
-/* Whether the model batches is all that must be remembered; it is kept in the state pointer itself. */
+/* What must be remembered of a model is kept in the state pointer itself: whether it batches, and behind
+ * that how many milliseconds a run takes. */
+#define BATCHES 1
+#define DELAY_SHIFT 1
+
 EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* model) {
   static const char key[] = "\"max_batch_size\":";
   TRITONSERVER_Message* message = NULL;
   const char* json = NULL;
   size_t json_bytes = 0;
-  long max_batch_size = 0;
+  static const char delay_key[] = "\"execute_delay_ms\":{\"string_value\":\"";
+  intptr_t state = 0;
 
   RETURN_IF_ERROR(TRITONBACKEND_ModelConfig(model, 1, &message));
   TRITONSERVER_Error* error = TRITONSERVER_MessageSerializeToJson(message, &json, &json_bytes);
   if (error == NULL) {
     const char* found = memmem(json, json_bytes, key, sizeof key - 1);
-    if (found != NULL) max_batch_size = strtol(found + sizeof key - 1, NULL, 10);
-    error = TRITONBACKEND_ModelSetState(model, (void*)(intptr_t)max_batch_size);
+    if (found != NULL && strtol(found + sizeof key - 1, NULL, 10) > 0) state |= BATCHES;
+    found = memmem(json, json_bytes, delay_key, sizeof delay_key - 1);
+    if (found != NULL) {
+      state |= (intptr_t)strtol(found + sizeof delay_key - 1, NULL, 10) << DELAY_SHIFT;
+    }
+    error = TRITONBACKEND_ModelSetState(model, (void*)state);
   }
   drop_error(TRITONSERVER_MessageDelete(message));
   return error;
@@ -139,9 +148,15 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
     TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests,
     const uint32_t request_count) {
   TRITONBACKEND_Model* model = NULL;
-  void* max_batch_size = NULL;
+  void* kept = NULL;
   drop_error(TRITONBACKEND_ModelInstanceModel(instance, &model));
-  drop_error(TRITONBACKEND_ModelState(model, &max_batch_size));
+  drop_error(TRITONBACKEND_ModelState(model, &kept));
+  const intptr_t state = (intptr_t)kept;
+  const long delay_ms = (long)(state >> DELAY_SHIFT);
+  if (delay_ms > 0) {
+    const struct timespec pause = {delay_ms / 1000, delay_ms % 1000 * 1000000};
+    nanosleep(&pause, NULL);
+  }
 
   uint64_t rows = 0;
   const uint64_t batch_start_ns = now_ns();
@@ -149,7 +164,7 @@ EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
     TRITONBACKEND_Request* request = requests[index];
     TRITONBACKEND_Response* response = NULL;
     const uint64_t start_ns = now_ns();
-    rows += rows_of(request, max_batch_size != NULL);
+    rows += rows_of(request, (state & BATCHES) != 0);
 
     TRITONSERVER_Error* error = TRITONBACKEND_ResponseNew(&response, request);
     bool success = error == NULL;

@@ -7,6 +7,7 @@ use std::{
     },
     path::Path,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -262,6 +263,8 @@ impl Ring {
             }
             if self.spins {
                 self.look_at_socket()?;
+                // Where both sides share a processor, the other one is to have it now and then.
+                thread::yield_now();
             } else if !self.arm()? {
                 self.sleep(left())?;
             }

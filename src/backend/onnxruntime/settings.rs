@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use ort_sys::GraphOptimizationLevel;
 
 use crate::{
-    backend::{BackendError, ModelSource},
+    backend::{BackendError, ModelSource, parameters::Parameters},
     proto::{
         ModelConfig, model_instance_group::Kind,
         model_optimization_policy::execution_accelerators::Accelerator,
@@ -74,7 +74,7 @@ impl ProviderKind {
 
 impl SessionSettings {
     pub fn read(source: &ModelSource) -> Result<Self, BackendError> {
-        let parameters = Parameters(source);
+        let parameters = Parameters::of("onnxruntime", source);
         let config = &source.config;
         let parallel = match parameters.integer("execution_mode")? {
             None | Some(0) => false,
@@ -152,7 +152,7 @@ fn host_providers(source: &ModelSource) -> Result<Vec<Provider>, BackendError> {
 }
 
 fn gpu_providers(parameters: &Parameters<'_>) -> Result<Vec<Provider>, BackendError> {
-    let source = parameters.0;
+    let source = parameters.source;
     let mut providers = Vec::new();
     let mut cuda = BTreeMap::new();
     for accelerator in accelerators(&source.config, |all| &all.gpu_execution_accelerator) {
@@ -241,53 +241,4 @@ fn unknown_accelerator(source: &ModelSource, name: &str) -> BackendError {
         "unknown Execution Accelerator '{name}' is requested by model '{}'",
         source.name
     ))
-}
-
-/// The parameters of a model's configuration.
-struct Parameters<'a>(&'a ModelSource);
-
-impl Parameters<'_> {
-    fn text(&self, name: &str) -> Option<&str> {
-        Some(self.0.config.parameters.get(name)?.string_value.as_str())
-    }
-
-    fn integer(&self, name: &str) -> Result<Option<i32>, BackendError> {
-        self.text(name)
-            .map(|text| text.trim().parse().map_err(|_| self.bad(name, "an integer", text)))
-            .transpose()
-    }
-
-    fn boolean(&self, name: &str) -> Result<Option<bool>, BackendError> {
-        let Some(text) = self.text(name) else { return Ok(None) };
-        match text.to_ascii_lowercase().as_str() {
-            "true" | "1" => Ok(Some(true)),
-            "false" | "0" => Ok(Some(false)),
-            _ => Err(self.bad(name, "true or false", text)),
-        }
-    }
-
-    /// A number of threads of this model, else that which the server sets for all models.
-    fn thread_count(&self, name: &str) -> Result<Option<i32>, BackendError> {
-        if let Some(count) = self.integer(name)? {
-            return if count >= 0 {
-                Ok(Some(count))
-            } else {
-                Err(self.bad(name, "0 or more", &count.to_string()))
-            };
-        }
-        let Some(text) = self.0.settings.get(name) else { return Ok(None) };
-        let count = text.trim().parse().ok().filter(|&count: &i32| count >= 0);
-        count.map(Some).ok_or_else(|| {
-            BackendError(format!(
-                "setting '{name}' of back end 'onnxruntime': expected 0 or more, got '{text}'"
-            ))
-        })
-    }
-
-    fn bad(&self, name: &str, expected: &str, got: &str) -> BackendError {
-        BackendError(format!(
-            "parameter '{name}' of model '{}': expected {expected}, got '{got}'",
-            self.0.name
-        ))
-    }
 }

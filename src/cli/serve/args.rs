@@ -7,7 +7,10 @@ use std::{
 
 use clap::Args;
 
-use super::{accepted::AcceptedFlags, observe_args::ObserveArgs, ring::RingArgs, wires::WireArgs};
+use super::{
+    accepted::AcceptedFlags, cloud_args::CloudArgs, observe_args::ObserveArgs, ring::RingArgs,
+    sharing_args::SharingArgs, wires::WireArgs,
+};
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
@@ -175,9 +178,13 @@ pub struct ServeArgs {
     pub log_file: Option<PathBuf>,
 
     #[command(flatten)]
+    pub cloud: CloudArgs,
+    #[command(flatten)]
     pub ring: RingArgs,
     #[command(flatten)]
     pub wires: WireArgs,
+    #[command(flatten)]
+    pub sharing: SharingArgs,
     #[command(flatten)]
     pub accepted: AcceptedFlags,
 }

@@ -1,4 +1,4 @@
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::Args;
 
@@ -6,9 +6,15 @@ use crate::{
     cli::flags::switch,
     observe::{
         MetricsConfig, MetricsSettings,
-        trace::{Level, Settings},
+        trace::{Level, OpenTelemetry, Output, Settings},
     },
+    runtime::post,
 };
+
+/// Where a collector of traces listens.
+const COLLECTOR: &str = "http://localhost:4318/v1/traces";
+/// How long a collector of traces may take to answer.
+const COLLECTOR_PATIENCE: Duration = Duration::from_secs(10);
 
 /// tritonserver's flags about metrics and traces.
 #[derive(Args, Clone, Debug)]
@@ -26,8 +32,10 @@ pub struct ObserveArgs {
     #[arg(long, value_name = "SETTING")]
     metrics_config: Vec<MetricsConfig>,
 
-    /// How requests are traced, as level=<OFF|TIMESTAMPS|TENSORS>, rate=<N>, count=<N>, mode=triton,
-    /// triton,file=<FILE> or triton,log-frequency=<N>; may be given several times
+    /// How requests are traced, as level=<OFF|TIMESTAMPS|TENSORS>, rate=<N>, count=<N>,
+    /// mode=<triton|opentelemetry>, triton,file=<FILE>, triton,log-frequency=<N>, opentelemetry,url=<URL>,
+    /// opentelemetry,resource=<KEY>=<VALUE> or opentelemetry,bsp_<max_queue_size|schedule_delay|
+    /// max_export_batch_size>=<N>; may be given several times
     #[arg(long, value_name = "SETTING")]
     trace_config: Vec<TraceConfig>,
     /// Older form of --trace-config triton,file=<FILE>
@@ -54,9 +62,21 @@ enum TraceConfig {
     Level(Level),
     Rate(u32),
     Count(i32),
-    Mode,
+    Mode(Mode),
     File(PathBuf),
     LogFrequency(u32),
+    Url(String),
+    Resource(String, String),
+    QueueMax(usize),
+    ScheduleDelay(Duration),
+    BatchMax(usize),
+}
+
+/// The form that traces have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Triton,
+    OpenTelemetry,
 }
 
 impl FromStr for TraceConfig {
@@ -74,12 +94,29 @@ impl FromStr for TraceConfig {
                 let count = value.parse().ok().filter(|&count| count >= -1);
                 count.map(Self::Count).ok_or_else(number)
             }
-            "mode" if value == "triton" => Ok(Self::Mode),
-            "mode" => Err(format!("expected the trace mode triton, got '{value}'")),
+            "mode" => match value {
+                "triton" => Ok(Self::Mode(Mode::Triton)),
+                "opentelemetry" => Ok(Self::Mode(Mode::OpenTelemetry)),
+                _ => Err(format!("expected the trace mode triton or opentelemetry, got '{value}'")),
+            },
             "triton,file" => Ok(Self::File(value.into())),
             "triton,log-frequency" => value.parse().map(Self::LogFrequency).map_err(|_| number()),
-            _ if name.starts_with("opentelemetry,") => {
-                Err(format!("traces in OpenTelemetry's form are not supported, got '{text}'"))
+            "opentelemetry,url" => Ok(Self::Url(value.to_owned())),
+            "opentelemetry,resource" => {
+                let (key, value) = value.split_once('=').ok_or_else(|| {
+                    format!("expected opentelemetry,resource=<key>=<value>, got '{text}'")
+                })?;
+                Ok(Self::Resource(key.to_owned(), value.to_owned()))
+            }
+            "opentelemetry,bsp_max_queue_size" => {
+                value.parse().map(Self::QueueMax).map_err(|_| number())
+            }
+            "opentelemetry,bsp_schedule_delay" => {
+                let delay = value.parse().map(Duration::from_millis);
+                delay.map(Self::ScheduleDelay).map_err(|_| number())
+            }
+            "opentelemetry,bsp_max_export_batch_size" => {
+                value.parse().map(Self::BatchMax).map_err(|_| number())
             }
             _ => Err(bad()),
         }
@@ -107,7 +144,7 @@ impl ObserveArgs {
     ///
     /// # Errors
     /// When nothing could be traced so.
-    pub fn traces(&self) -> Result<(Option<PathBuf>, Settings), String> {
+    pub fn traces(&self) -> Result<(Output, Settings), String> {
         let mut file = self.trace_file.clone();
         let mut settings = Settings::default();
         settings.rate = self.trace_rate.unwrap_or(settings.rate);
@@ -117,6 +154,7 @@ impl ObserveArgs {
             settings.level = settings.level | level(name)?;
         }
         let mut levels = None;
+        let mut mode = Mode::Triton;
         for setting in &self.trace_config {
             match setting {
                 TraceConfig::Level(level) => {
@@ -124,20 +162,59 @@ impl ObserveArgs {
                 }
                 TraceConfig::Rate(rate) => settings.rate = *rate,
                 TraceConfig::Count(count) => settings.count = *count,
-                TraceConfig::Mode => {}
+                TraceConfig::Mode(wanted) => mode = *wanted,
                 TraceConfig::File(path) => file = Some(path.clone()),
                 TraceConfig::LogFrequency(traces) => settings.log_frequency = *traces,
+                TraceConfig::Url(_)
+                | TraceConfig::Resource(..)
+                | TraceConfig::QueueMax(_)
+                | TraceConfig::ScheduleDelay(_)
+                | TraceConfig::BatchMax(_) => {}
             }
         }
         settings.level = levels.unwrap_or(settings.level);
-        match settings {
-            Settings { level: Level::OFF, .. } => Ok((file, settings)),
-            Settings { rate: 0, .. } => Err("the trace rate must not be zero".to_owned()),
-            _ if file.is_none() => Err("--trace-config triton,file=<FILE> is missing: where the \
-                                        traces go"
+        let output = match (mode, file) {
+            (Mode::OpenTelemetry, _) => Output::OpenTelemetry(self.opentelemetry()),
+            (Mode::Triton, Some(file)) => Output::File(file),
+            (Mode::Triton, None) => Output::None,
+        };
+        match (settings, &output) {
+            (Settings { level: Level::OFF, .. }, _) => Ok((output, settings)),
+            (Settings { rate: 0, .. }, _) => Err("the trace rate must not be zero".to_owned()),
+            (_, Output::None) => Err("--trace-config triton,file=<FILE> is missing: where the \
+                                      traces go"
                 .to_owned()),
-            _ => Ok((file, settings)),
+            _ => Ok((output, settings)),
         }
+    }
+
+    /// How traces are sent; what is not given is as in tritonserver.
+    fn opentelemetry(&self) -> OpenTelemetry {
+        let mut urls = self.trace_config.iter().filter_map(|setting| match setting {
+            TraceConfig::Url(url) => Some(url.clone()),
+            _ => None,
+        });
+        let url = urls.next_back().unwrap_or_else(|| COLLECTOR.to_owned());
+        let send = move |body| post(&url, "application/x-protobuf", body, COLLECTOR_PATIENCE);
+        let mut sender = OpenTelemetry {
+            resource: BTreeMap::from([("service.name".into(), "triton-inference-server".into())]),
+            queue_max: 2048,
+            schedule_delay: Duration::from_secs(5),
+            batch_max: 512,
+            post: Box::new(send),
+        };
+        for setting in &self.trace_config {
+            match setting {
+                TraceConfig::Resource(key, value) => {
+                    sender.resource.insert(key.clone(), value.clone());
+                }
+                TraceConfig::QueueMax(most) => sender.queue_max = *most,
+                TraceConfig::ScheduleDelay(delay) => sender.schedule_delay = *delay,
+                TraceConfig::BatchMax(most) => sender.batch_max = *most,
+                _ => {}
+            }
+        }
+        sender
     }
 }
 
@@ -176,8 +253,17 @@ mod tests {
             count: 5,
             log_frequency: 7,
         };
+        let traces = |flags: &[&str]| {
+            let (output, settings) = parse(flags).unwrap().traces().unwrap();
+            let file = match output {
+                Output::File(file) => Some(file),
+                Output::None => None,
+                Output::OpenTelemetry(_) => panic!("not to a file"),
+            };
+            (file, settings)
+        };
         let file = Some(PathBuf::from("/t/x"));
-        assert_eq!(parse(&new).unwrap().traces(), Ok((file.clone(), expected)));
+        assert_eq!(traces(&new), (file.clone(), expected));
         let old = [
             "--trace-file=/t/x",
             "--trace-level=TIMESTAMPS",
@@ -186,10 +272,36 @@ mod tests {
             "--trace-count=5",
             "--trace-log-frequency=7",
         ];
-        assert_eq!(parse(&old).unwrap().traces(), Ok((file, expected)));
-        assert_eq!(parse(&[]).unwrap().traces(), Ok((None, Settings::default())));
+        assert_eq!(traces(&old), (file, expected));
+        assert_eq!(traces(&[]), (None, Settings::default()));
         assert!(parse(&["--trace-config=level=TIMESTAMPS"]).unwrap().traces().is_err());
-        for bad in ["level=MAX", "rate=x", "count=-2", "mode=opentelemetry", "x", "triton,x=1"] {
+        for bad in ["level=MAX", "rate=x", "count=-2", "mode=jaeger", "x", "triton,x=1"] {
+            assert!(parse(&[&format!("--trace-config={bad}")]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn spans_are_configured_by_flags() {
+        let flags = [
+            "--trace-config=mode=opentelemetry",
+            "--trace-config=level=TIMESTAMPS",
+            "--trace-config=opentelemetry,url=http://127.0.0.1:1/v1/traces",
+            "--trace-config=opentelemetry,resource=service.name=mine",
+            "--trace-config=opentelemetry,resource=a=b=c",
+            "--trace-config=opentelemetry,bsp_max_queue_size=7",
+            "--trace-config=opentelemetry,bsp_schedule_delay=8",
+            "--trace-config=opentelemetry,bsp_max_export_batch_size=9",
+        ];
+        let (output, settings) = parse(&flags).unwrap().traces().unwrap();
+        let Output::OpenTelemetry(mut sender) = output else { panic!("not to a collector") };
+        assert_eq!(settings.level, Level::TIMESTAMPS);
+        let resource = [("a", "b=c"), ("service.name", "mine")];
+        assert!(sender.resource.iter().map(|(key, value)| (&**key, &**value)).eq(resource));
+        assert_eq!((sender.queue_max, sender.batch_max), (7, 9));
+        assert_eq!(sender.schedule_delay, Duration::from_millis(8));
+        let refused = (sender.post)(Vec::new()).unwrap_err();
+        assert!(refused.contains("http://127.0.0.1:1/v1/traces"), "{refused}");
+        for bad in ["opentelemetry,resource=x", "opentelemetry,bsp_schedule_delay=x"] {
             assert!(parse(&[&format!("--trace-config={bad}")]).is_err(), "{bad}");
         }
     }

@@ -24,8 +24,11 @@ use super::{
     status, stream_infer, tonic_bridge,
 };
 use crate::{
-    inference::{Error, Parameters, Timestamp},
-    ingress::{forward::HeaderPattern, restricted::Restrictions},
+    inference::{Error, InferRequest, Parameters, Timestamp, TraceParent},
+    ingress::{
+        forward::{HeaderPattern, TRACE_PARENT},
+        restricted::Restrictions,
+    },
     runtime::{TcpStream, draining, sleep, spawn},
     serving::Server,
 };
@@ -220,6 +223,8 @@ pub struct Terms {
     pub responses: Packing,
     /// Headers that go with each request; rare, so they are kept out of the way.
     pub forwarded: Option<Box<Parameters>>,
+    /// What they belong to in a trace of the client's; rare too.
+    pub trace_parent: Option<Box<TraceParent>>,
 }
 
 impl Terms {
@@ -230,13 +235,18 @@ impl Terms {
             requests: Packing::of_request(headers)?,
             responses: settings.response_packing.of_response(headers),
             forwarded: forwarded.map(|pattern| Box::new(pattern.parameters(headers))),
+            trace_parent: headers
+                .get(TRACE_PARENT)
+                .and_then(|value| TraceParent::parse(value.as_bytes()))
+                .map(Box::new),
         })
     }
 
     /// Gives a request what the head says.
-    pub fn apply(&self, parameters: &mut Parameters) {
+    pub fn apply(&self, request: &mut InferRequest) {
+        request.trace_parent = self.trace_parent.as_deref().copied();
         for (name, value) in self.forwarded.iter().flat_map(|forwarded| forwarded.iter()) {
-            parameters.insert(name, value.clone());
+            request.parameters.insert(name, value.clone());
         }
     }
 }

@@ -1,13 +1,14 @@
 //! `ModelInfer`: one request, one response.
 
 use std::{
+    future::poll_fn,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, LocalBoxFuture, select};
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
@@ -28,6 +29,9 @@ use crate::{
 /// How long a large response may lie in the batch's memory while its client does not read. After
 /// that it is copied out, so that a slow client holds up nobody's batch.
 const PATIENCE: Duration = Duration::from_millis(5);
+
+/// How errors name this call.
+const ENDPOINT: &str = "ModelInfer RPC";
 
 /// Pieces up to this size are left to HTTP/2's own buffer: copies, which hold no batch's memory. The
 /// number of open streams bounds them.
@@ -77,26 +81,43 @@ async fn infer(
         message = Box::pin(compression::unpack(message, terms.requests, limit)).await?;
     }
     let _reservation = message.reservation;
-    let (mut answer, shared) = begin(&connection.server, message.bytes, terms)?;
-    let reply =
-        std::future::poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
-    let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
-    match shared.is_empty() {
-        true => Ok(response),
-        false => Box::pin(shared.deliver(response, connection.server.pool())).await,
+    let begun = begin(&connection.server, message.bytes, terms)?;
+    match begun {
+        Begun::Asked(mut answer) => {
+            let reply = poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
+            reply.unwrap_or_else(|| Err(Error::unanswered()))
+        }
+        Begun::Sharing(begun) => {
+            let shared = async {
+                let (mut answer, shared) = begun.await?;
+                let reply =
+                    poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
+                let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
+                shared.deliver(response, memory).await
+            };
+            Box::pin(shared).await
+        }
     }
 }
 
-fn begin(
-    server: &Server,
-    message: Rope,
-    terms: &Terms,
-) -> Result<(ReplyReceiver<Reply>, SharedTensors), Error> {
+/// A request that the server has, or that waits for its tensors. Those that wait are kept apart: all
+/// others need no room for that.
+enum Begun<'a> {
+    Asked(ReplyReceiver<Reply>),
+    Sharing(LocalBoxFuture<'a, Result<(ReplyReceiver<Reply>, SharedTensors), Error>>),
+}
+
+fn begin<'a>(server: &'a Server, message: Rope, terms: &Terms) -> Result<Begun<'a>, Error> {
     let mut request = decode::infer_request(message)?;
     request.deadline = terms.deadline;
-    terms.apply(&mut request.parameters);
-    let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
-    Ok((server.infer_one(request, "ModelInfer RPC")?, shared))
+    terms.apply(&mut request);
+    if !SharedTensors::are_named_by(&request) {
+        return server.infer_one(request, ENDPOINT).map(Begun::Asked);
+    }
+    Ok(Begun::Sharing(Box::pin(async move {
+        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool()).await?;
+        Ok((server.infer_one(request, ENDPOINT)?, shared))
+    })))
 }
 
 /// Waits for the answer, or for the client to leave or to send what does not belong there.

@@ -40,18 +40,17 @@ pub fn overrides(request: RepositoryModelLoadRequest) -> Result<Overrides, Error
     Ok(overrides)
 }
 
-/// Checks a request's parameters. No model that can be loaded depends on others yet, so that
-/// `unload_dependents` means nothing more.
+/// Whether the models that an ensemble has steps for are to go with it.
 ///
 /// # Errors
 /// It names a repository, or has a parameter of another type.
-pub fn check_unload(request: &RepositoryModelUnloadRequest) -> Result<(), Error> {
+pub fn unload_dependents(request: &RepositoryModelUnloadRequest) -> Result<bool, Error> {
     describe::only_all_repositories(&request.repository_name)?;
     match request.parameters.get(describe::UNLOAD_DEPENDENTS) {
-        None => Ok(()),
+        None => Ok(false),
         Some(ModelRepositoryParameter {
-            parameter_choice: Some(ParameterChoice::BoolParam(_)),
-        }) => Ok(()),
+            parameter_choice: Some(ParameterChoice::BoolParam(is_asked)),
+        }) => Ok(*is_asked),
         Some(_) => Err(Error::malformed(format!(
             "invalid value type for '{}' parameter, expected bool_param.",
             describe::UNLOAD_DEPENDENTS
@@ -106,13 +105,14 @@ mod tests {
             assert_eq!(load(&[(name, value)]), Err(expected.to_owned()));
         }
         let mut request = RepositoryModelUnloadRequest::default();
-        assert_eq!(check_unload(&request), Ok(()));
-        for (value, is_good) in [(BoolParam(true), true), (StringParam("x".into()), false)] {
+        assert_eq!(unload_dependents(&request), Ok(false));
+        let choices = [(BoolParam(true), Some(true)), (StringParam("x".into()), None)];
+        for (value, expected) in choices {
             let parameter = ModelRepositoryParameter { parameter_choice: Some(value) };
             request.parameters.insert("unload_dependents".into(), parameter);
-            assert_eq!(check_unload(&request).is_ok(), is_good);
+            assert_eq!(unload_dependents(&request).ok(), expected);
         }
         request.repository_name = "other".into();
-        assert!(matches!(check_unload(&request), Err(Error::Unsupported { .. })));
+        assert!(matches!(unload_dependents(&request), Err(Error::Unsupported { .. })));
     }
 }

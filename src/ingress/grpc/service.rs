@@ -201,8 +201,8 @@ impl GrpcInferenceService for Calls {
         request: tonic::Request<RepositoryModelUnloadRequest>,
     ) -> Answer<RepositoryModelUnloadResponse> {
         let request = request.into_inner();
-        answer(match repository::check_unload(&request) {
-            Ok(()) => self.control.unload(&request.model_name).await,
+        answer(match repository::unload_dependents(&request) {
+            Ok(with_models) => self.control.unload(&request.model_name, with_models).await,
             Err(error) => Err(error),
         })
         .map(|_| tonic::Response::new(RepositoryModelUnloadResponse {}))
@@ -273,7 +273,8 @@ impl GrpcInferenceService for Calls {
             .and_then(|_| settings::trace_change(request))
             .and_then(|change| live::change_trace(&self.server, model, change));
         let file = live::trace_file(self.server.tracer());
-        answer(changed.map(|told| settings::trace_settings(&told, file)))
+        let mode = self.server.tracer().mode();
+        answer(changed.map(|told| settings::trace_settings(&told, file, mode)))
     }
 }
 

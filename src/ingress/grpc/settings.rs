@@ -2,7 +2,7 @@
 
 use crate::{
     inference::Error,
-    ingress::settings::{LogValue, TRACE_MODE, log_type, set_log, set_trace},
+    ingress::settings::{LogValue, log_type, set_log, set_trace},
     observe::{
         logging::{LogChange, LogSettings},
         trace::{Change, Settings},
@@ -76,7 +76,7 @@ pub fn trace_change(request: &TraceSettingRequest) -> Result<Change, Error> {
 }
 
 /// The message that tells trace settings.
-pub fn trace_settings(settings: &Settings, file: String) -> TraceSettingResponse {
+pub fn trace_settings(settings: &Settings, file: String, mode: &str) -> TraceSettingResponse {
     let level = settings.level.names().into_iter().map(str::to_owned).collect();
     let settings = [
         ("trace_level", level),
@@ -84,7 +84,7 @@ pub fn trace_settings(settings: &Settings, file: String) -> TraceSettingResponse
         ("trace_count", vec![settings.count.to_string()]),
         ("log_frequency", vec![settings.log_frequency.to_string()]),
         ("trace_file", vec![file]),
-        ("trace_mode", vec![TRACE_MODE.to_owned()]),
+        ("trace_mode", vec![mode.to_owned()]),
     ];
     let settings = settings
         .map(|(name, value)| (name.to_owned(), trace_setting_response::SettingValue { value }));
@@ -138,7 +138,7 @@ mod tests {
         let expected =
             Change { rate: Some(None), level: Some(Some(Level::TENSORS)), ..Change::default() };
         assert_eq!(trace_change(&request), Ok(expected));
-        let told = trace_settings(&Settings::default(), String::new());
+        let told = trace_settings(&Settings::default(), String::new(), "triton");
         assert_eq!(told.settings["trace_level"].value, ["OFF"]);
         assert_eq!(told.settings["trace_file"].value, [""]);
     }

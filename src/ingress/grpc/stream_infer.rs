@@ -65,7 +65,7 @@ pub async fn answer(
                         }
                     }
                 };
-                in_flight.begin(&connection, &terms, message);
+                in_flight.begin(&connection, &terms, message).await;
             }
             Event::Answer(answer) => {
                 if send(&connection, &terms, &mut responses, answer).await.is_err() {
@@ -173,14 +173,17 @@ impl InFlight {
         self.len() == 0
     }
 
-    fn begin(&mut self, connection: &Connection, terms: &Terms, message: Message) {
+    async fn begin(&mut self, connection: &Connection, terms: &Terms, message: Message) {
         let mut asked = Asked { _reservation: Some(message.reservation), ..Asked::default() };
         let mut decoupled = false;
-        let replies = decode::infer_request(message.bytes).and_then(|mut request| {
-            asked.id = request.id.clone();
-            terms.apply(&mut request.parameters);
-            asked.take_in(connection, request, &mut decoupled)
-        });
+        let replies = match decode::infer_request(message.bytes) {
+            Ok(mut request) => {
+                asked.id = request.id.clone();
+                terms.apply(&mut request);
+                asked.take_in(connection, request, &mut decoupled).await
+            }
+            Err(error) => Err(error),
+        };
         let replies = replies.map_or_else(Replies::Failed, Replies::Coming);
         let request = Request { replies, asked: Rc::new(asked) };
         match decoupled {
@@ -212,7 +215,7 @@ impl InFlight {
 }
 
 impl Asked {
-    fn take_in(
+    async fn take_in(
         &mut self,
         connection: &Connection,
         mut request: InferRequest,
@@ -225,7 +228,10 @@ impl Asked {
             self.model = request.model_name.clone();
             self.version = request.model_version.clone();
         }
-        self.shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
+        if SharedTensors::are_named_by(&request) {
+            let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
+            self.shared = shared.await?;
+        }
         server.infer(request)
     }
 }

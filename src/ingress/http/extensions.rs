@@ -100,12 +100,14 @@ impl Calls {
         let version = self.server.version(&model.name, model.version)?;
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
-        let request = generate::request(&version.signature, model.version, &body)?;
+        let mut request = generate::request(&version.signature, model.version, &body)?;
+        self.adopt(&mut request, &head.headers);
         self.server.infer(request)
     }
 
     pub(super) fn trace_settings(&self, told: &Settings) -> Response<Segments> {
-        json(settings::trace_settings(told, &live::trace_file(self.server.tracer())))
+        let tracer = self.server.tracer();
+        json(settings::trace_settings(told, &live::trace_file(tracer), tracer.mode()))
     }
 
     pub(super) async fn set_log(

@@ -7,6 +7,7 @@
 //! `service` alone, the runtime also to `packed`, which keeps long unpacking off the reactor.
 
 pub mod body;
+mod cloud;
 pub mod encoding;
 pub mod error;
 mod extensions;
@@ -22,6 +23,7 @@ pub mod route;
 mod service;
 mod settings;
 
+pub use cloud::{Cloud, CloudError, serve_cloud};
 pub use service::{HttpSettings, serve, serve_metrics};
 
 #[cfg(test)]

@@ -48,21 +48,22 @@ pub fn overrides(body: &Rope) -> Result<Overrides, Error> {
     Ok(overrides)
 }
 
-/// Checks the parameters of an unload. No model that can be loaded depends on others yet, so that
-/// `unload_dependents` means nothing more.
+/// Whether the models that an ensemble has steps for are to go with it.
 ///
 /// # Errors
 /// The body is not JSON, or a parameter is of another type.
-pub fn check_unload(body: &Rope) -> Result<(), Error> {
+pub fn unload_dependents(body: &Rope) -> Result<bool, Error> {
+    let mut is_asked = false;
     parameters(body, |cursor, name| {
         match name {
             describe::UNLOAD_DEPENDENTS => {
-                boolean(cursor)?;
+                is_asked = boolean(cursor)?;
             }
             _ => skip(cursor)?,
         }
         Ok(())
-    })
+    })?;
+    Ok(is_asked)
 }
 
 fn parameters(
@@ -96,7 +97,7 @@ mod tests {
         for body in [Rope::default(), rope("{}"), rope(r#"{"parameters":{}}"#)] {
             assert_eq!(only_ready(&body), Ok(false));
             assert_eq!(overrides(&body), Ok(Overrides::default()));
-            assert_eq!(check_unload(&body), Ok(()));
+            assert_eq!(unload_dependents(&body), Ok(false));
         }
     }
 
@@ -109,7 +110,8 @@ mod tests {
             ("1/n".to_owned(), Bytes::new()),
         ];
         assert_eq!(overrides(&rope(body)), Ok(Overrides { config: Some("{}".into()), files }));
-        assert_eq!(check_unload(&rope(r#"{"parameters":{"unload_dependents":true}}"#)), Ok(()));
+        let body = r#"{"parameters":{"unload_dependents":true}}"#;
+        assert_eq!(unload_dependents(&rope(body)), Ok(true));
     }
 
     #[test]
@@ -134,7 +136,7 @@ mod tests {
             only_ready(&rope(r#"{"ready":"x"}"#)).unwrap_err().to_string(),
             "attempt to access JSON non-boolean as boolean"
         );
-        assert!(check_unload(&rope(r#"{"parameters":{"unload_dependents":"x"}}"#)).is_err());
+        assert!(unload_dependents(&rope(r#"{"parameters":{"unload_dependents":"x"}}"#)).is_err());
     }
 
     #[test]

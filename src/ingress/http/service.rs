@@ -30,10 +30,15 @@ use super::{
     settings,
 };
 use crate::{
-    inference::{Error, InferRequest, Rope},
+    inference::{Error, InferRequest, Rope, TraceParent},
     ingress::{
-        away::here_or_away, describe, forward::HeaderPattern, regions, restricted::Restrictions,
-        settings as live, shared_memory::SharedTensors,
+        away::here_or_away,
+        describe,
+        forward::{HeaderPattern, TRACE_PARENT},
+        regions,
+        restricted::Restrictions,
+        settings as live,
+        shared_memory::SharedTensors,
     },
     memory::Reservation,
     observe::logging,
@@ -72,8 +77,7 @@ impl Default for HttpSettings {
 
 /// Serves a connection of the inference port until it ends.
 pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: Arc<HttpSettings>) {
-    let server = control.server().clone();
-    let calls = Arc::new(Calls { control, server, settings });
+    let calls = Arc::new(Calls::new(control, settings, None));
     carry(stream, move |request| {
         let calls = calls.clone();
         async move { calls.answer(request).await }
@@ -86,10 +90,7 @@ pub async fn serve_metrics(stream: TcpStream, server: Arc<Server>) {
     carry(stream, move |request: Request<Incoming>| {
         let answer = match request.uri().path() {
             "/metrics" | "/metrics/" => match *request.method() {
-                Method::GET => {
-                    let text = Bytes::from(describe::metrics(&server));
-                    with_type(Segments::one(text), "text/plain; charset=utf-8")
-                }
+                Method::GET => metrics(&server),
                 _ => method_not_allowed("GET"),
             },
             _ => failure(StatusCode::NOT_FOUND, "Not Found"),
@@ -99,7 +100,12 @@ pub async fn serve_metrics(stream: TcpStream, server: Arc<Server>) {
     .await;
 }
 
-async fn carry<Answer, Answering>(stream: TcpStream, answer: Answer)
+pub(super) fn metrics(server: &Server) -> Response<Segments> {
+    let text = Bytes::from(describe::metrics(server));
+    with_type(Segments::one(text), "text/plain; charset=utf-8")
+}
+
+pub(super) async fn carry<Answer, Answering>(stream: TcpStream, answer: Answer)
 where
     Answer: Fn(Request<Incoming>) -> Answering,
     Answering: Future<Output = Response<Segments>>,
@@ -132,58 +138,86 @@ pub(super) struct Calls {
     control: Arc<ModelControl>,
     pub(super) server: Arc<Server>,
     settings: Arc<HttpSettings>,
+    /// The content type of binary bodies, less the length of the JSON at its end, where no header tells
+    /// that length.
+    binary_type: Option<&'static str>,
 }
 
 impl Calls {
+    pub(super) fn new(
+        control: Arc<ModelControl>,
+        settings: Arc<HttpSettings>,
+        binary_type: Option<&'static str>,
+    ) -> Self {
+        Self { server: control.server().clone(), control, settings, binary_type }
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Segments> {
-        let (head, body) = request.into_parts();
-        if let Some(refusal) = self.refusal(&head) {
+        if let Some(refusal) = self.refusal(&request) {
             return refusal;
         }
-        let route = match route::route(&head.method, head.uri.path()) {
-            Ok(route) => route,
-            Err(wrong) => {
-                return match wrong {
-                    RouteError::MethodNotAllowed { allow } => method_not_allowed(allow),
-                    RouteError::NotFound => failure(wrong.status(), &wrong.to_string()),
-                };
-            }
-        };
+        let (head, body) = request.into_parts();
+        match route::route(&head.method, head.uri.path()) {
+            Ok(route) => self.make(route, &head, body).await,
+            Err(RouteError::MethodNotAllowed { allow }) => method_not_allowed(allow),
+            Err(wrong @ RouteError::NotFound) => failure(wrong.status(), &wrong.to_string()),
+        }
+    }
+
+    /// Makes a call whatever the path of the request.
+    pub(super) async fn dispatch(
+        &self,
+        route: Route<'_>,
+        request: Request<Incoming>,
+    ) -> Response<Segments> {
+        let (head, body) = request.into_parts();
+        match self.restricted(&route, &head.headers) {
+            Some(refusal) => refusal,
+            None => self.make(route, &head, body).await,
+        }
+    }
+
+    async fn make(
+        &self,
+        route: Route<'_>,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Response<Segments> {
         let answered = match route {
-            Route::Infer(model) => self.infer(&model, &head, body).await,
-            Route::Generate(model) => self.generate(&model, &head, body).await,
-            Route::GenerateStream(model) => self.generate_stream(&model, &head, body).await,
-            Route::RepositoryIndex { .. } => self.index(&head, body).await,
+            Route::Infer(model) => self.infer(&model, head, body).await,
+            Route::Generate(model) => self.generate(&model, head, body).await,
+            Route::GenerateStream(model) => self.generate_stream(&model, head, body).await,
+            Route::RepositoryIndex { .. } => self.index(head, body).await,
             Route::RepositoryLoad { repository, model } => {
-                self.load(&repository, &model, &head, body).await
+                self.load(&repository, &model, head, body).await
             }
             Route::RepositoryUnload { repository, model } => {
-                self.unload(&repository, &model, &head, body).await
+                self.unload(&repository, &model, head, body).await
             }
             Route::SharedMemory { kind, action: SharedMemoryAction::Register, region } => {
-                self.register(kind, &region, &head, body).await
+                self.register(kind, &region, head, body).await
             }
-            Route::Logging(Access::Write) => self.set_log(&head, body).await,
+            Route::Logging(Access::Write) => self.set_log(head, body).await,
             Route::Trace { model, access: Access::Write } => {
-                self.set_trace(&model.unwrap_or_default(), &head, body).await
+                self.set_trace(&model.unwrap_or_default(), head, body).await
             }
             other => self.describe(&other),
         };
-        answered.unwrap_or_else(|error| {
-            let (status, text) = error::answer(&error);
-            let mut response = json(text);
-            *response.status_mut() = status;
-            response
-        })
+        answered.unwrap_or_else(|error| refused(&error))
     }
 
     /// The answer to one who may not make this call. Like the real server's, it does not depend on the
     /// method.
-    fn refusal(&self, head: &request::Parts) -> Option<Response<Segments>> {
-        let restrictions = self.settings.restrictions.as_ref()?;
-        let path = head.uri.path();
+    fn refusal(&self, request: &Request<Incoming>) -> Option<Response<Segments>> {
+        self.settings.restrictions.as_ref()?;
+        let path = request.uri().path();
         let route = route::route(&Method::GET, path).or_else(|_| route::route(&Method::POST, path));
-        let header = restrictions.missing(route.ok()?.group(), &head.headers)?;
+        self.restricted(&route.ok()?, request.headers())
+    }
+
+    fn restricted(&self, route: &Route<'_>, headers: &HeaderMap) -> Option<Response<Segments>> {
+        let restrictions = self.settings.restrictions.as_ref()?;
+        let header = restrictions.missing(route.group(), headers)?;
         let message = format!("This API is restricted, expecting header '{header}'");
         Some(failure(StatusCode::FORBIDDEN, &message))
     }
@@ -281,8 +315,8 @@ impl Calls {
         describe::only_all_repositories(repository)?;
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
-        repository::check_unload(&body)?;
-        self.control.unload(model).await?;
+        let with_models = repository::unload_dependents(&body)?;
+        self.control.unload(model, with_models).await?;
         Ok(with_type(Segments::default(), "application/json"))
     }
 
@@ -321,14 +355,11 @@ impl Calls {
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let (mut request, form) = self.parse(model, &head.headers, &body)?;
-        if let Some(pattern) = &self.settings.forwarded {
-            for (name, value) in pattern.parameters(&head.headers).iter() {
-                request.parameters.insert(name, value.clone());
-            }
-        }
+        self.adopt(&mut request, &head.headers);
         drop(body);
         let server = &self.server;
-        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool())?;
+        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
+        let shared = shared.await?;
         let mut answer = self.server.infer_one(request, ENDPOINT)?;
         let reply = answer.receive().await;
         let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
@@ -344,13 +375,32 @@ impl Calls {
         };
         let mut response = with_type(body, content_type);
         let headers = response.headers_mut();
-        if let Some(length) = json_length {
-            headers.insert(HEADER_LENGTH, HeaderValue::from(length));
+        match (json_length, self.binary_type) {
+            (None, _) => {}
+            (Some(length), None) => {
+                headers.insert(HEADER_LENGTH, HeaderValue::from(length));
+            }
+            (Some(length), Some(binary)) => {
+                if let Ok(value) = HeaderValue::try_from(format!("{binary}{length}")) {
+                    headers.insert(CONTENT_TYPE, value);
+                }
+            }
         }
         if let Some(name) = packed_as {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
         }
         Ok(response)
+    }
+
+    /// Gives a request what its headers say.
+    pub(super) fn adopt(&self, request: &mut InferRequest, headers: &HeaderMap) {
+        let parent = headers.get(TRACE_PARENT).map(HeaderValue::as_bytes);
+        request.trace_parent = parent.and_then(TraceParent::parse);
+        if let Some(pattern) = &self.settings.forwarded {
+            for (name, value) in pattern.parameters(headers).iter() {
+                request.parameters.insert(name, value.clone());
+            }
+        }
     }
 
     fn parse(
@@ -359,7 +409,12 @@ impl Calls {
         headers: &HeaderMap,
         body: &Rope,
     ) -> Result<(InferRequest, ResponseForm), Error> {
-        let header = headers.get(HEADER_LENGTH).map(HeaderValue::as_bytes);
+        let header = match self.binary_type {
+            None => headers.get(HEADER_LENGTH).map(HeaderValue::as_bytes),
+            Some(binary) => headers
+                .get(CONTENT_TYPE)
+                .and_then(|value| value.as_bytes().strip_prefix(binary.as_bytes())),
+        };
         match infer_request::json_length(header, body.len())? {
             0 if header.is_some() => {
                 let version = self.server.version(&model.name, model.version)?;
@@ -423,6 +478,14 @@ impl Calls {
 async fn late() {
     crate::runtime::yield_now().await;
     sleep(BODY_PAUSE_MAX).await;
+}
+
+/// The answer that tells why there is none.
+pub(super) fn refused(error: &Error) -> Response<Segments> {
+    let (status, text) = error::answer(error);
+    let mut response = json(text);
+    *response.status_mut() = status;
+    response
 }
 
 fn ready(ready: bool) -> Response<Segments> {

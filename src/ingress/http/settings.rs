@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     inference::{Error, Rope},
-    ingress::settings::{LogValue, TRACE_MODE, set_log, set_trace},
+    ingress::settings::{LogValue, set_log, set_trace},
     observe::{
         logging::{LogChange, LogSettings},
         trace::{Change, Settings},
@@ -100,7 +100,7 @@ pub fn trace_change(body: &Rope) -> Result<Change, Error> {
 }
 
 /// The body that tells trace settings.
-pub fn trace_settings(settings: &Settings, file: &str) -> Bytes {
+pub fn trace_settings(settings: &Settings, file: &str, mode: &str) -> Bytes {
     #[derive(Serialize)]
     struct Body<'a> {
         trace_level: Vec<&'a str>,
@@ -116,7 +116,7 @@ pub fn trace_settings(settings: &Settings, file: &str) -> Bytes {
         trace_count: settings.count.to_string(),
         log_frequency: settings.log_frequency.to_string(),
         trace_file: file,
-        trace_mode: TRACE_MODE,
+        trace_mode: mode,
     })
 }
 
@@ -186,7 +186,7 @@ mod tests {
         }
         let settings = Settings { level: Level::TENSORS, ..Settings::default() };
         assert_eq!(
-            trace_settings(&settings, "f"),
+            trace_settings(&settings, "f", "triton"),
             r#"{"trace_level":["TENSORS"],"trace_rate":"1000","trace_count":"-1","#.to_owned()
                 + r#""log_frequency":"0","trace_file":"f","trace_mode":"triton"}"#
         );

@@ -51,7 +51,10 @@ pub async fn infer_request(
         })?;
         let datatype = datatype(input.datatype);
         let data = match datatype {
-            DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => view.in_place(),
+            DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
+                request.inputs_may_change = true;
+                view.in_place()
+            }
             _ => {
                 copies.push((request.inputs.len(), view));
                 bytes::Bytes::new()

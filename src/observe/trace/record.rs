@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use smallvec::SmallVec;
 
 use super::{settings::Level, writer::Message};
-use crate::inference::{DataType, Rope, Shape, Timestamp};
+use crate::inference::{DataType, Rope, Shape, Timestamp, TraceParent};
 
 /// A moment in a request's life, by Triton's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ use crate::inference::{DataType, Rope, Shape, Timestamp};
 pub enum Event {
     RequestStart,
     QueueStart,
+    CacheHit,
+    CacheMiss,
     ComputeStart,
     ComputeInputEnd,
     ComputeOutputStart,
@@ -23,10 +25,12 @@ pub enum Event {
 }
 
 impl Event {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::RequestStart => "REQUEST_START",
             Self::QueueStart => "QUEUE_START",
+            Self::CacheHit => "CACHE_HIT",
+            Self::CacheMiss => "CACHE_MISS",
             Self::ComputeStart => "COMPUTE_START",
             Self::ComputeInputEnd => "COMPUTE_INPUT_END",
             Self::ComputeOutputStart => "COMPUTE_OUTPUT_START",
@@ -34,6 +38,17 @@ impl Event {
             Self::InferResponseComplete => "INFER_RESPONSE_COMPLETE",
             Self::RequestEnd => "REQUEST_END",
         }
+    }
+
+    /// Whether it is of the time in which the model runs.
+    pub(super) const fn is_of_compute(self) -> bool {
+        matches!(
+            self,
+            Self::ComputeStart
+                | Self::ComputeInputEnd
+                | Self::ComputeOutputStart
+                | Self::ComputeEnd
+        )
     }
 }
 
@@ -47,12 +62,27 @@ pub struct TracedTensor {
     pub data: Rope,
 }
 
+/// A trace as those of the requests that serve it know it.
+#[derive(Clone)]
+pub struct OuterTrace {
+    pub(super) id: u64,
+    pub(super) span: TraceParent,
+    pub(super) level: Level,
+    pub(super) log_frequency: u32,
+}
+
 /// What is noted of one request.
 pub struct Trace {
     pub(super) id: u64,
+    /// The number of the trace of the request that this one serves.
+    pub(super) outer: Option<u64>,
     pub(super) model: Arc<str>,
     pub(super) version: i64,
     pub(super) request_id: CompactString,
+    /// The span that its span lies in, which is a client's or that of the outer request.
+    pub(super) parent: Option<TraceParent>,
+    /// Its span.
+    pub(super) span: TraceParent,
     pub(super) level: Level,
     pub(super) log_frequency: u32,
     pub(super) events: SmallVec<[(Event, Timestamp); 8]>,
@@ -62,6 +92,12 @@ pub struct Trace {
 }
 
 impl Trace {
+    /// What the traces of requests that serve this one need.
+    pub fn as_outer(&self) -> OuterTrace {
+        let Self { id, span, level, log_frequency, .. } = *self;
+        OuterTrace { id, span, level, log_frequency }
+    }
+
     /// Whether tensors are noted.
     pub fn wants_tensors(&self) -> bool {
         self.level.has(Level::TENSORS)
@@ -105,6 +141,9 @@ impl Trace {
         );
         if !self.request_id.is_empty() {
             let _ = write!(json, r#","request_id":{}"#, quoted(&self.request_id));
+        }
+        if let Some(outer) = self.outer {
+            let _ = write!(json, r#","parent_id":{outer}"#);
         }
         json.push('}');
         let mut events = self.events.iter().peekable();
@@ -199,9 +238,12 @@ mod tests {
         let (sink, _traces) = crossbeam_channel::bounded(1);
         let mut trace = Trace {
             id: 5,
+            outer: Some(3),
             model: "m".into(),
             version: 2,
             request_id: "a\"b".into(),
+            parent: None,
+            span: TraceParent { trace: 1, span: 1 },
             level: Level::TIMESTAMPS | Level::TENSORS,
             log_frequency: 0,
             events: SmallVec::new(),
@@ -216,7 +258,7 @@ mod tests {
         let mut json = String::new();
         trace.write(&mut json, 100);
         let expected = [
-            r#"{"id":5,"model_name":"m","model_version":2,"request_id":"a\"b"}"#,
+            r#"{"id":5,"model_name":"m","model_version":2,"request_id":"a\"b","parent_id":3}"#,
             r#"{"id":5,"timestamps":[{"name":"REQUEST_START","ns":107}]}"#,
             r#"{"id":5,"activity":"TENSOR_QUEUE_INPUT","tensor":{"name":"IN","data":"1,2.5","shape":"1,2","dtype":"FP32"}}"#,
             r#"{"id":5,"activity":"TENSOR_BACKEND_OUTPUT","tensor":{"name":"IN","data":"\"a\",\"bc\"","shape":"2","dtype":"BYTES"}}"#,

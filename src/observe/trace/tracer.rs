@@ -15,10 +15,12 @@ use crossbeam_channel::{Sender, bounded};
 use smallvec::SmallVec;
 
 use super::{
-    record::Trace,
+    opentelemetry::{self, OpenTelemetry},
+    record::{OuterTrace, Trace},
     settings::{Change, Fields, Level, Settings},
     writer::{self, Message},
 };
+use crate::inference::TraceParent;
 
 /// Traces that may wait to be written.
 const WAITING_MAX: usize = 1024;
@@ -30,9 +32,21 @@ pub struct InvalidSettings {
     reason: &'static str,
 }
 
+/// Where traces go.
+pub enum Output {
+    /// Nowhere: nothing can be traced.
+    None,
+    /// Into this file of Triton's form, and files whose names begin with it.
+    File(PathBuf),
+    /// To a collector of OpenTelemetry's.
+    OpenTelemetry(OpenTelemetry),
+}
+
 /// Decides which requests are traced, and has their traces written.
 pub struct Tracer {
     file: Option<PathBuf>,
+    /// Whether they become part of the clients' own traces.
+    joins: bool,
     flags: Settings,
     state: Mutex<State>,
     ids: Arc<AtomicU64>,
@@ -56,15 +70,21 @@ struct OfModel {
 }
 
 impl Tracer {
-    /// Traces as `flags` say, into `file` and files whose names begin with it.
+    /// Traces as `flags` say.
     ///
     /// # Errors
     /// When there is no thread for writing.
-    pub fn start(file: Option<PathBuf>, flags: Settings) -> io::Result<Arc<Self>> {
-        let (sink, traces) = bounded(WAITING_MAX);
-        let writer = match &file {
-            Some(file) => Some(writer::start(file.clone(), traces)?),
-            None => None,
+    pub fn start(output: Output, flags: Settings) -> io::Result<Arc<Self>> {
+        let waiting_max = match &output {
+            Output::OpenTelemetry(sender) => sender.queue_max.max(1),
+            Output::None | Output::File(_) => WAITING_MAX,
+        };
+        let (sink, traces) = bounded(waiting_max);
+        let joins = matches!(output, Output::OpenTelemetry(_));
+        let (file, writer) = match output {
+            Output::None => (None, None),
+            Output::File(file) => (Some(file.clone()), Some(writer::start(file, traces)?)),
+            Output::OpenTelemetry(sender) => (None, Some(opentelemetry::start(sender, traces)?)),
         };
         let state = State {
             server: Fields::default(),
@@ -73,6 +93,7 @@ impl Tracer {
         };
         Ok(Arc::new(Self {
             file,
+            joins,
             flags,
             state: Mutex::new(state),
             ids: Arc::new(AtomicU64::new(0)),
@@ -81,7 +102,12 @@ impl Tracer {
         }))
     }
 
-    /// Where traces go.
+    /// The mode, by Triton's name.
+    pub fn mode(&self) -> &'static str {
+        if self.joins { "opentelemetry" } else { "triton" }
+    }
+
+    /// The file that traces go to, if they go to one.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
@@ -127,7 +153,7 @@ impl Tracer {
         let reason = match settings {
             Settings { level: Level::OFF, .. } => return Ok(()),
             Settings { rate: 0, .. } => "sample rate must be non-zero",
-            _ if self.file.is_none() => "trace file name is not given",
+            _ if self.file.is_none() && !self.joins => "trace file name is not given",
             _ => return Ok(()),
         };
         Err(InvalidSettings { reason })
@@ -140,6 +166,7 @@ impl Tracer {
         let tracer = Arc::new(ModelTracer {
             active: AtomicBool::new(sampler.is_active()),
             sampler: ArcSwap::new(sampler),
+            joins: self.joins,
             ids: self.ids.clone(),
             sink: self.sink.clone(),
         });
@@ -248,23 +275,52 @@ impl Sampler {
 pub struct ModelTracer {
     active: AtomicBool,
     sampler: ArcSwap<Sampler>,
+    joins: bool,
     ids: Arc<AtomicU64>,
     sink: Sender<Message>,
 }
 
 impl ModelTracer {
-    /// A trace for a request, if it is to be traced.
+    /// A trace for a request, if it is to be traced. One that belongs to a client's trace is, where traces
+    /// join those.
     #[inline]
     pub fn begin(
         &self,
         model: &Arc<str>,
         version: i64,
         request_id: &CompactString,
+        parent: Option<TraceParent>,
     ) -> Option<Box<Trace>> {
         if !self.active.load(Ordering::Relaxed) {
             return None;
         }
-        self.sample(model, version, request_id)
+        self.sample(model, version, request_id, parent)
+    }
+
+    /// A trace for a request that serves another, which is traced.
+    pub fn begin_within(
+        &self,
+        outer: &OuterTrace,
+        model: &Arc<str>,
+        version: i64,
+        request_id: &CompactString,
+    ) -> Box<Trace> {
+        let OuterTrace { id, span, level, log_frequency } = *outer;
+        Box::new(Trace {
+            id: self.ids.fetch_add(1, Ordering::Relaxed) + 1,
+            outer: Some(id),
+            parent: Some(span),
+            span: TraceParent { span: fastrand::u64(1..), ..span },
+            model: model.clone(),
+            version,
+            request_id: request_id.clone(),
+            level,
+            log_frequency,
+            events: SmallVec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            sink: self.sink.clone(),
+        })
     }
 
     #[cold]
@@ -273,11 +329,19 @@ impl ModelTracer {
         model: &Arc<str>,
         version: i64,
         request_id: &CompactString,
+        parent: Option<TraceParent>,
     ) -> Option<Box<Trace>> {
         let sampler = self.sampler.load();
-        sampler.chooses().then(|| {
+        let parent = parent.filter(|_| self.joins);
+        (parent.is_some() || sampler.chooses()).then(|| {
             Box::new(Trace {
                 id: self.ids.fetch_add(1, Ordering::Relaxed) + 1,
+                outer: None,
+                parent,
+                span: TraceParent {
+                    trace: parent.map_or_else(|| fastrand::u128(1..), |parent| parent.trace),
+                    span: fastrand::u64(1..),
+                },
                 model: model.clone(),
                 version,
                 request_id: request_id.clone(),
@@ -297,12 +361,12 @@ mod tests {
     use super::*;
 
     fn tracer(folder: &Path, settings: Settings) -> Arc<Tracer> {
-        Tracer::start(Some(folder.join("trace.json")), settings).unwrap()
+        Tracer::start(Output::File(folder.join("trace.json")), settings).unwrap()
     }
 
     fn sampled(tracer: &ModelTracer, requests: usize) -> usize {
         let name: Arc<str> = "m".into();
-        (0..requests).filter(|_| tracer.begin(&name, 1, &"".into()).is_some()).count()
+        (0..requests).filter(|_| tracer.begin(&name, 1, &"".into(), None).is_some()).count()
     }
 
     #[test]
@@ -344,7 +408,7 @@ mod tests {
 
     #[test]
     fn settings_by_which_nothing_could_be_traced_are_refused() {
-        let none = Tracer::start(None, Settings::default()).unwrap();
+        let none = Tracer::start(Output::None, Settings::default()).unwrap();
         let on = Change { level: Some(Some(Level::TIMESTAMPS)), ..Change::default() };
         let refused = none.change(None, on).unwrap_err().to_string();
         assert!(refused.ends_with(":trace file name is not given"), "{refused}");

@@ -147,7 +147,7 @@ impl TraceFile {
 mod tests {
     use std::{fs, sync::Arc};
 
-    use super::super::{Change, Event, Level, Settings, Tracer};
+    use super::super::{Change, Event, Level, Output, Settings, Tracer};
     use crate::inference::Timestamp;
 
     /// How many records each file has.
@@ -169,12 +169,12 @@ mod tests {
     fn files_hold_as_many_traces_as_they_should() {
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings { level: Level::TIMESTAMPS, rate: 1, ..Settings::default() };
-        let tracer = Tracer::start(Some(folder.path().join("t")), settings).unwrap();
+        let tracer = Tracer::start(Output::File(folder.path().join("t")), settings).unwrap();
         let model = tracer.of_model("m");
         let name: Arc<str> = "m".into();
         let run = |requests| {
             for _ in 0..requests {
-                let mut trace = model.begin(&name, 1, &"".into()).unwrap();
+                let mut trace = model.begin(&name, 1, &"".into(), None).unwrap();
                 trace.at(Event::RequestStart, Timestamp::now());
                 trace.finish();
             }

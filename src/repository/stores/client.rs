@@ -13,6 +13,7 @@ use super::{
     credentials::{self, Credential},
     location::{Service, StoreUrl},
 };
+use crate::runtime::choose_cryptography;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest silence in the middle of an answer.
@@ -23,8 +24,7 @@ const RETRIES_MAX: usize = 3;
 
 /// Makes the connection, with the credentials that the file or the environment have now.
 pub fn make(url: &StoreUrl) -> Result<Arc<dyn ObjectStore>, String> {
-    // TLS needs to know whose cryptography to use; an earlier call has said the same.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    choose_cryptography();
     let credential = credentials::of(url)?;
     let options = ClientOptions::new()
         // Where the operator names such an address; nothing else leads to one.

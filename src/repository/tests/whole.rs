@@ -105,11 +105,11 @@ fn ensembles_are_held_against_their_models() {
         ),
         (
             ensemble(&step("m", ("z", "x"), ("y", "y"))),
-            "in ensemble e, input x in model m is not mapped to any ensemble tensors",
+            "in ensemble e, ensemble tensor x is mapping to non-existing input z in model m",
         ),
         (
             ensemble(&step("m", ("x", "x"), ("z", "y"))),
-            "in ensemble e, ensemble tensor y is mapping to non-existing output z in model m",
+            "in ensemble e, ensemble tensor y is mapped from non-existing output z in model m",
         ),
         (
             ensemble(&step("e", ("x", "x"), ("y", "y"))),
@@ -117,12 +117,12 @@ fn ensembles_are_held_against_their_models() {
         ),
         (
             ensemble(&step("m", ("x", "x"), ("y", "y"))).replacen("TYPE_FP32", "TYPE_INT8", 1),
-            "in ensemble e, ensemble tensor x: inconsistent data type: INT8 is inferred from \
-             ensemble 'e' while FP32 is inferred from model 'm'",
+            "in ensemble e, ensemble tensor x: inconsistent data type: TYPE_INT8 is inferred from \
+             model e while TYPE_FP32 is inferred from model m",
         ),
         (
             ensemble(&step("m", ("x", "x"), ("y", "y")).replace("-1", "7")),
-            "ensemble 'e' depends on 'm' whose required version 7 is not loaded",
+            "ensemble 'e' depends on 'm' whose required version 7 is not loaded.",
         ),
     ];
     for (config, expected) in cases {

@@ -9,5 +9,5 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{EnsemblePlan, PlanStep, StepInput, StepModel};
+pub use plan::{EnsemblePlan, PlanStep, StepInput};
 pub use run::{Call, EnsembleRun, Progress};

@@ -25,10 +25,6 @@ pub struct EnsemblePlan {
 /// A step.
 #[derive(Clone, Debug)]
 pub struct PlanStep {
-    /// The model's name.
-    pub model: Arc<str>,
-    /// The model's version; `None` for the newest.
-    pub version: Option<i64>,
     /// What it takes.
     pub inputs: Vec<StepInput>,
     /// What it gives: the model's name for it, and which tensor it is.
@@ -45,8 +41,6 @@ pub struct StepInput {
     /// The model's name for it.
     pub name: Arc<str>,
     pub(super) tensor: TensorIndex,
-    /// Whether the model does without it.
-    pub(super) optional: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -59,19 +53,11 @@ pub(super) struct PlanTensor {
     pub repeated: bool,
 }
 
-/// What a plan needs to know of a step's model.
-#[derive(Clone, Copy, Debug)]
-pub struct StepModel<'a> {
-    /// Its tensors.
-    pub signature: &'a Signature,
-    /// Whether it gives any number of responses.
-    pub decoupled: bool,
-}
-
 impl EnsemblePlan {
-    /// For an ensemble that takes and gives what `signature` says and whose steps run `models`, one for
-    /// each. The configuration has been validated: no tensor has two sources, and there is no circle.
-    pub fn new(ensemble: &Ensemble, signature: &Signature, models: &[StepModel<'_>]) -> Self {
+    /// For an ensemble that takes and gives what `signature` says. `decoupled` tells of each step whether
+    /// its model gives any number of responses. The configuration has been validated: no tensor has two
+    /// sources, and there is no circle.
+    pub fn new(ensemble: &Ensemble, signature: &Signature, decoupled: &[bool]) -> Self {
         let mut names = BTreeMap::new();
         let mut tensors: Vec<PlanTensor> = Vec::new();
         let mut tensor = |name: &str| -> TensorIndex {
@@ -82,12 +68,9 @@ impl EnsemblePlan {
         };
         let inputs: Vec<_> = signature.inputs.iter().map(|input| tensor(&input.name)).collect();
         let outputs: Vec<_> = signature.outputs.iter().map(|output| tensor(&output.name)).collect();
-        let steps: Vec<PlanStep> = ensemble
-            .steps
-            .iter()
-            .zip(models)
-            .map(|(it, model)| step(it, model, &mut tensor))
-            .collect();
+        let steps = ensemble.steps.iter().zip(decoupled);
+        let steps: Vec<PlanStep> =
+            steps.map(|(step, &decoupled)| plan_step(step, decoupled, &mut tensor)).collect();
         for (index, step) in steps.iter().enumerate() {
             for (_, tensor) in &step.outputs {
                 if let Some(tensor) = tensors.get_mut(*tensor) {
@@ -140,27 +123,16 @@ impl EnsemblePlan {
     }
 }
 
-fn step(
+fn plan_step(
     step: &EnsembleStep,
-    model: &StepModel<'_>,
+    decoupled: bool,
     tensor: &mut impl FnMut(&str) -> TensorIndex,
 ) -> PlanStep {
-    let inputs = step.inputs.iter().map(|(name, source)| {
-        let spec = model.signature.inputs.iter().find(|spec| *spec.name == **name);
-        StepInput {
-            name: name.as_str().into(),
-            tensor: tensor(source),
-            optional: spec.is_some_and(|spec| spec.optional),
-        }
-    });
+    let inputs = step
+        .inputs
+        .iter()
+        .map(|(name, source)| StepInput { name: name.as_str().into(), tensor: tensor(source) });
     let inputs = inputs.collect();
     let outputs = step.outputs.iter().map(|(name, target)| (name.as_str().into(), tensor(target)));
-    PlanStep {
-        model: step.model.as_str().into(),
-        version: step.version,
-        inputs,
-        outputs: outputs.collect(),
-        decoupled: model.decoupled,
-        repeated: false,
-    }
+    PlanStep { inputs, outputs: outputs.collect(), decoupled, repeated: false }
 }

@@ -106,24 +106,17 @@ impl<T: Clone> EnsembleRun<T> {
         run
     }
 
-    /// The next call that can begin, and its inputs in the order of the step's, `None` for those that it
-    /// does without. To be called until there is none.
+    /// The next call that can begin, and its inputs in the order of the step's, `None` for those that were
+    /// left out or never given: whether it does without is for its model to say. To be called until there
+    /// is none.
     pub fn next_call(&mut self) -> Option<(Call, Vec<Option<T>>)> {
         let plan = self.plan.clone();
         while let Some(&step) = self.touched.front() {
-            match self.begin(&plan, step) {
-                Some(Begun::Call(call, inputs)) => return Some((call, inputs)),
-                // Without what it needs it gives nothing either, and others may do without that.
-                Some(Begun::Impossible(number)) => {
-                    for (_, tensor) in &plan.steps[step].outputs {
-                        self.give(*tensor, number, None);
-                    }
-                }
-                None => {
-                    self.touched.pop_front();
-                    self.steps[step].is_touched = false;
-                }
+            if let Some(begun) = self.begin(&plan, step) {
+                return Some(begun);
             }
+            self.touched.pop_front();
+            self.steps[step].is_touched = false;
         }
         None
     }
@@ -132,16 +125,20 @@ impl<T: Clone> EnsembleRun<T> {
     pub fn answered(&mut self, call: Call, mut output: impl FnMut(&str) -> Option<T>) {
         let plan = self.plan.clone();
         let Some(step) = plan.steps.get(call.step) else { return };
+        let values = step.outputs.iter().map(|(name, tensor)| (*tensor, output(name)));
+        let values: SmallVec<[_; 4]> = values.collect();
         let number = match step.decoupled {
             false => call.number,
+            // It says no more than that there is nothing.
+            true if values.iter().all(|(_, value)| value.is_none()) => return,
             true => {
                 let state = &mut self.steps[call.step];
                 state.responses += 1;
                 state.responses - 1
             }
         };
-        for (name, tensor) in &step.outputs {
-            self.give(*tensor, number, output(name));
+        for (tensor, value) in values {
+            self.give(tensor, number, value);
         }
     }
 
@@ -161,8 +158,9 @@ impl<T: Clone> EnsembleRun<T> {
             && step.outputs.iter().any(|(_, tensor)| self.tensors[*tensor].values.len() >= most)
     }
 
-    /// The next response, if it is complete: the wanted outputs in the order of the signature.
-    pub fn next_response(&mut self) -> Option<Vec<T>> {
+    /// The next response, if all of it is there: the wanted outputs in the order of the signature. Of
+    /// several responses, one may lack outputs that a decoupled step did not give with its own.
+    pub fn next_response(&mut self) -> Option<Vec<Option<T>>> {
         if !self.repeats && self.responses > 0 {
             return None;
         }
@@ -175,39 +173,42 @@ impl<T: Clone> EnsembleRun<T> {
         let places = places?;
         let is_there = |&(tensor, number): &(TensorIndex, u64)| {
             let value = self.tensors[tensor].values.get(&number);
-            value.is_some_and(|value| value.tensor.is_some())
+            value.is_some_and(|value| self.repeats || value.tensor.is_some())
         };
         if !places.iter().all(is_there) {
             return None;
         }
         self.responses += 1;
-        places.into_iter().map(|(tensor, number)| self.tensors[tensor].take(number)).collect()
+        let take = |(tensor, number): (TensorIndex, u64)| self.tensors[tensor].take(number);
+        Some(places.into_iter().map(take).collect())
     }
 
-    /// How far the request has come, once there is no [next call](Self::next_call) and no
-    /// [next response](Self::next_response).
+    /// How far the request has come, once there is no [next response](Self::next_response).
     pub fn progress(&self) -> Progress {
-        match (self.open_calls, self.repeats || self.responses > 0) {
-            (0, true) => Progress::Done,
-            (0, false) => Progress::Stuck,
-            _ => Progress::Going,
+        let is_over = self.open_calls == 0 && self.touched.is_empty();
+        match (is_over, self.repeats || self.responses > 0) {
+            (true, true) => Progress::Done,
+            (true, false) => Progress::Stuck,
+            (false, _) => Progress::Going,
         }
     }
 
-    fn begin(&mut self, plan: &EnsemblePlan, index: usize) -> Option<Begun<T>> {
+    fn begin(&mut self, plan: &EnsemblePlan, index: usize) -> Option<(Call, Vec<Option<T>>)> {
         let step = &plan.steps[index];
-        let state = &mut self.steps[index];
+        let state = &self.steps[index];
         let number = state.begun;
         if !state.is_needed || state.open >= plan.calls_max || (!step.repeated && number > 0) {
             return None;
         }
         let place = |tensor: TensorIndex| if plan.tensors[tensor].repeated { number } else { 0 };
-        let mut is_possible = true;
-        for input in &step.inputs {
-            let value = self.tensors[input.tensor].values.get(&place(input.tensor))?;
-            is_possible &= input.optional || value.tensor.is_some();
+        let is_there =
+            |tensor: TensorIndex| self.tensors[tensor].values.contains_key(&place(tensor));
+        if !step.inputs.iter().all(|input| is_there(input.tensor)) {
+            return None;
         }
+        let state = &mut self.steps[index];
         state.begun += 1;
+        state.open += 1;
         // A tensor may be the value of several inputs; it counts as taken once.
         let mut taken: SmallVec<[(TensorIndex, Option<T>); 4]> = SmallVec::new();
         let mut inputs = Vec::with_capacity(step.inputs.len());
@@ -223,12 +224,8 @@ impl<T: Clone> EnsembleRun<T> {
             };
             inputs.push(value);
         }
-        if !is_possible {
-            return Some(Begun::Impossible(number));
-        }
-        state.open += 1;
         self.open_calls += 1;
-        Some(Begun::Call(Call { step: index, number }, inputs))
+        Some((Call { step: index, number }, inputs))
     }
 
     fn give(&mut self, tensor: TensorIndex, number: u64, value: Option<T>) {
@@ -246,12 +243,6 @@ impl<T: Clone> EnsembleRun<T> {
             self.touched.push_back(step);
         }
     }
-}
-
-enum Begun<T> {
-    Call(Call, Vec<Option<T>>),
-    /// This call would lack an input.
-    Impossible(u64),
 }
 
 impl<T: Clone> TensorState<T> {

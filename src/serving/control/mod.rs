@@ -4,13 +4,18 @@
 //! there is nothing to do: one thing at a time for each model ([`agenda`]), several models at once. A
 //! load makes new versions beside those that are served and has the [`Server`] swap them in; what it
 //! replaced ends when its last request is answered ([`retire`]). What became of each model is in
-//! [`records`], which changes of a repository are taken up is in [`watch`]: both know no threads.
+//! [`records`], which changes of a repository are taken up in [`watch`], and what ensembles want of other
+//! models in [`dependencies`]: they know no threads. An ensemble is loaded after its models, and looked
+//! at again whenever one of them changes ([`ensembles`]).
 //!
 //! It may use repositories, back ends and the server. No request passes through here, and it knows no
 //! wire format.
 
 mod agenda;
+mod dependencies;
+mod ensembles;
 mod index;
+mod inside;
 mod poll;
 mod records;
 mod retire;
@@ -25,14 +30,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{agenda::Agenda, records::Records, retire::Retiring};
+use self::{
+    agenda::Agenda,
+    dependencies::Dependencies,
+    ensembles::{Failures, Ran},
+    records::Records,
+    retire::Retiring,
+};
 pub use self::{
     index::IndexEntry,
     poll::Polling,
     records::VersionState,
     start::{ModelStatus, Startup},
 };
-use super::{load::Loader, server::Server};
+use super::{
+    load::{Loader, Source},
+    server::Server,
+};
 use crate::{
     inference::Error,
     memory::Reservation,
@@ -75,6 +89,7 @@ pub struct ModelControl {
     /// Told when a thread ends, and when no more work is taken in.
     rest: Condvar,
     records: Mutex<Records>,
+    dependencies: Mutex<Dependencies>,
     retiring: Mutex<Retiring>,
 }
 
@@ -85,12 +100,15 @@ struct Work {
     stopping: bool,
 }
 
+/// Whom to tell what came of a task.
+type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
 /// Something to do to a model, and whom to tell.
 struct Task {
     action: Action,
     /// Whether the model should be served, so that the server is incomplete without it.
     is_wanted: bool,
-    done: Box<dyn FnOnce(Result<(), Error>) + Send>,
+    done: Done,
 }
 
 enum Action {
@@ -98,10 +116,18 @@ enum Action {
     Load(Overrides),
     /// Load what lies here.
     LoadEntry(Entry),
-    /// Unload all models of the name.
-    Unload,
+    /// Load this because an ensemble has a step for it.
+    LoadForEnsemble,
+    /// Load an ensemble, whose models were loaded if they could be.
+    LoadEnsemble(Box<Source>, Failures),
+    /// Look at an ensemble again, because one of its models has changed.
+    Recheck(ModelId),
+    /// Unload all models of the name, and on request those that were loaded for their sake alone.
+    Unload { with_models: bool },
     /// Unload this one.
     UnloadOne(ModelId),
+    /// Unload all models of the name, if nobody wants them.
+    UnloadOrphan,
 }
 
 impl ModelControl {
@@ -112,7 +138,7 @@ impl ModelControl {
         loader: Loader,
         settings: ControlSettings,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let control = Arc::new(Self {
             server,
             repository,
             loader,
@@ -120,8 +146,13 @@ impl ModelControl {
             work: Mutex::default(),
             rest: Condvar::new(),
             records: Mutex::default(),
+            dependencies: Mutex::default(),
             retiring: Mutex::default(),
-        })
+        });
+        let from_inside = Box::new(inside::FromInside(Arc::downgrade(&control)));
+        // A server has one that loads its models.
+        let _ = control.server.host().control.set(from_inside);
+        control
     }
 
     /// The server whose models these are.
@@ -150,15 +181,18 @@ impl ModelControl {
         self.ask(name, Action::Load(overrides), charge).await
     }
 
-    /// Takes a model out of service. Requests that it has are answered, and that is not waited for.
+    /// Takes a model out of service, and with it on request the models that were loaded only because it is
+    /// an ensemble that has steps for them. Ensembles that have a step for the model go too, until it comes
+    /// back. Requests that are in flight are answered, and that is not waited for.
     ///
     /// # Errors
     /// When the server does not take such requests.
     ///
     /// # Panics
     /// On a thread that is not a reactor.
-    pub async fn unload(self: &Arc<Self>, name: &str) -> Result<(), Error> {
-        self.ask(name, Action::Unload, self.server.pool().reservation()).await
+    pub async fn unload(self: &Arc<Self>, name: &str, with_models: bool) -> Result<(), Error> {
+        let action = Action::Unload { with_models };
+        self.ask(name, action, self.server.pool().reservation()).await
     }
 
     async fn ask(
@@ -227,16 +261,17 @@ impl ModelControl {
                 next
             };
             let Some((name, Task { action, is_wanted, done })) = next else { return };
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.run(&name, action, is_wanted)));
+            let ran = catch_unwind(AssertUnwindSafe(|| self.run(&name, action, is_wanted)));
             lock(&self.work).agenda.finished(&name);
-            done(outcome.unwrap_or_else(|_| {
+            let ran = ran.unwrap_or_else(|_| {
                 let detail = format!("a panic ended the load or unload of model '{name}'");
                 log::error!("{detail}");
                 for id in lock(&self.records).called(&name) {
                     lock(&self.records).gave_up(&id, &detail);
                 }
-                Err(Error::Internal { detail })
-            }));
+                Ran::done(Err(Error::Internal { detail }))
+            });
+            self.follow_up(&name, ran, is_wanted, done);
         }
     }
 

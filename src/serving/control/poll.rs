@@ -52,18 +52,15 @@ impl ModelControl {
                     continue;
                 }
             };
-            let mut tasks = Vec::new();
+            let (mut changed, mut gone) = (Vec::new(), Vec::new());
             for (id, change) in watch.look(states) {
-                let name = id.name.clone();
                 match change {
-                    Change::Load => {
-                        tasks.extend(entries.remove(&id).map(|it| (name, Action::LoadEntry(it))));
-                    }
-                    Change::Unload => tasks.push((name, Action::UnloadOne(id))),
+                    Change::Load => changed.extend(entries.remove(&id)),
+                    Change::Unload => gone.push((id.name.clone(), Action::UnloadOne(id))),
                 }
             }
             // What failed is in the log and in the index.
-            self.run_all(tasks, true);
+            self.load_entries(changed, gone);
         }
     }
 

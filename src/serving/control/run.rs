@@ -1,8 +1,8 @@
 //! What a load and an unload do, on the thread of their own.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Action, ModelControl, lock};
+use super::{Action, ModelControl, Ran, lock};
 use crate::{
     inference::Error,
     repository::{self, Entry, Fingerprint, ModelId, Overrides, check_model_name},
@@ -14,27 +14,37 @@ use crate::{
 
 impl ModelControl {
     /// Does it. Nothing else is done to models of this name meanwhile.
-    pub(super) fn run(
-        self: &Arc<Self>,
-        name: &str,
-        action: Action,
-        is_wanted: bool,
-    ) -> Result<(), Error> {
+    pub(super) fn run(self: &Arc<Self>, name: &str, action: Action, is_wanted: bool) -> Ran {
         match action {
-            Action::Load(overrides) => self.load_named(name, overrides, is_wanted),
+            Action::Load(overrides) => self.load_named(name, overrides, is_wanted, true),
+            Action::LoadForEnsemble => {
+                self.load_named(name, Overrides::default(), is_wanted, false)
+            }
             Action::LoadEntry(entry) => {
                 let id = entry.id.clone();
-                let loaded = self.load_entry(entry, None);
-                self.note(&id, is_wanted, loaded)
+                lock(&self.dependencies).asked_for(&id);
+                let loaded = self.load_entry(entry);
+                self.ran(name, self.note(&id, is_wanted, loaded))
             }
-            Action::Unload => {
-                let called = lock(&self.records).called(name);
-                called.iter().for_each(|id| self.take_out(id));
-                Ok(())
+            Action::LoadEnsemble(source, failures) => {
+                let loaded = self.load_ensemble(&source, &failures);
+                self.ran(name, self.note(&source.id, is_wanted, loaded))
             }
+            Action::Recheck(id) => self.recheck(&id),
+            Action::Unload { with_models } => self.unload_named(name, with_models),
             Action::UnloadOne(id) => {
+                lock(&self.dependencies).wants_nothing(&id);
+                lock(&self.dependencies).let_go(&id);
                 self.take_out(&id);
-                Ok(())
+                self.ran(name, Ok(()))
+            }
+            Action::UnloadOrphan => {
+                let called = lock(&self.records).called(name);
+                let is_orphan = |id: &&ModelId| lock(&self.dependencies).is_orphan(id);
+                match called.iter().filter(is_orphan).count() == called.len() {
+                    true => self.unload_named(name, true),
+                    false => Ran::done(Ok(())),
+                }
             }
         }
     }
@@ -44,60 +54,94 @@ impl ModelControl {
         name: &str,
         overrides: Overrides,
         is_wanted: bool,
-    ) -> Result<(), Error> {
-        let unclear = ModelId { name: name.to_owned(), namespace: String::new() };
+        is_asked_for: bool,
+    ) -> Ran {
+        let sources = match self.sources(name, overrides) {
+            Ok(sources) => sources,
+            Err(Refusal::Request(error)) => return Ran::done(Err(error)),
+            Err(Refusal::Model(failure)) => {
+                let unclear = ModelId { name: name.to_owned(), namespace: String::new() };
+                return self.ran(name, self.note(&unclear, is_wanted, Err(failure)));
+            }
+        };
+        let mut outcome = Ok(());
+        let mut ensembles = Vec::new();
+        for source in sources {
+            if is_asked_for {
+                lock(&self.dependencies).asked_for(&source.id);
+            }
+            if let Some(ensemble) = self.loader.ensemble(&source) {
+                if let Err(failure) = self.check_circles(&source.id, &ensemble) {
+                    outcome = outcome.and(self.note(&source.id, is_wanted, Err(failure)));
+                    continue;
+                }
+                ensembles.push((source, ensemble));
+                continue;
+            }
+            lock(&self.dependencies).wants_nothing(&source.id);
+            let loaded = self.load_source(&source);
+            outcome = outcome.and(self.note(&source.id, is_wanted, loaded));
+        }
+        Ran { ensembles, ..self.ran(name, outcome) }
+    }
+
+    /// What a load request means: the folders of all models of the name, or what came with the request.
+    fn sources(&self, name: &str, overrides: Overrides) -> Result<Vec<Source>, Refusal> {
         if !name.is_empty()
             && let Err(error) = check_model_name(name)
         {
-            return Err(Error::malformed(error.to_string()));
+            return Err(Refusal::Request(Error::malformed(error.to_string())));
         }
-        let config = match overrides.config() {
-            Ok(config) => config,
-            Err(error) => return self.note(&unclear, is_wanted, Err(error.into())),
-        };
+        let config = overrides.config()?;
         if !overrides.files.is_empty() {
-            let folder = match overrides.write() {
-                Ok(folder) => Arc::new(folder),
-                Err(error) => return self.note(&unclear, is_wanted, Err(error.into())),
-            };
-            drop(overrides);
-            let source = Source {
-                id: unclear.clone(),
-                dir: folder.path().to_owned(),
-                config,
-                folder: Some(folder),
-            };
-            let loaded = self.load_source(&source);
-            return self.note(&unclear, is_wanted, loaded);
+            let folder = Arc::new(overrides.write()?);
+            let id = ModelId { name: name.to_owned(), namespace: String::new() };
+            let dir = folder.path().to_owned();
+            return Ok(vec![Source { id, dir, config, folder: Some(folder) }]);
         }
-        let found = match self.repository.find(name) {
-            Ok(found) => found,
-            Err(error) => return self.note(&unclear, is_wanted, Err(error.into())),
-        };
-        let mut outcome = Ok(());
-        for entry in found {
-            let id = entry.id.clone();
-            let loaded = self.load_entry(entry, config.clone());
-            outcome = outcome.and(self.note(&id, is_wanted, loaded));
-        }
-        outcome
+        let found = self.repository.find(name)?.into_iter();
+        found
+            .map(|entry| match entry.error {
+                Some(error) => Err(error.into()),
+                None => {
+                    self.repository.fetch(&entry)?;
+                    let config = config.clone();
+                    Ok(Source { id: entry.id, dir: entry.dir, config, folder: None })
+                }
+            })
+            .collect()
     }
 
-    fn load_entry(
-        self: &Arc<Self>,
-        entry: Entry,
-        config: Option<crate::proto::ModelConfig>,
-    ) -> Result<(), LoadFailure> {
+    fn unload_named(self: &Arc<Self>, name: &str, with_models: bool) -> Ran {
+        let called = lock(&self.records).called(name);
+        let mut models = BTreeSet::new();
+        for id in &called {
+            let mut dependencies = lock(&self.dependencies);
+            models.append(&mut dependencies.models(id));
+            dependencies.wants_nothing(id);
+            dependencies.let_go(id);
+            drop(dependencies);
+            self.take_out(id);
+        }
+        // One that could not be served is not in the records.
+        let unclear = ModelId { name: name.to_owned(), namespace: String::new() };
+        lock(&self.dependencies).wants_nothing(&unclear);
+        let orphans = if with_models { models.into_iter().collect() } else { Vec::new() };
+        Ran { orphans, ..self.ran(name, Ok(())) }
+    }
+
+    fn load_entry(self: &Arc<Self>, entry: Entry) -> Result<(), LoadFailure> {
         match entry.error {
             Some(error) => Err(error.into()),
             None => {
-                self.repository.fetch(&entry)?;
-                self.load_source(&Source { id: entry.id, dir: entry.dir, config, folder: None })
+                lock(&self.dependencies).wants_nothing(&entry.id);
+                let source = Source { id: entry.id, dir: entry.dir, config: None, folder: None };
+                self.load_source(&source)
             }
         }
     }
 
-    fn load_source(self: &Arc<Self>, source: &Source) -> Result<(), LoadFailure> {
+    pub(super) fn load_source(self: &Arc<Self>, source: &Source) -> Result<(), LoadFailure> {
         let id = &source.id;
         let served = self.server.served(id);
         let is_foreign = source.folder.is_some();
@@ -106,7 +150,8 @@ impl ModelControl {
             None => Some(Fingerprint::of(&source.dir)?),
         };
         let then = lock(&self.records).loaded_as(id).cloned();
-        if !served.is_empty() && now.is_some() && now == then {
+        let is_outdated = self.is_outdated(id);
+        if !served.is_empty() && now.is_some() && now == then && !is_outdated {
             log::info!("'{id}' is loaded already and has not changed");
             return Ok(());
         }
@@ -138,7 +183,7 @@ impl ModelControl {
         }
     }
 
-    fn take_out(self: &Arc<Self>, id: &ModelId) {
+    pub(super) fn take_out(self: &Arc<Self>, id: &ModelId) {
         let served = self.server.replace(id, Versions::new());
         lock(&self.records).unloaded(id);
         self.retire(id, served, &Versions::new());
@@ -146,7 +191,7 @@ impl ModelControl {
     }
 
     /// Keeps books of a load, and makes its failure an answer.
-    fn note(
+    pub(super) fn note(
         &self,
         id: &ModelId,
         is_wanted: bool,
@@ -166,9 +211,29 @@ impl ModelControl {
     }
 }
 
+/// Why a load request is not even tried, or a model is not loaded.
+enum Refusal {
+    Request(Error),
+    Model(LoadFailure),
+}
+
+impl From<repository::Error> for Refusal {
+    fn from(error: repository::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
 fn answer(id: &ModelId, failure: LoadFailure) -> Error {
     let model = id.to_string();
     match failure {
+        LoadFailure::MissingModels(models) => {
+            let reason = format!("these of its models are not served: {}", models.join(", "));
+            Error::ModelNotLoaded { model, reason }
+        }
+        LoadFailure::Ensemble(reason) => {
+            log::error!("failed to load '{id}': {reason}");
+            Error::ModelNotLoaded { model, reason }
+        }
         LoadFailure::Unreadable(error) => {
             log::error!("failed to load '{id}': {}", error.located());
             let reason = match error {

@@ -42,17 +42,13 @@ impl ModelControl {
     ) -> Result<Vec<ModelStatus>, repository::Error> {
         // Also in order to find out at once that a repository is not there.
         let entries = self.repository.scan()?;
-        let tasks: Vec<(String, Action)> = match wanted {
-            Startup::All => entries
-                .into_iter()
-                .map(|entry| (entry.id.name.clone(), Action::LoadEntry(entry)))
-                .collect(),
-            Startup::Named(names) => names
-                .iter()
-                .map(|name| (name.clone(), Action::Load(Overrides::default())))
-                .collect(),
+        let outcomes = match wanted {
+            Startup::All => self.load_entries(entries, Vec::new()),
+            Startup::Named(names) => {
+                let load = |name: &String| (name.clone(), Action::Load(Overrides::default()));
+                self.run_all(names.iter().map(load).collect(), true)
+            }
         };
-        let outcomes = self.run_all(tasks, true);
         let mut failures: BTreeMap<String, String> = BTreeMap::new();
         for (name, outcome) in outcomes {
             if let Err(error) = outcome {

@@ -1,0 +1,180 @@
+//! The functions of `libtorch.cpp`, made safe.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::Failure;
+
+unsafe extern "C" {
+    fn nereid_torch_inspect(path: *const c_char, context: *mut c_void, visit: Visit)
+    -> *mut c_char;
+    fn nereid_torch_tensor(
+        data: *const c_void,
+        dims: *const i64,
+        rank: usize,
+        element: c_int,
+        owner: *mut c_void,
+        release: unsafe extern "C" fn(*mut c_void),
+        tensor: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn nereid_torch_own(given: *const C_tensor, own: *mut *mut C_tensor) -> *mut c_char;
+    fn nereid_torch_gpu_count() -> c_int;
+    fn nereid_torch_enter(inference_mode: bool) -> *mut c_void;
+    fn nereid_torch_leave(mode: *mut c_void);
+    fn nereid_torch_set_executor(enabled: bool);
+    fn nereid_torch_set_cudnn(enabled: bool);
+    fn nereid_torch_new_stream(gpu: c_int, stream: *mut i64) -> *mut c_char;
+    fn nereid_torch_use_stream(gpu: c_int, stream: i64) -> *mut c_char;
+    fn nereid_torch_empty_cache() -> *mut c_char;
+    fn free(memory: *mut c_void);
+}
+
+type Visit = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char, u32, bool, bool);
+
+/// One argument of a `forward`, as [`table::Argument`](crate::table::Argument) has it.
+pub struct Argument {
+    pub name: String,
+    pub type_name: String,
+    pub kind: u32,
+    pub has_default: bool,
+    pub is_written: bool,
+}
+
+/// The arguments of the `forward` of a model file, without the module itself.
+pub fn inspect(path: &str) -> Result<Vec<Argument>, Failure> {
+    unsafe extern "C" fn visit(
+        context: *mut c_void,
+        name: *const c_char,
+        type_name: *const c_char,
+        kind: u32,
+        has_default: bool,
+        is_written: bool,
+    ) {
+        // SAFETY: `nereid_torch_inspect` passes its context on, and strings that live through the call.
+        let (arguments, name, type_name) = unsafe {
+            let arguments = &mut *context.cast::<Vec<Argument>>();
+            (arguments, CStr::from_ptr(name), CStr::from_ptr(type_name))
+        };
+        let text = |text: &CStr| text.to_string_lossy().into_owned();
+        let (name, type_name) = (text(name), text(type_name));
+        arguments.push(Argument { name, type_name, kind, has_default, is_written });
+    }
+
+    let path = CString::new(path).map_err(|_| Failure("its path holds a zero byte".to_owned()))?;
+    let mut arguments: Vec<Argument> = Vec::new();
+    // SAFETY: `visit` is called with this context, during this call only.
+    check(unsafe { nereid_torch_inspect(path.as_ptr(), (&raw mut arguments).cast(), visit) })?;
+    Ok(arguments)
+}
+
+/// A tensor over memory that `release(owner)` gives back, which happens in any case.
+///
+/// # Safety
+/// At `data` are the elements of a contiguous tensor of `dims`, until `release` is called; torch may
+/// write them.
+pub unsafe fn tensor_over(
+    data: *const u8,
+    dims: &[i64],
+    element: c_int,
+    owner: *mut c_void,
+    release: unsafe extern "C" fn(*mut c_void),
+) -> Result<Tensor, Failure> {
+    let mut tensor = std::ptr::null_mut();
+    // SAFETY: the caller's promise; the dimensions live through the call, which writes the tensor.
+    unsafe {
+        check(nereid_torch_tensor(
+            data.cast(),
+            dims.as_ptr(),
+            dims.len(),
+            element,
+            owner,
+            release,
+            &mut tensor,
+        ))?;
+        Ok(Tensor::from_ptr(tensor))
+    }
+}
+
+/// The tensor on the host, in row-major order, in memory that nobody else refers to.
+pub fn own(given: &Tensor) -> Result<Tensor, Failure> {
+    let mut own = std::ptr::null_mut();
+    // SAFETY: the tensor is alive; the call writes the place.
+    unsafe {
+        check(nereid_torch_own(given.as_ptr(), &mut own))?;
+        Ok(Tensor::from_ptr(own))
+    }
+}
+
+pub fn gpu_count() -> i32 {
+    // SAFETY: it takes nothing and throws nothing.
+    unsafe { nereid_torch_gpu_count() }
+}
+
+/// Inference mode, on or off, on this thread for as long as it lives.
+pub struct Mode(*mut c_void);
+
+impl Mode {
+    pub fn enter(inference: bool) -> Self {
+        // SAFETY: `drop` leaves it, on this thread: a pointer is not `Send`.
+        Self(unsafe { nereid_torch_enter(inference) })
+    }
+}
+
+impl Drop for Mode {
+    fn drop(&mut self) {
+        // SAFETY: `enter` has made it, and this is its last use.
+        unsafe { nereid_torch_leave(self.0) };
+    }
+}
+
+pub fn set_executor(enabled: bool) {
+    // SAFETY: the switch is atomic.
+    unsafe { nereid_torch_set_executor(enabled) };
+}
+
+pub fn set_cudnn(enabled: bool) {
+    // SAFETY: a plain switch, which torch reads at its operators.
+    unsafe { nereid_torch_set_cudnn(enabled) };
+}
+
+/// A stream of torch's pool on a GPU.
+#[derive(Clone, Copy)]
+pub struct GpuStream {
+    gpu: i32,
+    id: i64,
+}
+
+impl GpuStream {
+    pub fn new(gpu: i32) -> Result<Self, Failure> {
+        let mut id = 0;
+        // SAFETY: the call writes the place.
+        check(unsafe { nereid_torch_new_stream(gpu, &mut id) })?;
+        Ok(Self { gpu, id })
+    }
+
+    /// Makes it the current stream of this thread.
+    pub fn make_current(self) -> Result<(), Failure> {
+        // SAFETY: torch has made the stream, and never destroys those of its pool.
+        check(unsafe { nereid_torch_use_stream(self.gpu, self.id) })
+    }
+}
+
+/// Gives back what torch keeps of the GPUs' memory without using it.
+pub fn empty_cache() -> Result<(), Failure> {
+    // SAFETY: it may be called at any time.
+    check(unsafe { nereid_torch_empty_cache() })
+}
+
+fn check(message: *mut c_char) -> Result<(), Failure> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the message is a string that is ours to free, with its last use.
+    unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        free(message.cast());
+        Err(Failure(text.trim().to_owned()))
+    }
+}

@@ -1,0 +1,113 @@
+//! What a request costs the sequence batcher, for few sequences that live and for many.
+//!
+//! `make bench-schedulers`
+
+use std::{hint::black_box, time::Duration};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use nereid::{
+    inference::{CorrelationId, Sequence, Timestamp},
+    repository::SequenceStrategy,
+    scheduler::{Carried, Queued, SequenceDecision, SequencePolicy, SequenceQueue, Sequenced},
+};
+
+struct Request(Sequence);
+
+impl Queued for Request {
+    fn rows(&self) -> u32 {
+        1
+    }
+
+    fn fits_with(&self, _: &Self) -> bool {
+        true
+    }
+
+    fn priority(&self) -> u64 {
+        0
+    }
+
+    fn queue_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        None
+    }
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+impl Sequenced for Request {
+    fn sequence(&self) -> Option<&Sequence> {
+        Some(&self.0)
+    }
+}
+
+#[derive(Clone)]
+struct Nothing;
+
+impl Carried for Nothing {
+    fn fits_with(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// Eight requests come, of sequences in turn, and run together.
+fn sequences(criterion: &mut Criterion) {
+    const TOGETHER: u64 = 8;
+    let mut group = criterion.benchmark_group("a batch of eight requests");
+    for live in [10_u64, 100, 1000, 10_000] {
+        let policy = SequencePolicy {
+            model: "m".to_owned(),
+            max_batch_size: TOGETHER as u32,
+            strategy: SequenceStrategy::Oldest {
+                max_candidates: 1 << 14,
+                preferred_sizes: Vec::new(),
+                max_queue_delay: Duration::ZERO,
+                preserve_ordering: false,
+            },
+            max_idle: Duration::from_secs(1),
+        };
+        let mut queue = SequenceQueue::new(policy, 1, Nothing);
+        let mut nanos = 0;
+        let mut hopeless = Vec::new();
+        let mut come = |queue: &mut SequenceQueue<Request, Nothing>, id: u64, start: bool| {
+            nanos += 1000;
+            let now = Timestamp::from_nanos(nanos);
+            let id = CorrelationId::Number(id + 1);
+            let request = Request(Sequence { id, start, end: false });
+            assert!(queue.push(request, now).is_ok(), "the sequence has begun");
+            now
+        };
+        let mut run = |queue: &mut SequenceQueue<Request, Nothing>, now| {
+            queue.expire(now);
+            while let SequenceDecision::Run(batch) = queue.next(0, now, &mut hopeless) {
+                for row in batch.rows.into_iter().flatten() {
+                    queue.finished(row.key, black_box(row.carried), now);
+                }
+            }
+        };
+        for id in 0..live {
+            let now = come(&mut queue, id, true);
+            run(&mut queue, now);
+        }
+        let mut next = 0;
+        group.bench_function(BenchmarkId::from_parameter(live), |bencher| {
+            bencher.iter(|| {
+                let mut now = Timestamp::default();
+                for _ in 0..TOGETHER {
+                    now = come(&mut queue, next % live, false);
+                    next += 1;
+                }
+                run(&mut queue, now);
+            });
+        });
+        assert_eq!(queue.live() as u64, live);
+    }
+    group.finish();
+}
+
+criterion_group!(benches, sequences);
+criterion_main!(benches);

@@ -1,0 +1,24 @@
+"""The process of a Python model's instance: `run` is called by the server's bootstrap."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+NUMPY_MISSING = "the Python environment {} ({}) has no NumPy, which models of the back end 'python' need: {}"
+
+
+def run(connection: int, memory: int, size: int) -> None:
+    """Serves the server at the other end of the socket `connection`, with `size` bytes of shared memory."""
+    try:
+        import numpy  # noqa: F401
+    except ImportError as error:
+        print(NUMPY_MISSING.format(sys.executable, sys.version.split()[0], error), file=sys.stderr, flush=True)
+        raise SystemExit(3) from None
+
+    from . import arena, channel, host
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
+    host.ignore_signals()
+    host.Host(channel.Channel(socket.socket(fileno=connection), arena.Arena(memory, size))).run()

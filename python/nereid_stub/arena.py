@@ -1,0 +1,120 @@
+"""The memory that the server and this process share, and who has which part of it.
+
+The lower half is given out by the server, the upper half here. A part is given back by whoever got it,
+with a message; what was given out comes back as soon as nothing refers to it any more.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import mmap
+import threading
+
+ALIGNMENT = 64
+# Beyond so much of a half, pages that are free go back to the system at once.
+KEPT_BYTES = 16 << 20
+
+
+class Free:
+    """Ranges that are free; the lowest that is large enough is taken first."""
+
+    def __init__(self, start: int, end: int):
+        self._starts = [start]
+        self._ends = [end]
+
+    def take(self, length: int):
+        """The start of a range of `length` bytes; `None` when there is none."""
+        length = -(-length // ALIGNMENT) * ALIGNMENT
+        for index, start in enumerate(self._starts):
+            rest = self._ends[index] - start - length
+            if rest > 0:
+                self._starts[index] = start + length
+                return start
+            if rest == 0:
+                del self._starts[index], self._ends[index]
+                return start
+        return None
+
+    def give(self, start: int, length: int) -> None:
+        """Frees a range."""
+        end = start + -(-length // ALIGNMENT) * ALIGNMENT
+        index = bisect.bisect_left(self._starts, start)
+        joins_last = index > 0 and self._ends[index - 1] == start
+        joins_next = index < len(self._starts) and self._starts[index] == end
+        if joins_last and joins_next:
+            self._ends[index - 1] = self._ends[index]
+            del self._starts[index], self._ends[index]
+        elif joins_last:
+            self._ends[index - 1] = end
+        elif joins_next:
+            self._starts[index] = start
+        else:
+            self._starts.insert(index, start)
+            self._ends.insert(index, end)
+
+
+class Lent:
+    """Bytes that the server has lent. They go back when the last array on them is gone."""
+
+    __slots__ = ("__array_interface__", "_offset", "_length", "_returned", "__weakref__")
+
+    def __init__(self, address: int, offset: int, length: int, returned: list):
+        self.__array_interface__ = {"data": (address, False), "shape": (length,), "typestr": "|u1", "version": 3}
+        self._offset = offset
+        self._length = length
+        self._returned = returned
+
+    def __len__(self):
+        return self._length
+
+    def __del__(self):
+        # May run at any point of any thread: nothing that takes a lock can be done here.
+        self._returned.append((self._offset, self._length))
+
+
+class Arena:
+    """The mapping."""
+
+    def __init__(self, file: int, size: int):
+        self._memory = mmap.mmap(file, size)
+        self.size = size
+        self.half = size // 2
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self.view = memoryview(self._memory)
+        # Lent parts that nothing refers to any more, to be told to the server.
+        self.returned: list = []
+        self._lock = threading.Lock()
+        self._free = Free(self.half, size)
+        self._given: dict = {}
+
+    def lent(self, offset: int, length: int) -> Lent:
+        """A part that the server has lent."""
+        if offset + length > self.half:
+            raise ValueError(f"the server lent bytes {offset}+{length} of {self.half}")
+        return Lent(self.address + offset, offset, length, self.returned)
+
+    def offset_of(self, address: int, length: int):
+        """Where an array lies in what the server has lent; `None` when it lies elsewhere."""
+        offset = address - self.address
+        return offset if 0 <= offset and offset + length <= self.half else None
+
+    def take(self, length: int):
+        """Takes `length` bytes for the server to read; `None` when there is no room."""
+        with self._lock:
+            offset = self._free.take(length)
+            if offset is not None:
+                self._given[offset] = length
+        return offset
+
+    def give(self, offset: int) -> None:
+        """Takes back what the server has read."""
+        length = self._given.pop(offset)
+        page = mmap.PAGESIZE
+        if offset - self.half >= KEPT_BYTES and length >= 16 * page:
+            first = -(-offset // page) * page
+            whole = (offset + length) // page * page - first
+            if whole > 0:
+                self._memory.madvise(mmap.MADV_REMOVE, first, whole)
+        with self._lock:
+            self._free.give(offset, length)

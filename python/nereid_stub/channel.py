@@ -1,0 +1,294 @@
+"""The socket to the server, read by whichever thread waits for something.
+
+No thread exists for reading alone: the first that waits reads for all, and hands over when it has what it
+waited for. So a request that comes to an idle process is read by the thread that runs it.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import select
+import socket
+import struct
+import threading
+import time
+
+from . import wire
+from .arena import Arena
+from .errors import TritonModelException
+
+RECEIVE_BYTES = 256 << 10
+# So many bytes that nothing refers to any more are told to the server at once, fewer with the next message.
+RETURNED_BYTES_MAX = 4 << 20
+ROOM_SECONDS_MAX = 10.0
+
+
+class Waiter:
+    """What a thread waits for."""
+
+    __slots__ = ("value", "is_ready", "_bell")
+
+    def __init__(self):
+        self.value = None
+        self.is_ready = False
+        self._bell = threading.Event()
+
+    def give(self, value=None) -> None:
+        """Ends the waiting."""
+        self.value = value
+        self.is_ready = True
+        self._bell.set()
+
+    def wake(self) -> None:
+        """Lets it look again."""
+        self._bell.set()
+
+    def rest(self, seconds_max=None) -> None:
+        """Sleeps until woken."""
+        self._bell.wait(seconds_max)
+        self._bell.clear()
+
+
+class Channel:
+    """The way to the server and back."""
+
+    def __init__(self, connection: socket.socket, arena: Arena):
+        self.arena = arena
+        self.requests: collections.deque = collections.deque()
+        # What nothing refers to any more, by the frame that says so: numbers, each with a size in bytes.
+        self.gone = {
+            wire.FREED: arena.returned,
+            wire.DROPPED: [],
+            wire.METRICS_GONE: [],
+            wire.FAMILIES_GONE: [],
+        }
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._leading = threading.Lock()
+        self._waiters: set = set()
+        self._listening: dict = {}
+        self._received = bytearray(RECEIVE_BYTES)
+        self._pending = bytearray()
+        self._numbers = iter(range(1, 1 << 62))
+        self._asked: dict = {}
+        self._calls: dict = {}
+        self._for_requests = Waiter()
+        self._for_room = Waiter()
+        self.on_ask_ready = None
+        os.register_at_fork(after_in_child=self._leave)
+
+    def _leave(self) -> None:
+        # What the model forks has nothing to say to the server.
+        self._connection.close()
+        for gone in self.gone.values():
+            gone.clear()
+
+    # --- Out
+
+    def send(self, writer: wire.Writer) -> None:
+        """Sends frames, and what goes back with them."""
+        with self._sending:
+            for kind, gone in self.gone.items():
+                if gone:
+                    self._add(kind, gone, writer)
+            self._connection.sendall(writer.bytes)
+
+    @staticmethod
+    def _add(kind: int, gone: list, writer: wire.Writer) -> None:
+        # Destructors append at any moment; what is taken here is what was there at the start.
+        count = len(gone)
+        writer.begin(kind)
+        writer.pack(wire.COUNT, count)
+        for number, _ in gone[:count]:
+            writer.pack(wire.NUMBER, number)
+        del gone[:count]
+        writer.end()
+
+    def give_back(self, at_least: int = 0) -> None:
+        """Tells the server what nothing refers to any more, if it is more than so many bytes."""
+        if sum(length for gone in self.gone.values() for _, length in gone) > at_least:
+            self.send(wire.Writer())
+
+    def take(self, byte_size: int) -> int:
+        """Shared memory for the server to read. Waits for room, for a while."""
+        offset = self.arena.take(byte_size)
+        if offset is None and byte_size <= self.arena.half:
+            deadline = time.monotonic() + ROOM_SECONDS_MAX
+            while offset is None and time.monotonic() < deadline:
+                self._for_room = Waiter()
+                self.wait(self._for_room, 0.1)
+                offset = self.arena.take(byte_size)
+        if offset is None:
+            raise TritonModelException(
+                f"no room for a tensor of {byte_size} bytes in shared memory: what a model instance has sent and the "
+                f"server still holds may have {self.arena.half} bytes, half of shm-limit-byte-size"
+            )
+        return offset
+
+    # --- In
+
+    def wait(self, waiter: Waiter, seconds_max=None) -> bool:
+        """Returns when `waiter` has what it waits for; tells whether it has. With a limit it returns after
+        about so long at the latest."""
+        if waiter.is_ready:
+            return True
+        self._waiters.add(waiter)
+        try:
+            while not waiter.is_ready:
+                if not self._leading.acquire(False):
+                    waiter.rest(seconds_max)
+                else:
+                    try:
+                        while not waiter.is_ready and self._read(seconds_max):
+                            pass
+                    finally:
+                        self._leading.release()
+                if seconds_max is not None:
+                    break
+        finally:
+            self._waiters.discard(waiter)
+            for other in list(self._waiters)[:1]:
+                other.wake()
+        return waiter.is_ready
+
+    def listen(self, loop) -> None:
+        """Lets an event loop read while one of its tasks waits. To be taken back as often."""
+        count = self._listening.get(loop, 0)
+        self._listening[loop] = count + 1
+        if count == 0:
+            loop.add_reader(self._connection.fileno(), self._read_if_free)
+
+    def unlisten(self, loop) -> None:
+        """Takes a `listen` back."""
+        count = self._listening[loop] - 1
+        if count:
+            self._listening[loop] = count
+        else:
+            del self._listening[loop]
+            loop.remove_reader(self._connection.fileno())
+
+    def _read_if_free(self) -> None:
+        if self._leading.acquire(False):
+            try:
+                self._read(0)
+            finally:
+                self._leading.release()
+            for other in list(self._waiters)[:1]:
+                other.wake()
+
+    def _read(self, seconds_max=None) -> bool:
+        """Reads what has come, waiting if nothing has; false when nothing came in time."""
+        if seconds_max is not None and not select.select([self._connection], [], [], seconds_max)[0]:
+            return False
+        count = self._connection.recv_into(self._received)
+        if count == 0:
+            # The server is gone: there is nobody to finish for.
+            os._exit(0)
+        pending = self._pending
+        pending += memoryview(self._received)[:count]
+        at = 0
+        while len(pending) - at >= wire.HEADER.size:
+            length, kind = wire.HEADER.unpack_from(pending, at)
+            begin = at + wire.HEADER.size
+            if len(pending) - begin < length:
+                break
+            at = begin + length
+            self._dispatch(kind, wire.Reader(pending[begin:at]))
+        del pending[:at]
+        return True
+
+    def _dispatch(self, kind: int, reader: wire.Reader) -> None:
+        if kind == wire.EXECUTE or kind == wire.START or kind == wire.FINALIZE:
+            self.requests.append((kind, reader))
+            self._for_requests.give()
+        elif kind == wire.CALL_RESPONSE:
+            (number,) = reader.unpack(wire.NUMBER)
+            reader.at -= wire.NUMBER.size
+            answer = self._calls.get(number)
+            if answer is not None:
+                answer(reader)
+        elif kind == wire.FREE:
+            (count,) = reader.unpack(wire.COUNT)
+            for (offset,) in wire.NUMBER.iter_unpack(reader.body[reader.at : reader.at + 8 * count]):
+                self.arena.give(offset)
+            self._for_room.give()
+        elif kind == wire.REPLY:
+            (number,) = reader.unpack(wire.NUMBER)
+            waiter = self._asked.pop(number, None)
+            if waiter is not None:
+                waiter.give(reader)
+        elif kind == wire.ASK_READY:
+            self.on_ask_ready(reader)
+        elif kind == wire.FLUSH:
+            self.give_back()
+        else:
+            raise wire.Malformed(f"the server sent a frame of the unknown kind {kind}")
+
+    # --- Conversations
+
+    def read_for_all(self) -> None:
+        """Reads whenever nobody else does; never returns."""
+        self.wait(Waiter())
+
+    def next_request(self) -> tuple:
+        """The next thing that the server wants of the model."""
+        while True:
+            if self.requests:
+                return self.requests.popleft()
+            if any(self.gone.values()):
+                self.give_back(RETURNED_BYTES_MAX)
+            self._for_requests = Waiter()
+            if not self.requests:
+                self.wait(self._for_requests)
+
+    def ask(self, what: int, numbers=(), values=(), texts=()) -> wire.Reader:
+        """Asks the server and waits for the answer.
+
+        Raises TritonModelException with the server's words when it refuses."""
+        number = next(self._numbers)
+        waiter = self._asked[number] = Waiter()
+        writer = wire.Writer()
+        writer.begin(wire.ASK)
+        writer.pack(wire.ASK_HEAD, number, what, len(numbers), len(values))
+        writer.bytes += struct.pack(f"<{len(numbers)}Q{len(values)}d", *numbers, *values)
+        writer.pack(wire.FLAG, len(texts))
+        for text in texts:
+            writer.text(text)
+        writer.end()
+        self.send(writer)
+        self.wait(waiter)
+        reader = waiter.value
+        (is_refused,) = reader.unpack(wire.FLAG)
+        if is_refused:
+            raise TritonModelException(reader.text())
+        return reader
+
+    def call(self, encode, answer) -> int:
+        """Begins a call of another model: `encode(writer, number)` writes it, `answer(reader)` takes each
+        response."""
+        number = next(self._numbers)
+        self._calls[number] = answer
+        try:
+            writer = wire.Writer()
+            writer.begin(wire.CALL)
+            encode(writer, number)
+            writer.end()
+            self.send(writer)
+        except BaseException:
+            del self._calls[number]
+            raise
+        return number
+
+    def end_call(self, number: int) -> None:
+        """Forgets a call that has its last response."""
+        self._calls.pop(number, None)
+
+    def cancel_call(self, number: int) -> None:
+        """Tells the server that nobody waits for a call's responses any more."""
+        if number in self._calls:
+            writer = wire.Writer()
+            writer.begin(wire.CANCEL_CALL)
+            writer.pack(wire.NUMBER, number)
+            writer.end()
+            self.send(writer)

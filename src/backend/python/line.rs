@@ -1,0 +1,181 @@
+use std::{
+    collections::VecDeque,
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::wire::Writer;
+
+/// So many bytes that the server no longer needs are told to the process at once, fewer with the next
+/// message.
+const FREED_BYTES_MAX: u64 = 4 << 20;
+
+/// The way to a process. Any thread may send, and none waits: what the socket does not take is kept
+/// until the thread that reads can write it. The lock is held for one system call.
+pub struct Line {
+    socket: UnixStream,
+    bell: EventFd,
+    out: Mutex<Out>,
+}
+
+#[derive(Default)]
+struct Out {
+    kept: VecDeque<u8>,
+    /// What the process lent and is to have back, by offset.
+    freed: Vec<u64>,
+    freed_bytes: u64,
+    is_closed: bool,
+}
+
+impl Line {
+    /// Over a socket that does not block.
+    ///
+    /// # Errors
+    /// When the system has no more files.
+    pub fn new(socket: UnixStream) -> io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let bell = EventFd::from_value_and_flags(0, flags)?;
+        Ok(Self { socket, bell, out: Mutex::default() })
+    }
+
+    fn out(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends frames, and with them what goes back.
+    pub fn send(&self, mut writer: Writer) {
+        let mut out = self.out();
+        if out.is_closed {
+            return;
+        }
+        if !out.freed.is_empty() {
+            writer.free(&out.freed);
+            out.freed.clear();
+            out.freed_bytes = 0;
+        }
+        let bytes = writer.into_bytes();
+        let written = if out.kept.is_empty() { self.write(&bytes) } else { 0 };
+        if let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+            out.kept.extend(rest);
+            self.ring();
+        }
+    }
+
+    /// Gives memory back to the process, now or with the next message.
+    pub fn give_back(&self, offset: u64, length: u64) {
+        let mut out = self.out();
+        out.freed.push(offset);
+        out.freed_bytes += length;
+        if out.freed_bytes > FREED_BYTES_MAX {
+            drop(out);
+            self.send(Writer::default());
+        }
+    }
+
+    /// Writes what the socket did not take before. Tells whether all is written.
+    pub fn flush(&self) -> bool {
+        let mut out = self.out();
+        loop {
+            let (front, _) = out.kept.as_slices();
+            if front.is_empty() {
+                return true;
+            }
+            let (length, written) = (front.len(), self.write(front));
+            out.kept.drain(..written);
+            if written < length {
+                return false;
+            }
+        }
+    }
+
+    /// Drops what is sent from now on: nobody reads it.
+    pub fn close(&self) {
+        let mut out = self.out();
+        out.is_closed = true;
+        out.kept.clear();
+    }
+
+    /// Wakes the thread that reads.
+    pub fn ring(&self) {
+        if let Err(error) = self.bell.write(1) {
+            log::debug!("a thread cannot be woken: {error}");
+        }
+    }
+
+    /// Silences the bell.
+    pub fn hush(&self) {
+        // It is not rung when there is nothing to read.
+        let _ = self.bell.read();
+    }
+
+    /// What is readable when the bell was rung.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// The socket, to be read.
+    pub fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
+    /// How many of `bytes` the socket takes. One whose other end is gone takes all: the thread that
+    /// reads learns it from the socket too.
+    fn write(&self, bytes: &[u8]) -> usize {
+        let mut written = 0;
+        while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+            match (&self.socket).write(rest) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return bytes.len(),
+            }
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn what_the_socket_does_not_take_is_written_later_and_in_order() {
+        let (mine, mut theirs) = UnixStream::pair().unwrap();
+        mine.set_nonblocking(true).unwrap();
+        let line = Line::new(mine).unwrap();
+        let text = "x".repeat(1 << 20);
+        for _ in 0..3 {
+            let mut writer = Writer::default();
+            writer.start(&text);
+            line.send(writer);
+        }
+        assert!(!line.flush());
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            theirs.read_to_end(&mut all).unwrap();
+            all
+        });
+        while !line.flush() {
+            std::thread::yield_now();
+        }
+        drop(line);
+        let all = reader.join().unwrap();
+        let mut frames = super::super::wire::Frames::default();
+        frames.push(&all);
+        for _ in 0..3 {
+            assert_eq!(
+                frames.next_frame().unwrap().unwrap().1.len(),
+                (text.len() + 4).next_multiple_of(8)
+            );
+        }
+        assert_eq!(frames.next_frame().unwrap(), None);
+    }
+}

@@ -1,0 +1,313 @@
+//! Models that users write in Python: `model.py` with a class `TritonPythonModel`, as for Triton.
+//!
+//! Every instance has a process of its own, so that a model can neither hold up nor end the server.
+//! The process runs the interpreter of the user's environment, with the package of `python/`, which
+//! this program carries along. The two speak over a socket (`wire/`); large tensors lie in memory
+//! that both have mapped (`arena.rs`). `supervisor.rs` keeps the process running, `session.rs` is what is
+//! under way in one process, `services.rs` what the server does for it.
+//!
+//! This room may start processes; it knows nothing of how requests come in or are scheduled.
+
+mod arena;
+mod environment;
+mod json;
+mod line;
+mod output;
+mod process;
+mod services;
+mod session;
+mod settings;
+mod sources;
+mod supervisor;
+pub mod wire;
+
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    thread,
+    time::{Duration, Instant},
+};
+
+use self::{
+    environment::{Environments, Interpreter, Unpacked},
+    services::Services,
+    settings::Settings,
+    supervisor::Seat,
+};
+use super::{
+    Backend, BackendError, Host, Model, ModelInstance, ModelRequest, ModelSource, Placement,
+    PlacementDevice, RequestInstance, ResponseError,
+};
+use crate::{
+    inference::{Code, Signature},
+    proto::ModelConfig,
+    repository,
+};
+
+/// The back end `python`.
+pub struct Python {
+    interpreter: Interpreter,
+    version: String,
+    environments: Environments,
+    sources: Arc<OwnedFd>,
+    seats: Seats,
+}
+
+/// The instances of all models.
+type Seats = Arc<Mutex<Vec<Weak<Seat>>>>;
+
+impl Python {
+    /// With the interpreter that the settings of `--backend-config=python,…` name, or `python3`.
+    ///
+    /// # Errors
+    /// When there is no such interpreter.
+    pub fn open(settings: &BTreeMap<String, String>) -> Result<Self, BackendError> {
+        let settings = Settings::read(settings)?;
+        let (interpreter, version) = Interpreter::find(&settings.interpreter)?;
+        let sources = sources::file()
+            .map_err(|error| BackendError(format!("no memory for the Python package: {error}")))?;
+        Ok(Self {
+            interpreter,
+            version,
+            environments: Environments::default(),
+            sources: Arc::new(sources),
+            seats: Seats::default(),
+        })
+    }
+
+    fn model(&self, source: &ModelSource) -> Result<PythonModel, BackendError> {
+        let settings = Settings::read(&source.settings)?;
+        let own = self.environments.of_model(&source.config, &source.model_dir)?;
+        let (interpreter, environment) = own.unwrap_or_else(|| (self.interpreter.clone(), None));
+        Ok(PythonModel {
+            source: source.clone(),
+            settings,
+            interpreter,
+            environment,
+            sources: self.sources.clone(),
+            seats: Mutex::default(),
+            all_seats: self.seats.clone(),
+        })
+    }
+}
+
+impl Backend for Python {
+    fn name(&self) -> &'static str {
+        "python"
+    }
+
+    fn version(&self) -> String {
+        self.version.clone()
+    }
+
+    fn default_model_filename(&self) -> Option<&'static str> {
+        Some("model.py")
+    }
+
+    fn inspect(&self, _: &ModelSource) -> Result<Option<super::ModelIo>, BackendError> {
+        Ok(None)
+    }
+
+    fn complete(&self, source: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {
+        let model = self.model(source)?;
+        let outline = Arc::new(model.outline(&format!("{}_0", source.name), "CPU", "0"));
+        let completed = Seat::complete(outline, repository::to_json(&source.config))?;
+        repository::from_json(&completed).map(Some).map_err(|error| BackendError(error.to_string()))
+    }
+
+    fn stop(&self, patience: Duration) {
+        let seats = std::mem::take(&mut *self.seats.lock().unwrap_or_else(PoisonError::into_inner));
+        let seats: Vec<_> = seats.iter().filter_map(Weak::upgrade).collect();
+        seats.iter().for_each(|seat| seat.stop());
+        let until = Instant::now() + patience;
+        for seat in seats {
+            seat.wait(until.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
+        Ok(Arc::new(self.model(source)?))
+    }
+}
+
+/// One version of a Python model.
+struct PythonModel {
+    source: ModelSource,
+    settings: Settings,
+    interpreter: Interpreter,
+    /// The folder of a packed environment, as long as it is used.
+    environment: Option<Arc<Unpacked>>,
+    sources: Arc<OwnedFd>,
+    seats: Mutex<Vec<Weak<Seat>>>,
+    all_seats: Seats,
+}
+
+impl PythonModel {
+    fn outline(&self, instance: &str, kind: &'static str, device: &str) -> Outline {
+        let ModelSource { name, version, model_dir, model_path, config, signature, .. } =
+            &self.source;
+        let is_decoupled =
+            config.model_transaction_policy.as_ref().is_some_and(|policy| policy.decoupled);
+        Outline {
+            model: name.to_string(),
+            instance: instance.to_owned(),
+            version: *version,
+            kind,
+            device: device.to_owned(),
+            model_dir: text_of(model_dir),
+            model_path: text_of(model_path),
+            config: config.clone(),
+            signature: signature.clone(),
+            is_decoupled,
+            interpreter: self.interpreter.clone(),
+            _environment: self.environment.clone(),
+            sources: self.sources.clone(),
+            memory_bytes: self.settings.memory_bytes,
+            start_limit: self.settings.start_limit,
+        }
+    }
+}
+
+fn text_of(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+impl Model for PythonModel {
+    fn instance(
+        &self,
+        placement: &Placement,
+        host: &Arc<Host>,
+    ) -> Result<ModelInstance, BackendError> {
+        let (kind, device) = match placement.device {
+            PlacementDevice::Cpu => ("CPU", "0".to_owned()),
+            PlacementDevice::Gpu(ordinal) => ("GPU", ordinal.to_string()),
+            PlacementDevice::Model => ("MODEL", "0".to_owned()),
+        };
+        let outline = Arc::new(self.outline(&placement.name, kind, &device));
+        let (seat, supervisor) = Seat::take(outline.clone(), Services::new(host))?;
+        for seats in [&self.seats, &*self.all_seats] {
+            let mut seats = seats.lock().unwrap_or_else(PoisonError::into_inner);
+            seats.retain(|seat| seat.strong_count() > 0);
+            seats.push(Arc::downgrade(&seat));
+        }
+        let supervisor = Some(supervisor);
+        Ok(ModelInstance::Requests(Box::new(PythonInstance { outline, seat, supervisor })))
+    }
+
+    fn is_ready(&self) -> bool {
+        let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        seats.iter().filter_map(Weak::upgrade).all(|seat| seat.is_ready())
+    }
+}
+
+/// An instance of a Python model.
+struct PythonInstance {
+    outline: Arc<Outline>,
+    seat: Arc<Seat>,
+    supervisor: Option<thread::JoinHandle<()>>,
+}
+
+impl RequestInstance for PythonInstance {
+    fn execute(&mut self, requests: Vec<ModelRequest>, _: &Host) {
+        let Some(session) = self.seat.session() else {
+            let message = self.outline.is_unhealthy();
+            for request in requests {
+                let message = message.clone();
+                request.responder.finish(Err(ResponseError { code: Code::Unavailable, message }));
+            }
+            return;
+        };
+        // What failed has been answered.
+        let _ = session.execute(&self.outline, requests);
+    }
+}
+
+impl Drop for PythonInstance {
+    fn drop(&mut self) {
+        self.seat.stop();
+        if let Some(supervisor) = self.supervisor.take()
+            && supervisor.join().is_err()
+        {
+            log::error!("the thread of {} panicked", self.outline.process());
+        }
+    }
+}
+
+/// What a process needs to know of its instance, and what messages say of it.
+pub struct Outline {
+    model: String,
+    instance: String,
+    version: i64,
+    kind: &'static str,
+    device: String,
+    model_dir: String,
+    model_path: String,
+    config: Arc<ModelConfig>,
+    signature: Arc<Signature>,
+    is_decoupled: bool,
+    interpreter: Interpreter,
+    _environment: Option<Arc<Unpacked>>,
+    sources: Arc<OwnedFd>,
+    memory_bytes: usize,
+    start_limit: Duration,
+}
+
+impl Outline {
+    /// What the process is told first: to complete a configuration, or else to run the model.
+    fn start_message(&self, complete: Option<&str>) -> String {
+        let mut start = serde_json::json!({
+            "name": self.instance,
+            "model_path": self.model_path,
+            "model_dir": self.model_dir,
+            "version": self.version.to_string(),
+            "decoupled": self.is_decoupled,
+            "args": {
+                "model_config": repository::to_json(&self.config),
+                "model_instance_kind": self.kind,
+                "model_instance_name": self.instance,
+                "model_instance_device_id": self.device,
+                "model_repository": self.model_dir,
+                "model_version": self.version.to_string(),
+                "model_name": self.model,
+            },
+        });
+        if let (Some(config), Some(start)) = (complete, start.as_object_mut()) {
+            start.insert("complete".to_owned(), config.into());
+        }
+        start.to_string()
+    }
+
+    /// The index of an output.
+    fn output(&self, name: &str) -> Option<u16> {
+        let index = self.signature.outputs.iter().position(|spec| *spec.name == *name)?;
+        u16::try_from(index).ok()
+    }
+
+    /// How messages name the process.
+    fn process(&self) -> String {
+        format!("the process of instance '{}' of model '{}'", self.instance, self.model)
+    }
+
+    /// Why requests fail while there is no process.
+    fn is_unhealthy(&self) -> String {
+        format!("Stub process '{}' is not healthy.", self.instance)
+    }
+
+    /// Why requests fail whose execution has failed.
+    fn failed(&self, message: &str) -> String {
+        format!(
+            "Failed to process the request(s) for model '{}', message: {message}",
+            self.instance
+        )
+    }
+
+    fn let_go(&self) -> String {
+        self.failed("the model let go of the request without a final response")
+    }
+
+    fn cannot_reschedule(&self) -> String {
+        self.failed("the model asked for the request to be scheduled again, which this server does not offer")
+    }
+}

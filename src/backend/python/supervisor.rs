@@ -1,0 +1,446 @@
+//! Keeps the process of one instance running: starts it, reads what it says, notices its end, starts
+//! it again.
+
+use std::{
+    io::{self, Read as _},
+    os::fd::AsFd as _,
+    sync::{
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{
+    Outline,
+    line::Line,
+    output::Output,
+    process::Process,
+    services::Services,
+    session::{Session, arena_and_line},
+    wire::{self, Frames, Said, Writer},
+};
+use crate::backend::BackendError;
+
+/// How often a process is looked at though it says nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often the hook `is_ready` of a model that has it is asked.
+const ASK_READY_EVERY: Duration = Duration::from_secs(1);
+/// How long a process that ended is waited for before it is started again: at first, and at most.
+const BACK_OFF: Duration = Duration::from_millis(100);
+const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+/// A process that has run for so long has not failed at its start.
+const STEADY: Duration = Duration::from_secs(10);
+/// How long the model's `finalize` may take.
+const FINALIZE_MAX: Duration = Duration::from_secs(20);
+const RECEIVE_BYTES: usize = 256 << 10;
+
+/// Where an instance's processes come and go.
+pub struct Seat {
+    outline: Arc<Outline>,
+    services: Services,
+    session: Mutex<Option<Arc<Session>>>,
+    stopping: AtomicBool,
+    /// Rung when it is to stop, and when it has.
+    stopped: Condvar,
+    /// Whether the thread that keeps the process has nothing more to do.
+    is_over: Mutex<bool>,
+}
+
+/// What a process was started for.
+enum Purpose {
+    /// To run the model.
+    Serve,
+    /// To complete this configuration.
+    Complete(String),
+}
+
+impl Seat {
+    /// Starts the process and waits until the model is loaded. The thread that keeps it running comes
+    /// with it; it ends after [`Seat::stop`].
+    ///
+    /// # Errors
+    /// When the process does not start, or the model fails.
+    pub fn take(
+        outline: Arc<Outline>,
+        services: Services,
+    ) -> Result<(Arc<Self>, thread::JoinHandle<()>), BackendError> {
+        let name = outline.instance.clone();
+        let seat = Arc::new(Self::new(outline, services));
+        let (report, started) = mpsc::channel();
+        let kept = seat.clone();
+        let supervisor = thread::Builder::new()
+            .name(name)
+            .spawn(move || {
+                kept.supervise(&report);
+                *kept.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                kept.stopped.notify_all();
+            })
+            .map_err(|error| BackendError(format!("cannot start a thread: {error}")))?;
+        match started.recv() {
+            Ok(Ok(())) => Ok((seat, supervisor)),
+            Ok(Err(error)) => Err(error),
+            Err(mpsc::RecvError) => Err(BackendError("the thread of a process has ended".into())),
+        }
+    }
+
+    /// Has the model complete `config`, in a process of its own.
+    ///
+    /// # Errors
+    /// When the process does not start, or the model fails.
+    pub fn complete(outline: Arc<Outline>, config: String) -> Result<String, BackendError> {
+        let name = outline.instance.clone();
+        let seat = Self::new(outline, Services::default());
+        // A process ends with the thread that started it.
+        let completing = thread::Builder::new().name(name).spawn(move || {
+            let mut run = seat.start(&Purpose::Complete(config))?;
+            run.process.kill();
+            Ok(run.answer)
+        });
+        let completing =
+            completing.map_err(|error| BackendError(format!("cannot start a thread: {error}")))?;
+        completing
+            .join()
+            .unwrap_or_else(|_| Err(BackendError("the thread of a process panicked".into())))
+    }
+
+    fn new(outline: Arc<Outline>, services: Services) -> Self {
+        Self {
+            outline,
+            services,
+            session: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            stopped: Condvar::new(),
+            is_over: Mutex::default(),
+        }
+    }
+
+    /// The process that serves now, if one does.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether requests would be answered.
+    pub fn is_ready(&self) -> bool {
+        self.session().is_some_and(|session| session.serves())
+    }
+
+    /// Ends the process, after the model's `finalize`, and the thread that keeps it.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        drop(self.is_over.lock().unwrap_or_else(PoisonError::into_inner));
+        self.stopped.notify_all();
+        if let Some(session) = self.session() {
+            session.line.ring();
+        }
+    }
+
+    /// Waits until the process and its thread have ended, or for `limit`.
+    pub fn wait(&self, limit: Duration) {
+        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.stopped.wait_timeout_while(is_over, limit, |is_over| !*is_over);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn set_session(&self, session: Option<Arc<Session>>) {
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+    }
+
+    fn supervise(&self, report: &mpsc::Sender<Result<(), BackendError>>) {
+        let mut run = match self.start(&Purpose::Serve) {
+            Ok(run) => run,
+            Err(error) => {
+                // The loader waits for this.
+                let _ = report.send(Err(error));
+                return;
+            }
+        };
+        self.set_session(Some(run.session.clone()));
+        let _ = report.send(Ok(()));
+        let mut back_off = BACK_OFF;
+        loop {
+            let began = Instant::now();
+            let ended = run.serve(self);
+            self.set_session(None);
+            run.process.kill();
+            run.session.die(&self.outline.is_unhealthy());
+            self.services.forget();
+            let Err(reason) = ended else { return };
+            if began.elapsed() > STEADY {
+                back_off = BACK_OFF;
+            }
+            log::error!("{}: {reason}; it is started again", self.outline.process());
+            run = loop {
+                if self.rest(back_off) {
+                    return;
+                }
+                back_off = (back_off * 2).min(BACK_OFF_MAX);
+                match self.start(&Purpose::Serve) {
+                    Ok(run) => break run,
+                    Err(error) => log::error!("{} did not start: {error}", self.outline.process()),
+                }
+            };
+            self.set_session(Some(run.session.clone()));
+            log::info!("{} is ready again", self.outline.process());
+        }
+    }
+
+    /// Rests before the next start. Tells whether it is to stop.
+    fn rest(&self, limit: Duration) -> bool {
+        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let rested = self.stopped.wait_timeout_while(is_over, limit, |_| !self.is_stopping());
+        drop(rested.unwrap_or_else(PoisonError::into_inner));
+        self.is_stopping()
+    }
+
+    /// Starts a process and waits until its model is loaded.
+    fn start(&self, purpose: &Purpose) -> Result<Run, BackendError> {
+        let outline = &*self.outline;
+        let refuse = |reason: String| BackendError(format!("{} {reason}", outline.process()));
+        let system = |error: io::Error| refuse(format!("cannot be started: {error}"));
+        let slot = Arc::new(OnceLock::new());
+        let arena = arena_and_line(outline.memory_bytes, &slot).map_err(system)?;
+        let (process, socket) = Process::start(
+            &outline.interpreter,
+            &outline.instance,
+            outline.sources.as_fd(),
+            &arena,
+        )
+        .map_err(system)?;
+        let line = Arc::new(Line::new(socket).map_err(system)?);
+        let line = slot.get_or_init(|| line).clone();
+        let session = Arc::new(Session::new(line, arena));
+        let mut run = Run {
+            output: Output::new(&outline.model, &outline.instance),
+            process,
+            session,
+            frames: Frames::default(),
+            received: vec![0; RECEIVE_BYTES],
+            answer: String::new(),
+            has_is_ready: false,
+        };
+        let mut writer = Writer::default();
+        writer.start(&match purpose {
+            Purpose::Serve => outline.start_message(None),
+            Purpose::Complete(config) => outline.start_message(Some(config)),
+        });
+        run.session.line.send(writer);
+        run.answer = run.wait_until_started(self).map_err(|reason| match reason {
+            Failed::Model(message) => BackendError(message),
+            Failed::Process(reason) => refuse(reason),
+        })?;
+        Ok(run)
+    }
+}
+
+/// Why a process did not get as far as to serve.
+enum Failed {
+    /// The model raised this.
+    Model(String),
+    /// The process.
+    Process(String),
+}
+
+/// A process that runs.
+struct Run {
+    output: Output,
+    process: Process,
+    session: Arc<Session>,
+    frames: Frames,
+    received: Vec<u8>,
+    answer: String,
+    has_is_ready: bool,
+}
+
+impl Run {
+    fn wait_until_started(&mut self, seat: &Seat) -> Result<String, Failed> {
+        let deadline = Instant::now() + seat.outline.start_limit;
+        loop {
+            self.wait(LOOK_EVERY);
+            match self.next_said() {
+                Ok(Some(Said::Started { has_is_ready, outcome })) => {
+                    self.has_is_ready = has_is_ready;
+                    return outcome.map_err(Failed::Model);
+                }
+                Ok(Some(said)) => seat.hear(&self.session, said).map_err(Failed::Process)?,
+                Ok(None) if seat.is_stopping() => {
+                    return Err(Failed::Process("is not wanted any more".to_owned()));
+                }
+                Ok(None) if Instant::now() < deadline => {}
+                Ok(None) => {
+                    return Err(Failed::Process(format!(
+                        "was not ready within {} s (backend-config stub-timeout-seconds)",
+                        seat.outline.start_limit.as_secs()
+                    )));
+                }
+                Err(reason) => {
+                    self.output.drain(&mut self.process);
+                    return Err(Failed::Process(match self.output.last_error() {
+                        Some(line) => format!("{reason}: {line}"),
+                        None => reason,
+                    }));
+                }
+            }
+        }
+    }
+
+    /// Reads until it is to stop.
+    ///
+    /// # Errors
+    /// When the process has ended, or has to be.
+    fn serve(&mut self, seat: &Seat) -> Result<(), String> {
+        let mut looked = Instant::now();
+        let mut asked = Instant::now();
+        let mut stopped: Option<Instant> = None;
+        loop {
+            while let Some(said) = self.next_said()? {
+                seat.hear(&self.session, said)?;
+            }
+            self.session.send_answers(usize::MAX);
+            if seat.is_stopping() {
+                self.finalize(seat);
+                return Ok(());
+            }
+            self.wait(LOOK_EVERY);
+            let now = Instant::now();
+            if now - looked >= LOOK_EVERY {
+                looked = now;
+                let is_stopped = self.process.is_stopped();
+                self.session.is_stopped.store(is_stopped, Ordering::Relaxed);
+                let since = is_stopped.then(|| *stopped.get_or_insert(now));
+                stopped = since;
+                if since.is_some_and(|since| now - since > seat.outline.start_limit) {
+                    return Err("was stopped by a signal and not continued".to_owned());
+                }
+            }
+            if self.has_is_ready && now - asked >= ASK_READY_EVERY {
+                asked = now;
+                let mut writer = Writer::default();
+                writer.ask_ready(0);
+                self.session.line.send(writer);
+            }
+        }
+    }
+
+    fn finalize(&mut self, seat: &Seat) {
+        let deadline = Instant::now() + FINALIZE_MAX;
+        let mut writer = Writer::default();
+        writer.finalize();
+        self.session.line.send(writer);
+        while Instant::now() < deadline {
+            match self.next_said() {
+                Ok(Some(Said::Finalized)) | Err(_) => break,
+                Ok(Some(said)) => {
+                    if seat.hear(&self.session, said).is_err() {
+                        break;
+                    }
+                }
+                Ok(None) => self.wait(LOOK_EVERY),
+            }
+        }
+        self.output.drain(&mut self.process);
+    }
+
+    /// Waits until something can be read or written, or for `limit`.
+    fn wait(&mut self, limit: Duration) {
+        let line = self.session.line.clone();
+        let is_written = line.flush();
+        let socket =
+            PollFlags::POLLIN | if is_written { PollFlags::empty() } else { PollFlags::POLLOUT };
+        let (stdout, stderr) = (self.process.stdout.as_ref(), self.process.stderr.as_ref());
+        let others = [
+            Some(line.bell()),
+            self.process.handle(),
+            stdout.map(|output| output.as_fd()),
+            stderr.map(|output| output.as_fd()),
+        ];
+        let mut files = vec![PollFd::new(line.socket().as_fd(), socket)];
+        files.extend(others.into_iter().flatten().map(|file| PollFd::new(file, PollFlags::POLLIN)));
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        // Interrupted or not, what there is is looked at next.
+        let _ = poll(&mut files, limit);
+        line.hush();
+        self.output.read(&mut self.process);
+    }
+
+    /// The next thing that the process said, if it is there.
+    ///
+    /// # Errors
+    /// When the process has ended, or says what cannot be understood.
+    fn next_said(&mut self) -> Result<Option<Said>, String> {
+        loop {
+            if let Some((kind, body)) =
+                self.frames.next_frame().map_err(|error| error.to_string())?
+            {
+                return wire::decode(kind, body).map(Some).map_err(|error| error.to_string());
+            }
+            let line = self.session.line.clone();
+            match line.socket().read(&mut self.received) {
+                Ok(0) => return Err(self.how_it_ended()),
+                Ok(count) => self.frames.push(self.received.get(..count).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // A process that it forked may still have the other end.
+                    return match self.process.ended() {
+                        Some(status) => Err(format!("ended with {status}")),
+                        None => Ok(None),
+                    };
+                }
+                Err(_) => return Err(self.how_it_ended()),
+            }
+        }
+    }
+
+    fn how_it_ended(&mut self) -> String {
+        // The socket closes a moment before the process can be waited for.
+        for _ in 0..100 {
+            if let Some(status) = self.process.ended() {
+                return format!("ended with {status}");
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        "has closed its socket".to_owned()
+    }
+}
+
+impl Seat {
+    /// Does what the process wants.
+    ///
+    /// # Errors
+    /// When the process says what makes no sense; it cannot be trusted any more.
+    fn hear(&self, session: &Arc<Session>, said: Said) -> Result<(), String> {
+        let outline = &self.outline;
+        match said {
+            Said::Responses(responses) => {
+                for response in responses {
+                    session.respond(outline, response).map_err(|error| error.to_string())?;
+                }
+            }
+            Said::Executed(outcome) => session.executed(outcome),
+            Said::Call(call) => self.services.call(session, *call),
+            Said::CancelCall(number) => session.end_call(number),
+            Said::Ask(question) => self.services.answer(session, question),
+            Said::Log(line) => super::output::log_line(outline, &line),
+            Said::IsReady { is_ready, .. } => session.is_ready.store(is_ready, Ordering::Relaxed),
+            Said::Gone(wire::Gone::Memory, offsets) => {
+                for offset in offsets {
+                    session.arena.take_back(offset).map_err(|error| error.to_string())?;
+                }
+            }
+            Said::Gone(wire::Gone::Requests, numbers) => session.let_go(outline, &numbers),
+            Said::Gone(what, numbers) => self.services.gone(what, &numbers),
+            Said::Started { .. } | Said::Finalized => {
+                return Err("said that it had started, or ended, when nobody had asked".to_owned());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! TorchScript modules as a back end, through a library of ours that links libtorch
+//! (`backends/pytorch/`), so that the server itself neither links nor needs it.
+//!
+//! This room knows that library's functions, model files, tensors and memory. It must not know
+//! requests, schedulers or wire formats. `table` is what both sides agree on; `library` finds and opens
+//! the library, `module` wraps its functions; `settings` reads what the configuration asks for;
+//! `plan` ties a model's signature to the arguments of its `forward`; `execution` runs a batch.
+
+mod elements;
+mod execution;
+mod library;
+mod model;
+mod module;
+mod plan;
+mod settings;
+mod table;
+
+use std::{path::Path, sync::Arc};
+
+use self::{library::Library, model::TorchModel};
+use super::{Backend, BackendError, Model, ModelIo, ModelSource};
+
+/// The version of PyTorch that this back end is made for, which `nereid backend install pytorch`
+/// brings.
+pub const VERSION: &str = "2.11.0";
+
+/// The library that links libtorch, in the back end's folder.
+pub const BRIDGE: &str = "libnereid_pytorch.so";
+
+/// The command that builds it, in the folder of Nereid's source.
+pub const BUILD: &str = "make backend-pytorch";
+
+/// A file in the back end's folder that names an installation of torch elsewhere.
+pub const INSTALLATION: &str = "LIBTORCH";
+
+/// The back end `pytorch`.
+pub struct PyTorch(&'static Library);
+
+impl PyTorch {
+    /// Opens the libraries in `{directory}/pytorch/`. Once open they stay so until the process ends;
+    /// opening them again gives the same ones.
+    ///
+    /// # Errors
+    /// When a library is missing, cannot be opened or is not of [`VERSION`]; the message names the
+    /// command that installs it.
+    pub fn open(directory: &Path) -> Result<Self, BackendError> {
+        Library::open(&directory.join("pytorch")).map(Self)
+    }
+}
+
+impl Backend for PyTorch {
+    fn name(&self) -> &'static str {
+        "pytorch"
+    }
+
+    fn version(&self) -> String {
+        self.0.version.clone()
+    }
+
+    fn default_model_filename(&self) -> Option<&'static str> {
+        Some("model.pt")
+    }
+
+    /// A TorchScript file tells the names of its arguments, but of no tensor its type or shape, so
+    /// there is nothing to complete a configuration with.
+    fn inspect(&self, _: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
+        Ok(None)
+    }
+
+    fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
+        Ok(Arc::new(TorchModel::load(self.0, source)?))
+    }
+}

@@ -1,0 +1,243 @@
+//! The library's functions, made safe: modules, what goes into them and what comes out.
+
+use std::{
+    ffi::c_void,
+    path::Path,
+    ptr::{NonNull, null_mut},
+    slice,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use super::{
+    library::Library,
+    table::{self, Options, Outcome, Results, Text, Value},
+};
+
+/// What torch itself says of a failure.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct TorchError(pub String);
+
+/// One argument of a `forward`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Argument {
+    pub name: String,
+    /// In TorchScript's words.
+    pub type_name: String,
+    /// One of the table's `KIND_…`.
+    pub kind: u32,
+    pub has_default: bool,
+    /// Whether `forward` may write into the tensor that it is given.
+    pub is_written: bool,
+}
+
+/// The arguments that the `forward` of a model file takes.
+pub(super) fn inspect(library: &Library, path: &Path) -> Result<Vec<Argument>, TorchError> {
+    let table = library.table;
+    let path = path.to_string_lossy();
+    let mut arguments = null_mut();
+    // SAFETY: the path lives through the call, which writes the place.
+    check(library, unsafe { (table.inspect)(Text::of(&path), &mut arguments) })?;
+    // SAFETY: the call succeeded, so there are as many arguments as it says; they are given back
+    // when their texts have been copied, and not used again.
+    unsafe {
+        let list = match (*arguments).len {
+            0 => &[],
+            len => slice::from_raw_parts((*arguments).data, len),
+        };
+        let copied = list.iter().map(|argument| Argument {
+            name: argument.name.to_string(),
+            type_name: argument.type_name.to_string(),
+            kind: argument.kind,
+            has_default: argument.has_default,
+            is_written: argument.is_written,
+        });
+        let copied = copied.collect();
+        (table.free_arguments)(arguments);
+        Ok(copied)
+    }
+}
+
+/// A loaded module.
+pub(super) struct Module {
+    library: &'static Library,
+    pointer: NonNull<table::Module>,
+}
+
+// SAFETY: torch ties no module to a thread.
+unsafe impl Send for Module {}
+// SAFETY: a module may run on many threads at once if its `forward` keeps nothing, which whoever
+// shares it between instances has been told by the model's configuration.
+unsafe impl Sync for Module {}
+
+impl Module {
+    pub fn load(
+        library: &'static Library,
+        path: &Path,
+        options: &Options,
+    ) -> Result<Self, TorchError> {
+        let path = path.to_string_lossy();
+        let mut module = null_mut();
+        // SAFETY: path and options live through the call, which writes the place.
+        check(library, unsafe { (library.table.load)(Text::of(&path), options, &mut module) })?;
+        let pointer =
+            NonNull::new(module).ok_or_else(|| TorchError("no module was returned".to_owned()))?;
+        Ok(Self { library, pointer })
+    }
+
+    /// Calls `forward`.
+    pub fn forward(&self, inputs: Vec<Input<'_>>) -> Result<Arc<Outputs>, TorchError> {
+        let values: Vec<Value> = inputs.into_iter().map(Input::into_value).collect();
+        let mut results = null_mut();
+        // SAFETY: the module is alive, and so are the dimensions and names that the values point to,
+        // since `Input` borrows them; each owner keeps its bytes until the other side releases it.
+        let outcome = unsafe {
+            (self.library.table.forward)(
+                self.pointer.as_ptr(),
+                values.as_ptr(),
+                values.len(),
+                &mut results,
+            )
+        };
+        check(self.library, outcome)?;
+        let results =
+            NonNull::new(results).ok_or_else(|| TorchError("nothing was returned".to_owned()))?;
+        Ok(Arc::new(Outputs { library: self.library, results }))
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: `load` returned the pointer, and this is its last use.
+        unsafe { (self.library.table.free_module)(self.pointer.as_ptr()) };
+    }
+}
+
+/// One argument of a call, or one entry of the dictionary that is its only argument.
+pub(super) struct Input<'a> {
+    pub name: &'a str,
+    /// One of the table's `KIND_…`.
+    pub kind: u32,
+    pub element: i32,
+    pub dims: &'a [i64],
+    /// Stays until torch lets go of it, which for what a module keeps may be long after the call.
+    pub data: Bytes,
+}
+
+impl Input<'_> {
+    fn into_value(self) -> Value {
+        let Self { name, kind, element, dims, data } = self;
+        let (start, len) = (data.as_ptr(), data.len());
+        Value {
+            name: Text::of(name),
+            kind,
+            element,
+            data: start,
+            len,
+            dims: dims.as_ptr(),
+            rank: dims.len(),
+            owner: Box::into_raw(Box::new(data)).cast(),
+            release,
+        }
+    }
+}
+
+unsafe extern "C" fn release(owner: *mut c_void) {
+    // SAFETY: `into_value` made it, and it is called once.
+    drop(unsafe { Box::from_raw(owner.cast::<Bytes>()) });
+}
+
+/// What a `forward` returned.
+pub(super) struct Outputs {
+    library: &'static Library,
+    results: NonNull<Results>,
+}
+
+// SAFETY: the results are tensors and texts that nobody changes, and torch ties none to a thread.
+unsafe impl Send for Outputs {}
+// SAFETY: as above.
+unsafe impl Sync for Outputs {}
+
+impl Outputs {
+    /// Whether they are the entries of a dictionary, known by their names.
+    pub fn are_dictionary(&self) -> bool {
+        // SAFETY: the results are alive as long as `self`.
+        unsafe { self.results.as_ref() }.dictionary
+    }
+
+    pub fn len(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { self.results.as_ref() }.len
+    }
+
+    pub fn get(&self, index: usize) -> Option<Output<'_>> {
+        self.iter().nth(index)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Output<'_>> {
+        // SAFETY: there are as many values as the results say, alive as long as they.
+        let values: &[Value] = unsafe {
+            let Results { data, len, .. } = *self.results.as_ref();
+            if len == 0 { &[] } else { slice::from_raw_parts(data, len) }
+        };
+        values.iter().map(Output)
+    }
+}
+
+impl Drop for Outputs {
+    fn drop(&mut self) {
+        // SAFETY: `forward` returned them, and this is their last use.
+        unsafe { (self.library.table.free_results)(self.results.as_ptr()) };
+    }
+}
+
+/// One result, as long as [`Outputs`] are there.
+pub(super) struct Output<'a>(&'a Value);
+
+impl Output<'_> {
+    pub fn kind(&self) -> u32 {
+        self.0.kind
+    }
+
+    pub fn element(&self) -> i32 {
+        self.0.element
+    }
+
+    /// The key in a dictionary; for what cannot be sent, its type.
+    pub fn name(&self) -> String {
+        // SAFETY: the text lives as long as the results.
+        unsafe { self.0.name.to_string() }
+    }
+
+    pub fn dims(&self) -> &[i64] {
+        match self.0.rank {
+            0 => &[],
+            // SAFETY: there are `rank` dimensions, alive as long as the results.
+            rank => unsafe { slice::from_raw_parts(self.0.dims, rank) },
+        }
+    }
+}
+
+/// The memory of result `index`, which keeps all of them alive.
+pub(super) fn share(outputs: &Arc<Outputs>, index: usize) -> Bytes {
+    struct Owner(Arc<Outputs>, usize);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            let Some(value) = self.0.get(self.1) else { return &[] };
+            let (start, len) = (value.0.data, value.0.len);
+            // SAFETY: as in `Output::bytes`, and `self` holds the results.
+            if len == 0 { &[] } else { unsafe { slice::from_raw_parts(start, len) } }
+        }
+    }
+    Bytes::from_owner(Owner(outputs.clone(), index))
+}
+
+fn check(library: &Library, outcome: Outcome) -> Result<(), TorchError> {
+    if outcome == table::SUCCESS {
+        return Ok(());
+    }
+    // SAFETY: the text is copied before any other call on this thread.
+    Err(TorchError(unsafe { (library.table.last_error)().to_string() }))
+}

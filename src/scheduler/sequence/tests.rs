@@ -1,0 +1,469 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::inference::CorrelationId;
+
+#[derive(Clone, Debug, PartialEq)]
+struct Fake {
+    name: usize,
+    rows: u32,
+    sequence: Option<Sequence>,
+    cancelled: bool,
+}
+
+impl Queued for Fake {
+    fn rows(&self) -> u32 {
+        self.rows
+    }
+    fn fits_with(&self, _: &Self) -> bool {
+        true
+    }
+    fn priority(&self) -> u64 {
+        0
+    }
+    fn queue_timeout(&self) -> Option<Duration> {
+        None
+    }
+    fn deadline(&self) -> Option<Timestamp> {
+        None
+    }
+    fn is_cancelled(&self) -> bool {
+        self.cancelled
+    }
+}
+
+impl Sequenced for Fake {
+    fn sequence(&self) -> Option<&Sequence> {
+        self.sequence.as_ref()
+    }
+}
+
+/// What a sequence carries: how many of its requests have run.
+impl Carried for u32 {
+    fn fits_with(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+const IDLE: Duration = Duration::from_millis(1);
+
+fn at(us: u64) -> Timestamp {
+    Timestamp::from_nanos(us * 1000)
+}
+
+fn fake(name: usize, id: u64, flags: &str) -> Fake {
+    let sequence = Sequence {
+        id: CorrelationId::Number(id),
+        start: flags.contains('s'),
+        end: flags.contains('e'),
+    };
+    Fake { name, rows: 1, sequence: Some(sequence), cancelled: flags.contains('x') }
+}
+
+fn direct(max_batch_size: u32) -> SequencePolicy {
+    let strategy =
+        SequenceStrategy::Direct { max_queue_delay: Duration::ZERO, minimum_slot_utilization: 0.0 };
+    SequencePolicy { model: "m".into(), max_batch_size, strategy, max_idle: IDLE }
+}
+
+fn oldest(max_batch_size: u32, max_candidates: u32) -> SequencePolicy {
+    let strategy = SequenceStrategy::Oldest {
+        max_candidates,
+        preferred_sizes: Vec::new(),
+        max_queue_delay: Duration::ZERO,
+        preserve_ordering: false,
+    };
+    SequencePolicy { model: "m".into(), max_batch_size, strategy, max_idle: IDLE }
+}
+
+type Queue = SequenceQueue<Fake, u32>;
+type Batch = SequenceBatch<Fake, u32>;
+
+/// Runs what there is to run on an instance, and returns it with what was hopeless.
+fn take(queue: &mut Queue, instance: usize, now: Timestamp) -> (Option<Batch>, Vec<usize>) {
+    let mut hopeless = Vec::new();
+    let batch = match queue.next(instance, now, &mut hopeless) {
+        SequenceDecision::Run(batch) => Some(batch),
+        SequenceDecision::Idle | SequenceDecision::WaitUntil(_) => None,
+    };
+    (batch, hopeless.into_iter().map(|(request, _)| request.name).collect())
+}
+
+/// The names by row; 0 where there is none.
+fn names(batch: &Batch) -> Vec<usize> {
+    batch.rows.iter().map(|row| row.as_ref().map_or(0, |row| row.request.name)).collect()
+}
+
+fn finish(queue: &mut Queue, batch: Batch, now: Timestamp) {
+    for row in batch.rows.into_iter().flatten() {
+        queue.finished(row.key, row.carried + 1, now);
+    }
+}
+
+/// The batches that run one after the other on instance 0 until nothing is left.
+fn run_all(queue: &mut Queue, now: Timestamp) -> Vec<Vec<usize>> {
+    let mut all = Vec::new();
+    while let (Some(batch), _) = take(queue, 0, now) {
+        all.push(names(&batch));
+        finish(queue, batch, now);
+    }
+    all
+}
+
+#[test]
+fn direct_rows_stay_and_gaps_are_filled() {
+    let mut queue = Queue::new(direct(4), 1, 0);
+    for (name, id) in [(1, 11), (2, 22), (3, 33)] {
+        queue.push(fake(name, id, "s"), at(0)).unwrap();
+    }
+    assert_eq!(run_all(&mut queue, at(0)), [[1, 2, 3]]);
+    queue.push(fake(4, 33, ""), at(1)).unwrap();
+    assert_eq!(run_all(&mut queue, at(1)), [[0, 0, 4]]);
+    queue.push(fake(5, 22, "e"), at(2)).unwrap();
+    queue.push(fake(6, 11, ""), at(2)).unwrap();
+    assert_eq!(run_all(&mut queue, at(2)), [[6, 5]]);
+    // The row that was freed goes to the next.
+    queue.push(fake(7, 44, "s"), at(3)).unwrap();
+    assert_eq!(run_all(&mut queue, at(3)), [[0, 7]]);
+    assert_eq!(queue.live(), 3);
+}
+
+#[test]
+fn without_a_slot_sequences_wait_in_their_order() {
+    for policy in [direct(1), oldest(1, 1), direct(0), oldest(0, 1)] {
+        let mut queue = Queue::new(policy, 1, 0);
+        for (name, id, flags) in [
+            (1, 11, "s"),
+            (2, 22, "s"),
+            (3, 33, "se"),
+            (4, 22, "e"),
+            (5, 11, "e"),
+            // The same name again, for another sequence.
+            (6, 22, "se"),
+        ] {
+            queue.push(fake(name, id, flags), at(0)).unwrap();
+        }
+        let order = run_all(&mut queue, at(0)).concat();
+        assert_eq!(order, [1, 5, 2, 4, 3, 6]);
+        assert_eq!((queue.live(), queue.len()), (0, 0));
+    }
+}
+
+#[test]
+fn the_oldest_requests_of_all_candidates_form_a_batch() {
+    let mut queue = Queue::new(oldest(4, 2), 1, 0);
+    for (name, id, flags) in
+        [(1, 11, "s"), (2, 22, "s"), (3, 33, "s"), (4, 11, "e"), (5, 22, "e"), (6, 33, "e")]
+    {
+        queue.push(fake(name, id, flags), at(0)).unwrap();
+    }
+    assert_eq!(run_all(&mut queue, at(0)), [vec![1, 2], vec![4, 5], vec![3], vec![6]]);
+}
+
+#[test]
+fn wrong_requests_are_refused_and_named() {
+    let mut queue = Queue::new(direct(4), 1, 0);
+    let mut refused = |request: Fake| queue.push(request, at(0)).unwrap_err().1.to_string();
+    let two = Fake { rows: 2, ..fake(1, 11, "se") };
+    assert!(refused(two).contains("must specify batch-size 1"));
+    assert!(refused(fake(1, 0, "s")).contains("non-zero or non-empty correlation ID"));
+    assert!(refused(Fake { sequence: None, ..fake(1, 0, "") }).contains("correlation ID"));
+    for flags in ["", "e"] {
+        let text = refused(fake(1, 11, flags));
+        assert!(text.contains("sequence 11 to model 'm' must specify the START flag"), "{text}");
+    }
+    assert_eq!(queue.live(), 0);
+}
+
+#[test]
+fn an_idle_sequence_ends_and_its_slot_is_given_on() {
+    for policy in [direct(1), oldest(1, 1)] {
+        let mut queue = Queue::new(policy, 1, 0);
+        queue.push(fake(1, 11, "s"), at(0)).unwrap();
+        queue.push(fake(2, 22, "s"), at(0)).unwrap();
+        let (batch, _) = take(&mut queue, 0, at(0));
+        // It runs for longer than a sequence may be idle.
+        assert!(queue.expire(at(5000)).is_empty());
+        finish(&mut queue, batch.unwrap(), at(5000));
+        assert!(queue.expire(at(5999)).is_empty());
+        assert_eq!(queue.expire(at(6001)), [0]);
+        assert!(queue.push(fake(3, 11, ""), at(6001)).is_err());
+        assert_eq!(run_all(&mut queue, at(6001)), [[2]]);
+        assert_eq!(queue.live(), 1);
+    }
+}
+
+#[test]
+fn who_starts_again_carries_nothing_over() {
+    for policy in [direct(1), oldest(1, 1)] {
+        let mut queue = Queue::new(policy, 1, 0);
+        let mut carried = Vec::new();
+        for (name, flags) in [(1, "s"), (2, ""), (3, "s"), (4, "")] {
+            queue.push(fake(name, 11, flags), at(0)).unwrap();
+        }
+        while let (Some(batch), _) = take(&mut queue, 0, at(0)) {
+            carried.extend(batch.rows.iter().flatten().map(|row| (row.start, row.carried)));
+            finish(&mut queue, batch, at(0));
+        }
+        assert_eq!(carried, [(true, 0), (false, 1), (true, 0), (false, 1)]);
+    }
+}
+
+#[test]
+fn after_a_cancelled_first_request_the_second_is_the_first() {
+    for policy in [direct(1), oldest(1, 1)] {
+        let mut queue = Queue::new(policy, 1, 0);
+        queue.push(fake(1, 11, "sx"), at(0)).unwrap();
+        queue.push(fake(2, 11, ""), at(0)).unwrap();
+        queue.push(fake(3, 11, "ex"), at(0)).unwrap();
+        queue.push(fake(4, 22, "sex"), at(0)).unwrap();
+        let (batch, hopeless) = take(&mut queue, 0, at(0));
+        let batch = batch.unwrap();
+        assert_eq!((names(&batch), hopeless), (vec![2], vec![1]));
+        assert!(batch.rows[0].as_ref().unwrap().start);
+        finish(&mut queue, batch, at(0));
+        let (none, hopeless) = take(&mut queue, 0, at(0));
+        assert!(none.is_none());
+        assert_eq!(hopeless, [3, 4]);
+        assert_eq!((queue.live(), queue.len()), (0, 0));
+    }
+}
+
+#[test]
+fn a_batch_waits_until_enough_slots_are_ready() {
+    let mut policy = direct(4);
+    policy.strategy = SequenceStrategy::Direct {
+        max_queue_delay: Duration::from_micros(100),
+        minimum_slot_utilization: 0.5,
+    };
+    let mut queue = Queue::new(policy, 1, 0);
+    let mut hopeless = Vec::new();
+    queue.push(fake(1, 11, "s"), at(10)).unwrap();
+    let decision = queue.next(0, at(20), &mut hopeless);
+    assert!(matches!(decision, SequenceDecision::WaitUntil(due) if due == at(110)));
+    queue.push(fake(2, 22, "s"), at(30)).unwrap();
+    assert_eq!(run_all(&mut queue, at(30)), [[1, 2]]);
+    queue.push(fake(3, 11, ""), at(200)).unwrap();
+    assert_eq!(run_all(&mut queue, at(299)), Vec::<Vec<usize>>::new());
+    assert_eq!(run_all(&mut queue, at(300)), [[3]]);
+}
+
+#[test]
+fn slots_are_spread_over_the_instances() {
+    let mut queue = Queue::new(direct(2), 2, 0);
+    for (name, id) in [(1, 11), (2, 22), (3, 33), (4, 44)] {
+        queue.push(fake(name, id, "s"), at(0)).unwrap();
+    }
+    let mut on = |instance| names(&take(&mut queue, instance, at(0)).0.unwrap());
+    assert_eq!((on(0), on(1)), (vec![1, 3], vec![2, 4]));
+}
+
+#[test]
+fn sequences_that_are_over_are_forgotten() {
+    let mut queue = Queue::new(direct(1), 1, 0);
+    for name in 1..10_000 {
+        queue.push(fake(name, name as u64, "se"), at(0)).unwrap();
+        run_all(&mut queue, at(0));
+    }
+    let (looks, free) = queue.table.kept();
+    assert!(looks < 100, "{looks}");
+    assert_eq!(free, 1);
+}
+
+/// What can happen to a queue.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Arrive {
+        id: u64,
+        flags: &'static str,
+    },
+    /// Start what can start on an instance.
+    Run(usize),
+    /// End the oldest batch that runs.
+    End,
+    Pass,
+}
+
+/// Holds a queue to what it promises, whatever happens.
+struct Model {
+    queue: Queue,
+    instances: usize,
+    slots: usize,
+    now: u64,
+    arrived: usize,
+    running: Vec<(usize, Batch)>,
+    /// By sequence the place where it runs.
+    places: BTreeMap<SequenceKey, (usize, usize)>,
+    out: BTreeSet<usize>,
+    accepted: usize,
+    is_direct: bool,
+}
+
+impl Model {
+    fn new(policy: SequencePolicy, instances: usize) -> Self {
+        let is_direct = matches!(policy.strategy, SequenceStrategy::Direct { .. });
+        let slots = match policy.strategy {
+            SequenceStrategy::Direct { .. } => policy.max_batch_size.max(1),
+            SequenceStrategy::Oldest { max_candidates, .. } => max_candidates,
+        };
+        Self {
+            queue: Queue::new(policy, instances, 0),
+            instances,
+            slots: slots as usize * instances,
+            now: 0,
+            arrived: 0,
+            running: Vec::new(),
+            places: BTreeMap::new(),
+            out: BTreeSet::new(),
+            accepted: 0,
+            is_direct,
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Arrive { id, flags } => {
+                self.arrived += 1;
+                let request = fake(self.arrived, id, flags);
+                self.accepted += usize::from(self.queue.push(request, at(self.now)).is_ok());
+            }
+            Event::Run(instance) => {
+                let instance = instance % self.instances;
+                if self.running.iter().any(|(busy, _)| *busy == instance) {
+                    return;
+                }
+                let (batch, hopeless) = take(&mut self.queue, instance, at(self.now));
+                hopeless.into_iter().for_each(|name| assert!(self.out.insert(name)));
+                let Some(batch) = batch else { return };
+                assert!(batch.rows.iter().any(Option::is_some), "an empty batch");
+                for (row, taken) in batch.rows.iter().enumerate() {
+                    let Some(taken) = taken else { continue };
+                    assert!(self.out.insert(taken.request.name), "it ran twice");
+                    let running = self.running.iter().flat_map(|(_, batch)| &batch.rows).flatten();
+                    assert!(running.into_iter().all(|other| other.key != taken.key), "at once");
+                    let place = (instance, if self.is_direct { row } else { 0 });
+                    assert_eq!(*self.places.entry(taken.key).or_insert(place), place, "it moved");
+                }
+                self.running.push((instance, batch));
+            }
+            Event::End => {
+                if self.running.is_empty() {
+                    return;
+                }
+                let (_, batch) = self.running.remove(0);
+                finish(&mut self.queue, batch, at(self.now));
+            }
+            Event::Pass => {
+                self.now += 700;
+                self.queue.expire(at(self.now));
+            }
+        }
+        let (_, free) = self.queue.table.kept();
+        assert_eq!(free + self.queue.table.seated(), self.slots, "a slot is lost or held twice");
+    }
+
+    /// Lets everything run and come to its end.
+    fn settle(mut self) {
+        for _ in 0..4 * (self.arrived + 1) {
+            (0..self.instances).for_each(|instance| self.happen(Event::Run(instance)));
+            self.happen(Event::End);
+            self.happen(Event::End);
+        }
+        // Who still holds a slot has not said that it ends.
+        (0..4 * (self.arrived + 1)).for_each(|_| {
+            self.happen(Event::Pass);
+            (0..self.instances).for_each(|instance| self.happen(Event::Run(instance)));
+            self.happen(Event::End);
+            self.happen(Event::End);
+        });
+        assert_eq!(self.out.len(), self.accepted, "a request is lost");
+        assert_eq!((self.queue.live(), self.queue.len()), (0, 0));
+        let (_, free) = self.queue.table.kept();
+        assert_eq!(free, self.slots);
+    }
+}
+
+fn arrivals() -> impl Strategy<Value = Event> {
+    let flags = prop::sample::select(vec!["s", "", "", "e", "se", "x", "sx", "ex"]);
+    (1..5_u64, flags).prop_map(|(id, flags)| Event::Arrive { id, flags })
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => arrivals(),
+        2 => (0..2_usize).prop_map(Event::Run),
+        2 => Just(Event::End),
+        1 => Just(Event::Pass),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_comes_nothing_is_lost_or_held_twice(
+        events in prop::collection::vec(events(), 0..60),
+        slots in 1..4_u32,
+        instances in 1..3_usize,
+        is_direct in any::<bool>(),
+    ) {
+        let policy = if is_direct { direct(slots) } else { oldest(2, slots) };
+        let mut model = Model::new(policy, instances);
+        events.into_iter().for_each(|event| model.happen(event));
+        model.settle();
+    }
+
+    #[test]
+    fn requests_of_a_sequence_run_in_their_order(
+        ids in prop::collection::vec(1..6_u64, 1..60),
+        slots in 1..4_u32,
+        is_direct in any::<bool>(),
+    ) {
+        let policy = if is_direct { direct(slots) } else { oldest(2, slots) };
+        let mut queue = Queue::new(policy, 1, 0);
+        let mut expected: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        let last: BTreeMap<u64, usize> = ids.iter().zip(1..).map(|(&id, name)| (id, name)).collect();
+        for (&id, name) in ids.iter().zip(1..) {
+            let flags = match (expected.contains_key(&id), last[&id] == name) {
+                (false, true) => "se",
+                (false, false) => "s",
+                (true, true) => "e",
+                (true, false) => "",
+            };
+            queue.push(fake(name, id, flags), at(0)).unwrap();
+            expected.entry(id).or_default().push(name);
+        }
+        let mut ran: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        for name in run_all(&mut queue, at(0)).concat().into_iter().filter(|&name| name > 0) {
+            ran.entry(ids[name - 1]).or_default().push(name);
+        }
+        prop_assert_eq!(ran, expected);
+        prop_assert_eq!(queue.live(), 0);
+    }
+}
+
+/// Every order of a few events, to the last: two sequences that want one slot.
+#[test]
+fn every_order_of_events_keeps_the_slot() {
+    let events = [
+        Event::Arrive { id: 1, flags: "s" },
+        Event::Arrive { id: 1, flags: "e" },
+        Event::Arrive { id: 2, flags: "se" },
+        Event::Arrive { id: 2, flags: "sx" },
+        Event::Run(0),
+        Event::End,
+        Event::Pass,
+    ];
+    const DEPTH: u32 = 6;
+    for policy in [direct(1), oldest(1, 1)] {
+        for order in 0..events.len().pow(DEPTH) {
+            let mut model = Model::new(policy.clone(), 1);
+            for step in 0..DEPTH {
+                model.happen(events[order / events.len().pow(step) % events.len()]);
+            }
+            if order % 16 == 0 {
+                model.settle();
+            }
+        }
+    }
+}

@@ -1,0 +1,342 @@
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use smallvec::SmallVec;
+
+use super::{Account, EnsembleSteps, Parent};
+use crate::{
+    inference::{
+        CorrelationId, DataType, Error, InferInput, InferOutput, InferRequest, InferResponse,
+        Parameter, Parameters, RequestedOutput, Rope, Shape, Timestamp,
+    },
+    observe::trace::Event,
+    runtime::{End, ReplyReceiver, current, spawn},
+    scheduler::{Call, EnsembleRun, Progress},
+    serving::{
+        cache, classification,
+        job::{Job, Reply},
+    },
+};
+
+/// How often a request may go on before others on the reactor get their turn.
+const TURNS_MAX: usize = 64;
+
+/// Takes a request through the ensemble that it is for, on this reactor.
+pub fn start(steps: Arc<EnsembleSteps>, job: Job) {
+    spawn(&"an ensemble", async move {
+        let mut flow = Flow::new(steps, job);
+        let ended = poll_fn(|cx| flow.poll(cx)).await;
+        flow.end(ended);
+    });
+}
+
+/// A tensor between steps, shared and not copied.
+#[derive(Clone)]
+struct Tensor {
+    datatype: DataType,
+    shape: Shape,
+    data: Rope,
+    /// Whether its first dimension is the batch.
+    batched: bool,
+}
+
+/// A request on its way through the steps.
+struct Flow {
+    steps: Arc<EnsembleSteps>,
+    job: Job,
+    run: EnsembleRun<Tensor>,
+    calls: Vec<OpenCall>,
+    parent: Parent,
+    account: Arc<Account>,
+    /// When the first response was sent.
+    first: Option<Timestamp>,
+}
+
+struct OpenCall {
+    call: Call,
+    replies: ReplyReceiver<Reply>,
+}
+
+/// How a request ended: with its last response, or after it.
+type Ended = Result<Option<InferResponse>, Error>;
+
+impl Flow {
+    fn new(steps: Arc<EnsembleSteps>, mut job: Job) -> Self {
+        let signature = job.version.signature.clone();
+        let batched = signature.max_batch_size > 0;
+        let inputs = std::mem::take(&mut job.admitted.inputs).into_iter().zip(&signature.inputs);
+        let inputs = inputs.map(|(input, spec)| {
+            let input = input?;
+            Some(Tensor { datatype: spec.datatype, shape: input.shape, data: input.data, batched })
+        });
+        let wanted = job.admitted.outputs.iter().map(|&index| usize::from(index));
+        let run = EnsembleRun::new(steps.plan.clone(), inputs.collect::<Vec<_>>(), wanted);
+        let account = Arc::new(Account::default());
+        let trace = job.trace.as_ref().map(|trace| trace.as_outer());
+        let parent = Parent { trace, account: Some(account.clone()) };
+        Self { steps, job, run, calls: Vec::new(), parent, account, first: None }
+    }
+
+    /// Goes on as far as it can.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        if self.job.reply.poll_abandoned(cx).is_ready() {
+            return Poll::Ready(Err(Error::Cancelled));
+        }
+        for _ in 0..TURNS_MAX {
+            let received = match self.begin_calls().and_then(|()| self.receive(cx)) {
+                Ok(received) => received,
+                Err(error) => return Poll::Ready(Err(self.of_this_ensemble(error))),
+            };
+            match self.respond() {
+                Ok(Poll::Pending) if received => {}
+                Ok(Poll::Pending) => return Poll::Pending,
+                Ok(Poll::Ready(last)) => return Poll::Ready(Ok(last)),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn begin_calls(&mut self) -> Result<(), Error> {
+        while let Some((call, inputs)) = self.run.next_call() {
+            let Some(version) = self.steps.versions.get(call.step).cloned() else { continue };
+            let request = self.request(call, inputs);
+            let replies = version.infer_within(request, self.parent.clone())?;
+            self.calls.push(OpenCall { call, replies });
+        }
+        Ok(())
+    }
+
+    /// What a step's model is asked.
+    fn request(&self, call: Call, inputs: Vec<Option<Tensor>>) -> InferRequest {
+        let job = &self.job;
+        let mut request = InferRequest {
+            id: job.id.clone(),
+            parameters: job.parameters.clone(),
+            sequence: job.sequence.clone(),
+            priority: job.priority,
+            queue_timeout: job.queue_timeout,
+            deadline: job.deadline,
+            callers: job.callers.clone(),
+            ..InferRequest::default()
+        };
+        let (Some(step), Some(version)) =
+            (self.steps.plan.steps.get(call.step), self.steps.versions.get(call.step))
+        else {
+            return request;
+        };
+        let signature = &version.signature;
+        let batched = signature.max_batch_size > 0;
+        for (input, tensor) in step.inputs.iter().zip(inputs) {
+            let Some(Tensor { datatype, shape, data, batched: was_batched }) = tensor else {
+                continue;
+            };
+            let spec = signature.inputs.iter().find(|spec| spec.name == input.name);
+            let shape = match spec {
+                Some(spec) => fitted(shape, was_batched, &spec.dims, batched),
+                None => shape,
+            };
+            request.inputs.push(InferInput::new(&*input.name, datatype, shape, data));
+        }
+        let names = self.steps.plan.output_names(call.step);
+        let wanted = names
+            .map(|name| RequestedOutput { name: (&**name).into(), ..RequestedOutput::default() });
+        request.outputs = wanted.collect();
+        request
+    }
+
+    /// Takes in what steps have answered; whether there was anything.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
+        let Self { calls, run, steps, .. } = self;
+        let mut any = false;
+        let mut at = 0;
+        while let Some(OpenCall { call, replies }) = calls.get_mut(at) {
+            if run.is_behind(*call) {
+                at += 1;
+                continue;
+            }
+            match replies.poll_receive(cx) {
+                Poll::Pending => at += 1,
+                Poll::Ready(Some(reply)) => {
+                    any = true;
+                    let batched = steps
+                        .versions
+                        .get(call.step)
+                        .is_some_and(|version| version.signature.max_batch_size > 0);
+                    let mut outputs = reply?.outputs;
+                    run.answered(*call, |name| {
+                        let at = outputs.iter().position(|output| *output.name == *name)?;
+                        let InferOutput { datatype, shape, data, .. } = outputs.swap_remove(at);
+                        Some(Tensor { datatype, shape, data: data.into(), batched })
+                    });
+                }
+                Poll::Ready(None) if replies.end() == Some(End::Dropped) => {
+                    return Err(Error::unanswered());
+                }
+                Poll::Ready(None) => {
+                    any = true;
+                    run.ended(*call);
+                    calls.swap_remove(at);
+                }
+            }
+        }
+        Ok(any)
+    }
+
+    /// Sends what is complete, save the last response, which comes back when there is nothing left to do.
+    fn respond(&mut self) -> Result<Poll<Option<InferResponse>>, Error> {
+        let mut held: Option<InferResponse> = None;
+        while let Some(outputs) = self.run.next_response() {
+            let response = self.response(outputs)?;
+            if let Some(earlier) = held.replace(response) {
+                self.send(earlier)?;
+            }
+        }
+        match self.run.progress() {
+            Progress::Done => Ok(Poll::Ready(held)),
+            Progress::Stuck => {
+                Err(self.of_this_ensemble(Error::EnsembleStuck.in_request(&self.job.id)))
+            }
+            // Of one that answers once, this is the answer.
+            Progress::Going if held.is_some() && !self.job.version.decoupled => {
+                Ok(Poll::Ready(held))
+            }
+            Progress::Going => {
+                if let Some(response) = held {
+                    self.send(response)?;
+                }
+                Ok(Poll::Pending)
+            }
+        }
+    }
+
+    fn send(&mut self, response: InferResponse) -> Result<(), Error> {
+        self.first.get_or_insert_with(Timestamp::now);
+        self.job.reply.send(Ok(response)).map_err(|unread| Error::UnreadResponses {
+            model: self.job.version.name.to_string(),
+            limit: unread.limit,
+        })
+    }
+
+    fn response(&self, tensors: Vec<Option<Tensor>>) -> Result<InferResponse, Error> {
+        let job = &self.job;
+        let signature = &job.version.signature;
+        let batched = signature.max_batch_size > 0;
+        let mut outputs: SmallVec<[InferOutput; 2]> = SmallVec::new();
+        for (&index, tensor) in job.admitted.outputs.iter().zip(tensors) {
+            let (Some(spec), Some(tensor)) = (signature.outputs.get(usize::from(index)), tensor)
+            else {
+                continue;
+            };
+            outputs.push(InferOutput {
+                name: spec.name.clone(),
+                datatype: tensor.datatype,
+                shape: fitted(tensor.shape, tensor.batched, &spec.dims, batched),
+                data: tensor.data.into_bytes(),
+            });
+        }
+        if !job.admitted.classes.is_empty() {
+            classification::apply(&job.version, &job.admitted, &mut outputs)?;
+        }
+        Ok(InferResponse {
+            model_name: job.version.name.clone(),
+            model_version: job.version.version,
+            id: job.id.clone(),
+            parameters: self.parameters(),
+            outputs,
+        })
+    }
+
+    /// Triton gives these with an ensemble's response and with no other.
+    fn parameters(&self) -> Parameters {
+        let sequence = self.job.sequence.as_deref();
+        let id = match sequence.map(|sequence| &sequence.id) {
+            Some(CorrelationId::Text(text)) => Parameter::String(text.clone()),
+            Some(CorrelationId::Number(number)) => Parameter::Int(number.cast_signed()),
+            None => Parameter::Int(0),
+        };
+        let flag = |is_set: Option<bool>| Parameter::Bool(is_set.unwrap_or(false));
+        let mut parameters = Parameters::default();
+        parameters.insert("sequence_id", id);
+        parameters.insert("sequence_start", flag(sequence.map(|sequence| sequence.start)));
+        parameters.insert("sequence_end", flag(sequence.map(|sequence| sequence.end)));
+        parameters
+    }
+
+    fn of_this_ensemble(&self, error: Error) -> Error {
+        Error::InEnsemble { ensemble: self.job.version.name.to_string(), error: Box::new(error) }
+    }
+
+    /// Counts the request and ends its answer. Requests to steps that are not answered are abandoned.
+    fn end(self, ended: Ended) {
+        let Self { mut job, calls, account, first, .. } = self;
+        drop(calls);
+        let reactor = current().index();
+        let last = match ended {
+            Ok(last) => last,
+            Err(error) => return job.fail(reactor, error),
+        };
+        let now = Timestamp::now();
+        let (queued, times) = account.sums();
+        let statistics = &job.version.statistics;
+        statistics.executed(reactor, (job.admitted.batch_size, 0), 1, times);
+        let first = first.unwrap_or(now) - job.arrived;
+        statistics.succeeded(reactor, now - job.arrived, queued, first);
+        if let Some(response) = &last
+            && job.admitted.classes.is_empty()
+        {
+            cache::keep(&mut job, &response.outputs, &response.parameters, reactor);
+        }
+        if let Some(outer) = &job.account {
+            outer.add(queued, times);
+        }
+        if let Some(mut trace) = job.trace.take() {
+            trace.at(Event::InferResponseComplete, now);
+            trace.at(Event::RequestEnd, now);
+            trace.finish();
+        }
+        match last {
+            Some(response) => job.reply.finish(Ok(response)),
+            None => job.reply.close(),
+        }
+    }
+}
+
+/// A shape that has or has not a batch dimension, as a model wants it that has the other kind: a batch of
+/// one loses the dimension, or gets it.
+fn fitted(shape: Shape, was_batched: bool, dims: &Shape, batched: bool) -> Shape {
+    match (was_batched, batched) {
+        (false, true) if dims.admits(&shape) => shape.with_batch(1),
+        (true, false) => match shape.split_first() {
+            Some((1, own)) if dims.admits(own) => own.into(),
+            _ => shape,
+        },
+        _ => shape,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_of_one_goes_between_models_with_and_without_batches() {
+        for (shape, was_batched, dims, batched, expected) in [
+            (&[3][..], false, &[-1][..], true, &[1, 3][..]),
+            (&[2, 3], false, &[3], true, &[2, 3]),
+            (&[1, 3], true, &[3], false, &[3]),
+            (&[2, 3], true, &[3], false, &[2, 3]),
+            (&[1, 3], true, &[1, 3], false, &[1, 3]),
+            (&[1, 3], true, &[3], true, &[1, 3]),
+            (&[3], false, &[3], false, &[3]),
+            (&[], true, &[], false, &[]),
+        ] {
+            let got = fitted(shape.into(), was_batched, &dims.into(), batched);
+            assert_eq!(&got[..], expected, "{shape:?} for {dims:?}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Models whose requests belong to sequences: their queue, their instances, and what each row of a
+//! batch is given besides the client's tensors.
+//!
+//! All sequences of a version live on its home, in one [`SequenceQueue`]; an instance has a thread of
+//! its own, for a sequence stays with its instance. What the scheduler keeps with a sequence is its
+//! implicit state ([`States`]): outputs of one run that are inputs of the next.
+
+mod instances;
+mod rows;
+mod setup;
+
+pub use setup::{SequenceSetup, SetupError, States};
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use super::{bell::Bell, job::Job};
+use crate::{
+    inference::{Error, Timestamp},
+    runtime::{ReactorHandle, Sleep, current, sleep_until, spawn},
+    scheduler::{SequenceDecision, SequenceQueue},
+};
+
+pub use instances::{Instances, Ran};
+
+/// The sequences of a version, on its home.
+pub struct SequenceShard {
+    home: ReactorHandle,
+    setup: Arc<SequenceSetup>,
+    queue: RefCell<SequenceQueue<Job, States>>,
+    instances: RefCell<Instances>,
+    bell: Bell,
+    closed: Cell<bool>,
+}
+
+impl SequenceShard {
+    /// Starts the task that feeds the instances.
+    pub fn start(setup: Arc<SequenceSetup>, instances: Instances) -> SequenceShardHandle {
+        let queue = SequenceQueue::new(setup.policy.clone(), instances.len(), setup.initial());
+        let shard = Rc::new(Self {
+            home: current(),
+            instances: RefCell::new(instances),
+            setup,
+            queue: RefCell::new(queue),
+            bell: Bell::default(),
+            closed: Cell::new(false),
+        });
+        spawn(&"a model's sequences", feed(shard.clone()));
+        SequenceShardHandle(shard)
+    }
+
+    /// Queues a request.
+    pub fn submit(&self, job: Job) {
+        if let Err(error) = self.setup.check(&job) {
+            return job.refuse(error);
+        }
+        let (statistics, arrived) = (job.version.statistics.clone(), job.arrived);
+        let pushed = self.queue.borrow_mut().push(job, arrived);
+        match pushed {
+            Ok(ready) => {
+                statistics.enqueued(self.home.index());
+                if ready.is_some() {
+                    self.bell.ring();
+                }
+            }
+            Err((job, error)) => job.refuse(error),
+        }
+    }
+
+    /// Takes back a batch that an instance has run, and answers it.
+    pub fn finished(&self, ran: Ran) {
+        let now = Timestamp::now();
+        self.instances.borrow_mut().finished(ran.instance);
+        {
+            let mut queue = self.queue.borrow_mut();
+            for (key, states) in ran.sequences {
+                queue.finished(key, states, now);
+            }
+        }
+        ran.executed.answer(self.home.index(), now);
+        self.bell.ring();
+    }
+
+    /// Starts every batch that can start. Returns when to be called again, though nothing arrives.
+    fn pump(&self) -> Option<Timestamp> {
+        let now = Timestamp::now();
+        self.queue.borrow_mut().expire(now);
+        let mut again = None;
+        let mut hopeless = Vec::new();
+        let count = self.instances.borrow().len();
+        for instance in 0..count {
+            if !self.instances.borrow().is_idle(instance) {
+                continue;
+            }
+            let decision = self.queue.borrow_mut().next(instance, now, &mut hopeless);
+            match decision {
+                SequenceDecision::Idle => {}
+                SequenceDecision::WaitUntil(due) => again = earlier(again, Some(due)),
+                SequenceDecision::Run(batch) => {
+                    for row in batch.rows.iter().flatten() {
+                        row.request.version.statistics.dequeued(self.home.index());
+                    }
+                    let refused = self.instances.borrow_mut().run(instance, batch).err();
+                    for row in refused.into_iter().flat_map(|batch| batch.rows).flatten() {
+                        let detail = "the instance's thread has ended".to_owned();
+                        row.request.fail(self.home.index(), Error::Internal { detail });
+                    }
+                }
+            }
+        }
+        for (job, error) in hopeless {
+            job.version.statistics.dequeued(self.home.index());
+            job.fail(self.home.index(), error);
+        }
+        earlier(again, self.queue.borrow().next_expiry())
+    }
+}
+
+fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    [a, b].into_iter().flatten().min()
+}
+
+/// Owns a [`SequenceShard`]; dropping it ends the shard's task.
+pub struct SequenceShardHandle(Rc<SequenceShard>);
+
+impl std::ops::Deref for SequenceShardHandle {
+    type Target = SequenceShard;
+
+    fn deref(&self) -> &SequenceShard {
+        &self.0
+    }
+}
+
+impl Drop for SequenceShardHandle {
+    fn drop(&mut self) {
+        self.0.closed.set(true);
+        self.0.bell.ring();
+    }
+}
+
+async fn feed(shard: Rc<SequenceShard>) {
+    let mut again: Option<Sleep> = None;
+    loop {
+        std::future::poll_fn(|cx| shard.bell.poll_rung(cx, &mut again)).await;
+        if shard.closed.get() {
+            return;
+        }
+        again = shard.pump().map(|due| sleep_until(due.to_instant()));
+    }
+}

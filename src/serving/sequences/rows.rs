@@ -1,0 +1,191 @@
+//! A batch of sequences, from its rows to the answers and what the sequences carry on.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::setup::{SequenceSetup, States, Told};
+use crate::{
+    backend::{Instance, ModelInstance},
+    inference::{Admitted, AdmittedInput, CorrelationId, Error, InferOutput, Rope, Timestamp},
+    memory::BufferPool,
+    observe::BatchTimes,
+    runtime::ReactorHandle,
+    scheduler::{SequenceBatch, SequenceKey, SequenceRow},
+    serving::{
+        batch::Outputs,
+        execution::{self, Executed, Ran},
+        job::Job,
+        rows::SharedRows,
+        version::LoadedVersion,
+    },
+};
+
+/// What a run leaves to its sequences.
+type Left = SmallVec<[(SequenceKey, States); 4]>;
+
+/// Runs a batch, beginning now, at `began`. A batch that fails leaves the states as they were.
+pub fn run(
+    setup: &SequenceSetup,
+    instance: &mut ModelInstance,
+    batch: SequenceBatch<Job, States>,
+    home: &ReactorHandle,
+    began: Timestamp,
+) -> (Left, Executed) {
+    let mut times = BatchTimes::default();
+    let (mut left, mut jobs) = (Left::new(), Vec::with_capacity(batch.rows.len()));
+    // Of each job its row, and the outputs that its client asked for.
+    let mut places: SmallVec<[usize; 8]> = SmallVec::new();
+    let mut asked = Vec::with_capacity(batch.rows.len());
+    let row_count = batch.rows.len();
+    for (place, row) in batch.rows.into_iter().enumerate() {
+        let Some(SequenceRow { key, mut request, start, end, carried }) = row else { continue };
+        asked.push(request.admitted.outputs.clone());
+        tell(setup, &mut request, start, end, &carried);
+        left.push((key, carried));
+        places.push(place);
+        jobs.push(request);
+    }
+    let instance = match instance {
+        ModelInstance::Batches(instance) => &mut **instance,
+        ModelInstance::Requests(instance) => {
+            let ran = execution::hand_over(&mut **instance, jobs, home, began, &mut times);
+            return (left, Executed::new(ran, began, times));
+        }
+    };
+    let outcome = execute(setup, instance, &jobs, (&places, row_count), began, &mut times);
+    let fillers = (row_count - jobs.len()) as u32;
+    let outcome = outcome.and_then(|mut outputs| {
+        let Some(version) = jobs.first().map(|job| &job.version) else { return Ok(outputs) };
+        let kept = keep(setup, version, &outputs, row_count)?;
+        left.iter_mut().zip(kept).for_each(|((_, states), kept)| *states = kept);
+        for (outputs, asked) in outputs.iter_mut().zip(&asked) {
+            outputs.retain(|output| {
+                let specs = setup.signature.outputs.iter().zip(0..);
+                let mut of_its_name = specs.filter(|(spec, _)| spec.name == output.name);
+                of_its_name.any(|(_, index)| asked.contains(&index))
+            });
+        }
+        Ok(outputs)
+    });
+    (left, Executed::new(Ran::Batch { jobs, outcome, fillers }, began, times))
+}
+
+/// Gives a request the inputs of the server, and asks for the outputs that are states.
+fn tell(setup: &SequenceSetup, job: &mut Job, start: bool, end: bool, states: &States) {
+    let none = CorrelationId::default();
+    let sequence = job.sequence.as_mut().map(|sequence| {
+        sequence.start = start;
+        &**sequence
+    });
+    let id = sequence.map_or(&none, |sequence| &sequence.id);
+    let told = Told { id, start, end, ready: true };
+    let inputs = &mut job.admitted.inputs;
+    inputs.extend(setup.hidden_inputs(&told, states).map(Some));
+    let outputs = &mut job.admitted.outputs;
+    for state in &setup.states {
+        if !outputs.contains(&state.output) {
+            outputs.push(state.output);
+        }
+    }
+}
+
+fn execute(
+    setup: &SequenceSetup,
+    instance: &mut dyn Instance,
+    jobs: &[Job],
+    (places, row_count): (&[usize], usize),
+    began: Timestamp,
+    times: &mut BatchTimes,
+) -> Result<Vec<Outputs>, Error> {
+    let Some(first) = jobs.first() else { return Ok(Vec::new()) };
+    let filler = filler(setup, &first.admitted);
+    let mut requests: SmallVec<[&Admitted; 8]> = SmallVec::from_elem(&filler, row_count);
+    for (&place, job) in places.iter().zip(jobs) {
+        if let Some(request) = requests.get_mut(place) {
+            *request = &job.admitted;
+        }
+    }
+    let site = execution::RunSite {
+        signature: &setup.signature,
+        ragged: &first.version.ragged,
+        pool: &first.version.host.pool,
+    };
+    let all = execution::run(instance, &site, &requests, SharedRows::default(), began, times)?;
+    let mut row = 0..;
+    let real = all.into_iter().filter(|_| row.next().is_some_and(|row| places.contains(&row)));
+    Ok(real.collect())
+}
+
+/// A row for a sequence that has nothing to run: zeros of the shapes of `like`, for which nothing is
+/// asked.
+fn filler(setup: &SequenceSetup, like: &Admitted) -> Admitted {
+    let id = CorrelationId::default();
+    let told = Told { id: &id, start: false, end: false, ready: false };
+    let zeros = |input: &AdmittedInput| AdmittedInput {
+        shape: input.shape.clone(),
+        data: zeros(input.data.len()),
+    };
+    let clients = setup.signature.inputs.len() - setup.hidden_count();
+    let states = like.inputs.iter().skip(like.inputs.len() - setup.states.len()).flatten();
+    let states = States(states.map(zeros).collect());
+    let own = like.inputs.iter().take(clients).map(|input| input.as_ref().map(zeros));
+    Admitted {
+        batch_size: 1,
+        inputs: own.chain(setup.hidden_inputs(&told, &states).map(Some)).collect(),
+        outputs: SmallVec::new(),
+        classes: SmallVec::new(),
+    }
+}
+
+fn zeros(mut len: usize) -> Rope {
+    static ZEROS: [u8; 4096] = [0; 4096];
+    let mut rope = Rope::default();
+    while len > 0 {
+        let piece = len.min(ZEROS.len());
+        rope.push(Bytes::from_static(&ZEROS[..piece]));
+        len -= piece;
+    }
+    rope
+}
+
+/// Takes the states out of the outputs of a run. They are copied where the run had several rows: one of
+/// them must not keep the memory of all.
+fn keep(
+    setup: &SequenceSetup,
+    version: &LoadedVersion,
+    outputs: &[Outputs],
+    row_count: usize,
+) -> Result<Vec<States>, Error> {
+    let pool = &version.host.pool;
+    outputs.iter().map(|outputs| keep_row(setup, outputs, pool, row_count > 1)).collect()
+}
+
+fn keep_row(
+    setup: &SequenceSetup,
+    outputs: &Outputs,
+    pool: &BufferPool,
+    copied: bool,
+) -> Result<States, Error> {
+    let kept = setup
+        .states
+        .iter()
+        .map(|state| {
+            let name = setup.signature.outputs.get(usize::from(state.output)).map(|it| &it.name);
+            let found = outputs.iter().find(|output| Some(&output.name) == name);
+            let Some(InferOutput { shape, data, .. }) = found else {
+                let detail = format!("model '{}' gave no state", setup.policy.model);
+                return Err(Error::Internal { detail });
+            };
+            let data = match copied {
+                false => data.clone(),
+                true => {
+                    let mut own = pool.allocate(data.len())?;
+                    own.copy_from_slice(data);
+                    own.freeze()
+                }
+            };
+            Ok(AdmittedInput { shape: shape.clone(), data: data.into() })
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(States(kept))
+}

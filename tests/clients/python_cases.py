@@ -1,0 +1,182 @@
+"""What the Python models of `tests/python_models` are asked, the real Triton and Nereid alike.
+
+    build/venv/bin/python -m tests.clients.python_cases BACKENDS
+
+asks the real one and writes its answers down. BACKENDS is a backend directory with a folder `python`: Triton's
+library, the stub for the Python that runs this, and NumPy 1.26 beside them, where that stub looks for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import queue
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+import tritonclient.grpc as triton_grpc
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODELS = ROOT / "tests" / "python_models"
+ANSWERS = pathlib.Path(__file__).with_name("python_answers.json")
+WAIT_SECONDS_MAX = 20
+
+ERRORS = (
+    "plain",
+    "raise",
+    "not a list",
+    "too many",
+    "no response",
+    "unknown output",
+    "one more output",
+    "no output",
+    "other type",
+    "other shape",
+    "response and error",
+    "error",
+    "error UNKNOWN",
+    "error INTERNAL",
+    "error NOT_FOUND",
+    "error INVALID_ARG",
+    "error UNAVAILABLE",
+    "error UNSUPPORTED",
+    "error ALREADY_EXISTS",
+    "error CANCELLED",
+    "empty name",
+    "bad array",
+    "bad type",
+    "model exception",
+    "nested",
+    "sender",
+    "sender twice",
+    "sender flags",
+    "sender nothing",
+    "sender final first",
+    "sender and return",
+)
+CALLS = (
+    "once",
+    "one_output",
+    "version",
+    "loop",
+    "condition",
+    "unknown_model",
+    "unknown_version",
+    "unknown_output",
+    "wrong_shape",
+    "failing",
+    "decoupled",
+    "decoupled_error",
+    "decoupled_twice",
+    "decoupled_as_one",
+    "one_as_decoupled",
+    "large",
+)
+COROUTINES = ("many", "decoupled", "sleep")
+REPEATS = ([1, 2, 3], [1, 13, 3], [], [-1])
+
+
+def copy_models(folder: pathlib.Path) -> pathlib.Path:
+    """A repository with all models."""
+    return pathlib.Path(shutil.copytree(MODELS, folder, dirs_exist_ok=True))
+
+
+def tensor(name: str, array: np.ndarray) -> triton_grpc.InferInput:
+    """An input."""
+    types = {"float32": "FP32", "int32": "INT32", "object": "BYTES"}
+    made = triton_grpc.InferInput(name, list(array.shape), types[str(array.dtype)])
+    made.set_data_from_numpy(array)
+    return made
+
+
+def read(result) -> dict:
+    """The outputs of an answer, by name, in their order."""
+    outputs = {}
+    for output in result.get_response().outputs:
+        values = result.as_numpy(output.name)
+        if values.dtype == np.object_:
+            values = np.vectorize(lambda text: text.decode(), otypes=[object])(values)
+        outputs[output.name] = [output.datatype, list(output.shape), values.tolist()]
+    return outputs
+
+
+def infer(server, model: str, **inputs) -> dict:
+    """The answer of a model, or its error."""
+    with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+        try:
+            tensors = [tensor(name, array) for name, array in inputs.items()]
+            return read(client.infer(model, tensors, client_timeout=WAIT_SECONDS_MAX))
+        except triton_grpc.InferenceServerException as error:
+            return {"error": error.message(), "status": str(error.status())}
+
+
+def way(server, model: str, text: str) -> dict:
+    """The answer of a model that is told what to do."""
+    return infer(server, model, WAY=np.array([text.encode()], np.object_))
+
+
+def stream(server, model: str, until: int = 0, **inputs) -> list:
+    """The answers of a decoupled model, up to the last, or to as many errors as `until`."""
+    answers: queue.Queue = queue.Queue()
+    seen = []
+    with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+        client.start_stream(lambda result, error: answers.put(error or result))
+        tensors = [tensor(name, array) for name, array in inputs.items()]
+        client.async_stream_infer(model, tensors, enable_empty_final_response=True)
+        while True:
+            answer = answers.get(timeout=WAIT_SECONDS_MAX)
+            if isinstance(answer, Exception):
+                seen.append({"error": answer.message()})
+                until -= 1
+                if until == 0:
+                    return seen
+                continue
+            seen.append(read(answer))
+            if answer.get_response().parameters["triton_final_response"].bool_param:
+                return seen
+
+
+def ask_all(server, folder: pathlib.Path) -> dict:
+    """All answers, by the question. Places in the repository are made the same everywhere."""
+    answers = {f"errors: {text}": way(server, "errors", text) for text in ERRORS}
+    answers |= {f"bls: {text}": way(server, "bls", text) for text in CALLS}
+    answers |= {f"bls_async: {text}": way(server, "bls_async", text) for text in COROUTINES}
+    for values in REPEATS:
+        # A request whose execution failed has no other end than its error.
+        until = int(values[:1] == [-1])
+        answers[f"repeat: {values}"] = stream(server, "repeat", until, IN=np.array(values, np.int32))
+    rows = np.array([[1, 2], [3, 5]], np.float32)
+    answers["add_sub"] = infer(server, "add_sub", INPUT0=rows, INPUT1=rows[::-1].copy())
+    texts = np.array([[b"abc", "été".encode(), b"", b"longer"]], np.object_)
+    answers["strings"] = infer(server, "strings", TEXT=texts)
+    answers["completed"] = infer(server, "completed", X=np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32))
+    told = json.loads(infer(server, "describe", X=np.array([1, 2], np.float32))["TOLD"][2][0])
+    # What later releases have beside these is not recorded.
+    del told["names"], told["methods"]
+    answers["describe"] = told
+    config = server.get_json("/v2/models/completed/config")
+    answers["completed: config"] = config
+    return json.loads(json.dumps(answers).replace(str(folder), "REPOSITORY"))
+
+
+def main() -> None:
+    """Asks the real server."""
+    sys.path.insert(0, str(ROOT / "benches" / "peer"))
+    import servers
+
+    os.environ["LD_LIBRARY_PATH"] = str(servers.PEER / "nvidia_pytriton.libs")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = copy_models(pathlib.Path(temporary) / "repository")
+        flags = (f"--backend-directory={sys.argv[1]}",)
+        log = pathlib.Path(temporary) / "server.log"
+        with servers.Server("triton-python", servers.TRITON, folder, flags, log) as server:
+            answers = ask_all(server, folder)
+    lines = (f"{json.dumps(name)}: {json.dumps(answer, ensure_ascii=False)}" for name, answer in answers.items())
+    ANSWERS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

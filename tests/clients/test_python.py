@@ -1,0 +1,308 @@
+"""Python models: the answers of the real Triton, and what it does not do."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+
+from . import python_cases as cases
+
+# NEREID_FAULTS sets how often a process is ended under load.
+FAULTS = int(os.environ.get("NEREID_FAULTS", "3"))
+INTERPRETER = f"--backend-config=python,interpreter={sys.executable}"
+GOLDEN = json.loads(cases.ANSWERS.read_text())
+
+# Where the answers differ on purpose: docs/src/differences.md says why.
+CALLED = "__ErrorCode.{}: Model {} - Error when running inference: "
+DIFFERENT = {
+    "bls: unknown_model": "__ErrorCode.NOT_FOUND",
+    "bls: unknown_version": "__ErrorCode.NOT_FOUND",
+    "bls: unknown_output": "__ErrorCode.INVALID_ARG",
+    "bls: failing": "__ErrorCode.NOT_FOUND",
+    "bls: decoupled_as_one": "__ErrorCode.UNSUPPORTED",
+}
+
+
+@pytest.fixture
+def repository(tmp_path) -> pathlib.Path:
+    """All models."""
+    return cases.copy_models(tmp_path / "repository")
+
+
+def write(folder: pathlib.Path, name: str, config: str, source: str) -> None:
+    """Writes a model."""
+    (folder / name / "1").mkdir(parents=True)
+    (folder / name / "config.pbtxt").write_text(config)
+    (folder / name / "1" / "model.py").write_text(source)
+
+
+WAY = """backend: "python"
+input [{ name: "WAY" data_type: TYPE_STRING dims: [ 1 ] }]
+output [{ name: "OUTPUT" data_type: TYPE_STRING dims: [ 1 ] }]
+"""
+ECHO = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+def output(text):
+    return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([text], np.object_))])
+"""
+
+
+def processes(server) -> dict[str, int]:
+    """The processes of a server's instances, by their names."""
+    found = {}
+    for folder in pathlib.Path("/proc").iterdir():
+        try:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if folder.name.isdigit() and int(parent) == server.process.pid:
+                found[(folder / "cmdline").read_text().split("\0")[-2]] = int(folder.name)
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def is_ready(server, model: str) -> bool:
+    """Whether a model is ready."""
+    with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+        return client.is_model_ready(model)
+
+
+def wait_until(what, seconds_max: float = 20) -> None:
+    """Waits."""
+    deadline = time.monotonic() + seconds_max
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_models_answer_as_in_the_real_server(start, repository):
+    server = start(repository, INTERPRETER)
+    answers = cases.ask_all(server, repository)
+    assert answers.keys() == GOLDEN.keys()
+    for name, expected in GOLDEN.items():
+        got = answers[name]
+        if name in DIFFERENT:
+            code = DIFFERENT[name]
+            expected = json.loads(json.dumps(expected).replace("__ErrorCode.INTERNAL", code))
+        if name == "bls: decoupled_error":
+            # The real server drops the error of the response in the middle.
+            text = got["OUTPUT"][2][0]
+            assert text == "OUT=[7] | error __ErrorCode.INVALID_ARG: 13 is not repeated | OUT=[9] | "
+            continue
+        assert got == expected, name
+
+
+def test_a_process_that_is_killed_fails_its_requests_and_comes_back(start, tmp_path):
+    folder = tmp_path / "repository"
+    source = ECHO + """
+import time
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(0.02)
+        return [output("served") for _ in requests]
+"""
+    write(folder, "slow", WAY + "instance_group [{ count: 2 }]", source)
+    server = start(folder, INTERPRETER)
+    seen, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            seen.append(cases.way(server, "slow", "x"))
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for _ in range(FAULTS):
+        wait_until(lambda: len(processes(server)) == 2 and is_ready(server, "slow"))
+        os.kill(processes(server)["slow_0"], signal.SIGKILL)
+        wait_until(lambda: not is_ready(server, "slow"), 5)
+    wait_until(lambda: is_ready(server, "slow"))
+    stop.set()
+    for asker in askers:
+        asker.join()
+    errors = {each["error"] for each in seen if "error" in each}
+    assert errors <= {"Stub process 'slow_0' is not healthy."}
+    assert any("OUTPUT" in each for each in seen)
+    assert cases.way(server, "slow", "x")["OUTPUT"][2] == ["served"]
+
+
+def test_a_process_that_is_stopped_is_not_ready_until_it_goes_on(start, repository):
+    server = start(repository, INTERPRETER)
+    process = processes(server)["errors_0"]
+    os.kill(process, signal.SIGSTOP)
+    wait_until(lambda: not is_ready(server, "errors"), 5)
+    assert is_ready(server, "add_sub")
+    os.kill(process, signal.SIGCONT)
+    wait_until(lambda: is_ready(server, "errors"), 5)
+    assert "OUTPUT" in cases.way(server, "errors", "plain")
+
+
+def test_no_process_outlives_its_server(start, repository):
+    server = start(repository, INTERPRETER)
+    running = processes(server)
+    assert {"add_sub_0", "errors_0"} <= running.keys()
+    server.kill()
+
+    def is_gone(process: int) -> bool:
+        status = subprocess.run(["ps", "-o", "stat=", str(process)], capture_output=True, text=True)
+        return status.stdout.strip() in ("", "Z", "Z+")
+
+    wait_until(lambda: all(is_gone(each) for each in running.values()), 10)
+    assert not list(pathlib.Path("/dev/shm").glob("nereid*"))
+
+
+def test_what_a_model_prints_and_logs_is_in_the_log(start, tmp_path):
+    source = ECHO + """
+class TritonPythonModel:
+    def initialize(self, args):
+        print("printed at the start")
+    def execute(self, requests):
+        pb_utils.Logger.log_warn("a warning of the model")
+        return [output("a") for _ in requests]
+    def finalize(self):
+        print("printed at the end")
+"""
+    write(tmp_path / "repository", "talks", WAY, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    assert "OUTPUT" in cases.way(server, "talks", "x")
+    server.stop()
+    log = server.log.read_text()
+    assert "talks (talks_0): printed at the start" in log
+    assert "model.py:12] \"talks (talks_0): a warning of the model\"" in log
+    assert "talks (talks_0): printed at the end" in log
+
+
+def test_exceptions_in_hooks_are_told(start, tmp_path):
+    folder = tmp_path / "repository"
+    failing = "class TritonPythonModel:\n    {}\n        raise RuntimeError('in the hook')\n"
+    write(folder, "importing", WAY, "import nothing_of_this_name\n")
+    write(folder, "initializing", WAY, failing.format("def initialize(self, args):"))
+    write(folder, "completing", WAY, failing.format("@staticmethod\n    def auto_complete_config(config):"))
+    write(folder, "empty", WAY, "x = 1\n")
+    write(folder, "ending", WAY, ECHO + failing.format("def finalize(self):") + (
+        "    def execute(self, requests):\n        return [output('a') for _ in requests]\n"))
+    server = start(folder, INTERPRETER, "--exit-on-error=false", "--strict-readiness=false")
+    for model, text in (
+        ("importing", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("initializing", "RuntimeError: in the hook"),
+        ("completing", "RuntimeError: in the hook"),
+        ("empty", "TritonPythonModel"),
+    ):
+        assert not is_ready(server, model)
+        assert text in server.log.read_text()
+    assert "OUTPUT" in cases.way(server, "ending", "x")
+    server.stop()
+    assert "in the hook" in server.log.read_text().partition("stopping")[2]
+
+
+def test_a_call_that_would_wait_for_itself_is_refused(start, tmp_path):
+    source = ECHO + """
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+    def answer(self, request):
+        target = pb_utils.get_input_tensor_by_name(request, "WAY").as_numpy()[0].decode()
+        call = pb_utils.InferenceRequest(
+            model_name=target, requested_output_names=["OUTPUT"],
+            inputs=[pb_utils.Tensor("WAY", np.array(["first"], np.object_))])
+        response = call.exec()
+        return output(response.error().message() if response.has_error() else "answered")
+"""
+    for name in ("first", "second"):
+        write(tmp_path / "repository", name, WAY, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    refused = "Model first - Error when running inference: model 'first' cannot be called: the call would wait for itself"
+    for model, target, expected in (("first", "first", refused), ("first", "second", "answered")):
+        answer = cases.way(server, model, target)
+        assert answer["OUTPUT"][2][0].startswith(expected), answer
+
+
+def test_metrics_of_models_are_on_the_page(start, tmp_path):
+    source = ECHO + """
+class TritonPythonModel:
+    def initialize(self, args):
+        kinds = pb_utils.MetricFamily
+        self.counts = pb_utils.MetricFamily("asked", "How often", kinds.COUNTER)
+        self.count = self.counts.Metric(labels={"model": args["model_name"]})
+        self.sizes = pb_utils.MetricFamily(name="sizes", description="Sizes", kind=kinds.HISTOGRAM)
+        self.size = self.sizes.Metric(labels={}, buckets=[1.0, 10.0])
+    def execute(self, requests):
+        self.count.increment(len(requests))
+        self.size.observe(5)
+        try:
+            self.count.increment(-1)
+        except pb_utils.TritonModelException as error:
+            return [output(f"{self.count.value()} {error}") for _ in requests]
+"""
+    write(tmp_path / "repository", "counts", WAY, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    text = cases.way(server, "counts", "x")["OUTPUT"][2][0]
+    assert text == (
+        "1.0 Failed to increment metric value: TRITONSERVER_METRIC_KIND_COUNTER can only be incremented "
+        "monotonically by non-negative values."
+    )
+    import urllib.request
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    assert 'asked{model="counts"} 1' in lines
+    assert 'sizes_bucket{le="10"} 1' in lines
+
+
+def test_models_load_and_unload_others(start, tmp_path):
+    folder = tmp_path / "repository"
+    source = ECHO + """
+class TritonPythonModel:
+    def execute(self, requests):
+        before = pb_utils.is_model_ready("other")
+        pb_utils.load_model("other")
+        between = pb_utils.is_model_ready("other", "1")
+        pb_utils.unload_model("other")
+        try:
+            pb_utils.load_model("nothing")
+        except pb_utils.TritonModelException as error:
+            return [output(f"{before} {between} {error}") for _ in requests]
+"""
+    write(folder, "loads", WAY, source)
+    write(folder, "other", WAY, ECHO + "class TritonPythonModel:\n    pass\n")
+    server = start(folder, INTERPRETER, "--model-control-mode=explicit", "--load-model=loads")
+    text = cases.way(server, "loads", "x")["OUTPUT"][2][0]
+    assert text.startswith("False True failed to load 'nothing'")
+
+
+def test_large_tensors_go_by_reference_and_memory_comes_back(start, tmp_path):
+    config = """backend: "python"
+input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }]
+output [{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }]
+"""
+    source = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            values = request.inputs()[0].as_numpy()
+            part = values[: len(values) // 2] if values[0] else values + 1
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("Y", part)]))
+        return answers
+"""
+    write(tmp_path / "repository", "half", config, source)
+    server = start(tmp_path / "repository", INTERPRETER, "--backend-config=python,shm-limit-byte-size=4194304")
+    values = np.arange(300_000, dtype=np.float32)
+    for _ in range(20):
+        assert cases.infer(server, "half", X=values)["Y"][2][-1] == 300_000
+        assert cases.infer(server, "half", X=values + 1)["Y"][2][-1] == 150_000
+    too_large = cases.infer(server, "half", X=np.zeros(600_000, np.float32))
+    assert too_large["status"] == "StatusCode.UNAVAILABLE"
+    assert "shm-limit-byte-size" in too_large["error"]

@@ -1,0 +1,186 @@
+"""Requests of one sequence: their order, what the model is told of it, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from . import models, triton
+
+STRATEGIES = ["sequence_direct", "sequence_oldest"]
+IDLE_SECONDS = 1.0
+
+
+@pytest.fixture(params=["http", "grpc"])
+def ask(request, server):
+    """Sends one request of a sequence and returns the outputs."""
+    module = {"http": triton_http, "grpc": triton_grpc}[request.param]
+    way = {"http": triton.http, "grpc": triton.grpc}[request.param]
+
+    def ask(model: str, value: float, sequence, flags: str = "", rows: int = 1) -> list:
+        tensor = triton.tensor(module, "INPUT0", "FP32", np.full((rows, 1), value, np.float32))
+        result = way(
+            server,
+            model_name=model,
+            inputs=[tensor],
+            sequence_id=sequence,
+            sequence_start="s" in flags,
+            sequence_end="e" in flags,
+        )
+        return [result.as_numpy(f"OUTPUT{index}").item() for index in range(5)]
+
+    return ask
+
+
+@pytest.mark.parametrize("model", STRATEGIES)
+def test_a_model_is_told_of_its_sequence(ask, model):
+    """START, READY, END and the correlation id are inputs of the model."""
+    assert ask(model, 1, 2**40, "s") == [1, 1, 1, 0, 2**40]
+    assert ask(model, 2, 2**40) == [2, 0, 1, 0, 2**40]
+    # Who starts anew is told so.
+    assert ask(model, 3, 2**40, "s") == [3, 1, 1, 0, 2**40]
+    assert ask(model, 4, 2**40, "e") == [4, 0, 1, 1, 2**40]
+    assert ask(model, 5, 2**40, "se") == [5, 1, 1, 1, 2**40]
+
+
+def test_controls_have_the_type_and_values_of_the_configuration(ask):
+    """Numbers of four and eight bytes, booleans, texts."""
+    assert ask("sequence_fp32", 1, 7, "s") == [1, 0.5, 0.5, -1, 7]
+    assert ask("sequence_fp32", 1, 7, "e") == [1, -1, 0.5, 0.5, 7]
+    assert ask("sequence_bool", 1, 8, "se") == [1, False, False, False, 8]
+    assert ask("sequence_int64", 1, 9, "se") == [1, 1, 1, 1, 9]
+    assert ask("sequence_text", 1, "a name", "se")[4] == b"a name"
+    assert ask("sequence_text", 1, 12, "se")[4] == b"12"
+
+
+def test_wrong_requests_are_refused(ask):
+    """With the real server's words, and the sequence goes on."""
+    ask("sequence_direct", 1, 21, "s")
+    for sequence, flags, rows, words in [
+        (0, "s", 1, "must specify a non-zero or non-empty correlation ID"),
+        (22, "", 1, "sequence 22 to model 'sequence_direct' must specify the START flag"),
+        (22, "e", 1, "must specify the START flag"),
+        (22, "s", 2, "must specify batch-size 1"),
+        ("name", "s", 1, "sequence 'name' to model 'sequence_direct' must specify a number"),
+        ("x" * 129, "s", 1, "cannot be longer than 128"),
+    ]:
+        with pytest.raises(InferenceServerException, match=words):
+            ask("sequence_direct", 1, sequence, flags, rows)
+    assert ask("sequence_direct", 2, 21, "e") == [2, 0, 1, 1, 21]
+
+
+@pytest.mark.parametrize("model", STRATEGIES)
+def test_an_idle_sequence_is_over(ask, model):
+    """After max_sequence_idle_microseconds its slot is free, and it must start anew."""
+    for sequence in range(31, 35):
+        ask(model, 1, sequence, "s")
+    began = time.monotonic()
+    # It waits for a slot until one of those is idle for long enough.
+    assert ask(model, 2, 35, "se")[4] == 35
+    if model == "sequence_direct":
+        assert time.monotonic() - began > 0.5 * IDLE_SECONDS
+    time.sleep(1.5 * IDLE_SECONDS)
+    with pytest.raises(InferenceServerException, match="START flag"):
+        ask(model, 3, 31)
+
+
+class Streams:
+    """Many sequences over one gRPC stream."""
+
+    def __init__(self, server):
+        self.client = triton_grpc.InferenceServerClient(server.grpc_address)
+        self.answers = queue.Queue()
+        self.client.start_stream(lambda result, error: self.answers.put((result, error)))
+
+    def send(self, model: str, sequence: int, index: int, count: int) -> None:
+        tensor = triton.tensor(triton_grpc, "INPUT0", "FP32", np.full((1, 1), index, np.float32))
+        self.client.async_stream_infer(
+            model,
+            [tensor],
+            request_id=f"{sequence}/{index}",
+            sequence_id=sequence,
+            sequence_start=index == 0,
+            sequence_end=index == count - 1,
+        )
+
+
+@pytest.mark.parametrize("model", STRATEGIES)
+def test_many_more_sequences_than_slots_all_come_to_their_end(server, model):
+    """Each in its order, however their requests lie among each other."""
+    sequences, count = 60, 8
+    streams = Streams(server)
+    order = [sequence for sequence in range(1, sequences + 1) for _ in range(count)]
+    random.Random(3).shuffle(order)
+    sent = dict.fromkeys(order, 0)
+    for sequence in order:
+        streams.send(model, 1000 + sequence, sent[sequence], count)
+        sent[sequence] += 1
+    for _ in order:
+        result, error = streams.answers.get(timeout=60)
+        assert error is None, error
+        sequence, index = map(int, result.get_response().id.split("/"))
+        told = [result.as_numpy(f"OUTPUT{place}").item() for place in range(5)]
+        assert told == [index, index == 0, 1, index == count - 1, sequence]
+    streams.client.stop_stream()
+    streams.client.close()
+
+
+def test_clients_on_several_connections_share_the_slots(server):
+    """A slot is found though its sequence's requests come to different reactors."""
+    failures = []
+
+    def client(number: int) -> None:
+        clients = [triton_grpc.InferenceServerClient(server.grpc_address) for _ in range(2)]
+        try:
+            for index in range(30):
+                tensor = triton.tensor(triton_grpc, "INPUT0", "FP32", np.full((1, 1), index, np.float32))
+                result = clients[index % 2].infer(
+                    "sequence_oldest",
+                    [tensor],
+                    sequence_id=2000 + number,
+                    sequence_start=index == 0,
+                    sequence_end=index == 29,
+                )
+                assert result.as_numpy("OUTPUT0").item() == index
+        except Exception as error:  # noqa: BLE001 (told to the test's thread)
+            failures.append(error)
+        finally:
+            for each in clients:
+                each.close()
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+
+
+def test_rows_of_a_direct_batch_are_counted_with_their_gaps(start, tmp_path):
+    """The batch is as large as its highest row, as with the real server; requests are counted once."""
+    config = models.sequence("direct { }")
+    server = start(models.write(tmp_path / "models", {"direct": models.Model(config)}))
+
+    def send(value: float, sequence: int, flags: str = "") -> None:
+        tensor = triton.tensor(triton_grpc, "INPUT0", "FP32", np.full((1, 1), value, np.float32))
+        options = {"sequence_start": "s" in flags, "sequence_end": "e" in flags}
+        triton.grpc(server, model_name="direct", inputs=[tensor], sequence_id=sequence, **options)
+
+    for sequence in (11, 22, 33):
+        send(1, sequence, "s")
+    for sequence, flags in ((11, ""), (33, ""), (22, "e"), (44, "s")):
+        send(1, sequence, flags)
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        (told,) = client.get_inference_statistics("direct")["model_stats"]
+    assert (told["inference_count"], told["execution_count"]) == (7, 7)
+    sizes = {each["batch_size"]: each["compute_infer"]["count"] for each in told["batch_stats"]}
+    assert sizes == {1: 2, 2: 3, 3: 2}

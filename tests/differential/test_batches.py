@@ -1,0 +1,44 @@
+"""The dynamic batcher puts requests together as the real Triton does."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+import pytest
+
+from . import batches
+from .batches import servers
+
+NEREID = pathlib.Path(os.environ.get("NEREID", servers.ROOT / "target" / "debug" / "nereid"))
+
+
+def _played(folder: pathlib.Path, name: str, binary: pathlib.Path) -> dict[str, dict]:
+    with servers.Server(name, binary, batches.write(folder / "models"), (), folder / "log") as server:
+        return batches.play_all(server)
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, dict]:
+    """What the real server does."""
+    return json.loads(batches.GOLDEN.read_text())
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory) -> dict[str, dict]:
+    """What the server under test does."""
+    return _played(tmp_path_factory.mktemp("nereid-batches"), "nereid-batches", NEREID)
+
+
+@pytest.mark.parametrize("scenario", batches.SCENARIOS)
+def test_the_same_requests_run_together(scenario, recorded, ours):
+    """In the same order, and the same ones fail, with the same words."""
+    assert ours[scenario] == recorded[scenario]
+
+
+def test_the_recording_is_what_the_real_server_does(recorded, tmp_path_factory):
+    """Where it is installed."""
+    if not servers.peer_is_usable():
+        pytest.skip("scripts/setup_peer.sh has not been run")
+    assert _played(tmp_path_factory.mktemp("triton-batches"), "triton-batches", servers.TRITON) == recorded

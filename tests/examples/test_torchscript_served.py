@@ -1,0 +1,94 @@
+"""The example models in TorchScript against a real server: the same answers as their ONNX forms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import tritonclient.grpc
+from PIL import Image
+
+import classify
+from conftest import run_server
+
+TOLERANCE = 1e-4
+SAMPLES, CONTEXT, SAMPLE_RATE = 512, 64, 16000
+BACKENDS = Path(os.environ.get("NEREID_BACKEND_DIR") or Path.home() / ".local/share/nereid/backends")
+BRIDGE = BACKENDS / "pytorch" / "libnereid_pytorch.so"
+pytestmark = pytest.mark.skipif(
+    not BRIDGE.is_file(), reason=f"there is no {BRIDGE}: `make backend-pytorch` builds it (NEREID_BACKEND_DIR names it)"
+)
+
+
+@pytest.fixture(scope="module")
+def torchscript(examples, request, tmp_path_factory) -> Iterator[tritonclient.grpc.InferenceServerClient]:
+    """A client of a server of the TorchScript examples."""
+    if not (binary := os.environ.get("NEREID_BINARY")):
+        pytest.skip("no server: set NEREID_BINARY")
+    log = tmp_path_factory.mktemp("torchscript") / "log"
+    running = run_server(binary, examples / "torchscript", log, request.session)
+    with tritonclient.grpc.InferenceServerClient(next(running)["grpc"]) as client:
+        yield client
+    next(running, None)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32])
+def test_the_classifier_agrees_with_its_onnx_form(torchscript, examples, images, rows):
+    """On a picture and on noise."""
+    picture = classify.preprocess(Image.open(images / "clock.png"))
+    noise = np.random.default_rng(rows).standard_normal((rows - 1, 3, 224, 224)).astype(np.float32)
+    batch = np.concatenate([picture.reshape(1, 3, 224, 224), noise])
+    session = onnxruntime.InferenceSession(examples / "models" / "image_classifier" / "1" / "model.onnx")
+    expected = session.run(["probabilities"], {"image": batch})[0]
+    got = ask(torchscript, "image_classifier_torch", image=batch).as_numpy("probabilities__0")
+    np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=0)
+    assert expected[0].argmax() == got[0].argmax()
+
+
+def test_audio_is_heard_as_by_the_onnx_form(torchscript, examples):
+    """Piece by piece, and anew from where it begins again."""
+    generator = np.random.default_rng(5)
+    session = onnxruntime.InferenceSession(examples / "models" / "voice_activity" / "1" / "model.onnx")
+    for pieces in (voice(generator, 9), voice(generator, 6)):
+        got = [heard(torchscript, pieces, step) for step in range(len(pieces))]
+        np.testing.assert_allclose(got, alone(session, pieces), atol=TOLERANCE, rtol=0)
+        assert len({round(value, 4) for value in got}) > 3
+
+
+def voice(generator: np.random.Generator, pieces: int) -> np.ndarray:
+    """Something that buzzes like a voice, louder and softer, with noise."""
+    time = np.arange(pieces * SAMPLES) / SAMPLE_RATE
+    pitch = generator.uniform(90, 220)
+    buzz = sum(np.sin(2 * np.pi * pitch * harmonic * time) / harmonic for harmonic in range(1, 12))
+    loudness = 0.5 + 0.5 * np.sin(2 * np.pi * generator.uniform(2, 5) * time)
+    samples = 0.1 * buzz * loudness + 0.01 * generator.standard_normal(time.size)
+    return samples.astype(np.float32).reshape(pieces, 1, SAMPLES)
+
+
+def heard(client, pieces: np.ndarray, step: int) -> float:
+    start = np.array([[step == 0]], np.float32)
+    return float(ask(client, "voice_activity", audio=pieces[step], START=start).as_numpy("speech__0")[0, 0])
+
+
+def alone(session: onnxruntime.InferenceSession, pieces: np.ndarray) -> list[float]:
+    """The ONNX form, whose state and context its caller keeps."""
+    state, context, found = np.zeros((2, 1, 128), np.float32), np.zeros((1, CONTEXT), np.float32), []
+    for piece in pieces:
+        samples = np.concatenate([context, piece], axis=1)
+        inputs = {"input": samples, "state": state, "sr": np.array(SAMPLE_RATE, np.int64)}
+        output, state = session.run(None, inputs)
+        context = samples[:, -CONTEXT:]
+        found.append(float(output[0, 0]))
+    return found
+
+
+def ask(client, model: str, **arrays: np.ndarray):
+    inputs = []
+    for name, array in arrays.items():
+        inputs.append(tritonclient.grpc.InferInput(name, list(array.shape), "FP32"))
+        inputs[-1].set_data_from_numpy(array)
+    return client.infer(model, inputs)
