@@ -9,8 +9,9 @@ use std::{
 };
 
 use nix::{
+    fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    unistd::pipe,
+    unistd::pipe2,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -152,7 +153,8 @@ impl Acceptor {
         reactors: Vec<ReactorHandle>,
         connections_max: usize,
     ) -> io::Result<Self> {
-        let (stopped, stop) = pipe()?;
+        // A process that a back end starts must not keep it open.
+        let (stopped, stop) = pipe2(OFlag::O_CLOEXEC)?;
         let mut door = Door { reactors, connections_max, refusal_logged: None };
         let thread = thread::Builder::new()
             .name("acceptor".into())

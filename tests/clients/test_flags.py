@@ -25,9 +25,9 @@ def small(tmp_path):
 def test_flags_without_effect_are_named_in_the_log(start, small):
     """Once each, whether their value follows a sign or a space."""
     flags = (
-        "--rate-limit-resource=R1:1", "--rate-limit-resource=R2:1", "--cuda-memory-pool-byte-size", "0:67108864",
-        "--allow-gpu-metrics=false", "--rate-limit=off", "--grpc-infer-allocation-pool-size=8", "--id", "me",
-        "--grpc-http2-max-ping-strikes=2", "--cache-config=local,size=1024",
+        "--cuda-memory-pool-byte-size", "0:67108864", "--cuda-memory-pool-byte-size=1:67108864",
+        "--allow-gpu-metrics=false", "--grpc-infer-allocation-pool-size=8", "--id", "me",
+        "--grpc-http2-max-ping-strikes=2",
     )  # fmt: skip
     server = start(small, *flags)
     lines = [line for line in server.log.read_text().splitlines() if "accepted, without effect: " in line]
@@ -39,7 +39,7 @@ def test_flags_without_effect_are_named_in_the_log(start, small):
 @pytest.mark.parametrize(
     "flag,told",
     [
-        ("--vertex-ai-port=often", "expected <integer>, got 'often'"),
+        ("--vertex-ai-thread-count=often", "expected <integer>, got 'often'"),
         ("--http-restricted-api=health", "expected <api>,<api>:<header>=<value>, got 'health'"),
         ("--grpc-restricted-protocol=all:a=b", "got 'all'"),
         ("--grpc-header-forward-pattern=(", "unclosed group"),

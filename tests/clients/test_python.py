@@ -120,19 +120,19 @@ class TritonPythonModel:
         while not stop.is_set():
             seen.append(cases.way(server, "slow", "x"))
 
-    askers = [threading.Thread(target=ask) for _ in range(4)]
+    askers = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
     for asker in askers:
         asker.start()
     for _ in range(FAULTS):
-        wait_until(lambda: len(processes(server)) == 2 and is_ready(server, "slow"))
-        os.kill(processes(server)["slow_0"], signal.SIGKILL)
+        wait_until(lambda: {"slow_0_0", "slow_0_1"} == processes(server).keys() and is_ready(server, "slow"))
+        os.kill(processes(server)["slow_0_0"], signal.SIGKILL)
         wait_until(lambda: not is_ready(server, "slow"), 5)
     wait_until(lambda: is_ready(server, "slow"))
     stop.set()
     for asker in askers:
         asker.join()
     errors = {each["error"] for each in seen if "error" in each}
-    assert errors <= {"Stub process 'slow_0' is not healthy."}
+    assert errors <= {"Stub process 'slow_0_0' is not healthy."}
     assert any("OUTPUT" in each for each in seen)
     assert cases.way(server, "slow", "x")["OUTPUT"][2] == ["served"]
 
