@@ -12,10 +12,11 @@ LONG := $(filter test-long,$(MAKECMDGOALS))
 FUZZ_SECONDS ?= $(if $(LONG),20,60)
 LOOM_MAX_PREEMPTIONS ?= $(if $(LONG),3,2)
 NEREID_TEST_RING_KILLS ?= $(if $(LONG),1000,12)
+NEREID_FAULTS ?= $(if $(LONG),300,3)
 NEREID_FAULT_SCHEDULES ?= $(if $(LONG),10000,400)
 # What `make tools` has installed goes before what the machine has.
 PATH := $(CURDIR)/build/tools/bin:$(PATH)
-export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS NEREID_TEST_RING_KILLS NEREID_FAULT_SCHEDULES MAKE PATH
+export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS NEREID_FAULTS NEREID_TEST_RING_KILLS NEREID_FAULT_SCHEDULES MAKE PATH
 
 # Back ends for tests lie in the build folder, so that a test changes nothing in the user's home.
 TEST_BACKENDS := $(CURDIR)/build/backends
