@@ -118,7 +118,7 @@ mod tests {
     fn the_hosts_engines_do_all_batches() {
         let line = Line::parse_from(["x", "--device=host", "--batches=5"]);
         let combination = Combination { devices: 1, models: 2, lanes: 2, bytes: 10_000 };
-        let figures = measure(&line.args, Kind::Host, combination).unwrap();
-        assert!(figures.makespan > Duration::ZERO);
+        // It ends only when all have.
+        measure(&line.args, Kind::Host, combination).unwrap();
     }
 }
