@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 
 import grpc
 import numpy as np
@@ -141,11 +142,22 @@ def play(address: str, model: str) -> dict:
     return {"batches": [sorted(batch) for batch in batches], "failures": failures}
 
 
-def play_all(server: servers.Server) -> dict[str, dict]:
-    """All scenarios, at once: each has a model of its own."""
+def play_all(server: servers.Server, scenarios: Iterable[str] = tuple(SCENARIOS)) -> dict[str, dict]:
+    """Scenarios, at once: each has a model of its own."""
+    scenarios = list(scenarios)
     with concurrent.futures.ThreadPoolExecutor(len(SCENARIOS)) as pool:
-        played = pool.map(lambda model: play(server.grpc_address, model), SCENARIOS)
-        return dict(zip(SCENARIOS, played))
+        played = pool.map(lambda model: play(server.grpc_address, model), scenarios)
+        return dict(zip(scenarios, played))
+
+
+def play_until(server: servers.Server, expected: dict[str, dict]) -> dict[str, dict]:
+    """All scenarios; what comes out otherwise than expected once more, one by one, and then again: when a
+    busy machine holds a request back by as much as lies between two of a script, it is another script."""
+    played = play_all(server)
+    for _ in range(2):
+        for scenario in [each for each in SCENARIOS if played[each] != expected[each]]:
+            played |= play_all(server, [scenario])
+    return played
 
 
 def main() -> None:
