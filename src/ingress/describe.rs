@@ -29,13 +29,10 @@ const EXTENSIONS: [&str; 13] = [
     "logging",
 ];
 
-/// The server's name when `--id` gives none. Clients that look for Triton find it.
-pub const SERVER_NAME: &str = "triton";
-
 /// Who the server is.
-pub fn server() -> ServerMetadataResponse {
+pub fn server(server: &Server) -> ServerMetadataResponse {
     ServerMetadataResponse {
-        name: SERVER_NAME.to_owned(),
+        name: server.name().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         extensions: EXTENSIONS.map(str::to_owned).to_vec(),
     }

@@ -434,6 +434,9 @@ impl LoadedVersion {
             }
         };
         if let Some(trace) = &mut trace {
+            if let Some(wire) = request.wire.take() {
+                trace.came_by(wire);
+            }
             trace.at(Event::RequestStart, arrived);
             trace.at(Event::QueueStart, Timestamp::now());
             self.trace_inputs(trace, &admitted);

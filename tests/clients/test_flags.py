@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import time
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
 
 from . import models, triton
 
@@ -26,7 +29,7 @@ def test_flags_without_effect_are_named_in_the_log(start, small):
     """Once each, whether their value follows a sign or a space."""
     flags = (
         "--cuda-memory-pool-byte-size", "0:67108864", "--cuda-memory-pool-byte-size=1:67108864",
-        "--allow-gpu-metrics=false", "--grpc-infer-allocation-pool-size=8", "--id", "me",
+        "--allow-gpu-metrics=false", "--grpc-infer-allocation-pool-size=8",
         "--grpc-http2-max-ping-strikes=2",
     )  # fmt: skip
     server = start(small, *flags)
@@ -36,9 +39,19 @@ def test_flags_without_effect_are_named_in_the_log(start, small):
     assert all(line.startswith("W") for line in lines)
 
 
+def test_the_server_is_called_what_it_is_told(start, small):
+    """In both protocols."""
+    server = start(small, "--id=mine")
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        assert client.get_server_metadata()["name"] == "mine"
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        assert client.get_server_metadata().name == "mine"
+
+
 @pytest.mark.parametrize(
     "flag,told",
     [
+        ("--sagemaker-safe-port-range=9-1", "expected <port>-<port>, got '9-1'"),
         ("--vertex-ai-thread-count=often", "expected <integer>, got 'often'"),
         ("--http-restricted-api=health", "expected <api>,<api>:<header>=<value>, got 'health'"),
         ("--grpc-restricted-protocol=all:a=b", "got 'all'"),

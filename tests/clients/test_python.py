@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -252,12 +253,40 @@ class TritonPythonModel:
         "1.0 Failed to increment metric value: TRITONSERVER_METRIC_KIND_COUNTER can only be incremented "
         "monotonically by non-negative values."
     )
-    import urllib.request
-
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as page:
         lines = page.read().decode().splitlines()
     assert 'asked{model="counts"} 1' in lines
     assert 'sizes_bucket{le="10"} 1' in lines
+
+
+def test_a_language_models_cache_is_told_to_who_asks(start, tmp_path):
+    """In a header, in either form that load balancers read; without the header of theirs it is not."""
+    source = ECHO + """
+class TritonPythonModel:
+    def initialize(self, args):
+        kinds = pb_utils.MetricFamily
+        self.blocks = pb_utils.MetricFamily("nv_trt_llm_kv_cache_block_metrics", "Blocks", kinds.GAUGE)
+        of = lambda kind: self.blocks.Metric(labels={"kv_cache_block_type": kind, "model": "m", "version": "1"})
+        self.metrics = {kind: of(kind) for kind in ("used", "max", "tokens_per")}
+        for kind, value in (("max", 8), ("tokens_per", 64)):
+            self.metrics[kind].set(value)
+    def execute(self, requests):
+        self.metrics["used"].increment(2)
+        return [output("x") for _ in requests]
+"""
+    write(tmp_path / "repository", "m", WAY, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    expected = {
+        ("generate", "text"): "TEXT named_metrics.kv_cache_utilization=0.250000, named_metrics.max_token_capacity=512",
+        ("generate_stream", "json"): 'JSON {"named_metrics":{"kv_cache_utilization":0.5,"max_token_capacity":512}}',
+        ("generate", "xml"): None,
+        ("generate", None): None,
+    }
+    for (call, form), told in expected.items():
+        url = f"http://{server.http_address}/v2/models/m/{call}"
+        headers = {"endpoint-load-metrics-format": form} if form else {}
+        with urllib.request.urlopen(urllib.request.Request(url, b'{"WAY": "x"}', headers)) as answer:
+            assert answer.headers["endpoint-load-metrics"] == told
 
 
 def test_models_load_and_unload_others(start, tmp_path):

@@ -20,7 +20,7 @@ use super::{
     status,
 };
 use crate::{
-    inference::{Error, InferResponse, Rope, Timestamp},
+    inference::{Error, InferResponse, Rope, Timestamp, Wire, WireTimes},
     ingress::shared_memory::SharedTensors,
     runtime::{ReplyReceiver, sleep},
     serving::{Reply, Server},
@@ -45,7 +45,10 @@ pub async fn answer(
     body: RecvStream,
     mut respond: SendResponse<Bytes>,
 ) {
-    let segments = match infer(&connection, &terms, body, &mut respond).await {
+    let mut wire = None;
+    let answer = infer(&connection, &terms, body, &mut respond, &mut wire).await;
+    let _sending = wire.map(WireTimes::sending);
+    let segments = match answer {
         Ok(response) => encode::infer_response(&response),
         // Nobody is there to be told.
         Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
@@ -71,7 +74,9 @@ async fn infer(
     terms: &Terms,
     body: RecvStream,
     respond: &mut SendResponse<Bytes>,
+    wire: &mut Option<WireTimes>,
 ) -> Result<InferResponse, Error> {
+    let waiting = connection.server.tracer().now();
     let memory = connection.server.pool();
     let mut messages = MessageReader::new(body, connection.settings.message_max, memory);
     let message = messages.next().await?;
@@ -81,7 +86,8 @@ async fn infer(
         message = Box::pin(compression::unpack(message, terms.requests, limit)).await?;
     }
     let _reservation = message.reservation;
-    let begun = begin(&connection.server, message.bytes, terms)?;
+    *wire = waiting.map(|waiting| WireTimes::received(Wire::Grpc, waiting));
+    let begun = begin(&connection.server, message.bytes, terms, wire)?;
     match begun {
         Begun::Asked(mut answer) => {
             let reply = poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
@@ -107,9 +113,15 @@ enum Begun<'a> {
     Sharing(LocalBoxFuture<'a, Result<(ReplyReceiver<Reply>, SharedTensors), Error>>),
 }
 
-fn begin<'a>(server: &'a Server, message: Rope, terms: &Terms) -> Result<Begun<'a>, Error> {
+fn begin<'a>(
+    server: &'a Server,
+    message: Rope,
+    terms: &Terms,
+    wire: &Option<WireTimes>,
+) -> Result<Begun<'a>, Error> {
     let mut request = decode::infer_request(message)?;
     request.deadline = terms.deadline;
+    request.wire = wire.clone();
     terms.apply(&mut request);
     if !SharedTensors::are_named_by(&request) {
         return server.infer_one(request, ENDPOINT).map(Begun::Asked);

@@ -24,7 +24,7 @@ use super::{
     status,
 };
 use crate::{
-    inference::{Error, InferRequest, Parameter},
+    inference::{Error, InferRequest, Parameter, Wire, WireTimes},
     ingress::shared_memory::SharedTensors,
     memory::Reservation,
     runtime::{End, ReplyReceiver},
@@ -47,6 +47,7 @@ pub async fn answer(
     let mut requests = MessageReader::new(body, connection.settings.message_max, memory);
     let mut in_flight = InFlight::default();
     let mut reading = true;
+    let mut waiting = connection.server.tracer().now();
     while reading || !in_flight.is_empty() {
         match next_event(&mut requests, &mut responses, &mut in_flight, reading).await {
             Event::Request(message) => {
@@ -65,7 +66,10 @@ pub async fn answer(
                         }
                     }
                 };
-                in_flight.begin(&connection, &terms, message).await;
+                let now = connection.server.tracer().now();
+                let wire = waiting.or(now).map(|began| WireTimes::received(Wire::Grpc, began));
+                in_flight.begin(&connection, &terms, message, wire).await;
+                waiting = connection.server.tracer().now();
             }
             Event::Answer(answer) => {
                 if send(&connection, &terms, &mut responses, answer).await.is_err() {
@@ -119,6 +123,7 @@ struct Asked {
     version: CompactString,
     empty_final_response: bool,
     shared: SharedTensors,
+    wire: Option<WireTimes>,
     _reservation: Option<Reservation>,
 }
 
@@ -173,12 +178,20 @@ impl InFlight {
         self.len() == 0
     }
 
-    async fn begin(&mut self, connection: &Connection, terms: &Terms, message: Message) {
-        let mut asked = Asked { _reservation: Some(message.reservation), ..Asked::default() };
+    async fn begin(
+        &mut self,
+        connection: &Connection,
+        terms: &Terms,
+        message: Message,
+        wire: Option<WireTimes>,
+    ) {
+        let _reservation = Some(message.reservation);
+        let mut asked = Asked { _reservation, wire, ..Asked::default() };
         let mut decoupled = false;
         let replies = match decode::infer_request(message.bytes) {
             Ok(mut request) => {
                 asked.id = request.id.clone();
+                request.wire = asked.wire.clone();
                 terms.apply(&mut request);
                 asked.take_in(connection, request, &mut decoupled).await
             }
@@ -277,6 +290,7 @@ async fn send(
     answer: Answer,
 ) -> Result<(), Gone> {
     let Answer { asked, reply, is_last } = answer;
+    let _sending = asked.wire.clone().map(WireTimes::sending);
     let reply = match reply {
         Some(Ok(response)) => Some(asked.shared.deliver(response, connection.server.pool()).await),
         other => other,
