@@ -5,7 +5,7 @@ use crate::{
     inference::{Code, Error, Shape, TensorSpec},
     observe::prometheus::{self, ModelMetrics, PoolMetrics},
     proto::{
-        ModelMetadataResponse, ModelStatisticsResponse, RepositoryIndexResponse,
+        MemoryUsage, ModelMetadataResponse, ModelStatisticsResponse, RepositoryIndexResponse,
         ServerMetadataResponse, model_metadata_response::TensorMetadata,
         repository_index_response::ModelIndex,
     },
@@ -102,7 +102,12 @@ pub fn statistics(
     };
     let model_stats = versions
         .iter()
-        .map(|version| version.statistics.to_proto(&version.name, version.version))
+        .map(|version| {
+            let mut statistics = version.statistics.to_proto(&version.name, version.version);
+            let usage = |byte_size| MemoryUsage { r#type: "CPU".to_owned(), id: 0, byte_size };
+            statistics.memory_usage.extend(version.memory_bytes().map(usage));
+            statistics
+        })
         .collect();
     Ok(ModelStatisticsResponse { model_stats })
 }

@@ -376,6 +376,11 @@ impl LoadedVersion {
         })
     }
 
+    /// Bytes of the host's memory that its model takes, where that is known.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.model.as_ref()?.memory_bytes()
+    }
+
     /// Whether the model would answer now.
     pub fn is_ready(&self) -> bool {
         match &self.steps {

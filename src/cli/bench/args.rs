@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use super::{
     BenchError,
     load::Distribution,
-    values::{InputShape, Range, count, millis, millis_or_none, percentage, tolerance},
+    values::{InputShape, Range, bytes, count, millis, millis_or_none, percentage, tolerance},
 };
 use crate::runtime::{Driver, DriverChoice};
 
@@ -37,7 +37,7 @@ pub struct BenchArgs {
     pub shared_memory: SharedMemory,
 
     /// Room for each output in shared memory, in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 102_400, value_parser = count)]
+    #[arg(long, value_name = "BYTES", default_value_t = 102_400, value_parser = bytes)]
     pub output_shared_memory_size: usize,
 
     /// The server's --ring-socket, for -i ring.

@@ -11,6 +11,7 @@ use super::{
     client::{Payload, RingRequest, frame},
     model::Model,
     shared::{Layout, Place},
+    values::TENSOR_MAX,
 };
 use crate::{
     inference::DataType,
@@ -20,9 +21,6 @@ use crate::{
         model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
     },
 };
-
-/// The most bytes of an input.
-const TENSOR_MAX: usize = 1 << 30;
 
 /// Integers go up to here, which every integer type can hold and most vocabularies too.
 const INTEGER_MAX: u8 = 127;

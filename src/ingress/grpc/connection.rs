@@ -52,6 +52,9 @@ const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a client may open and reset before the connection ends (rapid reset).
 const RESETS_MAX: usize = 256;
 
+/// The header of a client that wants a stream to end with the code of a failure.
+const ERRORS: &str = "triton_grpc_error";
+
 const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
@@ -223,6 +226,8 @@ pub struct Terms {
     pub responses: Packing,
     /// Headers that go with each request; rare, so they are kept out of the way.
     pub forwarded: Option<Box<Parameters>>,
+    /// Whether a request that fails in its model ends a stream, with its code as the stream's.
+    pub failures_end_streams: bool,
     /// What they belong to in a trace of the client's; rare too.
     pub trace_parent: Option<Box<TraceParent>>,
 }
@@ -235,6 +240,7 @@ impl Terms {
             requests: Packing::of_request(headers)?,
             responses: settings.response_packing.of_response(headers),
             forwarded: forwarded.map(|pattern| Box::new(pattern.parameters(headers))),
+            failures_end_streams: headers.get(ERRORS).is_some_and(|value| value == "true"),
             trace_parent: headers
                 .get(TRACE_PARENT)
                 .and_then(|value| TraceParent::parse(value.as_bytes()))

@@ -133,6 +133,8 @@ struct Answer {
     /// `None` for one that only tells that no more come.
     reply: Option<Reply>,
     is_last: bool,
+    /// Whether it says that the request was not taken in.
+    is_refusal: bool,
 }
 
 enum Event {
@@ -252,6 +254,7 @@ impl Asked {
 impl Request {
     /// The next answer, or `None` after the last.
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
+        let is_refusal = matches!(self.replies, Replies::Failed(_));
         let (reply, is_last) = match std::mem::replace(&mut self.replies, Replies::Ended) {
             Replies::Ended => return Poll::Ready(None),
             Replies::Failed(error) => (Some(Err(error)), true),
@@ -271,7 +274,8 @@ impl Request {
                 }
             }
         };
-        Poll::Ready(Some(Answer { asked: self.asked.clone(), reply, is_last }))
+        let asked = self.asked.clone();
+        Poll::Ready(Some(Answer { asked, reply, is_last, is_refusal }))
     }
 }
 
@@ -289,7 +293,7 @@ async fn send(
     responses: &mut SendStream<Bytes>,
     answer: Answer,
 ) -> Result<(), Gone> {
-    let Answer { asked, reply, is_last } = answer;
+    let Answer { asked, reply, is_last, is_refusal } = answer;
     let _sending = asked.wire.clone().map(WireTimes::sending);
     let reply = match reply {
         Some(Ok(response)) => Some(asked.shared.deliver(response, connection.server.pool()).await),
@@ -299,6 +303,11 @@ async fn send(
         Some(Ok(mut response)) => {
             response.parameters.insert("triton_final_response", Parameter::Bool(is_last));
             encode::stream_response(&response)
+        }
+        Some(Err(error)) if terms.failures_end_streams && !is_refusal => {
+            // An error here means that the client has left.
+            let _ = responses.send_trailers(status::failed(&error));
+            return Err(Gone);
         }
         Some(Err(error)) => smallvec![encode::stream_error(&error.to_string(), &asked.id)],
         None if asked.empty_final_response => {
