@@ -106,10 +106,6 @@ impl Backend for Python {
         Some("model.py")
     }
 
-    fn inspect(&self, _: &ModelSource) -> Result<Option<super::ModelIo>, BackendError> {
-        Ok(None)
-    }
-
     fn complete(&self, source: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {
         let model = self.model(source)?;
         let outline = Arc::new(model.outline(&format!("{}_0", source.name), "CPU", "0"));
