@@ -9,7 +9,7 @@ use super::{
     ensemble::{EnsembleSteps, NotComposed},
     sequences::{SequenceSetup, SetupError},
     server::{Server, Versions},
-    version::{EnsembleSpec, LoadedVersion, VersionError, VersionSpec},
+    version::{LoadedVersion, Outline, VersionError, VersionSpec},
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
@@ -216,12 +216,12 @@ impl Loader {
         for warning in draft.warnings() {
             log::warn!("{warning}");
         }
-        if draft.backend_name().is_none() {
+        let Some(backend) = draft.backend_name().map(str::to_owned) else {
             return self.load_ensemble(server, source, &agents, draft, before, began);
-        }
+        };
         let numbers = draft.versions().to_vec();
         began(&numbers);
-        let defined = self.define(draft);
+        let defined = self.define(draft, &backend);
         let mut versions = Versions::new();
         let mut failures = BTreeMap::new();
         for version in numbers {
@@ -291,31 +291,20 @@ impl Loader {
                     && kept.steps.as_ref().is_some_and(|earlier| earlier.are_those_of(&steps))
             });
             let started = || {
-                server.start_ensemble(EnsembleSpec {
-                    name: definition.name.clone(),
-                    namespace: source.id.namespace.as_str().into(),
-                    version,
-                    config: definition.config.clone(),
-                    signature: definition.signature.clone(),
-                    labels: definition.labels.clone(),
-                    identity: server.identity(&source.id, &definition, version),
-                    steps: steps.clone(),
-                    began: beginning,
-                    folder: source.folder.clone(),
-                    agents: agents.clone(),
-                })
+                let outline = outline(server, source, agents, &definition, version, beginning);
+                server.start_ensemble(outline, steps.clone())
             };
             (version, kept.unwrap_or_else(started))
         };
         Ok(definition.versions.iter().map(version).collect())
     }
 
-    fn define(&self, mut draft: Draft) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
-        let model = draft.name().to_owned();
-        let Some(backend) = draft.backend_name() else {
-            return Err(VersionFault::Unsupported { model, feature: "ensemble scheduling" });
-        };
-        let backend = find_backend(&self.backends, backend, &model)?;
+    fn define(
+        &self,
+        mut draft: Draft,
+        backend: &str,
+    ) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
+        let backend = find_backend(&self.backends, backend, draft.name())?;
         let told = match draft.source_for_inspect() {
             Some(source) if self.options.auto_complete => {
                 if let Some(completed) = backend.complete(&source)? {
@@ -418,22 +407,35 @@ fn start_version(
         .map_err(|error| VersionFault::WarmUp(Arc::new(error)))?;
     let model = backend.load(&definition.source(version))?;
     let spec = VersionSpec {
+        outline: outline(server, source, agents, definition, version, began),
+        policy: BatchingPolicy { max_batch_size: definition.signature.max_batch_size, dynamic },
+        sequences,
+        placements: definition.placements.clone(),
+        rate_limits: definition.rate_limits.clone(),
+        warm_ups,
+        model,
+    };
+    server.start(spec).map_err(|error| VersionFault::Version(Arc::new(error)))
+}
+
+fn outline(
+    server: &Server,
+    source: &Source,
+    agents: &Option<Arc<AgentChain>>,
+    definition: &Definition,
+    version: i64,
+    began: Timestamp,
+) -> Outline {
+    Outline {
         name: definition.name.clone(),
         namespace: source.id.namespace.as_str().into(),
         version,
         config: definition.config.clone(),
         signature: definition.signature.clone(),
         labels: definition.labels.clone(),
-        policy: BatchingPolicy { max_batch_size: definition.signature.max_batch_size, dynamic },
-        sequences,
-        placements: definition.placements.clone(),
-        rate_limits: definition.rate_limits.clone(),
         identity: server.identity(&source.id, definition, version),
-        warm_ups,
-        model,
         began,
         folder: source.folder.clone(),
         agents: agents.clone(),
-    };
-    server.start(spec).map_err(|error| VersionFault::Version(Arc::new(error)))
+    }
 }

@@ -14,11 +14,11 @@ use smallvec::SmallVec;
 use super::{
     ask::FromInside,
     cache::Caches,
-    ensemble::StepVersion,
+    ensemble::{EnsembleSteps, StepVersion},
     instance_cores::InstanceCores,
     job::Reply,
     limiter::Limiter,
-    version::{EnsembleSpec, LoadedVersion, Site, VersionError, VersionSpec},
+    version::{LoadedVersion, Outline, Site, VersionError, VersionSpec},
 };
 use crate::{
     backend::Host,
@@ -175,8 +175,12 @@ impl Server {
     }
 
     /// Makes a version of an ensemble, which is not served yet.
-    pub(super) fn start_ensemble(&self, spec: EnsembleSpec) -> Arc<LoadedVersion> {
-        LoadedVersion::of_steps(spec, &self.site())
+    pub(super) fn start_ensemble(
+        &self,
+        outline: Outline,
+        steps: Arc<EnsembleSteps>,
+    ) -> Arc<LoadedVersion> {
+        LoadedVersion::of_steps(outline, steps, &self.site())
     }
 
     fn site(&self) -> Site<'_> {
