@@ -116,6 +116,15 @@ pub struct OuterTrace {
     pub(super) span: TraceParent,
     pub(super) level: Level,
     pub(super) log_frequency: u32,
+    pub(super) joins: bool,
+}
+
+impl OuterTrace {
+    /// What a model hands on, so that what others note becomes part of the trace: the headers of W3C Trace
+    /// Context as a JSON object; `None` where traces are no spans.
+    pub fn context(&self) -> Option<String> {
+        self.joins.then(|| format!(r#"{{"traceparent":"{}"}}"#, self.span))
+    }
 }
 
 /// What is noted of one request.
@@ -132,6 +141,8 @@ pub struct Trace {
     pub(super) span: TraceParent,
     pub(super) level: Level,
     pub(super) log_frequency: u32,
+    /// Whether it can be a part of a client's trace.
+    pub(super) joins: bool,
     /// In the order of their times once it is handed in.
     pub(super) events: SmallVec<[(Event, Timestamp); 8]>,
     /// When its request came and its answer went, if an ingress notes that.
@@ -144,8 +155,8 @@ pub struct Trace {
 impl Trace {
     /// What the traces of requests that serve this one need.
     pub fn as_outer(&self) -> OuterTrace {
-        let Self { id, span, level, log_frequency, .. } = *self;
-        OuterTrace { id, span, level, log_frequency }
+        let Self { id, span, level, log_frequency, joins, .. } = *self;
+        OuterTrace { id, span, level, log_frequency, joins }
     }
 
     /// Whether tensors are noted.
@@ -325,6 +336,7 @@ mod tests {
             span: TraceParent { trace: 1, span: 1 },
             level: Level::TIMESTAMPS | Level::TENSORS,
             log_frequency: 0,
+            joins: false,
             events: SmallVec::new(),
             wire: None,
             inputs: Vec::new(),

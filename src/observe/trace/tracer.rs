@@ -320,7 +320,7 @@ impl ModelTracer {
         version: i64,
         request_id: &CompactString,
     ) -> Box<Trace> {
-        let OuterTrace { id, span, level, log_frequency } = *outer;
+        let OuterTrace { id, span, level, log_frequency, joins } = *outer;
         Box::new(Trace {
             id: self.ids.fetch_add(1, Ordering::Relaxed) + 1,
             outer: Some(id),
@@ -331,6 +331,7 @@ impl ModelTracer {
             request_id: request_id.clone(),
             level,
             log_frequency,
+            joins,
             events: SmallVec::new(),
             wire: None,
             inputs: Vec::new(),
@@ -363,6 +364,7 @@ impl ModelTracer {
                 request_id: request_id.clone(),
                 level: sampler.settings.level,
                 log_frequency: sampler.settings.log_frequency,
+                joins: self.joins,
                 events: SmallVec::new(),
                 wire: None,
                 inputs: Vec::new(),
