@@ -34,21 +34,33 @@ type Listener = Box<dyn FnOnce(WireRecord) + Send>;
 
 struct Shared {
     wire: Wire,
-    received: (Timestamp, Timestamp),
+    began: Timestamp,
     rest: Mutex<Rest>,
 }
 
 #[derive(Default)]
 struct Rest {
+    received: Option<Timestamp>,
     sent: Option<(Timestamp, Timestamp)>,
     listener: Option<Listener>,
 }
 
 impl WireTimes {
+    /// A request is waited for since `began`.
+    pub fn waiting(wire: Wire, began: Timestamp) -> Self {
+        Self(Arc::new(Shared { wire, began, rest: Mutex::default() }))
+    }
+
     /// A request that was waited for since `began` has been received.
     pub fn received(wire: Wire, began: Timestamp) -> Self {
-        let received = (began, Timestamp::now());
-        Self(Arc::new(Shared { wire, received, rest: Mutex::default() }))
+        let times = Self::waiting(wire, began);
+        times.arrived();
+        times
+    }
+
+    /// The request has been received.
+    pub fn arrived(&self) {
+        self.0.rest().received = Some(Timestamp::now());
     }
 
     /// An answer begins to be sent, and is until what this returns is dropped.
@@ -72,16 +84,17 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let Rest { sent, listener } = std::mem::take(&mut *self.rest());
+        let Rest { received, sent, listener } = std::mem::take(&mut *self.rest());
         if let Some(listener) = listener {
-            listener(WireRecord { wire: self.wire, received: self.received, sent });
+            let received = (self.began, received.unwrap_or(self.began));
+            listener(WireRecord { wire: self.wire, received, sent });
         }
     }
 }
 
 impl fmt::Debug for WireTimes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("WireTimes").field(&self.0.wire).field(&self.0.received).finish()
+        f.debug_tuple("WireTimes").field(&self.0.wire).field(&self.0.began).finish()
     }
 }
 

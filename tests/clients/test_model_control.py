@@ -511,6 +511,31 @@ def test_a_name_must_be_unique_unless_repositories_are_namespaces(start, reposit
     assert _index(client, ready=True) == [("two", "1", "READY", "")]
 
 
+@needs_onnx
+def test_a_step_may_name_the_repository_of_its_model(start, repository, tmp_path):
+    """Where each repository is a namespace; without a name its own is meant."""
+    other = tmp_path / "other"
+
+    def ensemble(namespace: str) -> models.Model:
+        step = (
+            f'{{ model_name: "inner" model_version: -1 model_namespace: "{namespace}" '
+            'input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } }'
+        )
+        tensors = "max_batch_size: 4 input [{ name: 'x' data_type: TYPE_FP32 dims: [ 4 ] }] output [{ name: 'y' data_type: TYPE_FP32 dims: [ 3 ] }]"
+        return models.Model(f'platform: "ensemble" {tensors} ensemble_scheduling {{ step [ {step} ] }}')
+
+    first, second = (models.Model("max_batch_size: 4", {1: onnx_file.mlp(seed)}) for seed in (1, 2))
+    models.write(repository, {"inner": first, "first": first, "own": ensemble(""), "foreign": ensemble(str(other))})
+    models.write(other, {"inner": second, "second": second})
+    server = start(repository, "--model-namespacing=true", f"--model-repository={other}")
+    answers = {name: _onnx(server, name).as_numpy("y") for name in ("first", "second", "own", "foreign")}
+    assert not np.array_equal(answers["first"], answers["second"])
+    np.testing.assert_array_equal(answers["own"], answers["first"])
+    np.testing.assert_array_equal(answers["foreign"], answers["second"])
+    with pytest.raises(InferenceServerException, match="There are 2 identifiers of model 'inner'"):
+        _onnx(server, "inner")
+
+
 def test_configurations_are_chosen_by_name(start, repository, connect):
     """--model-config-name, where a model has one of that name."""
     models.write(repository, {"two": IDENTITY})

