@@ -1,14 +1,14 @@
 //! Tensors in memory that the server maps: made and registered before the load, gone after it.
 
+use std::{fs::File, io::Write as _};
+
 use bytes::Bytes;
-use memmap2::{MmapOptions, MmapRaw};
 use nix::{
     fcntl::OFlag,
     sys::{
         mman::{shm_open, shm_unlink},
         stat::Mode,
     },
-    unistd::ftruncate,
 };
 
 use super::{
@@ -127,25 +127,15 @@ impl Drop for Region<'_> {
 /// A POSIX shared-memory object, which goes when it is dropped.
 struct Object {
     key: String,
-    _map: MmapRaw,
 }
 
 impl Object {
     fn new(key: &str, content: &[u8]) -> std::io::Result<Self> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         let file = shm_open(key, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        let made = (|| {
-            let length = i64::try_from(content.len()).map_err(std::io::Error::other)?;
-            ftruncate(&file, length)?;
-            MmapOptions::new().len(content.len()).map_raw(&file)
-        })();
-        let map = made.inspect_err(|_| {
-            // It is of no use to anybody.
-            let _ = shm_unlink(key);
-        })?;
-        // SAFETY: the map is as long as the content, and nobody else has it yet.
-        unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), map.as_mut_ptr(), content.len()) };
-        Ok(Self { key: key.to_owned(), _map: map })
+        let object = Self { key: key.to_owned() };
+        File::from(file).write_all(content)?;
+        Ok(object)
     }
 }
 
