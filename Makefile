@@ -35,10 +35,11 @@ help: ## List the targets
 # --- Use
 
 .PHONY: serve
-serve: release examples ## Build the server and serve the example models on 127.0.0.1
+serve: release examples build/venv-examples/stamp ## Build the server and serve the example models on 127.0.0.1
 	@$(RELEASE) backend install onnxruntime
 	@cat scripts/first_requests.txt
-	@exec $(RELEASE) --model-repository=build/examples/models --http-address=127.0.0.1 \
+	@exec $(RELEASE) --model-repository=build/examples/models --model-repository=build/examples/python \
+		--backend-config=python,interpreter=$(EXAMPLES_PYTHON) --http-address=127.0.0.1 \
 		--grpc-address=127.0.0.1 --metrics-address=127.0.0.1
 
 .PHONY: release

@@ -30,7 +30,7 @@ def torchscript(examples, request, tmp_path_factory) -> Iterator[tritonclient.gr
     if not (binary := os.environ.get("NEREID_BINARY")):
         pytest.skip("no server: set NEREID_BINARY")
     log = tmp_path_factory.mktemp("torchscript") / "log"
-    running = run_server(binary, examples / "torchscript", log, request.session)
+    running = run_server(binary, [examples / "torchscript"], log, request.session)
     with tritonclient.grpc.InferenceServerClient(next(running)["grpc"]) as client:
         yield client
     next(running, None)

@@ -33,7 +33,7 @@ const ASK_READY_EVERY: Duration = Duration::from_secs(1);
 /// How long a process that ended is waited for before it is started again: at first, and at most.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
-/// A process that has run for so long has not failed at its start.
+/// A process that has run for so long, or has run requests, has not failed at its start.
 const STEADY: Duration = Duration::from_secs(10);
 /// How long the model's `finalize` may take.
 const FINALIZE_MAX: Duration = Duration::from_secs(20);
@@ -174,7 +174,7 @@ impl Seat {
             run.session.die(&self.outline.is_unhealthy());
             self.services.forget();
             let Err(reason) = ended else { return };
-            if began.elapsed() > STEADY {
+            if began.elapsed() > STEADY || run.session.has_executed.load(Ordering::Relaxed) {
                 back_off = BACK_OFF;
             }
             log::error!("{}: {reason}; it is started again", self.outline.process());
