@@ -146,7 +146,7 @@ bench-schedulers: ## What a request costs the schedulers
 	$(CARGO) bench --locked --bench schedulers
 
 .PHONY: bench-bare
-bench-bare: release test-backends test-python ## A served model beside the same model run bare; BENCH_FLAGS are run.py's
+bench-bare: release test-backends test-pytorch examples test-python ## A served model beside the same model run bare; BENCH_FLAGS are run.py's
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/bare/run.py $(BENCH_FLAGS)
 
 .PHONY: bench-ensembles

@@ -201,7 +201,9 @@ def test_whatever_a_model_does_the_server_serves_on(start, driver, tmp_path):
 
     def ask(way: str, **more) -> None:
         while not stop.is_set():
-            seen.append(trouble.ask(way, **more))
+            answer = trouble.ask(way, **more)
+            # Of a large tensor its last element is kept, for there are many answers.
+            seen.append({"last": answer["Y"][2][-1]} if "Y" in answer else answer)
 
     values = np.arange(100_000, dtype=np.float32)
     askers = [threading.Thread(target=ask, args=("serve",), daemon=True) for _ in range(ASKERS)]
@@ -228,7 +230,7 @@ def test_whatever_a_model_does_the_server_serves_on(start, driver, tmp_path):
         assert not asker.is_alive(), "a request has no answer"
     errors = {answer["error"] for answer in seen if "error" in answer}
     assert all(UNHEALTHY.fullmatch(error) for error in errors), errors
-    large = [answer["Y"][2][-1] for answer in seen if "Y" in answer]
+    large = [answer["last"] for answer in seen if "last" in answer]
     assert large and set(large) == {100_000.0}
     assert len(os.listdir(f"/proc/{server.process.pid}/fd")) <= files + FILES_MAX
     assert server.memory_bytes() <= memory + MEMORY_BYTES_MAX
