@@ -71,7 +71,7 @@ impl Shard {
         let shard = Rc::new(Self {
             in_order: ordered.then(RefCell::default),
             home: current(),
-            queue: RefCell::new(DynamicQueue::new(policy)),
+            queue: RefCell::new(DynamicQueue::new(policy).for_instances(executor.instances())),
             executor: RefCell::new(executor),
             bell: Bell::default(),
             closed: Cell::new(false),
@@ -101,6 +101,7 @@ impl Shard {
         if let Executor::Threads(threads) = &mut *self.executor.borrow_mut() {
             threads.finished();
         }
+        self.note(&executed);
         let now = Timestamp::now();
         match &self.in_order {
             None => executed.answer(self.home.index(), now),
@@ -112,6 +113,11 @@ impl Shard {
         if !self.queue.borrow().is_empty() {
             self.bell.ring();
         }
+    }
+
+    /// Tells the queue of a batch that has run.
+    fn note(&self, executed: &Executed) {
+        self.queue.borrow_mut().finished(executed.rows(), executed.took());
     }
 
     /// Starts every batch that can start. Returns when to be called again, though nothing arrives.
@@ -171,6 +177,7 @@ impl Shard {
                 let batch = SealedBatch { jobs, rows: SharedRows::default(), ticket: 0 };
                 let executed = execute(&mut taken.placed.instance, batch, &self.home, now);
                 let ended = executed.ended();
+                self.note(&executed);
                 let slow = taken.pace.is_lost_after(executed.compute_infer());
                 *self.executor.borrow_mut() =
                     if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
@@ -192,6 +199,7 @@ impl Shard {
                     help.into_iter().for_each(Help::call);
                     return;
                 };
+                self.queue.borrow_mut().finished(0, None);
                 for job in jobs {
                     let detail = "the instance's thread has ended".to_owned();
                     job.fail(self.home.index(), Error::Internal { detail });
@@ -223,6 +231,14 @@ enum Room {
 }
 
 impl Executor {
+    /// How many batches can run at once.
+    fn instances(&self) -> usize {
+        match self {
+            Self::Inline(_) => 1,
+            Self::Threads(threads) => threads.count(),
+        }
+    }
+
     fn room(&self) -> Room {
         match self {
             Self::Inline(Some(_)) => Room::Now,
