@@ -5,7 +5,7 @@ use std::{sync::Arc, thread, time::Duration};
 
 use super::{
     Backend, BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model,
-    ModelInstance, ModelIo, ModelSource, Placement,
+    ModelInstance, ModelSource, Placement,
 };
 use crate::inference::{Signature, TensorSpec};
 
@@ -29,18 +29,6 @@ struct Pairs {
 impl Backend for Identity {
     fn name(&self) -> &'static str {
         "identity"
-    }
-
-    fn version(&self) -> String {
-        env!("CARGO_PKG_VERSION").to_owned()
-    }
-
-    fn default_model_filename(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn inspect(&self, _: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
-        Ok(None)
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {

@@ -45,15 +45,28 @@ pub trait Backend: Send + Sync {
     /// The name that `backend:` in a model configuration gives it.
     fn name(&self) -> &'static str;
 
-    /// The version of the runtime library behind it, for the start-up table.
-    fn version(&self) -> String;
+    /// The version of the runtime library behind it, for the start-up table; the server's own where
+    /// there is no library.
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").to_owned()
+    }
 
-    /// The name of the model file when the configuration gives none, such as `model.onnx`.
-    fn default_model_filename(&self) -> Option<&'static str>;
+    /// The name of the model file when the configuration gives none, such as `model.onnx`; `None` for
+    /// models without a file.
+    fn default_model_filename(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether it is a script of the operator's, and no code of ours.
+    fn is_script(&self) -> bool {
+        false
+    }
 
     /// Reads what a model's own file says of its tensors, to complete a partial configuration;
     /// `None` where the files of this back end say nothing.
-    fn inspect(&self, source: &ModelSource) -> Result<Option<ModelIo>, BackendError>;
+    fn inspect(&self, _: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
+        Ok(None)
+    }
 
     /// Has the model itself complete a partial configuration; `None` where models of this back end
     /// have no say in it.

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::{
-    Backend, BackendError, Host, Model, ModelInstance, ModelIo, ModelRequest, ModelResponse,
-    ModelSource, Placement, RequestInstance, Responder, ResponseError, ResponseTensor,
+    Backend, BackendError, Host, Model, ModelInstance, ModelRequest, ModelResponse, ModelSource,
+    Placement, RequestInstance, Responder, ResponseError, ResponseTensor,
 };
 use crate::inference::{Admitted, Code, DataType, Shape, Signature, TensorSpec};
 
@@ -39,18 +39,6 @@ struct Repeater {
 impl Backend for Repeat {
     fn name(&self) -> &'static str {
         "repeat"
-    }
-
-    fn version(&self) -> String {
-        env!("CARGO_PKG_VERSION").to_owned()
-    }
-
-    fn default_model_filename(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn inspect(&self, _: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
-        Ok(None)
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
@@ -331,6 +319,7 @@ mod tests {
             priority: 0,
             queue_timeout: None,
             deadline: None,
+            trace: None,
             responder: Responder::new(Box::new(Tell(tell))),
         };
         (request, told)

@@ -36,7 +36,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     });
     let directory = args.backend_directory.clone().or_else(directory::default);
     let backends = serve::find_backends(directory, &options);
-    let mut inspect = |source: &ModelSource| match backends.find(&source.config.backend) {
+    let mut inspect = |source: &ModelSource| match backends.find(&source.config) {
         Some(Ok(backend)) => backend.inspect(source).map_err(|reason| reason.0),
         // Not installed here: that is no fault of the repository.
         Some(Err(_)) | None => Ok(None),

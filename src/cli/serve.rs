@@ -11,6 +11,7 @@ mod tls_handshake;
 mod wires;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -29,10 +30,10 @@ pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{cloud_args::Endpoint, tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{
-        BackendError, Identity, Ops, Repeat,
+        Backend, BackendError, Identity, Ops, Repeat,
         cuda::{Cuda, Devices},
         onnxruntime::OnnxRuntime,
-        python::Python,
+        python::{self, Python},
         pytorch::PyTorch,
     },
     device::{self, Device, cuda::CudaSettings},
@@ -208,6 +209,14 @@ pub fn find_backends(directory: Option<PathBuf>, options: &Options) -> Backends 
     backends.add("repeat", || Ok(Arc::new(Repeat)));
     let python = options.settings("python");
     backends.add("python", move || Ok(Arc::new(Python::open(&python)?)));
+    let (scripts, options) = (directory.clone(), options.clone());
+    backends.add_scripts(move |name| {
+        let script = python::script(scripts.as_deref()?, name)?;
+        // What is said of Python models holds, unless it is said otherwise of these.
+        let mut settings = BTreeMap::clone(&options.settings("python"));
+        settings.extend(BTreeMap::clone(&options.settings(name)));
+        Some(Python::open_script(script, &settings).map(|it| Arc::new(it) as Arc<dyn Backend>))
+    });
     let compilers = directory.clone();
     backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), open_gpus))));
     let place = directory.clone();

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::{instance_thread::PlacedInstance, version::VersionSpec};
+use super::{
+    instance_thread::PlacedInstance,
+    version::{Outline, VersionSpec},
+};
 use crate::{
     backend::{Batch, BatchTensor, InlineFitness, ModelInstance},
-    inference::Timestamp,
+    inference::{Signature, Timestamp},
     memory::BufferPool,
 };
 
@@ -68,14 +71,14 @@ impl Pace {
 /// Tries the model with zeros at its largest batch: it runs inline when it is small, of fixed
 /// shapes, needs no threads of its own and its configuration does not forbid it.
 pub fn suits(spec: &VersionSpec, instances: &mut [PlacedInstance], pool: &BufferPool) -> bool {
-    let forbidden = spec
-        .config
+    let Outline { config, signature, .. } = &spec.outline;
+    let forbidden = config
         .parameters
         .get(PARAMETER)
         .is_some_and(|parameter| parameter.string_value.eq_ignore_ascii_case("off"));
     // Its batches differ in more than their rows.
-    let is_ragged = !spec.config.batch_input.is_empty()
-        || spec.config.input.iter().any(|input| input.allow_ragged_batch);
+    let is_ragged =
+        !config.batch_input.is_empty() || config.input.iter().any(|input| input.allow_ragged_batch);
     let Some(PlacedInstance { instance, .. }) = instances.first_mut() else { return false };
     match spec.model.inline_fitness() {
         _ if forbidden || is_ragged => return false,
@@ -84,14 +87,10 @@ pub fn suits(spec: &VersionSpec, instances: &mut [PlacedInstance], pool: &Buffer
         InlineFitness::IfFast => {}
     }
     let ModelInstance::Batches(instance) = instance else { return false };
-    let Some(inputs) = zeros(spec, pool) else { return false };
-    let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, spec.signature.outputs.len());
-    let batch = Batch {
-        rows: spec.signature.max_batch_size.max(1),
-        inputs: &inputs,
-        wanted: &wanted,
-        pool,
-    };
+    let Some(inputs) = zeros(signature, pool) else { return false };
+    let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, signature.outputs.len());
+    let batch =
+        Batch { rows: signature.max_batch_size.max(1), inputs: &inputs, wanted: &wanted, pool };
     let mut times = Vec::with_capacity(RUNS);
     for run in 0..WARM_UP_RUNS as usize + RUNS {
         let began = Timestamp::now();
@@ -114,9 +113,9 @@ pub fn suits(spec: &VersionSpec, instances: &mut [PlacedInstance], pool: &Buffer
 }
 
 /// Inputs of the largest batch, all zero; `None` when a shape is not fixed.
-fn zeros(spec: &VersionSpec, pool: &BufferPool) -> Option<SmallVec<[Option<BatchTensor>; 2]>> {
-    let rows = i64::from(spec.signature.max_batch_size);
-    spec.signature
+fn zeros(signature: &Signature, pool: &BufferPool) -> Option<SmallVec<[Option<BatchTensor>; 2]>> {
+    let rows = i64::from(signature.max_batch_size);
+    signature
         .inputs
         .iter()
         .map(|input| {

@@ -50,5 +50,5 @@ pub use job::Reply;
 pub use limiter::Limiter;
 pub use load::{Backends, Loader};
 pub use server::{Observers, Server, ServerState};
-pub use version::{LoadedVersion, Site, VersionError, VersionSpec};
+pub use version::{LoadedVersion, Outline, Site, VersionError, VersionSpec};
 pub use warm_up::{WarmUp, WarmUpError};

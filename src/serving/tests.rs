@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Observers, Reply, Server, VersionSpec, sequences::SequenceSetup};
+use super::{Observers, Outline, Reply, Server, VersionSpec, sequences::SequenceSetup};
 use crate::{
     backend::{
         BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model, ModelInstance,
@@ -99,17 +99,25 @@ impl Stage {
             inputs: vec![tensor("IN")],
             outputs: vec![tensor("OUT")],
         };
-        let spec = VersionSpec {
+        let sequences = sequences.map(|batching| {
+            let none = std::path::Path::new("");
+            Arc::new(SequenceSetup::new(batching, &signature, none).unwrap())
+        });
+        let outline = Outline {
             name: "m".into(),
             namespace: "".into(),
             version: 1,
             config: Arc::new(config),
-            sequences: sequences.map(|batching| {
-                let none = std::path::Path::new("");
-                Arc::new(SequenceSetup::new(batching, &signature, none).unwrap())
-            }),
             signature: Arc::new(signature),
             labels: Arc::default(),
+            identity: None,
+            began: Timestamp::now(),
+            folder: None,
+            agents: None,
+        };
+        let spec = VersionSpec {
+            outline,
+            sequences,
             policy: BatchingPolicy { max_batch_size: 4, dynamic },
             warm_ups: Vec::new(),
             placements: vec![Placement {
@@ -118,11 +126,7 @@ impl Stage {
                 host_policy: "cpu".into(),
             }],
             rate_limits: Vec::new(),
-            identity: None,
             model: Arc::new(model),
-            began: Timestamp::now(),
-            folder: None,
-            agents: None,
         };
         let version = server.start(spec).unwrap();
         let id = crate::repository::ModelId { name: "m".into(), namespace: String::new() };

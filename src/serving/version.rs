@@ -31,8 +31,9 @@ use crate::{
     scheduler::{BatchingPolicy, LimitError, ModelIdentity},
 };
 
-/// Everything that a version of a model needs to be served.
-pub struct VersionSpec {
+/// What is known of a version before anything is made to run it.
+#[derive(Clone)]
+pub struct Outline {
     /// The model's name.
     pub name: Arc<str>,
     /// The repository that it is from, where names are not unique; else empty.
@@ -45,20 +46,8 @@ pub struct VersionSpec {
     pub signature: Arc<Signature>,
     /// The names of classes, for outputs that have them.
     pub labels: Arc<Labels>,
-    /// How its requests are put together.
-    pub policy: BatchingPolicy,
-    /// How its requests form sequences, if they do.
-    pub sequences: Option<Arc<SequenceSetup>>,
-    /// Where its instances run.
-    pub placements: Vec<Placement>,
-    /// How each of them takes turns with others.
-    pub rate_limits: Vec<RateLimit>,
     /// What tells its answers from those of others, if they are to be kept.
     pub identity: Option<ModelIdentity>,
-    /// What each instance is run with before it serves.
-    pub warm_ups: Vec<WarmUp>,
-    /// What runs it.
-    pub model: Arc<dyn Model>,
     /// When loading it began.
     pub began: Timestamp,
     /// Its folder, when it is not in a repository.
@@ -67,30 +56,22 @@ pub struct VersionSpec {
     pub agents: Option<Arc<AgentChain>>,
 }
 
-/// Everything that a version of an ensemble needs to be served.
-pub struct EnsembleSpec {
-    /// Its name.
-    pub name: Arc<str>,
-    /// The repository that it is from, where names are not unique; else empty.
-    pub namespace: Arc<str>,
-    /// The version.
-    pub version: i64,
-    /// Its configuration, complete.
-    pub config: Arc<proto::ModelConfig>,
-    /// Its tensors.
-    pub signature: Arc<Signature>,
-    /// The names of classes, for outputs that have them.
-    pub labels: Arc<Labels>,
-    /// What tells its answers from those of others, if they are to be kept.
-    pub identity: Option<ModelIdentity>,
-    /// What it runs.
-    pub steps: Arc<EnsembleSteps>,
-    /// When loading it began.
-    pub began: Timestamp,
-    /// Its folder, when it is not in a repository.
-    pub folder: Option<Arc<TemporaryFolder>>,
-    /// The agents that look after its folder.
-    pub agents: Option<Arc<AgentChain>>,
+/// Everything that a version of a model needs to be served.
+pub struct VersionSpec {
+    /// What is known of it.
+    pub outline: Outline,
+    /// How its requests are put together.
+    pub policy: BatchingPolicy,
+    /// How its requests form sequences, if they do.
+    pub sequences: Option<Arc<SequenceSetup>>,
+    /// Where its instances run.
+    pub placements: Vec<Placement>,
+    /// How each of them takes turns with others.
+    pub rate_limits: Vec<RateLimit>,
+    /// What each instance is run with before it serves.
+    pub warm_ups: Vec<WarmUp>,
+    /// What runs it.
+    pub model: Arc<dyn Model>,
 }
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
@@ -233,7 +214,7 @@ impl VersionSpec {
         let mut instance = self.model.instance(placement, host)?;
         let (signature, hidden) = match &self.sequences {
             Some(setup) => (&setup.signature, setup.warm_up_inputs()),
-            None => (&self.signature, Vec::new()),
+            None => (&self.outline.signature, Vec::new()),
         };
         for warm_up in &self.warm_ups {
             warm_up.run(signature, ragged, &hidden, &mut instance, host)?;
@@ -248,7 +229,8 @@ impl LoadedVersion {
     /// # Errors
     /// When an instance or its thread cannot be had.
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
-        let ragged = Ragged::new(&spec.config, &spec.signature);
+        let Outline { config, signature, .. } = &spec.outline;
+        let ragged = Ragged::new(config, signature);
         let mut instances = Vec::new();
         for (index, placement) in spec.placements.iter().enumerate() {
             instances.push(PlacedInstance {
@@ -268,7 +250,7 @@ impl LoadedVersion {
             && inline::suits(&spec, &mut instances, &site.host.pool);
         // What is not served on a reactor takes no memory there.
         let home = site.home.index();
-        let is_cached = site.cache.is_some() && spec.identity.is_some();
+        let is_cached = site.cache.is_some() && spec.outline.identity.is_some();
         let is_everywhere = runs_inline || is_cached;
         let served = site.reactors.iter().map(|reactor| is_everywhere || reactor.index() == home);
         let takes_requests = instances
@@ -276,37 +258,17 @@ impl LoadedVersion {
             .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
         if takes_requests && spec.sequences.as_ref().is_some_and(|setup| setup.has_states()) {
             let detail =
-                format!("the back end of model '{}' cannot keep implicit state", spec.name);
+                format!("the back end of model '{}' cannot keep implicit state", spec.outline.name);
             return Err(BackendError(detail).into());
         }
-        let plan = site.observers.metrics.plan(&spec.config);
-        let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
         let version = Arc::new(Self {
-            name: spec.name.clone(),
-            namespace: spec.namespace.clone(),
-            version: spec.version,
-            config: spec.config.clone(),
-            signature: spec.signature.clone(),
-            labels: spec.labels.clone(),
-            statistics: Arc::new(statistics),
-            load_time: Timestamp::now() - spec.began,
-            decoupled: spec.config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
-            host: site.host.clone(),
+            decoupled: config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
             takes_requests,
             ragged: ragged.clone(),
-            tracer: site.observers.tracer.of_model(&spec.name),
             model: Some(spec.model.clone()),
             instances: spec.placements.len(),
-            _folder: spec.folder.clone(),
-            agents: spec.agents.clone(),
-            home: site.home.clone(),
             runs_inline,
-            queues: PerReactor::new(site.reactors),
-            cache: site
-                .cache
-                .zip(spec.identity.clone())
-                .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
-            steps: None,
+            ..Self::of_outline(spec.outline.clone(), site, served)
         });
         if runs_inline {
             let pace = Pace::of(spec.model.inline_fitness());
@@ -341,39 +303,48 @@ impl LoadedVersion {
         Ok(version)
     }
 
-    /// An ensemble is served wherever its requests come in.
-    pub fn of_steps(spec: EnsembleSpec, site: &Site<'_>) -> Arc<Self> {
-        let plan = site.observers.metrics.plan(&spec.config);
+    /// An ensemble of `steps`, which is served wherever its requests come in.
+    pub fn of_steps(outline: Outline, steps: Arc<EnsembleSteps>, site: &Site<'_>) -> Arc<Self> {
         let served = site.reactors.iter().map(|_| true);
-        let statistics = ModelStatistics::new(served, spec.signature.max_batch_size, &plan);
         Arc::new(Self {
-            tracer: site.observers.tracer.of_model(&spec.name),
-            name: spec.name,
-            namespace: spec.namespace,
-            version: spec.version,
-            config: spec.config,
-            signature: spec.signature,
-            labels: spec.labels,
+            decoupled: steps.are_decoupled(),
+            steps: Some(steps),
+            ..Self::of_outline(outline, site, served)
+        })
+    }
+
+    /// A version that nothing runs yet, counted on the reactors where it is `served`.
+    fn of_outline(outline: Outline, site: &Site<'_>, served: impl Iterator<Item = bool>) -> Self {
+        let plan = site.observers.metrics.plan(&outline.config);
+        let statistics = ModelStatistics::new(served, outline.signature.max_batch_size, &plan);
+        Self {
+            tracer: site.observers.tracer.of_model(&outline.name),
+            name: outline.name,
+            namespace: outline.namespace,
+            version: outline.version,
+            config: outline.config,
+            signature: outline.signature,
+            labels: outline.labels,
             statistics: Arc::new(statistics),
-            load_time: Timestamp::now() - spec.began,
-            decoupled: spec.steps.are_decoupled(),
+            load_time: Timestamp::now() - outline.began,
+            decoupled: false,
             host: site.host.clone(),
             takes_requests: false,
             ragged: Ragged::default(),
             model: None,
-            // Any number of requests are on their way through it.
+            // Any number of requests are on their way through what has no instances.
             instances: usize::MAX,
-            _folder: spec.folder,
-            agents: spec.agents,
+            _folder: outline.folder,
+            agents: outline.agents,
             home: site.home.clone(),
             runs_inline: true,
             queues: PerReactor::new(site.reactors),
             cache: site
                 .cache
-                .zip(spec.identity)
+                .zip(outline.identity)
                 .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
-            steps: Some(spec.steps),
-        })
+            steps: None,
+        }
     }
 
     /// Whether the model would answer now.
@@ -454,6 +425,7 @@ impl LoadedVersion {
             reply,
             cache_slot: None,
             account: parent.account,
+            turn: None,
         };
         match &self.cache {
             Some(cache) if is_cacheable => cache.look_up(job),
@@ -522,6 +494,13 @@ impl LoadedVersion {
     pub(super) fn executed(&self, executed: Executed) {
         if let Some(Queue::Batches(shard)) = self.queues.get() {
             shard.finished(executed);
+        }
+    }
+
+    /// Queues a request that its model wants to run again. Runs at home.
+    pub(super) fn run_again(&self, job: Job) {
+        if let Some(Queue::Sequences(shard)) = self.queues.get() {
+            shard.run_again(job);
         }
     }
 

@@ -22,8 +22,7 @@ use bytes::Bytes;
 
 use self::{execution::OnDevice, launch::LaunchPlan, nvrtc::Nvrtc};
 use super::{
-    Backend, BackendError, Host, Model, ModelInstance, ModelIo, ModelSource, Placement,
-    PlacementDevice,
+    Backend, BackendError, Host, Model, ModelInstance, ModelSource, Placement, PlacementDevice,
 };
 use crate::{
     device::{Device, KernelSource},
@@ -127,10 +126,6 @@ impl Backend for Cuda {
 
     fn default_model_filename(&self) -> Option<&'static str> {
         Some("model.cu")
-    }
-
-    fn inspect(&self, _: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
-        Ok(None)
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {

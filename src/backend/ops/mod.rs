@@ -55,14 +55,6 @@ impl Backend for Ops {
         "ops"
     }
 
-    fn version(&self) -> String {
-        env!("CARGO_PKG_VERSION").to_owned()
-    }
-
-    fn default_model_filename(&self) -> Option<&'static str> {
-        None
-    }
-
     fn inspect(&self, source: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
         let steps = steps(source)?;
         let config = &*source.config;

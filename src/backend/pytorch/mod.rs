@@ -18,7 +18,7 @@ mod table;
 use std::{path::Path, sync::Arc};
 
 use self::{library::Library, model::TorchModel};
-use super::{Backend, BackendError, Model, ModelIo, ModelSource};
+use super::{Backend, BackendError, Model, ModelSource};
 
 /// The version of PyTorch that this back end is made for, which `nereid backend install pytorch`
 /// brings.
@@ -59,12 +59,6 @@ impl Backend for PyTorch {
 
     fn default_model_filename(&self) -> Option<&'static str> {
         Some("model.pt")
-    }
-
-    /// A TorchScript file tells the names of its arguments, but of no tensor its type or shape, so
-    /// there is nothing to complete a configuration with.
-    fn inspect(&self, _: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
-        Ok(None)
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
