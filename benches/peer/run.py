@@ -108,9 +108,6 @@ def copy_us(size: int) -> float:
 def choose(options) -> list[load.Work]:
     """The lines that are wanted and can be measured here."""
     chosen = [each for each in load.ALL_WORK if re.search(options.only or "", each.name)]
-    if options.client == "nereid-bench":
-        # It does not put tensors into shared memory.
-        chosen = [each for each in chosen if not each.shared]
     if any(each.is_python for each in chosen) and (why := python_backend.prepare()):
         print(f"skipped: lines with Python models, because {why}", flush=True)
         chosen = [each for each in chosen if not each.is_python]

@@ -48,7 +48,6 @@ const NO_GPU: &str = "models do not run on GPUs yet";
 
 /// Every such flag, in the order of tritonserver's help.
 static ROWS: &[Row] = &[
-    row("id", Form::Text, "The server's name", "the server calls itself triton"),
     row("enable-peer-access", Form::Switch, "Let GPUs read each other's memory", NO_GPU),
     row("http-thread-count", Form::Whole, "Threads that handle HTTP requests", REACTORS),
     row("grpc-infer-thread-count", Form::Whole, "Threads that handle gRPC requests", REACTORS),
@@ -75,12 +74,6 @@ static ROWS: &[Row] = &[
         Form::Whole,
         "Pings that come too early before the connection ends",
         NO_PING_COUNT,
-    ),
-    row(
-        "sagemaker-safe-port-range",
-        Form::Pair(Part::Whole, '-', Part::Whole),
-        "The ports that other endpoints may have",
-        "SageMaker is served on --sagemaker-port, whatever that is",
     ),
     row("sagemaker-thread-count", Form::Whole, "Threads for SageMaker", REACTORS),
     row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", REACTORS),
@@ -281,7 +274,6 @@ mod tests {
             "--vertex-ai-thread-count=-1",
             "--min-supported-compute-capability=0.5",
             "--model-load-gpu-limit=0:0.5",
-            "--sagemaker-safe-port-range=1-2",
         ] {
             assert_eq!(read(&[good]).map(|warnings| warnings.len()), Ok(1), "{good}");
         }
