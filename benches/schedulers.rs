@@ -68,6 +68,7 @@ fn sequences(criterion: &mut Criterion) {
                 max_queue_delay: Duration::ZERO,
                 preserve_ordering: false,
             },
+            iterative: false,
             max_idle: Duration::from_secs(1),
         };
         let mut queue = SequenceQueue::new(policy, 1, Nothing);

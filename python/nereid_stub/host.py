@@ -188,8 +188,13 @@ class Host:
 
     def _let_go(self, writer: wire.Writer, taken: list, returned) -> None:
         """Tells which requests nothing answers any more, and which are to be scheduled again."""
-        again = [each._number for each in taken if each._release_flags == REQUEST_RELEASE_RESCHEDULE]
-        ended = []
+        again, ended = [], []
+        for request in taken:
+            if request._release_flags == REQUEST_RELEASE_RESCHEDULE:
+                again.append(request._number)
+                if request._sender is not None:
+                    # The next execution has one of its own.
+                    request._sender._is_closed = True
         for index, request in enumerate(taken):
             has_response = returned is not None and returned[index] is not None
             if not has_response and request._sender is None and request._number not in again:
@@ -265,11 +270,11 @@ def describe(failure: Exception) -> str:
 
 def load(path: str, version: str):
     """The module of a model: `{version}.model`, so that it can import what lies beside it, both by its name
-    and as `.name`."""
+    and as `.name`. A script that many models run has no version."""
     folder, file = os.path.split(path)
     name = file[:-3] if file.endswith(".py") else file
     parent, package = os.path.split(folder)
-    sys.path += [folder, parent]
+    sys.path += [folder, parent] if version else [folder]
     if version and package == version and "." not in name:
         return importlib.import_module(f"{version}.{name}")
     spec = importlib.util.spec_from_file_location(name, path)

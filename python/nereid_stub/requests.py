@@ -37,10 +37,12 @@ class PreferredMemory:
 class InferenceTrace:
     """The trace that a request belongs to."""
 
-    __slots__ = ("_context",)
+    __slots__ = ("_context", "_number")
 
-    def __init__(self, context: str = ""):
+    def __init__(self, context: str = "", number: int = 0):
         self._context = context
+        # That of the request, by which the server knows it.
+        self._number = number
 
     def get_context(self):
         """Its context as JSON, or `None`."""
@@ -264,7 +266,7 @@ def read_request(reader: wire.Reader, model_name: str, is_decoupled: bool) -> In
     request._request_id = reader.text()
     request._correlation_id = reader.name() if is_text else correlation
     request._parameters = reader.text()
-    request._trace = InferenceTrace(reader.text())
+    request._trace = InferenceTrace(reader.text(), number)
     request._outputs = [reader.name() for _ in range(outputs)]
     arena = channel.arena
     request._inputs = [tensors.read(reader, arena) for _ in range(inputs)]
@@ -436,13 +438,13 @@ def _write_call(writer: wire.Writer, number: int, request: InferenceRequest, is_
         len(request._inputs),
         len(request._outputs),
         is_text,
+        request._trace._number,
     )
     writer.name(request._model_name)
     writer.name(request._request_id)
     if is_text:
         writer.name(correlation)
     writer.text(request._parameters)
-    writer.text(request._trace._context)
     for name in request._outputs:
         writer.name(name)
     for each in request._inputs:

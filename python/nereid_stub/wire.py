@@ -50,7 +50,7 @@ _TENSOR = struct.Struct("<BBB")
 _RANGE = struct.Struct("<QQ")
 REQUEST = struct.Struct("<QQQIHHB")
 RESPONSE = struct.Struct("<QBBH")
-CALL_HEAD = struct.Struct("<QBqQQIHHB")
+CALL_HEAD = struct.Struct("<QBqQQIHHBQ")
 ASK_HEAD = struct.Struct("<QBBH")
 _DIMS = [struct.Struct(f"<{count}q") for count in range(33)]
 

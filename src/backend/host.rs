@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use crate::{
     inference::{Error, InferRequest, InferResponse},
     memory::BufferPool,
-    observe::custom::CustomMetrics,
+    observe::{custom::CustomMetrics, trace::OuterTrace},
     repository::Overrides,
 };
 
@@ -36,13 +36,19 @@ impl Host {
 /// Sends requests to the models of the server, from any thread.
 pub trait AskModels: Send + Sync {
     /// Sends a request as a client would: it is admitted, queued, bounded and counted like any other.
-    /// Every answer is given to `answer` on a reactor, which it must not block; what the request
-    /// still waits for is abandoned when the returned handle is dropped.
+    /// Its trace is a part of `trace`, if that is given. Every answer is given to `answer` on a reactor,
+    /// which it must not block; what the request still waits for is abandoned when the returned handle
+    /// is dropped.
     ///
     /// # Errors
     /// When too much waits already, or the server has stopped. What is wrong with the request itself
     /// comes as its answer.
-    fn ask(&self, request: InferRequest, answer: AnswerTo) -> Result<Asked, Error>;
+    fn ask(
+        &self,
+        request: InferRequest,
+        trace: Option<OuterTrace>,
+        answer: AnswerTo,
+    ) -> Result<Asked, Error>;
 
     /// Whether a model, or a version of it if one is named, takes requests.
     fn is_ready(&self, model: &str, version: &str) -> bool;
@@ -99,7 +105,12 @@ impl Drop for Asked {
 struct NoModels;
 
 impl AskModels for NoModels {
-    fn ask(&self, request: InferRequest, _: AnswerTo) -> Result<Asked, Error> {
+    fn ask(
+        &self,
+        request: InferRequest,
+        _: Option<OuterTrace>,
+        _: AnswerTo,
+    ) -> Result<Asked, Error> {
         Err(Error::UnknownModel { model: request.model_name.into() })
     }
 

@@ -59,6 +59,11 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// Whether it is a script of the operator's, and no code of ours.
+    fn is_script(&self) -> bool {
+        false
+    }
+
     /// Reads what a model's own file says of its tensors, to complete a partial configuration;
     /// `None` where the files of this back end say nothing.
     fn inspect(&self, _: &ModelSource) -> Result<Option<ModelIo>, BackendError> {

@@ -319,6 +319,7 @@ mod tests {
             priority: 0,
             queue_timeout: None,
             deadline: None,
+            trace: None,
             responder: Responder::new(Box::new(Tell(tell))),
         };
         (request, told)

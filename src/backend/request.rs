@@ -8,7 +8,10 @@ use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::Host;
-use crate::inference::{Admitted, Callers, Code, DataType, Parameters, Sequence, Shape, Timestamp};
+use crate::{
+    inference::{Admitted, Callers, Code, DataType, Parameters, Sequence, Shape, Timestamp},
+    observe::trace::OuterTrace,
+};
 
 /// One place where a model runs that answers requests itself.
 pub trait RequestInstance: Send {
@@ -40,6 +43,8 @@ pub struct ModelRequest {
     pub queue_timeout: Option<Duration>,
     /// When the client stops waiting for the answer.
     pub deadline: Option<Timestamp>,
+    /// The trace that it is noted in, if it is.
+    pub trace: Option<OuterTrace>,
     /// The way to answer it.
     pub responder: Responder,
 }
@@ -59,6 +64,11 @@ pub trait Respond: Send {
 
     /// Ends the answer because the responder was dropped.
     fn drop_unfinished(self: Box<Self>);
+
+    /// Has the scheduler run the request again; where it cannot, the request is let go of.
+    fn run_again(self: Box<Self>) {
+        self.drop_unfinished();
+    }
 
     /// Whether nobody waits for the answer any more.
     fn is_cancelled(&self) -> bool;
@@ -89,6 +99,14 @@ impl Responder {
     pub fn close(mut self) {
         if let Some(respond) = self.0.take() {
             respond.finish(None);
+        }
+    }
+
+    /// Has the scheduler run the request again, as it came. To be asked for before `execute` returns. A
+    /// request whose model has no iterative sequences fails.
+    pub fn run_again(mut self) {
+        if let Some(respond) = self.0.take() {
+            respond.run_again();
         }
     }
 

@@ -39,7 +39,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     // Nothing is run, so nothing is needed to run on.
     let devices = Arc::new(Devices::none("models are only checked"));
     let backends = serve::find_backends(directory, &options, &devices);
-    let mut inspect = |source: &ModelSource| match backends.find(&source.config.backend) {
+    let mut inspect = |source: &ModelSource| match backends.find(&source.config) {
         Some(Ok(backend)) => backend.inspect(source).map_err(|reason| reason.0),
         // Not installed here: that is no fault of the repository.
         Some(Err(_)) | None => Ok(None),

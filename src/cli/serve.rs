@@ -12,6 +12,7 @@ mod tls_handshake;
 mod wires;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -33,7 +34,10 @@ pub use self::{accepted::names as accepted_names, args::ServeArgs};
 use self::{cloud_args::Endpoint, tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{
-        BackendError, Identity, Ops, Repeat, cuda::Cuda, onnxruntime::OnnxRuntime, python::Python,
+        Backend, BackendError, Identity, Ops, Repeat,
+        cuda::Cuda,
+        onnxruntime::OnnxRuntime,
+        python::{self, Python},
         pytorch::PyTorch,
     },
     device::{DeviceError, Devices},
@@ -267,6 +271,14 @@ pub fn find_backends(
     backends.add("repeat", || Ok(Arc::new(Repeat)));
     let python = options.settings("python");
     backends.add("python", move || Ok(Arc::new(Python::open(&python)?)));
+    let (scripts, options) = (directory.clone(), options.clone());
+    backends.add_scripts(move |name| {
+        let script = python::script(scripts.as_deref()?, name)?;
+        // What is said of Python models holds, unless it is said otherwise of these.
+        let mut settings = BTreeMap::clone(&options.settings("python"));
+        settings.extend(BTreeMap::clone(&options.settings(name)));
+        Some(Python::open_script(script, &settings).map(|it| Arc::new(it) as Arc<dyn Backend>))
+    });
     let (compilers, there) = (directory.clone(), devices.clone());
     backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), there.clone()))));
     let place = directory.clone();

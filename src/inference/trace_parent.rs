@@ -1,3 +1,5 @@
+use std::fmt;
+
 /// The span of a client's trace that a request belongs to, as the header `traceparent` tells it (W3C Trace
 /// Context).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,13 @@ impl TraceParent {
     }
 }
 
+/// The header's value for what belongs to the span, which is recorded.
+impl fmt::Display for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-01", self.trace, self.span)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +47,7 @@ mod tests {
         let expected =
             TraceParent { trace: 0x0af7651916cd43dd8448eb211c80319c, span: 0xb7ad6b7169203331 };
         assert_eq!(read(&format!("00-{trace}-b7ad6b7169203331-01")), Some(expected));
+        assert_eq!(expected.to_string(), format!("00-{trace}-b7ad6b7169203331-01"));
         assert_eq!(read(&format!("cc-{trace}-b7ad6b7169203331-01-more")), Some(expected));
         for wrong in [
             "".to_owned(),

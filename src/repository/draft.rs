@@ -177,6 +177,11 @@ impl Draft {
         Some(self.config.backend.as_str()).filter(|name| !name.is_empty())
     }
 
+    /// Notes what kind of program the back end is.
+    pub fn set_runtime(&mut self, runtime: &str) {
+        runtime.clone_into(&mut self.config.runtime);
+    }
+
     /// What the back end is to [inspect](crate::backend::Backend::inspect): the latest version that
     /// is served. `None` for an ensemble.
     pub fn source_for_inspect(&self) -> Option<ModelSource> {

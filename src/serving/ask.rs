@@ -10,6 +10,7 @@ use super::{job::Reply, server::Server};
 use crate::{
     backend::{Answer, AnswerTo, AskModels, Asked},
     inference::{Error, InferRequest},
+    observe::trace::OuterTrace,
     runtime::{End, Full, ReplyReceiver, ReplySender, reply_channel, spawn},
 };
 
@@ -27,14 +28,19 @@ enum Errand {
 }
 
 impl AskModels for FromInside {
-    fn ask(&self, request: InferRequest, answer: AnswerTo) -> Result<Asked, Error> {
+    fn ask(
+        &self,
+        request: InferRequest,
+        trace: Option<OuterTrace>,
+        answer: AnswerTo,
+    ) -> Result<Asked, Error> {
         let server = self.0.upgrade().ok_or(Error::Stopping)?;
         let reactor = server.reactor_for(&request).clone();
         // Two threads meet here: a lock, but one that is free whenever it is asked for, save when a
         // request is abandoned as it starts.
         let errand = Arc::new(Mutex::new(Errand::Sent));
         let abandoned = errand.clone();
-        let run = Box::new(move || server.run(request, answer, &errand));
+        let run = Box::new(move || server.run(request, trace, answer, &errand));
         reactor.try_send(run).map_err(|refused| match refused {
             Full::Full(_) => Error::QueueFull,
             Full::Closed(_) => Error::Stopping,
@@ -58,7 +64,13 @@ impl AskModels for FromInside {
 
 impl Server {
     /// Sends a request of a model's. Runs on a reactor.
-    fn run(&self, request: InferRequest, mut answer: AnswerTo, errand: &Mutex<Errand>) {
+    fn run(
+        &self,
+        request: InferRequest,
+        trace: Option<OuterTrace>,
+        mut answer: AnswerTo,
+        errand: &Mutex<Errand>,
+    ) {
         let (while_wanted, wanted) = reply_channel();
         {
             let mut errand = errand.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,7 +79,7 @@ impl Server {
             }
             *errand = Errand::Running { _while_wanted: while_wanted };
         }
-        match self.infer_from_inside(request) {
+        match self.infer_from_inside(request, trace) {
             Ok(replies) => spawn(&"a request of a model's", pass_on(replies, wanted, answer)),
             Err(error) => answer(Answer { response: Some(Err(error)), is_last: true }),
         }

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use compact_str::CompactString;
 
-use super::{cache::CacheSlot, ensemble::Account, version::LoadedVersion};
+use super::{cache::CacheSlot, ensemble::Account, sequences::Turn, version::LoadedVersion};
 use crate::{
     inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
     observe::{
@@ -36,6 +36,8 @@ pub struct Job {
     pub cache_slot: Option<CacheSlot>,
     /// Where its times are added up, if it is a step of an ensemble.
     pub account: Option<Arc<Account>>,
+    /// What lets it run again.
+    pub turn: Option<Turn>,
 }
 
 impl Job {

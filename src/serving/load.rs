@@ -1,7 +1,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -23,10 +23,18 @@ use crate::{
     scheduler::BatchingPolicy,
 };
 
+/// What `runtime` is in the configurations of models that a script runs.
+const SCRIPT_RUNTIME: &str = "model.py";
+
 /// The back ends that there may be, by name. Each is opened when a model first needs it, because
 /// a library costs time and memory.
 #[derive(Default)]
-pub struct Backends(BTreeMap<&'static str, LazyBackend>);
+pub struct Backends {
+    built_in: BTreeMap<&'static str, LazyBackend>,
+    open_script: Option<Box<OpenScript>>,
+    /// Scripts that have been opened, by their back ends' names.
+    scripts: Mutex<BTreeMap<String, OpenedBackend>>,
+}
 
 struct LazyBackend {
     open: Box<OpenBackend>,
@@ -35,6 +43,7 @@ struct LazyBackend {
 
 type OpenedBackend = Result<Arc<dyn Backend>, BackendError>;
 type OpenBackend = dyn Fn() -> OpenedBackend + Send + Sync;
+type OpenScript = dyn Fn(&str) -> Option<OpenedBackend> + Send + Sync;
 
 impl Backends {
     /// Adds the back end `name`, which `open` opens.
@@ -43,18 +52,47 @@ impl Backends {
         name: &'static str,
         open: impl Fn() -> OpenedBackend + Send + Sync + 'static,
     ) {
-        self.0.insert(name, LazyBackend { open: Box::new(open), opened: OnceLock::new() });
+        self.built_in.insert(name, LazyBackend { open: Box::new(open), opened: OnceLock::new() });
     }
 
-    /// The back end `name`, if there is one of that name; it may have failed to open.
-    pub fn find(&self, name: &str) -> Option<OpenedBackend> {
-        let backend = self.0.get(name)?;
-        Some(backend.opened.get_or_init(|| (backend.open)()).clone())
+    /// Adds all back ends that are a script, which `open` opens by name; `None` from it means that there is
+    /// none of the name.
+    pub fn add_scripts(
+        &mut self,
+        open: impl Fn(&str) -> Option<OpenedBackend> + Send + Sync + 'static,
+    ) {
+        self.open_script = Some(Box::new(open));
     }
 
-    /// The back ends that have been opened, or failed to.
-    pub fn opened(&self) -> impl Iterator<Item = (&'static str, &OpenedBackend)> {
-        self.0.iter().filter_map(|(name, backend)| Some((*name, backend.opened.get()?)))
+    /// What runs a model with this configuration, if there is a back end of that name; it may have failed
+    /// to open. A script does where the name has no back end of ours, or `runtime` asks for one.
+    pub fn find(&self, config: &ModelConfig) -> Option<OpenedBackend> {
+        let name = config.backend.as_str();
+        let built_in = self.built_in.get(name).filter(|_| config.runtime != SCRIPT_RUNTIME);
+        match built_in {
+            Some(backend) => Some(backend.opened.get_or_init(|| (backend.open)()).clone()),
+            None => self.find_script(name),
+        }
+    }
+
+    fn find_script(&self, name: &str) -> Option<OpenedBackend> {
+        let mut scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = scripts.get(name) {
+            return Some(opened.clone());
+        }
+        let opened = self.open_script.as_ref()?(name)?;
+        scripts.insert(name.to_owned(), opened.clone());
+        Some(opened)
+    }
+
+    /// The back ends that have been opened, or failed to, by name.
+    pub fn opened(&self) -> Vec<(String, OpenedBackend)> {
+        let built_in = self.built_in.iter();
+        let built_in = built_in.filter_map(|(name, backend)| {
+            Some(((*name).to_owned(), backend.opened.get()?.clone()))
+        });
+        let scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
+        built_in.chain(scripts.clone()).collect()
     }
 
     /// Has all that were opened end what they run outside of the server.
@@ -68,7 +106,7 @@ impl Backends {
 
     /// The names of all.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.0.keys().copied()
+        self.built_in.keys().copied()
     }
 }
 
@@ -85,7 +123,10 @@ enum VersionFault {
     Version(Arc<VersionError>),
     #[error("{0}")]
     Sequences(Arc<SetupError>),
-    #[error("unable to find backend '{name}' for model '{model}': this server has {known}")]
+    #[error(
+        "unable to find backend '{name}' for model '{model}': this server has {known}, and there is no \
+         {name}/model.py among its back ends"
+    )]
     UnknownBackend { name: String, model: String, known: String },
     #[error("backend '{name}' for model '{model}' cannot be used: {reason}")]
     UnavailableBackend { name: String, model: String, reason: String },
@@ -216,12 +257,12 @@ impl Loader {
         for warning in draft.warnings() {
             log::warn!("{warning}");
         }
-        let Some(backend) = draft.backend_name().map(str::to_owned) else {
+        if draft.backend_name().is_none() {
             return self.load_ensemble(server, source, &agents, draft, before, began);
-        };
+        }
         let numbers = draft.versions().to_vec();
         began(&numbers);
-        let defined = self.define(draft, &backend);
+        let defined = self.define(draft);
         let mut versions = Versions::new();
         let mut failures = BTreeMap::new();
         for version in numbers {
@@ -299,12 +340,11 @@ impl Loader {
         Ok(definition.versions.iter().map(version).collect())
     }
 
-    fn define(
-        &self,
-        mut draft: Draft,
-        backend: &str,
-    ) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
-        let backend = find_backend(&self.backends, backend, draft.name())?;
+    fn define(&self, mut draft: Draft) -> Result<(Definition, Arc<dyn Backend>), VersionFault> {
+        let backend = find_backend(&self.backends, draft.config())?;
+        if backend.is_script() {
+            draft.set_runtime(SCRIPT_RUNTIME);
+        }
         let told = match draft.source_for_inspect() {
             Some(source) if self.options.auto_complete => {
                 if let Some(completed) = backend.complete(&source)? {
@@ -358,18 +398,17 @@ fn reusable(
 
 fn find_backend(
     backends: &Backends,
-    name: &str,
-    model: &str,
+    config: &ModelConfig,
 ) -> Result<Arc<dyn Backend>, VersionFault> {
-    let (owned_name, model) = (name.to_owned(), model.to_owned());
-    match backends.find(name) {
+    let (name, model) = (config.backend.clone(), config.name.clone());
+    match backends.find(config) {
         Some(Ok(backend)) => Ok(backend),
         Some(Err(BackendError(reason))) => {
-            Err(VersionFault::UnavailableBackend { name: owned_name, model, reason })
+            Err(VersionFault::UnavailableBackend { name, model, reason })
         }
         None => {
             let known = backends.names().collect::<Vec<_>>().join(", ");
-            Err(VersionFault::UnknownBackend { name: owned_name, model, known })
+            Err(VersionFault::UnknownBackend { name, model, known })
         }
     }
 }
@@ -385,10 +424,6 @@ fn start_version(
     let dynamic = match &definition.scheduling {
         Scheduling::Plain => None,
         Scheduling::Dynamic(dynamic) => Some(dynamic.clone()),
-        Scheduling::Sequence(batching) if batching.iterative => {
-            let (model, feature) = (definition.name.to_string(), "iterative sequences");
-            return Err(VersionFault::Unsupported { model, feature });
-        }
         Scheduling::Sequence(_) => None,
         Scheduling::Ensemble(_) => {
             let (model, feature) = (definition.name.to_string(), "ensemble scheduling");

@@ -24,27 +24,37 @@ pub fn requests(jobs: Vec<Job>, home: &ReactorHandle, began: Timestamp) -> Vec<M
 
 fn request(mut job: Job, home: ReactorHandle, began: Timestamp) -> ModelRequest {
     let mut tensors = job.admitted.clone();
-    // The job keeps what it needs for the answer.
-    job.admitted.inputs = SmallVec::new();
     batch::reshape(&job.version.signature, &mut tensors);
+    let (parameters, sequence, callers, progress) = match &mut job.turn {
+        // It may have to run once more as it came.
+        Some(turn) => {
+            let progress = std::mem::take(&mut turn.progress);
+            (job.parameters.clone(), job.sequence.clone(), job.callers.clone(), progress)
+        }
+        // The job keeps what it needs for the answer.
+        None => {
+            job.admitted.inputs = SmallVec::new();
+            let parameters = std::mem::take(&mut job.parameters);
+            (parameters, job.sequence.take(), job.callers.take(), Progress::default())
+        }
+    };
     ModelRequest {
         id: job.id.clone(),
         tensors,
-        parameters: std::mem::take(&mut job.parameters),
-        sequence: job.sequence.take(),
-        callers: job.callers.take(),
+        parameters,
+        sequence,
+        callers,
         priority: job.priority,
         queue_timeout: job.queue_timeout,
         deadline: job.deadline,
+        trace: job.trace.as_ref().map(|trace| trace.as_outer()),
         responder: Responder::new(Box::new(JobResponder {
             job,
             home,
             began,
             previous: began,
-            first: None,
-            sent: 0,
+            progress,
             only: None,
-            failure: None,
         })),
     }
 }
@@ -56,11 +66,18 @@ struct JobResponder {
     began: Timestamp,
     /// When the response before was sent; when the run began, if there was none.
     previous: Timestamp,
-    /// When the first response was sent.
-    first: Option<Timestamp>,
-    sent: usize,
+    progress: Progress,
     /// The response of a model that is not decoupled, until it ends the answer.
     only: Option<Reply>,
+}
+
+/// How far the answer to a request has come.
+#[derive(Default)]
+pub struct Progress {
+    /// When the first response was sent.
+    first: Option<Timestamp>,
+    /// How many were.
+    sent: usize,
     /// Why the request has failed though the answer goes on.
     failure: Option<Error>,
 }
@@ -79,11 +96,11 @@ impl Respond for JobResponder {
         if self.job.version.decoupled {
             self.count(&reply);
             if let Err(error) = &reply {
-                self.failure.get_or_insert(error.clone());
+                self.progress.failure.get_or_insert(error.clone());
             }
             if let Err(Unread { limit }) = self.job.reply.send(reply) {
                 let model = self.job.version.name.to_string();
-                self.failure = Some(Error::UnreadResponses { model, limit });
+                self.progress.failure = Some(Error::UnreadResponses { model, limit });
             }
         } else if self.only.is_none() {
             self.only = Some(reply);
@@ -128,8 +145,31 @@ impl Respond for JobResponder {
         }
     }
 
+    fn run_again(mut self: Box<Self>) {
+        if let Some(reply) = self.only.take() {
+            return self.end(Some(reply));
+        }
+        if self.job.turn.is_none() {
+            let detail = format!(
+                "model '{}' released a request to be scheduled again, which it can only with \
+                 sequence_batching {{ iterative_sequence: true }}",
+                self.job.version.name
+            );
+            return self.end(Some(Err(Error::Unsupported { detail })));
+        }
+        let Self { mut job, home, progress, .. } = *self;
+        if let Some(turn) = &mut job.turn {
+            turn.progress = progress;
+        }
+        let again = move || job.version.clone().run_again(job);
+        if home.send(Box::new(again)).is_err() {
+            log::debug!("a request was to run again after its reactor had ended");
+        }
+    }
+
     fn is_cancelled(&self) -> bool {
-        self.job.reply.is_abandoned() || matches!(self.failure, Some(Error::UnreadResponses { .. }))
+        self.job.reply.is_abandoned()
+            || matches!(self.progress.failure, Some(Error::UnreadResponses { .. }))
     }
 }
 
@@ -182,10 +222,10 @@ impl JobResponder {
 
     fn note(&mut self, kind: ResponseKind) {
         let now = Timestamp::now();
-        self.job.version.statistics.responded(self.sent, kind, now - self.previous);
+        self.job.version.statistics.responded(self.progress.sent, kind, now - self.previous);
         self.previous = now;
-        self.first.get_or_insert(now);
-        self.sent += 1;
+        self.progress.first.get_or_insert(now);
+        self.progress.sent += 1;
     }
 
     /// Counts the request and ends its answer, at home, with a last reply or without one.
@@ -193,7 +233,8 @@ impl JobResponder {
         let now = Timestamp::now();
         let home = self.home.clone();
         let ended = move || {
-            let Self { job, home, began, first, failure, .. } = *self;
+            let Self { job, home, began, progress, .. } = *self;
+            let Progress { first, failure, .. } = progress;
             let first = first.unwrap_or(now);
             job.end(home.index(), Answered { began, first, now, failure }, last);
         };

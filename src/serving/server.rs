@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::{
     ask::FromInside,
     cache::Caches,
-    ensemble::{EnsembleSteps, StepVersion},
+    ensemble::{EnsembleSteps, Parent, StepVersion},
     instance_cores::InstanceCores,
     job::Reply,
     lanes::Fleet,
@@ -25,7 +25,10 @@ use crate::{
     backend::Host,
     inference::{Error, InferRequest},
     memory::{BufferPool, Regions},
-    observe::{MetricsSettings, trace::Tracer},
+    observe::{
+        MetricsSettings,
+        trace::{OuterTrace, Tracer},
+    },
     repository::{Definition, EnsembleStep, ModelId, content_digest},
     runtime::{ReactorHandle, ReplyReceiver, pin_to},
     scheduler::ModelIdentity,
@@ -331,7 +334,7 @@ impl Server {
         if self.state() == ServerState::Stopping {
             return Err(Error::Stopping);
         }
-        self.infer_from_inside(request)
+        self.infer_from_inside(request, None)
     }
 
     /// Whether the model gives any number of replies to a request; not, when it is unknown.
@@ -360,13 +363,18 @@ impl Server {
     }
 
     /// Takes a request in that serves another, which was taken in before: so the server may be
-    /// stopping. Like [`infer`](Self::infer) it is called on a reactor, where the replies come.
+    /// stopping. `trace` is the other's, if it is traced. Like [`infer`](Self::infer) it is called on a reactor, where the replies come.
     ///
     /// # Errors
     /// When the model is unknown, the request does not fit it, or too much waits already.
-    pub fn infer_from_inside(&self, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
+    pub fn infer_from_inside(
+        &self,
+        request: InferRequest,
+        trace: Option<OuterTrace>,
+    ) -> Result<ReplyReceiver<Reply>, Error> {
         let models = self.models.load();
-        find(&models, &request.model_name, &request.model_version)?.infer(request)
+        let version = find(&models, &request.model_name, &request.model_version)?;
+        version.infer_within(request, Parent { trace, account: None })
     }
 
     /// The reactor to take a request to that comes from none: its model's home, or any in turn when the

@@ -494,6 +494,7 @@ impl LoadedVersion {
             reply,
             cache_slot: None,
             account: parent.account,
+            turn: None,
         };
         match &self.cache {
             Some(cache) if is_cacheable => cache.look_up(job),
@@ -562,6 +563,13 @@ impl LoadedVersion {
     pub(super) fn executed(&self, executed: Executed) {
         if let Some(Queue::Batches(shard)) = self.queues.get() {
             shard.finished(executed);
+        }
+    }
+
+    /// Queues a request that its model wants to run again. Runs at home.
+    pub(super) fn run_again(&self, job: Job) {
+        if let Some(Queue::Sequences(shard)) = self.queues.get() {
+            shard.run_again(job);
         }
     }
 

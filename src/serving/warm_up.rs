@@ -216,6 +216,7 @@ impl WarmUp {
                 priority: 0,
                 queue_timeout: None,
                 deadline: None,
+                trace: None,
                 responder: Responder::new(Box::new(Ended {
                     report: report.clone(),
                     failure: None,

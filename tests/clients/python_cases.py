@@ -76,6 +76,7 @@ CALLS = (
     "large",
 )
 COROUTINES = ("many", "decoupled", "sleep")
+AGAIN = (1, 2, 5)
 REPEATS = ([1, 2, 3], [1, 13, 3], [], [-1])
 
 
@@ -148,6 +149,9 @@ def ask_all(server, folder: pathlib.Path) -> dict:
         # A request whose execution failed has no other end than its error.
         until = int(values[:1] == [-1])
         answers[f"repeat: {values}"] = stream(server, "repeat", until, IN=np.array(values, np.int32))
+    for count in AGAIN:
+        answers[f"again: {count}"] = stream(server, "again", IN=np.array([[count]], np.int32))
+        answers[f"again_once: {count}"] = infer(server, "again_once", IN=np.array([count], np.int32))
     rows = np.array([[1, 2], [3, 5]], np.float32)
     answers["add_sub"] = infer(server, "add_sub", INPUT0=rows, INPUT1=rows[::-1].copy())
     texts = np.array([[b"abc", "été".encode(), b"", b"longer"]], np.object_)

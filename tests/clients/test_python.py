@@ -7,19 +7,16 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import threading
-import time
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton_grpc
 
 from . import python_cases as cases
+from .python_server import ECHO, INTERPRETER, WAY, is_ready, processes, wait_until, write
 
 # NEREID_FAULTS sets how often a process is ended under load.
 FAULTS = int(os.environ.get("NEREID_FAULTS", "3"))
-INTERPRETER = f"--backend-config=python,interpreter={sys.executable}"
 GOLDEN = json.loads(cases.ANSWERS.read_text())
 
 # Where the answers differ on purpose: docs/src/differences.md says why.
@@ -37,53 +34,6 @@ DIFFERENT = {
 def repository(tmp_path) -> pathlib.Path:
     """All models."""
     return cases.copy_models(tmp_path / "repository")
-
-
-def write(folder: pathlib.Path, name: str, config: str, source: str) -> None:
-    """Writes a model."""
-    (folder / name / "1").mkdir(parents=True)
-    (folder / name / "config.pbtxt").write_text(config)
-    (folder / name / "1" / "model.py").write_text(source)
-
-
-WAY = """backend: "python"
-input [{ name: "WAY" data_type: TYPE_STRING dims: [ 1 ] }]
-output [{ name: "OUTPUT" data_type: TYPE_STRING dims: [ 1 ] }]
-"""
-ECHO = """
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-def output(text):
-    return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([text], np.object_))])
-"""
-
-
-def processes(server) -> dict[str, int]:
-    """The processes of a server's instances, by their names."""
-    found = {}
-    for folder in pathlib.Path("/proc").iterdir():
-        try:
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if folder.name.isdigit() and int(parent) == server.process.pid:
-                found[(folder / "cmdline").read_text().split("\0")[-2]] = int(folder.name)
-        except (OSError, IndexError):
-            continue
-    return found
-
-
-def is_ready(server, model: str) -> bool:
-    """Whether a model is ready."""
-    with triton_grpc.InferenceServerClient(server.grpc_address) as client:
-        return client.is_model_ready(model)
-
-
-def wait_until(what, seconds_max: float = 20) -> None:
-    """Waits."""
-    deadline = time.monotonic() + seconds_max
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def test_models_answer_as_in_the_real_server(start, repository):

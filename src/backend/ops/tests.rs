@@ -491,6 +491,7 @@ fn a_bad_file_fails_its_own_request_alone() {
             priority: 0,
             queue_timeout: None,
             deadline: None,
+            trace: None,
             responder: Responder::new(Box::new(Kept(answers.clone()))),
         }
     });

@@ -90,11 +90,20 @@ pub struct Environments {
 #[derive(Debug)]
 pub struct Unpacked(PathBuf);
 
+impl Unpacked {
+    fn remove(&self) {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("'{}' cannot be removed: {error}", self.0.display());
+            }
+            _ => {}
+        }
+    }
+}
+
 impl Drop for Unpacked {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            log::warn!("'{}' cannot be removed: {error}", self.0.display());
-        }
+        self.remove();
     }
 }
 
@@ -130,6 +139,12 @@ impl Environments {
         }
         let unpacked = self.unpack(&path).map_err(|error| refuse(&error))?;
         Ok(Some((Interpreter::in_folder(&unpacked.0, model)?, Some(unpacked))))
+    }
+
+    /// Removes what was unpacked, though models may not have let go of it: none runs any more.
+    pub fn remove(&self) {
+        let unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        unpacked.values().filter_map(Weak::upgrade).for_each(|unpacked| unpacked.remove());
     }
 
     /// Unpacks an archive, once for all models that use it at the same time.

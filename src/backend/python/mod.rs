@@ -24,7 +24,7 @@ pub mod wire;
 use std::{
     collections::BTreeMap,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     thread,
     time::{Duration, Instant},
@@ -46,13 +46,28 @@ use crate::{
     repository,
 };
 
-/// The back end `python`.
+/// The back end `python`, or one that is a script for it.
 pub struct Python {
+    /// The `model.py` of all models, if they do not bring one each.
+    script: Option<PathBuf>,
+    /// The settings of the back end, which a model's own may add to.
+    settings: BTreeMap<String, String>,
     interpreter: Interpreter,
     version: String,
     environments: Environments,
     sources: Arc<OwnedFd>,
     seats: Seats,
+}
+
+/// The name of the file that is run.
+const SCRIPT: &str = "model.py";
+
+/// The script of the back end `name`, if it is one: `{directory}/{name}/model.py`.
+pub fn script(directory: &Path, name: &str) -> Option<PathBuf> {
+    // A name is one folder's.
+    let is_name = Path::new(name).file_name().is_some_and(|file| file == name);
+    let script = directory.join(name).join(SCRIPT);
+    (is_name && script.is_file()).then_some(script)
 }
 
 /// The instances of all models.
@@ -64,11 +79,31 @@ impl Python {
     /// # Errors
     /// When there is no such interpreter.
     pub fn open(settings: &BTreeMap<String, String>) -> Result<Self, BackendError> {
-        let settings = Settings::read(settings)?;
-        let (interpreter, version) = Interpreter::find(&settings.interpreter)?;
+        Self::start(None, settings)
+    }
+
+    /// One whose models all run `script`.
+    ///
+    /// # Errors
+    /// When there is no such interpreter.
+    pub fn open_script(
+        script: PathBuf,
+        settings: &BTreeMap<String, String>,
+    ) -> Result<Self, BackendError> {
+        Self::start(Some(script), settings)
+    }
+
+    fn start(
+        script: Option<PathBuf>,
+        settings: &BTreeMap<String, String>,
+    ) -> Result<Self, BackendError> {
+        let interpreter = Settings::read(settings)?.interpreter;
+        let (interpreter, version) = Interpreter::find(&interpreter)?;
         let sources = sources::file()
             .map_err(|error| BackendError(format!("no memory for the Python package: {error}")))?;
         Ok(Self {
+            script,
+            settings: settings.clone(),
             interpreter,
             version,
             environments: Environments::default(),
@@ -78,10 +113,15 @@ impl Python {
     }
 
     fn model(&self, source: &ModelSource) -> Result<PythonModel, BackendError> {
-        let settings = Settings::read(&source.settings)?;
+        let mut settings = self.settings.clone();
+        settings.extend(BTreeMap::clone(&source.settings));
+        let settings = Settings::read(&settings)?;
         let own = self.environments.of_model(&source.config, &source.model_dir)?;
         let (interpreter, environment) = own.unwrap_or_else(|| (self.interpreter.clone(), None));
+        let script = self.script.as_ref().unwrap_or(&source.model_path);
         Ok(PythonModel {
+            script: text_of(script),
+            is_own: self.script.is_none(),
             source: source.clone(),
             settings,
             interpreter,
@@ -103,7 +143,11 @@ impl Backend for Python {
     }
 
     fn default_model_filename(&self) -> Option<&'static str> {
-        Some("model.py")
+        self.script.is_none().then_some(SCRIPT)
+    }
+
+    fn is_script(&self) -> bool {
+        self.script.is_some()
     }
 
     fn complete(&self, source: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {
@@ -121,6 +165,7 @@ impl Backend for Python {
         for seat in seats {
             seat.wait(until.saturating_duration_since(Instant::now()));
         }
+        self.environments.remove();
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
@@ -131,6 +176,10 @@ impl Backend for Python {
 /// One version of a Python model.
 struct PythonModel {
     source: ModelSource,
+    /// The file that is run.
+    script: String,
+    /// Whether it is the model's own.
+    is_own: bool,
     settings: Settings,
     interpreter: Interpreter,
     /// The folder of a packed environment, as long as it is used.
@@ -142,7 +191,7 @@ struct PythonModel {
 
 impl PythonModel {
     fn outline(&self, instance: &str, kind: &'static str, device: &str) -> Outline {
-        let ModelSource { name, version, model_dir, model_path, config, signature, .. } =
+        let ModelSource { name, version, model_dir, version_dir, config, signature, .. } =
             &self.source;
         let is_decoupled =
             config.model_transaction_policy.as_ref().is_some_and(|policy| policy.decoupled);
@@ -153,7 +202,9 @@ impl PythonModel {
             kind,
             device: device.to_owned(),
             model_dir: text_of(model_dir),
-            model_path: text_of(model_path),
+            version_dir: text_of(version_dir),
+            script: self.script.clone(),
+            is_own: self.is_own,
             config: config.clone(),
             signature: signature.clone(),
             is_decoupled,
@@ -239,7 +290,9 @@ pub struct Outline {
     kind: &'static str,
     device: String,
     model_dir: String,
-    model_path: String,
+    version_dir: String,
+    script: String,
+    is_own: bool,
     config: Arc<ModelConfig>,
     signature: Arc<Signature>,
     is_decoupled: bool,
@@ -255,9 +308,10 @@ impl Outline {
     fn start_message(&self, complete: Option<&str>) -> String {
         let mut start = serde_json::json!({
             "name": self.instance,
-            "model_path": self.model_path,
-            "model_dir": self.model_dir,
-            "version": self.version.to_string(),
+            "model_path": self.script,
+            "model_dir": self.version_dir,
+            // A model's own file is a module of the package that is its version's folder.
+            "version": if self.is_own { self.version.to_string() } else { String::new() },
             "decoupled": self.is_decoupled,
             "args": {
                 "model_config": repository::to_json(&self.config),
@@ -301,9 +355,5 @@ impl Outline {
 
     fn let_go(&self) -> String {
         self.failed("the model let go of the request without a final response")
-    }
-
-    fn cannot_reschedule(&self) -> String {
-        self.failed("the model asked for the request to be scheduled again, which this server does not offer")
     }
 }

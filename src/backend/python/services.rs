@@ -55,15 +55,16 @@ impl Services {
     pub fn call(&self, session: &Arc<Session>, call: Call) {
         let (number, model) = (call.number, call.model.clone());
         session.begin_call(number);
-        let is_decoupled = call.is_decoupled;
+        let (is_decoupled, within) = (call.is_decoupled, call.within);
         let asked = self.request(session, call).and_then(|request| {
             let models = &self.host()?.models;
             if !is_decoupled && models.is_decoupled(&model, &request.model_version) {
                 return Err(decoupled(&model));
             }
+            let trace = session.trace_of(within);
             let (session, model) = (session.clone(), model.clone());
             let answer = Box::new(move |answer| session.answer_call(number, &model, answer));
-            models.ask(request, answer)
+            models.ask(request, trace, answer)
         });
         match asked {
             Ok(asked) => session.hold_call(number, asked),

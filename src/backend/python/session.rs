@@ -24,6 +24,7 @@ use crate::{
         Answer, Asked, ModelRequest, ModelResponse, Responder, ResponseError, ResponseTensor,
     },
     inference::{Callers, Code, CorrelationId, DataType, Error, Rope},
+    observe::trace::OuterTrace,
 };
 
 /// Tensors of up to so many bytes travel in the message instead of shared memory.
@@ -47,7 +48,7 @@ pub struct Session {
     /// Whether the process was stopped by a signal.
     pub is_stopped: AtomicBool,
     next: AtomicU64,
-    requests: Mutex<FxHashMap<u64, Responder>>,
+    requests: Mutex<FxHashMap<u64, Taken>>,
     calls: Mutex<FxHashMap<u64, Option<Asked>>>,
     answers: Mutex<VecDeque<CallAnswer>>,
     sending_answers: Mutex<()>,
@@ -55,6 +56,12 @@ pub struct Session {
     execution_ended: Condvar,
     /// Who waits for what the requests that run call.
     callers: Mutex<Option<Arc<Callers>>>,
+}
+
+/// A request that the process has.
+struct Taken {
+    responder: Responder,
+    trace: Option<OuterTrace>,
 }
 
 /// What the instance's thread waits for.
@@ -101,7 +108,8 @@ impl Session {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             match self.write_request(&mut body, outline, &request, number) {
                 Ok(()) => {
-                    lock(&self.requests).insert(number, request.responder);
+                    let ModelRequest { responder, trace, .. } = request;
+                    lock(&self.requests).insert(number, Taken { responder, trace });
                     numbers.push(number);
                 }
                 Err(error) => request.responder.finish(Err(error)),
@@ -125,10 +133,10 @@ impl Session {
                 for number in let_go {
                     self.fail(number, Code::Internal, outline.let_go());
                 }
-                for number in again {
-                    let message = outline.cannot_reschedule();
-                    self.fail(number, Code::Unsupported, message);
-                }
+                again
+                    .into_iter()
+                    .filter_map(|it| self.take_request(it))
+                    .for_each(Responder::run_again);
                 Ok(())
             }
             Execution::Ended(Err(message)) => {
@@ -177,7 +185,7 @@ impl Session {
         let calls = std::mem::take(&mut *lock(&self.calls));
         drop(calls);
         let requests = std::mem::take(&mut *lock(&self.requests));
-        for responder in requests.into_values() {
+        for Taken { responder, .. } in requests.into_values() {
             let message = message.to_owned();
             responder.finish(Err(ResponseError { code: Code::Unavailable, message }));
         }
@@ -205,6 +213,7 @@ impl Session {
         };
         let flag = |flag: Option<bool>, bit: u32| u32::from(flag == Some(true)) * bit;
         let timeout = request.queue_timeout.map_or(0, |timeout| timeout.as_micros());
+        let context = request.trace.as_ref().and_then(OuterTrace::context);
         let head = wire::Request {
             number,
             id: &request.id,
@@ -212,7 +221,7 @@ impl Session {
             correlation: &correlation,
             flags: flag(sequence.map(|it| it.start), 1) | flag(sequence.map(|it| it.end), 2),
             parameters: &json::of_parameters(&request.parameters),
-            trace: "",
+            trace: context.as_deref().unwrap_or_default(),
         };
         let inputs = request.tensors.inputs.iter().zip(&outline.signature.inputs);
         let inputs: SmallVec<[_; 4]> =
@@ -290,7 +299,12 @@ impl Session {
 
     /// Whether nobody waits for the answer to a request any more; so it is if it was answered.
     pub fn is_cancelled(&self, number: u64) -> bool {
-        lock(&self.requests).get(&number).is_none_or(Responder::is_cancelled)
+        lock(&self.requests).get(&number).is_none_or(|taken| taken.responder.is_cancelled())
+    }
+
+    /// The trace of a request that has not been answered, if it is traced.
+    pub fn trace_of(&self, number: u64) -> Option<OuterTrace> {
+        lock(&self.requests).get(&number)?.trace.clone()
     }
 
     /// Ends requests that the process let go of.
@@ -307,7 +321,7 @@ impl Session {
     }
 
     fn take_request(&self, number: u64) -> Option<Responder> {
-        lock(&self.requests).remove(&number)
+        lock(&self.requests).remove(&number).map(|taken| taken.responder)
     }
 
     /// Gives a response of the process to the request's client.
@@ -333,8 +347,8 @@ impl Session {
                 }
             }
             (false, Some(outcome)) => {
-                if let Some(responder) = lock(&self.requests).get_mut(&number) {
-                    responder.send(outcome);
+                if let Some(taken) = lock(&self.requests).get_mut(&number) {
+                    taken.responder.send(outcome);
                 }
             }
             (false, None) => {}

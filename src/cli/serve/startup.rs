@@ -20,9 +20,10 @@ pub fn log_listeners(listeners: &[(&'static str, Listener)]) {
 pub fn log_backends(backends: &Backends) {
     let rows: Vec<_> = backends
         .opened()
+        .into_iter()
         .map(|(name, opened)| match opened {
-            Ok(backend) => [name.to_owned(), backend.version(), "OK".to_owned()],
-            Err(reason) => [name.to_owned(), "-".to_owned(), reason.to_string()],
+            Ok(backend) => [name, backend.version(), "OK".to_owned()],
+            Err(reason) => [name, "-".to_owned(), reason.to_string()],
         })
         .collect();
     log::info!("\n{}", table::frame(["Backend", "Version", "Status"], &rows));

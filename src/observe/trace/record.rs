@@ -69,6 +69,15 @@ pub struct OuterTrace {
     pub(super) span: TraceParent,
     pub(super) level: Level,
     pub(super) log_frequency: u32,
+    pub(super) joins: bool,
+}
+
+impl OuterTrace {
+    /// What a model hands on, so that what others note becomes part of the trace: the headers of W3C Trace
+    /// Context as a JSON object; `None` where traces are no spans.
+    pub fn context(&self) -> Option<String> {
+        self.joins.then(|| format!(r#"{{"traceparent":"{}"}}"#, self.span))
+    }
 }
 
 /// What is noted of one request.
@@ -85,6 +94,8 @@ pub struct Trace {
     pub(super) span: TraceParent,
     pub(super) level: Level,
     pub(super) log_frequency: u32,
+    /// Whether it can be a part of a client's trace.
+    pub(super) joins: bool,
     pub(super) events: SmallVec<[(Event, Timestamp); 8]>,
     pub(super) inputs: Vec<TracedTensor>,
     pub(super) outputs: Vec<TracedTensor>,
@@ -94,8 +105,8 @@ pub struct Trace {
 impl Trace {
     /// What the traces of requests that serve this one need.
     pub fn as_outer(&self) -> OuterTrace {
-        let Self { id, span, level, log_frequency, .. } = *self;
-        OuterTrace { id, span, level, log_frequency }
+        let Self { id, span, level, log_frequency, joins, .. } = *self;
+        OuterTrace { id, span, level, log_frequency, joins }
     }
 
     /// Whether tensors are noted.
@@ -246,6 +257,7 @@ mod tests {
             span: TraceParent { trace: 1, span: 1 },
             level: Level::TIMESTAMPS | Level::TENSORS,
             log_frequency: 0,
+            joins: false,
             events: SmallVec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),

@@ -305,7 +305,7 @@ impl ModelTracer {
         version: i64,
         request_id: &CompactString,
     ) -> Box<Trace> {
-        let OuterTrace { id, span, level, log_frequency } = *outer;
+        let OuterTrace { id, span, level, log_frequency, joins } = *outer;
         Box::new(Trace {
             id: self.ids.fetch_add(1, Ordering::Relaxed) + 1,
             outer: Some(id),
@@ -316,6 +316,7 @@ impl ModelTracer {
             request_id: request_id.clone(),
             level,
             log_frequency,
+            joins,
             events: SmallVec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -347,6 +348,7 @@ impl ModelTracer {
                 request_id: request_id.clone(),
                 level: sampler.settings.level,
                 log_frequency: sampler.settings.log_frequency,
+                joins: self.joins,
                 events: SmallVec::new(),
                 inputs: Vec::new(),
                 outputs: Vec::new(),

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{BatchingPolicy, Decision, DynamicQueue, Queued};
 use crate::{
-    inference::{Error, Sequence, Timestamp},
+    inference::{CorrelationId, Error, Sequence, Timestamp},
     repository::{DynamicBatching, SequenceStrategy},
 };
 
@@ -46,6 +46,8 @@ pub struct SequencePolicy {
     pub strategy: SequenceStrategy,
     /// Without a request for so long a sequence is over.
     pub max_idle: Duration,
+    /// Whether a sequence is one request, which runs as often as its model wants.
+    pub iterative: bool,
 }
 
 /// The sequences of one model, and the requests of them that wait.
@@ -53,6 +55,7 @@ pub struct SequenceQueue<R, C> {
     policy: SequencePolicy,
     table: Table<R, C>,
     instances: Vec<Instance<R>>,
+    ids_given: u64,
 }
 
 /// What may run next on one instance.
@@ -117,9 +120,9 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
                 ((*max_candidates).max(1), Box::new(lane))
             }
         };
-        let table = Table::new(slots, instances, policy.max_idle, initial);
+        let table = Table::new(slots, instances, &policy, initial);
         let instances = (0..instances).map(|_| lane()).collect();
-        Self { table, instances, policy }
+        Self { table, instances, policy, ids_given: 0 }
     }
 
     /// The number of requests that wait.
@@ -157,6 +160,34 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
         };
         self.table.push(key, request, now, start, end);
         Ok(self.offer(key, now))
+    }
+
+    /// An id for a sequence whose client gave none.
+    pub fn unused_id(&mut self) -> CorrelationId {
+        loop {
+            self.ids_given = self.ids_given.wrapping_add(1);
+            let id = CorrelationId::Number(self.ids_given);
+            if !id.is_none() && !self.table.knows(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// Puts a request that runs before all others of its sequence, to run again when it has run.
+    ///
+    /// # Errors
+    /// When the sequence is over; the request comes back.
+    pub fn push_again(
+        &mut self,
+        key: SequenceKey,
+        request: R,
+        now: Timestamp,
+    ) -> Result<(), (R, Error)> {
+        self.table.push_again(key, request, now).map_err(|request| {
+            let id = request.sequence().map(|sequence| sequence.id.to_string());
+            let (model, id) = (self.policy.model.clone(), id.unwrap_or_default());
+            (request, Error::SequenceNotStarted { model, id })
+        })
     }
 
     /// What to do now with an instance that is free. Requests that must not run any more are put into

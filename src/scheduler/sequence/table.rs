@@ -6,7 +6,7 @@ use std::{
 
 use slab::Slab;
 
-use super::{Carried, SequenceRow, Sequenced};
+use super::{Carried, SequencePolicy, SequenceRow, Sequenced};
 use crate::{
     inference::{CorrelationId, Error, Timestamp},
     scheduler::Queued,
@@ -38,6 +38,8 @@ pub(super) struct Table<R, C> {
     /// For every sequence when it is looked at next, to see whether it is idle.
     looks: BinaryHeap<Reverse<(Timestamp, SequenceKey)>>,
     max_idle: Duration,
+    /// Whether a sequence is over when none of its requests waits.
+    is_of_requests: bool,
     /// What a sequence carries when it begins.
     initial: C,
     begun: u64,
@@ -76,7 +78,7 @@ pub(super) struct Front<R> {
 }
 
 impl<R: Sequenced, C: Carried> Table<R, C> {
-    pub fn new(slots: u32, instances: usize, max_idle: Duration, initial: C) -> Self {
+    pub fn new(slots: u32, instances: usize, policy: &SequencePolicy, initial: C) -> Self {
         let instances = u32::try_from(instances).unwrap_or(u32::MAX);
         let free = (0..slots)
             .flat_map(|row| (0..instances).map(move |instance| Reverse(Slot { row, instance })));
@@ -86,7 +88,8 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             free: free.collect(),
             backlog: VecDeque::new(),
             looks: BinaryHeap::new(),
-            max_idle,
+            max_idle: policy.max_idle,
+            is_of_requests: policy.iterative,
             initial,
             begun: 0,
             waiting: 0,
@@ -151,6 +154,23 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             self.by_id.remove(&id);
         }
         self.waiting += 1;
+    }
+
+    /// Whether a sequence of that id has begun, whose last request has not come.
+    pub fn knows(&self, id: &CorrelationId) -> bool {
+        self.by_id.contains_key(id)
+    }
+
+    /// Puts a request that runs in front of the others of its sequence.
+    ///
+    /// # Errors
+    /// When nothing of the sequence runs; the request comes back.
+    pub fn push_again(&mut self, key: SequenceKey, request: R, now: Timestamp) -> Result<(), R> {
+        let Some(entry) = self.get_mut(key).filter(|entry| entry.busy) else { return Err(request) };
+        let waiting = Waiting { request, since: now, start: false, end: false };
+        entry.waiting.push_front(waiting);
+        self.waiting += 1;
+        Ok(())
     }
 
     /// The slot of a sequence whose next request can be taken.
@@ -233,9 +253,10 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     }
 
     fn go_on(&mut self, key: SequenceKey, now: Timestamp) -> Option<SequenceKey> {
+        let is_of_requests = self.is_of_requests;
         let entry = self.get_mut(key)?;
         entry.active = now;
-        match entry.waiting.is_empty() && entry.ended {
+        match entry.waiting.is_empty() && (entry.ended || is_of_requests) {
             true => self.release(key, now),
             false => Some(key),
         }

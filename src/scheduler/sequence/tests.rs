@@ -65,7 +65,7 @@ fn fake(name: usize, id: u64, flags: &str) -> Fake {
 fn direct(max_batch_size: u32) -> SequencePolicy {
     let strategy =
         SequenceStrategy::Direct { max_queue_delay: Duration::ZERO, minimum_slot_utilization: 0.0 };
-    SequencePolicy { model: "m".into(), max_batch_size, strategy, max_idle: IDLE }
+    SequencePolicy { model: "m".into(), max_batch_size, strategy, max_idle: IDLE, iterative: false }
 }
 
 fn oldest(max_batch_size: u32, max_candidates: u32) -> SequencePolicy {
@@ -75,7 +75,7 @@ fn oldest(max_batch_size: u32, max_candidates: u32) -> SequencePolicy {
         max_queue_delay: Duration::ZERO,
         preserve_ordering: false,
     };
-    SequencePolicy { model: "m".into(), max_batch_size, strategy, max_idle: IDLE }
+    SequencePolicy { model: "m".into(), max_batch_size, strategy, max_idle: IDLE, iterative: false }
 }
 
 type Queue = SequenceQueue<Fake, u32>;
@@ -465,5 +465,32 @@ fn every_order_of_events_keeps_the_slot() {
                 model.settle();
             }
         }
+    }
+}
+
+#[test]
+fn an_iterative_sequence_is_one_request_that_runs_as_often_as_it_wants() {
+    for policy in [direct(0), oldest(0, 1), direct(1), oldest(1, 1)] {
+        let mut queue = Queue::new(SequencePolicy { iterative: true, ..policy }, 1, 0);
+        assert_eq!(queue.unused_id(), CorrelationId::Number(1));
+        queue.push(fake(1, 2, "s"), at(0)).unwrap();
+        // A client has taken 2.
+        assert_eq!(queue.unused_id(), CorrelationId::Number(3));
+        queue.push(fake(2, 22, "s"), at(0)).unwrap();
+        let mut seen = Vec::new();
+        while let (Some(batch), _) = take(&mut queue, 0, at(seen.len() as u64)) {
+            let row = batch.rows.into_iter().flatten().next().unwrap();
+            seen.push((row.request.name, row.start));
+            if seen.len() < 3 {
+                queue.push_again(row.key, row.request, at(9)).unwrap();
+                queue.finished(row.key, row.carried, at(9));
+            } else {
+                queue.finished(row.key, row.carried, at(9));
+                let late = queue.push_again(row.key, row.request, at(9)).unwrap_err();
+                assert!(matches!(late.1, Error::SequenceNotStarted { .. }));
+            }
+        }
+        assert_eq!(seen, [(1, true), (1, false), (1, false), (2, true)]);
+        assert_eq!((queue.live(), queue.len()), (0, 0));
     }
 }

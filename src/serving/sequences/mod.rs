@@ -17,14 +17,22 @@ use std::{
     sync::Arc,
 };
 
-use super::{bell::Bell, job::Job};
+use super::{bell::Bell, job::Job, respond::Progress};
 use crate::{
-    inference::{Error, Timestamp},
+    inference::{Error, Sequence, Timestamp},
     runtime::{ReactorHandle, Sleep, current, sleep_until, spawn},
-    scheduler::{SequenceDecision, SequenceQueue},
+    scheduler::{SequenceDecision, SequenceKey, SequenceQueue},
 };
 
 pub use instances::{Instances, Ran};
+
+/// What lets a request run again, in the place of its sequence.
+pub struct Turn {
+    /// The sequence.
+    pub key: SequenceKey,
+    /// How far the turns before have come.
+    pub progress: Progress,
+}
 
 /// The sequences of a version, on its home.
 pub struct SequenceShard {
@@ -53,7 +61,11 @@ impl SequenceShard {
     }
 
     /// Queues a request.
-    pub fn submit(&self, job: Job) {
+    pub fn submit(&self, mut job: Job) {
+        if self.setup.policy.iterative && job.sequence.as_ref().is_none_or(|it| it.id.is_none()) {
+            let id = self.queue.borrow_mut().unused_id();
+            job.sequence = Some(Box::new(Sequence { id, start: true, end: false }));
+        }
         if let Err(error) = self.setup.check(&job) {
             return job.refuse(error);
         }
@@ -67,6 +79,22 @@ impl SequenceShard {
                 }
             }
             Err((job, error)) => job.refuse(error),
+        }
+    }
+
+    /// Queues a request that its model wants to run again, before all others of its sequence. The model
+    /// is told of the sequence's start once.
+    pub fn run_again(&self, mut job: Job) {
+        let Some(Turn { key, .. }) = job.turn else { return };
+        if let Some(sequence) = &mut job.sequence {
+            (sequence.start, sequence.end) = (false, false);
+        }
+        // What the server told the model beside is told anew.
+        job.admitted.inputs.truncate(job.version.signature.inputs.len());
+        let statistics = job.version.statistics.clone();
+        match self.queue.borrow_mut().push_again(key, job, Timestamp::now()) {
+            Ok(()) => statistics.enqueued(self.home.index()),
+            Err((job, error)) => job.fail(self.home.index(), error),
         }
     }
 

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::setup::{SequenceSetup, States, Told};
+use super::{
+    Turn,
+    setup::{SequenceSetup, States, Told},
+};
 use crate::{
     backend::{Instance, ModelInstance},
     inference::{Admitted, AdmittedInput, CorrelationId, Error, InferOutput, Rope, Timestamp},
@@ -15,6 +18,7 @@ use crate::{
         batch::Outputs,
         execution::{self, Executed, Ran},
         job::Job,
+        respond::Progress,
         rows::SharedRows,
         version::LoadedVersion,
     },
@@ -42,6 +46,9 @@ pub fn run(
         asked.push(request.admitted.outputs.clone());
         tell(setup, &mut request, start, end, &carried);
         left.push((key, carried));
+        if setup.policy.iterative {
+            request.turn.get_or_insert_with(|| Turn { key, progress: Progress::default() });
+        }
         places.push(place);
         jobs.push(request);
     }

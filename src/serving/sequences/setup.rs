@@ -108,6 +108,7 @@ impl SequenceSetup {
                 max_batch_size: signature.max_batch_size,
                 strategy: batching.strategy.clone(),
                 max_idle: batching.max_idle,
+                iterative: batching.iterative,
             },
             controls: controls.collect(),
             states: states.collect::<Result<_, _>>()?,

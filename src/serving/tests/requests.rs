@@ -170,7 +170,7 @@ fn ask_from_inside(stage: &Stage) -> (Asked, mpsc::Receiver<Answer>) {
     let host = stage.server.version("m", "").unwrap().host.clone();
     // The test may have lost its interest.
     let answer = Box::new(move |answer| drop(report.send(answer)));
-    (host.models.ask(request(1), answer).unwrap(), answers)
+    (host.models.ask(request(1), None, answer).unwrap(), answers)
 }
 
 #[test]

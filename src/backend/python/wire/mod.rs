@@ -209,8 +209,8 @@ pub struct Call {
     pub flags: u32,
     /// Parameters as a JSON object; empty without any.
     pub parameters: String,
-    /// The context of the trace that it belongs to.
-    pub trace: String,
+    /// The request in whose trace it is to be noted; 0 for none.
+    pub within: u64,
     /// The outputs that are wanted.
     pub outputs: Vec<CompactString>,
     /// The tensors.
@@ -275,6 +275,6 @@ pub struct Request<'a> {
     pub flags: u32,
     /// Parameters as a JSON object.
     pub parameters: &'a str,
-    /// The context of the trace that it belongs to.
+    /// The context of the trace that it is noted in, as a JSON object; empty for none.
     pub trace: &'a str,
 }

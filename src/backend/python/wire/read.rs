@@ -213,11 +213,12 @@ impl Body {
         let flags = self.u32()?;
         let (inputs, outputs) = (self.u16()?, self.u16()?);
         let is_text = self.flag()?;
+        let within = self.u64()?;
         let model = self.name()?;
         let id = self.name()?;
         let correlation =
             if is_text { Correlation::Text(self.name()?) } else { Correlation::Number(sequence) };
-        let (parameters, trace) = (self.text()?, self.text()?);
+        let parameters = self.text()?;
         let outputs = (0..outputs).map(|_| self.name()).collect::<Result<_, _>>()?;
         let inputs = (0..inputs).map(|_| self.tensor()).collect::<Result<_, _>>()?;
         Ok(Call {
@@ -231,7 +232,7 @@ impl Body {
             correlation,
             flags,
             parameters,
-            trace,
+            within,
             outputs,
             inputs,
         })

@@ -19,6 +19,7 @@ class TritonPythonModel:
             "args": self.args,
             "types": {name: type(value).__name__ for name, value in self.args.items()},
             "module": __name__,
+            "model_dir": pb_utils.get_model_dir(),
             "id": request.request_id(),
             "correlation_id": request.correlation_id(),
             "flags": request.flags(),
