@@ -238,6 +238,7 @@ impl Shard {
                 lanes.run(batch, now);
                 drop(executor);
                 help.into_iter().for_each(Help::call);
+                now
             }
         }
     }
