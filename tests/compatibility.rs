@@ -10,7 +10,7 @@ const WITHOUT_EFFECT: &str = "accepted without effect";
 const STATES: [&str; 5] = ["yes", "partly", "later", WORKS, WITHOUT_EFFECT];
 
 /// Triton's routes, as its sources have them.
-const ROUTES: [&str; 26] = [
+const ROUTES: [&str; 29] = [
     "GET /v2",
     "GET /v2/health/live",
     "GET /v2/health/ready",
@@ -37,6 +37,9 @@ const ROUTES: [&str; 26] = [
     "GET /metrics",
     "GET /ping",
     "POST /invocations",
+    "GET, POST /models",
+    "GET, DELETE /models/{m}",
+    "POST /models/{m}/invoke",
 ];
 
 /// tritonserver's flags, as its help lists them.

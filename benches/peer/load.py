@@ -137,11 +137,10 @@ def _command(server, work: Work, client: pathlib.Path, window_seconds: float, re
         program = [str(client), "--async" if asynchronous else "--sync", "--max-threads=64"]
         # Windows that differ are no failure here: the medians over the rounds are what counts.
         program += ["-s", "999"]
-        if work.shared:
-            program += ["--shared-memory", "system"]
-            program += ["--output-shared-memory-size", str(4 * work.elements)]
     else:
         program = [str(client), "bench", "-s", "99"]
+    if work.shared:
+        program += ["--shared-memory", "system", "--output-shared-memory-size", str(4 * work.elements)]
     return [
         *program,
         "-m",

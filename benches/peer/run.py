@@ -96,9 +96,6 @@ def copy_us(size: int) -> float:
 def rounds(subjects: dict, options) -> list:
     """Every line's samples, of the peer and of the subject."""
     chosen = [each for each in load.ALL_WORK if re.search(options.only or "", each.name)]
-    if options.client == "nereid-bench":
-        # It does not put tensors into shared memory.
-        chosen = [each for each in chosen if not each.shared]
     samples = {work: {name: [] for name in subjects} for work in chosen}
     repository = load.write_repository(bench.OUT / "repository")
     with contextlib.ExitStack() as stack:

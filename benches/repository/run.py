@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -154,7 +155,7 @@ def measure_reloads(client: pathlib.Path, options) -> tuple[float, float, int]:
     repository = write(bench.OUT / "reloaded", 1)
     flags = ("--model-control-mode=explicit", "--load-model=model_0", *options.flags)
     with servers.Server("reloads", options.nereid, repository, flags, bench.fresh_log("reloads")) as server:
-        quiet = steady(server, client, options, lambda: None)
+        quiet, failed_before = steady(server, client, options, lambda: None)
         done = 0
 
         def reload() -> None:
@@ -163,12 +164,10 @@ def measure_reloads(client: pathlib.Path, options) -> tuple[float, float, int]:
                 swap(server, repository / "model_0", done + 2)
                 done += 1
 
-        reloaded = steady(server, client, options, reload)
+        reloaded, failed = steady(server, client, options, reload)
         if done < options.reloads:
             raise load.LoadError(f"the load ended after {done} of {options.reloads} reloads")
-        stats = server.get_json("/v2/models/model_0/stats")["model_stats"]
-        failed = sum(int(each["inference_stats"]["fail"]["count"]) for each in stats)
-    return quiet, reloaded, failed
+    return quiet, reloaded, failed_before + failed
 
 
 def swap(server: servers.Server, folder: pathlib.Path, version: int) -> None:
@@ -181,12 +180,15 @@ def swap(server: servers.Server, folder: pathlib.Path, version: int) -> None:
         answer.read()
 
 
-def steady(server: servers.Server, client: pathlib.Path, options, meanwhile) -> float:
-    """The p99 in µs of requests at a steady rate, with something done meanwhile again and again."""
-    report = bench.OUT / "steady.csv"
-    report.unlink(missing_ok=True)
+def steady(server: servers.Server, client: pathlib.Path, options, meanwhile) -> tuple[float, int]:
+    """The p99 in µs of requests at a steady rate, with something done meanwhile again and again, and how many
+    of them failed by the client's count: the server's goes with the version. perf_analyzer ends at the first."""
+    report, counts = bench.OUT / "steady.csv", bench.OUT / "steady.json"
+    for file in (report, counts):
+        file.unlink(missing_ok=True)
     seconds = max(options.window * load.WINDOWS, options.reloads * 0.1)
-    program = [str(client)] if client == servers.PERF_ANALYZER else [str(client), "bench"]
+    ours = [str(client), "bench", "--json", str(counts)]
+    program = [str(client)] if client == servers.PERF_ANALYZER else ours
     command = [
         *program,
         *("-m", "model_0", "-i", "grpc", "-u", server.grpc_address, "-b", "1"),
@@ -203,8 +205,9 @@ def steady(server: servers.Server, client: pathlib.Path, options, meanwhile) -> 
         output = process.stdout.read()
     if process.returncode != 0 or not report.is_file():
         raise load.LoadError(f"{client.name} failed: {output[-800:]}")
+    failed = sum(each["errors"] for each in json.loads(counts.read_text())["results"]) if counts.is_file() else 0
     with open(report, newline="") as file:
-        return float(next(csv.DictReader(file))["p99 latency"])
+        return float(next(csv.DictReader(file))["p99 latency"]), failed
 
 
 if __name__ == "__main__":

@@ -108,6 +108,11 @@ pub trait Model: Send + Sync {
     fn is_ready(&self) -> bool {
         true
     }
+
+    /// Bytes of the host's memory that it takes, where it knows.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// One place where a model runs, by what it takes.

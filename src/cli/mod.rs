@@ -20,7 +20,13 @@ use self::{check::CheckArgs, serve::ServeArgs};
 /// An inference server that speaks Triton: same model repository, configuration, protocols and
 /// flags. Without a subcommand it serves.
 #[derive(Debug, Parser)]
-#[command(name = "nereid", version, args_conflicts_with_subcommands = true)]
+// As in tritonserver, the last of several values of a flag counts.
+#[command(
+    name = "nereid",
+    version,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true
+)]
 struct CommandLine {
     #[command(subcommand)]
     command: Option<Command>,

@@ -148,6 +148,9 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     if let Some(limits) = args.sharing.limits() {
         server.share_resources_by(Limiter::new(limits));
     }
+    if let Some(name) = &args.id {
+        server.call_it(name.clone());
+    }
     let ended_by = Arc::new(OnceLock::new());
     if let Some(fleet) = fleet(args, &devices, &server, &ended_by) {
         server.run_on(fleet);
@@ -350,6 +353,12 @@ fn listen(
             }),
         )?;
     }
+    let others = [
+        ("HTTP", args.allow_http, args.http_port),
+        ("gRPC", args.allow_grpc, args.grpc_port),
+        ("metrics", args.allow_metrics, args.metrics_port),
+    ];
+    args.cloud.check_ports(&others).map_err(ServeError::OtherFlags)?;
     for Endpoint { what, port, cloud } in args.cloud.endpoints()? {
         let control = control.clone();
         let settings = Arc::new(args.wires.http_settings(args.http_max_input_size)?);

@@ -75,6 +75,8 @@ pub enum Error {
     ModelNotLoaded { model: String, reason: String },
     #[error("{waiting} loads and unloads wait already, expected at most {limit}")]
     TooManyLoads { waiting: usize, limit: usize },
+    #[error("{detail}")]
+    AlreadyHosted { detail: String },
     #[error("server is not ready")]
     NotReady,
     #[error("server is stopping and takes no new requests")]
@@ -252,7 +254,7 @@ impl Error {
             Self::UnknownModel { .. }
             | Self::UnknownVersion { .. }
             | Self::UnknownRegion { .. } => Code::NotFound,
-            Self::RegionExists { .. } => Code::AlreadyExists,
+            Self::RegionExists { .. } | Self::AlreadyHosted { .. } => Code::AlreadyExists,
             Self::NoAvailableVersions { .. }
             | Self::VersionNotReady { .. }
             | Self::NotReady

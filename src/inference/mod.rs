@@ -16,6 +16,7 @@ mod sequence;
 mod shape;
 mod signature;
 mod trace_parent;
+mod wire_times;
 
 pub use callers::Callers;
 pub use clock::Timestamp;
@@ -29,3 +30,4 @@ pub use sequence::{CorrelationId, Sequence};
 pub use shape::Shape;
 pub use signature::{Admitted, AdmittedInput, Signature, TensorSpec};
 pub use trace_parent::TraceParent;
+pub use wire_times::{Sending, Wire, WireRecord, WireTimes};

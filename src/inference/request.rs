@@ -3,7 +3,9 @@ use std::{sync::Arc, time::Duration};
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
-use super::{Callers, DataType, Parameters, Rope, Sequence, Shape, Timestamp, TraceParent};
+use super::{
+    Callers, DataType, Parameters, Rope, Sequence, Shape, Timestamp, TraceParent, WireTimes,
+};
 
 /// An inference request as an ingress has read it off the wire, not yet held against any model.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +32,8 @@ pub struct InferRequest {
     pub deadline: Option<Timestamp>,
     /// What it belongs to in a trace of the client's.
     pub trace_parent: Option<TraceParent>,
+    /// When it came, where that is noted.
+    pub wire: Option<WireTimes>,
     /// The sequence that it belongs to, if it names one.
     pub sequence: Option<Box<Sequence>>,
     /// The models that wait for it, when it comes from inside the server.

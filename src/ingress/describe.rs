@@ -5,7 +5,7 @@ use crate::{
     inference::{Code, Error, Shape, TensorSpec},
     observe::prometheus::{self, ModelMetrics, PoolMetrics},
     proto::{
-        ModelMetadataResponse, ModelStatisticsResponse, RepositoryIndexResponse,
+        MemoryUsage, ModelMetadataResponse, ModelStatisticsResponse, RepositoryIndexResponse,
         ServerMetadataResponse, model_metadata_response::TensorMetadata,
         repository_index_response::ModelIndex,
     },
@@ -29,13 +29,10 @@ const EXTENSIONS: [&str; 13] = [
     "logging",
 ];
 
-/// The server's name when `--id` gives none. Clients that look for Triton find it.
-pub const SERVER_NAME: &str = "triton";
-
 /// Who the server is.
-pub fn server() -> ServerMetadataResponse {
+pub fn server(server: &Server) -> ServerMetadataResponse {
     ServerMetadataResponse {
-        name: SERVER_NAME.to_owned(),
+        name: server.name().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         extensions: EXTENSIONS.map(str::to_owned).to_vec(),
     }
@@ -105,7 +102,12 @@ pub fn statistics(
     };
     let model_stats = versions
         .iter()
-        .map(|version| version.statistics.to_proto(&version.name, version.version))
+        .map(|version| {
+            let mut statistics = version.statistics.to_proto(&version.name, version.version);
+            let usage = |byte_size| MemoryUsage { r#type: "CPU".to_owned(), id: 0, byte_size };
+            statistics.memory_usage.extend(version.memory_bytes().map(usage));
+            statistics
+        })
         .collect();
     Ok(ModelStatisticsResponse { model_stats })
 }

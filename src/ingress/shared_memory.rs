@@ -31,7 +31,8 @@ impl SharedTensors {
     /// would lead the model out of its memory.
     ///
     /// # Errors
-    /// When a region is unknown, a range does not lie within it, or memory for a copy is used up.
+    /// When a region is unknown, a range does not lie within it, two outputs would lie over each other, or
+    /// memory for a copy is used up.
     pub async fn resolve(
         request: &mut InferRequest,
         regions: &Regions,
@@ -60,9 +61,16 @@ impl SharedTensors {
             places.inputs.push(view);
         }
         for output in &request.outputs {
-            if let Some(range) = &output.target {
-                places.outputs.push((output.name.clone(), regions.view(range)?));
+            let Some(range) = &output.target else { continue };
+            let view = regions.view(range)?;
+            if let Some((other, _)) = places.outputs.iter().find(|(_, it)| view.overlaps(it)) {
+                return Err(Error::malformed(format!(
+                    "the place of output '{}' in shared memory region '{}' lies over that of output \
+                     '{other}'",
+                    output.name, range.region
+                )));
             }
+            places.outputs.push((output.name.clone(), view));
         }
         Ok(Self(Some(places)))
     }

@@ -243,6 +243,13 @@ impl RegionView {
         Ok(())
     }
 
+    /// Whether a byte of both is the same one.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.region, &other.region)
+            && self.start < other.start + other.len
+            && other.start < self.start + self.len
+    }
+
     /// Whether `bytes` lie in the view's region.
     pub fn is_home_of(&self, bytes: &[u8]) -> bool {
         let start = self.region.map.as_ptr().addr();

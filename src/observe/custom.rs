@@ -65,7 +65,8 @@ struct Entry {
     metrics: BTreeMap<Labels, Sample>,
 }
 
-type Labels = BTreeMap<String, String>;
+/// The labels of a metric, by their names.
+pub type Labels = BTreeMap<String, String>;
 
 #[derive(Debug)]
 struct Sample {
@@ -127,6 +128,17 @@ impl CustomMetrics {
         }
         entry.holders += 1;
         Ok(Arc::new(Family { all: self.clone(), name: name.to_owned() }))
+    }
+
+    /// The values of a family of counters or gauges, by their labels; none where there is no such family.
+    pub fn numbers(&self, name: &str) -> Vec<(Labels, f64)> {
+        let entries = self.entries();
+        let samples = entries.get(name).into_iter().flat_map(|entry| &entry.metrics);
+        let numbers = samples.filter_map(|(labels, sample)| match sample.value {
+            Value::Number(value) => Some((labels.clone(), value)),
+            Value::Histogram { .. } => None,
+        });
+        numbers.collect()
     }
 
     /// Appends all metrics to a page for Prometheus.

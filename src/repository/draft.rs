@@ -59,11 +59,13 @@ pub struct Draft {
 }
 
 /// A configuration as somebody wrote it, of which only the format has been checked.
-#[derive(Debug)]
-pub(super) struct Written {
+#[derive(Clone, Debug)]
+pub struct Written {
     config: ModelConfig,
     /// The file that the configuration came from, and where its fields stand in it.
     origin: Option<(PathBuf, Outline)>,
+    /// Whether it takes the place of the folder's.
+    pub(super) is_given: bool,
 }
 
 impl Written {
@@ -76,22 +78,29 @@ impl Written {
         let is_absent = std::fs::symlink_metadata(&path)
             .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
         if is_absent && options.auto_complete {
-            return Ok(Self::from(ModelConfig::default()));
+            return Ok(Self { config: ModelConfig::default(), origin: None, is_given: false });
         }
         let parsed = text::parse(&path, &layout::read_text(&path)?)?;
-        Ok(Self { config: parsed.config, origin: Some((path, parsed.outline)) })
+        Ok(Self { config: parsed.config, origin: Some((path, parsed.outline)), is_given: false })
     }
 
     /// What it says.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
+
+    /// Whether it is that of an ensemble.
+    pub fn is_ensemble(&self) -> bool {
+        let choice = &self.config.scheduling_choice;
+        self.config.platform == platform::ENSEMBLE
+            || matches!(choice, Some(SchedulingChoice::EnsembleScheduling(_)))
+    }
 }
 
 impl From<ModelConfig> for Written {
     /// Takes a configuration that stands in no file, such as a load request gives.
     fn from(config: ModelConfig) -> Self {
-        Self { config, origin: None }
+        Self { config, origin: None, is_given: true }
     }
 }
 
@@ -105,13 +114,16 @@ impl Draft {
     }
 
     /// Takes the configuration of the model `name` in `dir` as `written`.
-    pub(super) fn new(
+    ///
+    /// # Errors
+    /// It breaks a rule; no version is there to serve.
+    pub fn new(
         name: &str,
         dir: &Path,
         written: Written,
         options: &Arc<Options>,
     ) -> Result<Self, Error> {
-        let Written { config, origin } = written;
+        let Written { config, origin, .. } = written;
         if !layout::is_model_name(name) {
             return Err(Error::BadModelName { name: name.to_owned() });
         }

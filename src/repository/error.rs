@@ -40,6 +40,12 @@ pub enum Error {
     Store { url: String, object: Option<String>, reason: String },
     #[error("model repository '{location}' is malformed: expected {expected}")]
     BadLocation { location: String, expected: &'static str },
+    #[error("cannot take models from '{}': {reason}", path.display())]
+    NotRegistrable { path: PathBuf, reason: String },
+    #[error("model repository '{}' is already registered", path.display())]
+    RegisteredAlready { path: PathBuf },
+    #[error("there is a model repository with a model of the name '{model}' already")]
+    NameTaken { model: String },
     #[error("cannot read '{}': {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
     /// A version policy that takes none of the versions that are there.
@@ -71,6 +77,7 @@ impl Error {
         match self {
             Self::Agent { code, .. } => *code,
             Self::UnknownModel { .. } => Code::NotFound,
+            Self::RegisteredAlready { .. } | Self::NameTaken { .. } => Code::AlreadyExists,
             Self::Unreadable { .. } | Self::Store { .. } => Code::Internal,
             Self::Text { .. }
             | Self::Invalid { .. }
@@ -80,6 +87,7 @@ impl Error {
             | Self::NotUnique { .. }
             | Self::BadModelName { .. }
             | Self::BadLocation { .. }
+            | Self::NotRegistrable { .. }
             | Self::PathEscapes { .. } => Code::InvalidArgument,
         }
     }

@@ -6,11 +6,14 @@ use std::{
     fmt, fs, io,
     io::Read as _,
     path::{Component, Path, PathBuf},
+    sync::{PoisonError, RwLock, RwLockReadGuard},
 };
 
 use super::{
     error::Error,
     fingerprint::Fingerprint,
+    options::Options,
+    registered::Registered,
     stores::{Location, Store},
 };
 
@@ -53,6 +56,8 @@ pub struct Entry {
     /// Its folder; empty when several repositories have one. That of a model in an object store is what it
     /// was when it was [fetched](Repository::fetch) last.
     pub dir: PathBuf,
+    /// Whether the name is another than its folder's, which the configuration may still have.
+    pub renamed: bool,
     /// Why it cannot be read, if that is already clear.
     pub error: Option<Error>,
 }
@@ -61,6 +66,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Repository {
     roots: Vec<Location>,
+    registered: RwLock<Vec<Registered>>,
     namespacing: bool,
 }
 
@@ -72,7 +78,38 @@ impl Repository {
     /// A URL is malformed, or no folder can be made for what is fetched from it.
     pub fn new(roots: Vec<PathBuf>, namespacing: bool) -> Result<Self, Error> {
         let roots = roots.into_iter().map(Location::parse).collect::<Result<_, _>>()?;
-        Ok(Self { roots, namespacing })
+        Ok(Self { roots, registered: RwLock::default(), namespacing })
+    }
+
+    /// Takes the models in that lie in the folder `at`, one of them under this name, and returns the folder
+    /// that holds them.
+    ///
+    /// # Errors
+    /// The folder cannot be read or does not say which model is meant; it or the name is taken already.
+    pub fn register(&self, at: &Path, name: &str, options: &Options) -> Result<PathBuf, Error> {
+        let new = Registered::at(at, name, options)?;
+        let mut all = self.registered.write().unwrap_or_else(PoisonError::into_inner);
+        let is_known =
+            |root: &Location| matches!(root, Location::Folder(known) if *known == new.root);
+        if all.iter().any(|known| known.root == new.root) || self.roots.iter().any(is_known) {
+            return Err(Error::RegisteredAlready { path: new.root });
+        }
+        if all.iter().any(|known| known.name == name) {
+            return Err(Error::NameTaken { model: name.to_owned() });
+        }
+        let root = new.root.clone();
+        all.push(new);
+        Ok(root)
+    }
+
+    /// Forgets the folder that was registered for the model of this name.
+    pub fn unregister(&self, name: &str) {
+        let mut all = self.registered.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| known.name != name);
+    }
+
+    fn registered(&self) -> RwLockReadGuard<'_, Vec<Registered>> {
+        self.registered.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All models, by name. A name that begins with a dot is not a model.
@@ -81,19 +118,23 @@ impl Repository {
     /// A repository that cannot be listed; a model that cannot be read is an [`Entry`] with an
     /// error.
     pub fn scan(&self) -> Result<Vec<Entry>, Error> {
-        let mut entries: BTreeMap<ModelId, Entry> = BTreeMap::new();
+        let mut all = Vec::new();
         for root in &self.roots {
-            for entry in self.models(root)? {
-                let duplicate = Entry {
-                    id: entry.id.clone(),
-                    dir: PathBuf::new(),
-                    error: Some(Error::NotUnique { model: entry.id.name.clone() }),
-                };
-                entries
-                    .entry(entry.id.clone())
-                    .and_modify(|known| *known = duplicate)
-                    .or_insert(entry);
-            }
+            all.extend(self.models(root)?);
+        }
+        for registered in self.registered().iter() {
+            // One whose folder has been removed keeps nobody from seeing the others.
+            all.extend(self.models_of(registered).unwrap_or_default());
+        }
+        let mut entries: BTreeMap<ModelId, Entry> = BTreeMap::new();
+        for entry in all {
+            let duplicate = Entry {
+                id: entry.id.clone(),
+                dir: PathBuf::new(),
+                renamed: false,
+                error: Some(Error::NotUnique { model: entry.id.name.clone() }),
+            };
+            entries.entry(entry.id.clone()).and_modify(|known| *known = duplicate).or_insert(entry);
         }
         Ok(entries.into_values().collect())
     }
@@ -112,9 +153,14 @@ impl Repository {
                 Location::Store(store) => store.has_model(name)?.then(|| Entry {
                     id,
                     dir: store.folder(name),
+                    renamed: false,
                     error: None,
                 }),
             });
+        }
+        for registered in self.registered().iter() {
+            let namespace = self.namespace_of(&registered.root);
+            found.extend(registered.find(ModelId { name: name.to_owned(), namespace }));
         }
         match found.len() {
             0 => Err(Error::UnknownModel { model: name.to_owned() }),
@@ -158,26 +204,45 @@ impl Repository {
                 let entry = |name: String| Entry {
                     dir: store.folder(&name),
                     id: ModelId { name, namespace: namespace.clone() },
+                    renamed: false,
                     error: None,
                 };
                 return Ok(store.models()?.into_iter().map(entry).collect());
             }
         };
-        let unreadable = |error| Error::unreadable(folder, describe(&error));
-        let mut entries = Vec::new();
-        for found in fs::read_dir(folder).map_err(unreadable)? {
-            entries.extend(model_entry(&found.map_err(unreadable)?, namespace.clone()));
-        }
+        models_in(folder, &namespace)
+    }
+
+    /// The models of a registered folder: all that are in it, one of them under another name.
+    fn models_of(&self, registered: &Registered) -> Result<Vec<Entry>, Error> {
+        let namespace = self.namespace_of(&registered.root);
+        let mut entries = models_in(&registered.root, &namespace)?;
+        entries.retain(|entry| entry.dir != registered.folder);
+        entries.extend(registered.find(ModelId { name: registered.name.clone(), namespace }));
         Ok(entries)
     }
 
     fn namespace(&self, root: &Location) -> String {
         match root {
-            _ if !self.namespacing => String::new(),
-            Location::Folder(folder) => folder.to_string_lossy().into_owned(),
+            Location::Folder(folder) => self.namespace_of(folder),
+            Location::Store(_) if !self.namespacing => String::new(),
             Location::Store(store) => store.url().to_owned(),
         }
     }
+
+    fn namespace_of(&self, folder: &Path) -> String {
+        if self.namespacing { folder.to_string_lossy().into_owned() } else { String::new() }
+    }
+}
+
+/// The models of a folder, in any order.
+fn models_in(folder: &Path, namespace: &str) -> Result<Vec<Entry>, Error> {
+    let unreadable = |error| Error::unreadable(folder, describe(&error));
+    let mut entries = Vec::new();
+    for found in fs::read_dir(folder).map_err(unreadable)? {
+        entries.extend(model_entry(&found.map_err(unreadable)?, namespace.to_owned()));
+    }
+    Ok(entries)
 }
 
 fn model_entry(found: &fs::DirEntry, namespace: String) -> Option<Entry> {
@@ -191,7 +256,7 @@ fn model_entry(found: &fs::DirEntry, namespace: String) -> Option<Entry> {
 }
 
 /// The model in `dir`, if that is a folder or cannot be looked at.
-fn entry_at(dir: PathBuf, id: ModelId) -> Option<Entry> {
+pub(super) fn entry_at(dir: PathBuf, id: ModelId) -> Option<Entry> {
     if id.name.starts_with('.') {
         return None;
     }
@@ -201,7 +266,7 @@ fn entry_at(dir: PathBuf, id: ModelId) -> Option<Entry> {
         Err(_) if fs::symlink_metadata(&dir).is_err() => return None,
         Err(error) => Some(Error::unreadable(&dir, describe(&error))),
     };
-    Some(Entry { id, dir, error })
+    Some(Entry { id, dir, renamed: false, error })
 }
 
 /// Checks that `name` can be the name of a model.

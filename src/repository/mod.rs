@@ -28,6 +28,7 @@ mod options;
 mod overrides;
 mod platform;
 mod ragged;
+mod registered;
 mod scheduling;
 mod source;
 mod stores;
@@ -42,7 +43,7 @@ pub use agents::{Action, Agent, AgentChain, AgentError, AgentModel, AgentSession
 pub use check::{Finding, Inspect, Severity, check};
 pub use content::content_digest;
 pub use definition::Definition;
-pub use draft::Draft;
+pub use draft::{Draft, Written};
 pub use ensembles::{Composing, ensemble_faults, returns_to};
 pub use error::{Error, Location};
 pub use fingerprint::Fingerprint;

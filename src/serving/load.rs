@@ -1,4 +1,5 @@
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -17,8 +18,8 @@ use crate::{
     inference::{Code, Error, Timestamp},
     proto::ModelConfig,
     repository::{
-        self, AgentChain, Agents, Definition, Draft, Ensemble, ModelId, Options, Scheduling,
-        TemporaryFolder,
+        self, AgentChain, Agents, Definition, Draft, Ensemble, Entry, Fingerprint, ModelId,
+        Options, Scheduling, TemporaryFolder, Written,
     },
     scheduler::BatchingPolicy,
 };
@@ -211,10 +212,68 @@ pub struct Source {
     pub id: ModelId,
     /// Its folder.
     pub dir: PathBuf,
+    /// Whether the folder's name is not the model's.
+    pub renamed: bool,
     /// The configuration that takes the place of the folder's.
     pub config: Option<ModelConfig>,
     /// The folder, when it is not in a repository.
     pub folder: Option<Arc<TemporaryFolder>>,
+    /// The folder's configuration, when it was read ahead, and how the folder was before that.
+    read: RefCell<Option<(Fingerprint, Written)>>,
+}
+
+impl Source {
+    /// The model `id` in a folder that is in no repository.
+    pub fn temporary(id: ModelId, folder: TemporaryFolder, config: Option<ModelConfig>) -> Self {
+        let dir = folder.path().to_owned();
+        let folder = Some(Arc::new(folder));
+        Self { id, dir, renamed: false, config, folder, read: RefCell::default() }
+    }
+
+    /// The same, with a configuration that takes the place of the folder's if there is one.
+    pub fn with(self, config: Option<ModelConfig>) -> Self {
+        Self { config, ..self }
+    }
+
+    /// What tells whether the folder has changed since it was read.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn fingerprint(&self) -> Result<Fingerprint, repository::Error> {
+        match &*self.read.borrow() {
+            Some((fingerprint, _)) => Ok(fingerprint.clone()),
+            None => Fingerprint::of(&self.dir),
+        }
+    }
+
+    /// The configuration as somebody wrote it.
+    fn written(&self, options: &Options) -> Result<Written, repository::Error> {
+        match (&self.config, self.read.take()) {
+            (Some(config), _) => Ok(config.clone().into()),
+            (None, Some((_, written))) => Ok(written),
+            (None, None) => Written::read(&self.dir, options),
+        }
+    }
+
+    /// The same, if it is that of an ensemble; what is read is kept.
+    fn written_ensemble(&self, options: &Options) -> Option<Written> {
+        if let Some(config) = &self.config {
+            return Some(Written::from(config.clone())).filter(Written::is_ensemble);
+        }
+        let mut read = self.read.borrow_mut();
+        if read.is_none() {
+            let fingerprint = Fingerprint::of(&self.dir).ok()?;
+            *read = Some((fingerprint, Written::read(&self.dir, options).ok()?));
+        }
+        read.as_ref().map(|(_, written)| written).filter(|it| it.is_ensemble()).cloned()
+    }
+}
+
+impl From<Entry> for Source {
+    /// A model of a repository that can be read.
+    fn from(Entry { id, dir, renamed, .. }: Entry) -> Self {
+        Self { id, dir, renamed, config: None, folder: None, read: RefCell::default() }
+    }
 }
 
 /// What is served of a model that is loaded again, and which versions of it may be served on.
@@ -250,9 +309,9 @@ impl Loader {
         before: &Before<'_>,
         began: impl FnOnce(&[i64]),
     ) -> Result<Versions, LoadFailure> {
-        let name = &source.id.name;
-        let (draft, agents) =
-            self.agents.draft(name, &source.dir, source.config.as_ref(), &self.options)?;
+        let options = self.options_for(source);
+        let written = source.written(&options)?;
+        let (draft, agents) = self.agents.draft(&source.id.name, &source.dir, written, &options)?;
         let agents = agents.map(Arc::new);
         for warning in draft.warnings() {
             log::warn!("{warning}");
@@ -293,17 +352,19 @@ impl Loader {
 
     /// The steps of a model that is an ensemble, if it is one and can be read.
     pub fn ensemble(&self, source: &Source) -> Option<Ensemble> {
-        let (name, options) = (&source.id.name, &self.options);
-        let draft = match &source.config {
-            None => Draft::read(name, &source.dir, options).ok()?,
-            given => self.agents.draft(name, &source.dir, given.as_ref(), options).ok()?.0,
-        };
-        if draft.backend_name().is_some() {
-            return None;
-        }
+        let options = self.options_for(source);
+        let written = source.written_ensemble(&options)?;
+        let draft = Draft::new(&source.id.name, &source.dir, written, &options).ok()?;
         match draft.complete(None).ok()?.scheduling {
             Scheduling::Ensemble(ensemble) => Some(ensemble),
             _ => None,
+        }
+    }
+
+    fn options_for(&self, source: &Source) -> Arc<Options> {
+        match source.renamed {
+            false => self.options.clone(),
+            true => Arc::new(Options { rename: true, ..(*self.options).clone() }),
         }
     }
 

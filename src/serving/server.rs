@@ -48,6 +48,9 @@ pub enum ServerState {
     Stopping,
 }
 
+/// The server's name when it is given none. Clients that look for Triton find it.
+const NAME: &str = "triton";
+
 /// The models that are loaded, and what they run on.
 pub struct Server {
     models: ArcSwap<Models>,
@@ -60,6 +63,7 @@ pub struct Server {
     cache: OnceLock<Arc<Caches>>,
     limiter: OnceLock<Arc<Limiter>>,
     fleet: OnceLock<Arc<Fleet>>,
+    name: OnceLock<String>,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
     incomplete: AtomicBool,
@@ -103,6 +107,7 @@ impl Server {
             cache: OnceLock::new(),
             limiter: OnceLock::new(),
             fleet: OnceLock::new(),
+            name: OnceLock::new(),
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
             impaired: AtomicBool::new(false),
@@ -222,6 +227,17 @@ impl Server {
     /// The devices that models run on, if they do.
     pub fn fleet(&self) -> Option<&Arc<Fleet>> {
         self.fleet.get()
+    }
+
+    /// What it says it is called.
+    pub fn name(&self) -> &str {
+        self.name.get().map_or(NAME, String::as_str)
+    }
+
+    /// Gives it another name. To be called before it is asked for it.
+    pub fn call_it(&self, name: String) {
+        // Only the first counts, and there is one.
+        let _ = self.name.set(name);
     }
 
     /// Keeps the answers of models that want it here. To be called before models are started.

@@ -412,6 +412,11 @@ impl LoadedVersion {
         }
     }
 
+    /// Bytes of the host's memory that its model takes, where that is known.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.model.as_ref()?.memory_bytes()
+    }
+
     /// Whether the model would answer now.
     pub fn is_ready(&self) -> bool {
         match &self.steps {
@@ -474,6 +479,9 @@ impl LoadedVersion {
             }
         };
         if let Some(trace) = &mut trace {
+            if let Some(wire) = request.wire.take() {
+                trace.came_by(wire);
+            }
             trace.at(Event::RequestStart, arrived);
             trace.at(Event::QueueStart, Timestamp::now());
             self.trace_inputs(trace, &admitted);

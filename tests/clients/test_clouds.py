@@ -64,6 +64,114 @@ def test_sagemaker(start, repository, monkeypatch):
     assert ask(port, "/v2/health/ready")[0] == 400
 
 
+def call(port: int, method: str, path: str, body=None, **headers: str):
+    """The status and the JSON of an answer, if it has one."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=data, headers=named, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            status, text = answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        status, text = error.code, error.read()
+    return status, json.loads(text) if text else None
+
+
+EXPLICIT = "--model-control-mode=explicit"
+
+
+def test_sagemaker_with_several_models(start, repository, tmp_path):
+    """Each comes as a folder: the model's own, or one that holds it. Names are SageMaker's."""
+    (port,) = servers.free_ports(1)
+    server = start(repository, EXPLICIT, "--allow-sagemaker", f"--sagemaker-port={port}")
+    assert call(port, "GET", "/models") == (200, {"models": []})
+    # The configuration of the first has the name of its folder, not that by which it is asked.
+    own = models.write(tmp_path / "a1b2", {"model": models.Model('name: "model"\n' + models.identity())}) / "model"
+    holding = models.write(tmp_path / "c3d4" / "model", {"inner": models.Model(models.identity())})
+    assert call(port, "POST", "/models", {"model_name": "a1b2", "url": f"{own}"}) == (200, None)
+    target = {"X_Amzn_SageMaker_Target_Model": "my-model.tar.gz"}
+    assert call(port, "POST", "/models", {"model_name": "c3d4", "url": f"{holding}/"}, **target) == (200, None)
+    listed = [{"modelName": "a1b2", "modelUrl": f"{own.parent}"}, {"modelName": "c3d4", "modelUrl": f"{holding}"}]
+    assert call(port, "GET", "/models") == (200, {"models": listed})
+    assert call(port, "GET", "/models/c3d4") == (200, listed[1])
+    for name, model in [("a1b2", "a1b2"), ("c3d4", "my-model.tar.gz")]:
+        status, answer = call(port, "POST", f"/models/{name}/invoke", REQUEST, **target)
+        assert (status, answer["model_name"]) == (200, model)
+        assert answer["outputs"][0]["data"] == ARRAY.tolist()
+    exchange(port, "/models/a1b2/invoke", "application/vnd.sagemaker-triton.binary+json;json-header-size=")
+    assert {each["name"] for each in call(server.http_port, "POST", "/v2/repository/index", {"ready": True})[1]} == {"a1b2", "my-model.tar.gz"}
+
+    assert call(port, "DELETE", "/models/a1b2") == (200, None)
+    for method, path in [("GET", "/models/a1b2"), ("DELETE", "/models/a1b2"), ("POST", "/models/a1b2/invoke")]:
+        assert call(port, method, path, REQUEST if method == "POST" else None)[0] == 404
+    assert call(port, "POST", "/models", {"model_name": "a1b2", "url": f"{own}"})[0] == 200
+    assert call(port, "PUT", "/models", {})[0] == 405 and call(port, "GET", "/models/a/b/c")[0] == 400
+
+
+def test_what_sagemaker_cannot_load_is_told(start, repository, tmp_path):
+    """By the statuses that SageMaker knows; nothing of it stays."""
+    (port,) = servers.free_ports(1)
+    server = start(repository, EXPLICIT, "--allow-sagemaker", f"--sagemaker-port={port}")
+    good = models.write(tmp_path / "good", {"model": models.Model(models.identity())})
+    models.write(tmp_path / "bad", {"model": models.Model("no_such_field: 1")})
+    models.write(tmp_path / "two", {name: models.Model(models.identity()) for name in ("x", "y")})
+    (tmp_path / "link").symlink_to("/proc/self")
+    (tmp_path / "empty").mkdir()
+    for url, words in [
+        (f"{tmp_path}/bad", "no_such_field"),
+        (f"{tmp_path}/missing", "No such file or directory"),
+        (f"{tmp_path}/empty", "expected the folder of one model"),
+        (f"{tmp_path}/two", "expected the folder of one model"),
+        ("/proc/self", "no models lie in folders of the system"),
+        (f"{tmp_path}/link", "no models lie in folders of the system"),
+        (f"{tmp_path}/good/../good", "expected an absolute path"),
+        ("good", "expected an absolute path"),
+        ("", "the member 'url' is missing"),
+    ]:
+        status, answer = call(port, "POST", "/models", {"model_name": "m", "url": url})
+        assert status == 400 and words in answer["error"], (url, answer)
+    assert call(port, "POST", "/models", {"model_name": "../m", "url": f"{good}"})[0] == 400
+    assert call(port, "POST", "/models", {"model_name": "m", "url": f"{good}"})[0] == 200
+    for name in ("m", "n"):
+        status, answer = call(port, "POST", "/models", {"model_name": name, "url": f"{good}"})
+        assert status == 409, answer
+    assert [each["modelName"] for each in call(port, "GET", "/models")[1]["models"]] == ["m"]
+    assert call(port, "POST", "/models/m/invoke", {"inputs": []})[0] == 400
+    assert server.is_running()
+
+
+@pytest.mark.parametrize("flags", [("--http-restricted-api=model-repository:key=value",), ()])
+def test_sagemakers_models_may_be_closed(start, repository, tmp_path, flags):
+    """To those without a header, and to all unless clients control what is loaded."""
+    (port,) = servers.free_ports(1)
+    control = [EXPLICIT] if flags else []
+    start(repository, *control, "--allow-sagemaker", f"--sagemaker-port={port}", *flags)
+    folder = models.write(tmp_path / "good", {"model": models.Model(models.identity())})
+    load = {"model_name": "m", "url": f"{folder}"}
+    status, answer = call(port, "POST", "/models", load)
+    if not flags:
+        assert status == 400 and "is not allowed if polling is enabled" in answer["error"]
+        return
+    assert status == 403 and "expecting header 'key'" in answer["error"]
+    assert call(port, "GET", "/models")[0] == 403
+    assert call(port, "POST", "/models", load, key="value")[0] == 200
+    assert call(port, "POST", "/models/m/invoke", REQUEST)[0] == 200
+
+
+def test_sagemaker_loads_an_ensemble_with_its_models(start, repository, tmp_path):
+    """The ensemble alone has SageMaker's name, and its models go with it."""
+    step = '{ model_name: "inner" model_version: -1 input_map { key: "INPUT0" value: "INPUT0" } output_map { key: "OUTPUT0" value: "OUTPUT0" } }'
+    ensemble = models.identity(f'ensemble_scheduling {{ step [ {step} ] }}').replace('backend: "identity"', 'platform: "ensemble"')
+    folder = models.write(tmp_path / "e5f6", {"whole": models.Model(ensemble), "inner": models.Model(models.identity())})
+    (port,) = servers.free_ports(1)
+    server = start(repository, EXPLICIT, "--allow-sagemaker", f"--sagemaker-port={port}")
+    assert call(port, "POST", "/models", {"model_name": "e5f6", "url": f"{folder}"}) == (200, None)
+    status, answer = call(port, "POST", "/models/e5f6/invoke", REQUEST)
+    assert (status, answer["model_name"], answer["outputs"][0]["data"]) == (200, "e5f6", ARRAY.tolist())
+    assert call(port, "DELETE", "/models/e5f6") == (200, None)
+    assert call(server.http_port, "POST", "/v2/repository/index", {"ready": True})[1] == []
+
+
 def test_vertex_ai(start, repository, monkeypatch):
     """Health, inference of the model that a flag names, and calls by redirection."""
     monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/5:predict")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import signal
 import subprocess
 import time
+import urllib.request
 
 import numpy as np
 import pytest
+import servers
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
 
 from . import models, triton
 
@@ -26,7 +32,7 @@ def test_flags_without_effect_are_named_in_the_log(start, small):
     """Once each, whether their value follows a sign or a space."""
     flags = (
         "--cuda-memory-pool-byte-size", "0:67108864", "--cuda-memory-pool-byte-size=1:67108864",
-        "--allow-gpu-metrics=false", "--grpc-infer-allocation-pool-size=8", "--id", "me",
+        "--allow-gpu-metrics=false", "--grpc-infer-allocation-pool-size=8",
         "--grpc-http2-max-ping-strikes=2", "--min-supported-compute-capability=7.5", "--enable-peer-access=0",
         "--model-load-gpu-limit=0:0.9", "--device=none",
     )  # fmt: skip
@@ -38,9 +44,60 @@ def test_flags_without_effect_are_named_in_the_log(start, small):
     assert all(line.startswith("W") for line in lines)
 
 
+def test_the_server_is_called_what_it_is_told(start, small):
+    """In both protocols."""
+    server = start(small, "--id=mine")
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        assert client.get_server_metadata()["name"] == "mine"
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        assert client.get_server_metadata().name == "mine"
+
+
+def test_a_port_may_be_shared_by_servers(start, small, monkeypatch):
+    """With the flags that allow it; each of the two is asked in time."""
+    http, grpc, *metrics = servers.free_ports(4)
+    monkeypatch.setattr(servers, "free_ports", lambda _: (http, grpc, metrics.pop()))
+    flags = ("--reuse-http-port=true", "--reuse-grpc-port=true")
+    both = [start(small, *flags, "--id", name) for name in ("one", "two")]
+    seen: dict[str, set] = {"http": set(), "grpc": set()}
+    deadline = time.monotonic() + 20
+    while any(len(names) < 2 for names in seen.values()) and time.monotonic() < deadline:
+        with contextlib.closing(triton_http.InferenceServerClient(f"127.0.0.1:{http}")) as client:
+            seen["http"].add(client.get_server_metadata()["name"])
+        channel = [("grpc.use_local_subchannel_pool", 1)]
+        with contextlib.closing(triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc}", channel_args=channel)) as client:
+            seen["grpc"].add(client.get_server_metadata().name)
+    assert seen == {"http": {"one", "two"}, "grpc": {"one", "two"}}
+    assert all(server.is_running() for server in both)
+
+
+def test_a_body_may_be_as_large_as_the_flag_says(start, small):
+    """And no larger, whether its length is announced or not."""
+    server = start(small, "--http-max-input-size=1000")
+    head = b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1],"data":[1]}]'
+    for size, chunked, status in [(1000, False, 200), (1001, False, 400), (1000, True, 200), (1001, True, 400)]:
+        body = head + b" " * (size - len(head) - 1) + b"}"
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+        connection.request("POST", "/v2/models/fp32/infer", iter([body]) if chunked else body, encode_chunked=chunked)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        assert answer.status == status and (status == 200 or "1000 bytes" in text), text
+        connection.close()
+
+
+def test_metrics_may_have_an_address_of_their_own(start, small):
+    """Apart from that of HTTP. Of a flag that comes again, the last value counts."""
+    server = start(small, "--metrics-address=127.0.0.2")
+    with urllib.request.urlopen(f"http://127.0.0.2:{server.metrics_port}/metrics", timeout=10) as page:
+        assert b"nv_inference_count" in page.read()
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10)
+
+
 @pytest.mark.parametrize(
     "flag,told",
     [
+        ("--sagemaker-safe-port-range=9-1", "expected <port>-<port>, got '9-1'"),
         ("--vertex-ai-thread-count=often", "expected <integer>, got 'often'"),
         ("--http-restricted-api=health", "expected <api>,<api>:<header>=<value>, got 'health'"),
         ("--grpc-restricted-protocol=all:a=b", "got 'all'"),

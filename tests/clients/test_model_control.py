@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -140,6 +141,67 @@ def test_a_model_that_cannot_be_loaded_is_told_of_and_the_others_serve(start, re
     assert states["syntax"] == ("", "") and "file" not in states
     assert client.is_server_ready()
     np.testing.assert_array_equal(_infer(server, "one"), ARRAY[0])
+
+
+@needs_onnx
+def test_damaged_models_keep_no_other_from_being_served(start, repository, connect, tmp_path):
+    """Half-written, of the wrong kind, linked in circles, or with paths that lead out of their folder: each is
+    told of at the start, in the log and the index, and the server is ready for the rest."""
+    whole = onnx_file.mlp()
+    secret = tmp_path / "secret"
+    secret.write_text("cat\n")
+    outside = models.identity(dims="1", output=f'label_filename: "../../{secret.name}"')
+    warm_up = 'model_warmup [{ name: "w" inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: [ 1 ] input_data_file: "../../secret" } } }]'
+    found = {
+        "half": models.Model(None, {1: whole[: len(whole) // 2]}),
+        "noise": models.Model(None, {1: bytes(range(256)) * 16}),
+        "labels": models.Model(outside),
+        "warm": models.Model(models.identity(warm_up, dims="1")),
+        "file": models.Model('backend: "onnxruntime" default_model_filename: "../../secret"', {1: whole}),
+        "cut": models.Model(models.identity()[:-10]),
+        "good": models.Model(None, {1: whole}),
+    }
+    models.write(repository, found)
+    (repository / "folder" / "1" / "model.onnx").mkdir(parents=True)
+    (repository / "pipe" / "1").mkdir(parents=True)
+    os.mkfifo(repository / "pipe" / "1" / "model.onnx")
+    (repository / "circle").mkdir()
+    (repository / "circle" / "1").symlink_to("1")
+    (repository / "dangling").mkdir()
+    (repository / "dangling" / "1").symlink_to("/no/such")
+    server = start(repository, "--exit-on-error=false", "--strict-readiness=false")
+    client, log = connect(server), server.log.read_text()
+    for model, words in [
+        ("half", "half/1/model.onnx"),
+        ("noise", "noise/1/model.onnx"),
+        ("labels", "leaves the model's folder"),
+        ("warm", "leaves the model's folder"),
+        ("file", "leaves the model's folder"),
+        ("cut", "cut/config.pbtxt:4:"),
+        ("folder", "folder"),
+        ("pipe", "no regular file"),
+        ("circle", "circle"),
+        ("dangling", "dangling"),
+    ]:
+        assert not client.is_model_ready(model), model
+        lines = [line for line in log.splitlines() if f"'{model}'" in line and words in line]
+        assert lines, (model, log)
+    assert client.is_server_ready() and client.is_model_ready("good")
+    assert _onnx(server, "good").as_numpy("y").shape == (1, 3)
+    np.testing.assert_array_equal(_infer(server, "one"), ARRAY[0])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="who may read everything finds nothing unreadable")
+def test_what_may_not_be_read_is_told(start, repository, connect):
+    """A configuration, and a folder."""
+    models.write(repository, {"sealed": IDENTITY, "closed": IDENTITY})
+    (repository / "sealed" / "config.pbtxt").chmod(0)
+    (repository / "closed").chmod(0)
+    client = connect(start(repository, EXPLICIT, "--load-model=one"))
+    for model in ("sealed", "closed"):
+        with pytest.raises(InferenceServerException, match="Permission denied"):
+            client.load_model(model)
+    (repository / "closed").chmod(0o700)
 
 
 def test_other_modes_take_no_loads_from_clients(start, repository, connect):
@@ -447,6 +509,31 @@ def test_a_name_must_be_unique_unless_repositories_are_namespaces(start, reposit
         _infer(server, "one")
     client.unload_model("one")
     assert _index(client, ready=True) == [("two", "1", "READY", "")]
+
+
+@needs_onnx
+def test_a_step_may_name_the_repository_of_its_model(start, repository, tmp_path):
+    """Where each repository is a namespace; without a name its own is meant."""
+    other = tmp_path / "other"
+
+    def ensemble(namespace: str) -> models.Model:
+        step = (
+            f'{{ model_name: "inner" model_version: -1 model_namespace: "{namespace}" '
+            'input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } }'
+        )
+        tensors = "max_batch_size: 4 input [{ name: 'x' data_type: TYPE_FP32 dims: [ 4 ] }] output [{ name: 'y' data_type: TYPE_FP32 dims: [ 3 ] }]"
+        return models.Model(f'platform: "ensemble" {tensors} ensemble_scheduling {{ step [ {step} ] }}')
+
+    first, second = (models.Model("max_batch_size: 4", {1: onnx_file.mlp(seed)}) for seed in (1, 2))
+    models.write(repository, {"inner": first, "first": first, "own": ensemble(""), "foreign": ensemble(str(other))})
+    models.write(other, {"inner": second, "second": second})
+    server = start(repository, "--model-namespacing=true", f"--model-repository={other}")
+    answers = {name: _onnx(server, name).as_numpy("y") for name in ("first", "second", "own", "foreign")}
+    assert not np.array_equal(answers["first"], answers["second"])
+    np.testing.assert_array_equal(answers["own"], answers["first"])
+    np.testing.assert_array_equal(answers["foreign"], answers["second"])
+    with pytest.raises(InferenceServerException, match="There are 2 identifiers of model 'inner'"):
+        _onnx(server, "inner")
 
 
 def test_configurations_are_chosen_by_name(start, repository, connect):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import json
+import queue
 import re
 import signal
 import threading
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -116,10 +119,13 @@ def test_traces_are_written(start, small, tmp_path):
     assert [r for r in records if "model_name" in r] == [
         {"id": number, "model_name": "fp32", "model_version": 1, "request_id": "r"} for number in (1, 2)
     ]
-    for number in (1, 2):
+    wires = {1: ("GRPC_WAITREAD", "GRPC_SEND"), 2: ("HTTP_RECV", "HTTP_SEND")}
+    for number, (receiving, sending) in wires.items():
         own = [record for record in records if record["id"] == number]
         stamps = {s["name"]: s["ns"] for record in own for s in record.get("timestamps", ())}
         order = [
+            f"{receiving}_START",
+            f"{receiving}_END",
             "REQUEST_START",
             "QUEUE_START",
             "COMPUTE_START",
@@ -127,7 +133,10 @@ def test_traces_are_written(start, small, tmp_path):
             "COMPUTE_OUTPUT_START",
             "COMPUTE_END",
             "REQUEST_END",
+            f"{sending}_START",
+            f"{sending}_END",
         ]
+        assert set(stamps) == {*order, "INFER_RESPONSE_COMPLETE"}
         assert sorted(stamps[name] for name in order) == [stamps[name] for name in order]
         assert abs(time.monotonic_ns() - stamps["REQUEST_START"]) < 60e9
         activities = {record["activity"]: record["tensor"] for record in own if "activity" in record}
@@ -136,6 +145,38 @@ def test_traces_are_written(start, small, tmp_path):
             "TENSOR_QUEUE_INPUT": {"name": "INPUT0", **tensor},
             "TENSOR_BACKEND_OUTPUT": {"name": "OUTPUT0", **tensor},
         }
+
+
+def test_the_times_of_the_wire_are_those_of_each_answer(start, tmp_path):
+    """Of a stream whose model answers more than once, of flat requests, and of those that are refused."""
+    file = tmp_path / "trace.json"
+    repository = models.write(tmp_path / "repository", {"repeat": models.Model(models.REPEAT), "fp32": models.identity_models()["fp32"]})
+    server = start(repository, f"--trace-config=triton,file={file}", "--trace-config=level=TIMESTAMPS", "--trace-config=rate=1")
+    answers: queue.Queue = queue.Queue()
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        given = [("IN", "INT32", [7, 8]), ("DELAY", "UINT32", [0, 300]), ("WAIT", "UINT32", [0])]
+        arrays = [(name, kind, np.array(values, dtype=models.TYPES[kind][1])) for name, kind, values in given]
+        client.async_stream_infer("repeat", [triton.tensor(triton_grpc, *each) for each in arrays])
+        assert [answers.get(timeout=20)[1] for _ in range(2)] == [None, None]
+        client.stop_stream()
+    for call in ("generate", "generate_stream"):
+        body = json.dumps({"INPUT0": [1.0, 2.5]}).encode()
+        with urllib.request.urlopen(f"http://{server.http_address}/v2/models/fp32/{call}", body) as answer:
+            assert b"2.5" in answer.read()
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(15)
+    stamps: dict = {}
+    for record in json.loads(file.read_text()):
+        for stamp in record.get("timestamps", ()):
+            stamps.setdefault(record["id"], {})[stamp["name"]] = stamp["ns"]
+    streamed, *flat = (stamps[number] for number in sorted(stamps))
+    # From the first response to the last, which the model gives 300 ms later.
+    assert streamed["GRPC_SEND_END"] - streamed["GRPC_SEND_START"] >= 250e6
+    assert streamed["GRPC_WAITREAD_START"] <= streamed["GRPC_WAITREAD_END"] <= streamed["REQUEST_START"]
+    for each in flat:
+        assert each["HTTP_RECV_START"] <= each["HTTP_RECV_END"] <= each["REQUEST_START"]
+        assert each["HTTP_SEND_START"] <= each["HTTP_SEND_END"]
 
 
 def test_trace_settings_change_while_serving(start, small, tmp_path):
@@ -270,4 +311,9 @@ def test_traces_are_sent_as_spans_of_opentelemetry(start, small, way):
     assert attributes["triton.request_id"].string_value == "mine"
     assert [each.name for each in compute.events][0] == "COMPUTE_START"
     assert [each.name for each in model.events][-1] == "REQUEST_END"
+    wire = {"http": ("HTTP_RECV", "HTTP_SEND"), "grpc": ("GRPC_WAITREAD", "GRPC_SEND")}[way]
+    expected = [f"{wire[0]}_START", f"{wire[0]}_END", "INFER_RESPONSE_COMPLETE", f"{wire[1]}_START", f"{wire[1]}_END"]
+    assert [each.name for each in request.events] == expected
+    assert request.start_time_unix_nano <= model.start_time_unix_nano
+    assert request.end_time_unix_nano >= model.end_time_unix_nano
     assert abs(request.start_time_unix_nano / 1e9 - time.time()) < 60

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import queue
 import signal
 import subprocess
 import threading
+import urllib.request
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 
 from . import python_cases as cases
 from .python_server import ECHO, INTERPRETER, WAY, is_ready, processes, wait_until, write
@@ -34,6 +38,12 @@ DIFFERENT = {
 def repository(tmp_path) -> pathlib.Path:
     """All models."""
     return cases.copy_models(tmp_path / "repository")
+
+
+PLAIN = """backend: "identity"
+input [{ name: "INPUT0" data_type: TYPE_STRING dims: [ 1 ] }]
+output [{ name: "OUTPUT0" data_type: TYPE_STRING dims: [ 1 ] }]
+"""
 
 
 def test_models_answer_as_in_the_real_server(start, repository):
@@ -202,12 +212,94 @@ class TritonPythonModel:
         "1.0 Failed to increment metric value: TRITONSERVER_METRIC_KIND_COUNTER can only be incremented "
         "monotonically by non-negative values."
     )
-    import urllib.request
-
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as page:
         lines = page.read().decode().splitlines()
     assert 'asked{model="counts"} 1' in lines
     assert 'sizes_bucket{le="10"} 1' in lines
+
+
+def test_the_statistics_tell_the_memory_of_processes(start, tmp_path):
+    """What all instances of a model have resident; other models report none."""
+    source = ECHO + """
+class TritonPythonModel:
+    def initialize(self, args):
+        self.ballast = np.ones(32 << 20, dtype=np.uint8)
+    def execute(self, requests):
+        return [output("x") for _ in requests]
+"""
+    write(tmp_path / "repository", "one", WAY, source)
+    write(tmp_path / "repository", "two", WAY + "instance_group [{ count: 2 kind: KIND_CPU }]", source)
+    write(tmp_path / "repository", "plain", PLAIN, "")
+    server = start(tmp_path / "repository", INTERPRETER)
+    stats = {each["name"]: each for each in server.get_json("/v2/models/stats")["model_stats"]}
+    (one,), (two,) = stats["one"]["memory_usage"], stats["two"]["memory_usage"]
+    assert (one["type"], one["id"]) == ("CPU", 0)
+    assert 32 << 20 < one["byte_size"] < 1 << 30 and two["byte_size"] > 1.5 * one["byte_size"]
+    assert stats["plain"]["memory_usage"] == []
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        (usage,) = client.get_inference_statistics("one").model_stats[0].memory_usage
+    assert usage.type == "CPU" and usage.byte_size > 32 << 20
+
+
+def test_a_stream_may_end_with_the_code_of_a_failure(start, tmp_path):
+    """Where the client asks for that by a header. What is refused before a model sees it is a message as ever."""
+    source = ECHO + """
+class TritonPythonModel:
+    def execute(self, requests):
+        error = pb_utils.TritonError("no more", pb_utils.TritonError.UNAVAILABLE)
+        return [pb_utils.InferenceResponse(error=error) for _ in requests]
+"""
+    write(tmp_path / "repository", "failing", WAY, source)
+    write(tmp_path / "repository", "plain", PLAIN, "")
+    server = start(tmp_path / "repository", INTERPRETER)
+    for headers, status, count in [
+        ({"triton_grpc_error": "true"}, "StatusCode.UNAVAILABLE", 3),
+        ({"triton_grpc_error": "false"}, None, 4),
+        ({}, None, 4),
+    ]:
+        answers: queue.Queue = queue.Queue()
+        with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+            client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)  # noqa: B023
+            for model, shape in [("no_such", [1]), ("failing", [2]), ("failing", [1]), ("plain", [1])]:
+                given = triton_grpc.InferInput("INPUT0" if model == "plain" else "WAY", shape, "BYTES")
+                given.set_data_from_numpy(np.array([b"x"] * shape[0], dtype=np.object_))
+                client.async_stream_infer(model, [given])
+            got = [answers.get(timeout=20) for _ in range(count)]
+            client.stop_stream(cancel_requests=True)
+        messages = [error and error.message() for _, error in got]
+        assert "unknown model" in messages[0] and "unexpected shape" in messages[1]
+        assert messages[2].startswith("no more") and got[2][1].status() == status
+        assert messages[3:] == [None] * (count - 3)
+
+
+def test_a_language_models_cache_is_told_to_who_asks(start, tmp_path):
+    """In a header, in either form that load balancers read; without the header of theirs it is not."""
+    source = ECHO + """
+class TritonPythonModel:
+    def initialize(self, args):
+        kinds = pb_utils.MetricFamily
+        self.blocks = pb_utils.MetricFamily("nv_trt_llm_kv_cache_block_metrics", "Blocks", kinds.GAUGE)
+        of = lambda kind: self.blocks.Metric(labels={"kv_cache_block_type": kind, "model": "m", "version": "1"})
+        self.metrics = {kind: of(kind) for kind in ("used", "max", "tokens_per")}
+        for kind, value in (("max", 8), ("tokens_per", 64)):
+            self.metrics[kind].set(value)
+    def execute(self, requests):
+        self.metrics["used"].increment(2)
+        return [output("x") for _ in requests]
+"""
+    write(tmp_path / "repository", "m", WAY, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    expected = {
+        ("generate", "text"): "TEXT named_metrics.kv_cache_utilization=0.250000, named_metrics.max_token_capacity=512",
+        ("generate_stream", "json"): 'JSON {"named_metrics":{"kv_cache_utilization":0.5,"max_token_capacity":512}}',
+        ("generate", "xml"): None,
+        ("generate", None): None,
+    }
+    for (call, form), told in expected.items():
+        url = f"http://{server.http_address}/v2/models/m/{call}"
+        headers = {"endpoint-load-metrics-format": form} if form else {}
+        with urllib.request.urlopen(urllib.request.Request(url, b'{"WAY": "x"}', headers)) as answer:
+            assert answer.headers["endpoint-load-metrics"] == told
 
 
 def test_models_load_and_unload_others(start, tmp_path):

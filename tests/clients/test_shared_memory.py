@@ -174,6 +174,90 @@ def test_a_region_that_is_cut_short_is_an_error_and_no_end(sharing, protocol):
     assert sharing.is_running()
 
 
+PAGE = 4096
+HUGE = 2**64 - 1
+
+
+@every_protocol
+@pytest.mark.parametrize(
+    "name,key,offset,byte_size,words",
+    [
+        ("new", "/nereid-test-absent", 0, 64, "Unable to open shared memory region: '/nereid-test-absent'"),
+        ("new", "", 0, 64, "Unable to open shared memory region: ''"),
+        ("new", "/../etc/passwd", 0, 64, "Unable to open shared memory region"),
+        ("new", "{key}", 0, 2 * PAGE + 1, "failed to register shared memory region 'new': invalid args"),
+        ("new", "{key}", PAGE, 2 * PAGE, "failed to register shared memory region 'new': invalid args"),
+        ("new", "{key}", 7, 64, "failed to register shared memory region 'new': unable to process address space"),
+        ("new", "{key}", 0, 0, "failed to register shared memory region 'new': unable to process address space"),
+        ("new", "{key}", HUGE - PAGE + 1, PAGE, "failed to register shared memory region 'new'"),
+        ("new", "{key}", PAGE, HUGE, "failed to register shared memory region 'new'"),
+        ("known", "{key}", 0, 64, "shared memory region 'known' already in manager"),
+        ("new", "/triton_python_backend_shm_region_1", 0, 64, "are reserved"),
+    ],
+)
+def test_what_cannot_be_registered_is_told(sharing, protocol, name, key, offset, byte_size, words):
+    """Whatever the sizes are; what is there goes on being served."""
+    with _client(sharing, protocol) as client, Region(client, 2 * PAGE) as region:
+        client.unregister_system_shared_memory()
+        client.register_system_shared_memory("known", region.key, PAGE)
+        with pytest.raises(InferenceServerException, match=words):
+            client.register_system_shared_memory(name, key.format(key=region.key), byte_size, offset)
+        assert _registered(client) == {"known"}
+        client.unregister_system_shared_memory()
+
+
+def _registered(client) -> set[str]:
+    status = client.get_system_shared_memory_status()
+    return set(status.regions) if hasattr(status, "regions") else {each["name"] for each in status}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="who may open everything cannot be refused")
+@every_protocol
+def test_an_object_of_others_is_not_registered(sharing, protocol):
+    """The server opens what it may, for reading and writing."""
+    with _client(sharing, protocol) as client, Region(client, PAGE) as region:
+        client.unregister_system_shared_memory()
+        region.path.chmod(0o400)
+        with pytest.raises(InferenceServerException, match="Unable to open shared memory region"):
+            client.register_system_shared_memory("new", region.key, PAGE)
+
+
+@every_protocol
+@pytest.mark.parametrize(
+    "given,taken,words",
+    [
+        (("no_such", 16, 0), None, "Unable to find shared memory region: 'no_such'"),
+        (("{name}", 16, 64), None, "Invalid offset for shared memory region: '{name}'"),
+        (("{name}", 16, 60), None, r"Invalid offset \+ byte size for shared memory region: '{name}'"),
+        (("{name}", 2**63 - 1, 8), None, r"Invalid offset \+ byte size for shared memory region: '{name}'"),
+        (("{name}", 12, 0), None, "Expected 16, got 12"),
+        (("{name}", 16, 0), [("no_such", 16, 0), ("{name}", 8, 0)], "Unable to find shared memory region: 'no_such'"),
+        (("{name}", 16, 0), [("{name}", 16, 56), ("{name}", 8, 0)], "Invalid offset"),
+        (("{name}", 16, 0), [("{name}", 12, 32), ("{name}", 8, 0)], "should be at least 16 bytes to hold the results"),
+        (
+            ("{name}", 16, 0),
+            [("{name}", 16, 32), ("{name}", 16, 40)],
+            "the place of output 'OUTPUT1' in shared memory region '{name}' lies over that of output 'OUTPUT0'",
+        ),
+    ],
+)
+def test_tensors_that_do_not_lie_in_their_region_are_told(sharing, protocol, given, taken, words):
+    """A wrong name, offset or size of an input or an output; outputs over each other."""
+    module, array = CLIENTS[protocol], np.arange(4, dtype=np.float32).reshape(1, 4)
+    with _client(sharing, protocol) as client, Region(client, 64) as region:
+        place = lambda made, name, size, offset: made.set_shared_memory(name.format(name=region.name), size, offset)  # noqa: E731
+        first = module.InferInput("INPUT0", [1, 4], "FP32")
+        place(first, *given)
+        second = triton.tensor(module, "INPUT1", "INT32", np.ones((1, 2), dtype=np.int32))
+        outputs = [module.InferRequestedOutput(name) for name in ("OUTPUT0", "OUTPUT1")]
+        for output, where in zip(outputs, taken or []):
+            place(output, *where)
+        with pytest.raises(Exception, match=words.format(name=region.name)):
+            client.infer("two", [first, second], outputs=outputs)
+        client.unregister_system_shared_memory()
+        assert client.is_server_live()
+
+
 @every_protocol
 def test_clients_may_not_use_shared_memory_unless_allowed(server, protocol):
     """The default; the error names the flag."""
@@ -199,3 +283,30 @@ def test_perf_analyzer_uses_shared_memory(sharing, protocol):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Throughput" in done.stdout
     assert sharing.requests_done("fp32_batched") > before
+
+
+@pytest.mark.parametrize("way", [("--via", "shm"), ("-i", "grpc", "--shared-memory", "system"), ("-i", "http", "--shared-memory", "system")])
+def test_nereid_bench_uses_shared_memory(sharing, binary, way):
+    """Our own; nothing of it stays."""
+    before = sharing.requests_done("fp32_batched")
+    address = sharing.http_address if "http" in way else sharing.grpc_address
+    command = [binary, "bench", "-m", "fp32_batched", "--shape", "INPUT0:16", "--output-shared-memory-size", "64", "-u", address]
+    command += [*way, "--concurrency-range", "4", "-p", "200", "-s", "99"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sharing.requests_done("fp32_batched") > before
+    with _client(sharing, "grpc") as client:
+        assert _registered(client) == set()
+    assert not list(pathlib.Path("/dev/shm").glob("nereid-bench-*"))
+
+
+def test_nereid_bench_tells_why_memory_cannot_be_shared(server, sharing, binary):
+    """The server does not allow it; there is no GPU."""
+    for address, way, words in [
+        (server.grpc_address, ["--via", "shm"], "--allow-client-shm=true"),
+        (sharing.grpc_address, ["--via", "cuda-shm"], "cannot share tensors with the server: "),
+    ]:
+        command = [binary, "bench", "-m", "fp32", "--shape", "INPUT0:16", "-u", address, *way]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode != 0 and words in done.stderr
+    assert not list(pathlib.Path("/dev/shm").glob("nereid-bench-*"))

@@ -175,11 +175,15 @@ fn open_session(
 ) -> Result<Session, BackendError> {
     let name = &source.name;
     let path = model_file(source);
-    if !path.exists() {
-        return Err(BackendError(format!(
-            "unable to find '{}' for model '{name}'",
-            path.display()
-        )));
+    let refused = |what: &str| {
+        let shown = path.display();
+        Err(BackendError(format!("unable to {what} '{shown}' for model '{name}'")))
+    };
+    match path.metadata() {
+        Ok(found) if found.is_file() => {}
+        // Opening a named pipe would wait for a writer.
+        Ok(_) => return refused("read what is no regular file,"),
+        Err(_) => return refused("find"),
     }
     // Registering custom operators is not safe beside another session's (onnxruntime issue 27089).
     static CUSTOM_OPERATORS: Mutex<()> = Mutex::new(());

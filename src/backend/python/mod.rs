@@ -247,6 +247,13 @@ impl Model for PythonModel {
         let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         seats.iter().filter_map(Weak::upgrade).all(|seat| seat.is_ready())
     }
+
+    /// What its processes have resident, what they share with others included.
+    fn memory_bytes(&self) -> Option<u64> {
+        let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let sessions = seats.iter().filter_map(Weak::upgrade).filter_map(|seat| seat.session());
+        Some(sessions.filter_map(|session| process::resident_bytes(session.process)).sum())
+    }
 }
 
 /// An instance of a Python model.

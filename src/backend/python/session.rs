@@ -43,6 +43,8 @@ pub struct Session {
     pub line: Arc<Line>,
     /// The memory shared with it.
     pub arena: Arc<Arena>,
+    /// Its number in the system.
+    pub process: u32,
     /// Whether the model's hook `is_ready` said so when it was asked last.
     pub is_ready: AtomicBool,
     /// Whether the process was stopped by a signal.
@@ -75,11 +77,12 @@ enum Execution {
 pub struct Dead;
 
 impl Session {
-    /// Over a line and the memory that goes with it.
-    pub fn new(line: Arc<Line>, arena: Arc<Arena>) -> Self {
+    /// Over a line to a process, by its number, and the memory that goes with it.
+    pub fn new(line: Arc<Line>, arena: Arc<Arena>, process: u32) -> Self {
         Self {
             line,
             arena,
+            process,
             is_ready: AtomicBool::new(true),
             is_stopped: AtomicBool::new(false),
             next: AtomicU64::new(1),

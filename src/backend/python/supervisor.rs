@@ -217,7 +217,7 @@ impl Seat {
         .map_err(system)?;
         let line = Arc::new(Line::new(socket).map_err(system)?);
         let line = slot.get_or_init(|| line).clone();
-        let session = Arc::new(Session::new(line, arena));
+        let session = Arc::new(Session::new(line, arena, process.id()));
         let mut run = Run {
             output: Output::new(&outline.model, &outline.instance),
             process,

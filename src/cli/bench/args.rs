@@ -3,8 +3,9 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 
 use super::{
+    BenchError,
     load::Distribution,
-    values::{InputShape, Range, count, millis, millis_or_none, percentage, tolerance},
+    values::{InputShape, Range, bytes, count, millis, millis_or_none, percentage, tolerance},
 };
 use crate::runtime::{Driver, DriverChoice};
 
@@ -25,13 +26,22 @@ pub struct BenchArgs {
     #[arg(short = 'u', long)]
     pub url: Option<String>,
 
-    /// The protocol to speak.
-    #[arg(short = 'i', long, visible_alias = "via", value_enum, default_value_t = Protocol::Http,
-        ignore_case = true)]
-    pub protocol: Protocol,
+    /// The way of the requests.
+    #[arg(short = 'i', long = "protocol", visible_alias = "via", value_enum,
+        default_value_t = Via::Http, ignore_case = true)]
+    pub via: Via,
+
+    /// Where tensors lie, over http or grpc: in the messages, or in memory that the server maps. The
+    /// server must allow it; Nereid does with --allow-client-shm=true.
+    #[arg(long, value_enum, default_value_t = SharedMemory::None)]
+    pub shared_memory: SharedMemory,
+
+    /// Room for each output in shared memory, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 102_400, value_parser = bytes)]
+    pub output_shared_memory_size: usize,
 
     /// The server's --ring-socket, for -i ring.
-    #[arg(long, value_name = "PATH", required_if_eq("protocol", "ring"))]
+    #[arg(long, value_name = "PATH", required_if_eq("via", "ring"))]
     pub ring_socket: Option<PathBuf>,
 
     /// Requests kept in flight, START[:END[:STEP]]: each one is followed by the next as soon as it
@@ -143,12 +153,42 @@ pub struct BenchArgs {
 impl BenchArgs {
     /// The server's HOST:PORT.
     pub(super) fn authority(&self) -> String {
-        let url = self.url.as_deref().unwrap_or(match self.protocol {
+        let url = self.url.as_deref().unwrap_or(match self.protocol() {
             Protocol::Http => "localhost:8000",
             Protocol::Grpc | Protocol::Ring => "localhost:8001",
         });
         let url = url.split_once("://").map_or(url, |(_, rest)| rest);
         url.trim_end_matches('/').to_owned()
+    }
+
+    /// The protocol to speak.
+    pub(super) fn protocol(&self) -> Protocol {
+        match self.via {
+            Via::Http => Protocol::Http,
+            Via::Grpc | Via::Shm | Via::CudaShm => Protocol::Grpc,
+            Via::Ring => Protocol::Ring,
+        }
+    }
+
+    /// Where tensors lie.
+    ///
+    /// # Errors
+    /// The options contradict each other.
+    pub(super) fn shared_memory(&self) -> Result<SharedMemory, BenchError> {
+        let by_way = match self.via {
+            Via::Shm => SharedMemory::System,
+            Via::CudaShm => SharedMemory::Cuda,
+            Via::Http | Via::Grpc => return Ok(self.shared_memory),
+            Via::Ring => SharedMemory::None,
+        };
+        match self.shared_memory {
+            SharedMemory::None => Ok(by_way),
+            given if given == by_way => Ok(by_way),
+            _ => Err(BenchError::Options(
+                "--shared-memory is for -i http and -i grpc: the way chosen has its own memory"
+                    .to_owned(),
+            )),
+        }
     }
 
     /// The event loop of the client.
@@ -161,7 +201,7 @@ impl BenchArgs {
 
     /// Connections over which `in_flight` requests go.
     pub(super) fn connections_for(&self, in_flight: usize) -> usize {
-        match (self.protocol, self.connections) {
+        match (self.protocol(), self.connections) {
             (Protocol::Http, _) => in_flight,
             (Protocol::Ring, _) => self.client_threads.min(in_flight),
             (Protocol::Grpc, Some(wanted)) => wanted.min(in_flight),
@@ -171,7 +211,7 @@ impl BenchArgs {
 }
 
 /// The protocols of a Triton-compatible server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.1 with JSON and the binary tensor extension.
     Http,
@@ -179,6 +219,32 @@ pub enum Protocol {
     Grpc,
     /// The ring of a Nereid on this host; the model is asked about over gRPC.
     Ring,
+}
+
+/// How requests get to the server: a protocol, and where their tensors lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Via {
+    /// HTTP/1.1 with JSON and the binary tensor extension.
+    Http,
+    /// gRPC.
+    Grpc,
+    /// gRPC, tensors in shared memory of this host: -i grpc --shared-memory system.
+    Shm,
+    /// gRPC, tensors in memory of this host's first GPU: -i grpc --shared-memory cuda.
+    CudaShm,
+    /// The ring of a Nereid on this host; the model is asked about over gRPC.
+    Ring,
+}
+
+/// Where the tensors of requests and responses lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SharedMemory {
+    /// In the messages.
+    None,
+    /// In a POSIX shared-memory object that the server maps.
+    System,
+    /// In memory of a GPU that the server opens.
+    Cuda,
 }
 
 /// What the inputs hold.
@@ -215,6 +281,21 @@ mod tests {
         let args = parse("-m x --via ring --ring-socket r").unwrap();
         assert_eq!((args.authority().as_str(), args.connections_for(64)), ("localhost:8001", 1));
         assert!(parse("-m x --via ring").is_err());
+        for via in
+            ["-i grpc --shared-memory system", "--via shm", "--via shm --shared-memory system"]
+        {
+            let args = parse(&format!("-m x {via}")).unwrap();
+            assert_eq!(args.protocol(), Protocol::Grpc);
+            assert_eq!(args.shared_memory().unwrap(), SharedMemory::System, "{via}");
+        }
+        let args = parse("-m x --via cuda-shm").unwrap();
+        assert_eq!(args.shared_memory().unwrap(), SharedMemory::Cuda);
+        assert_eq!(parse("-m x").unwrap().shared_memory().unwrap(), SharedMemory::None);
+        for via in
+            ["--via shm --shared-memory cuda", "-i ring --ring-socket r --shared-memory system"]
+        {
+            assert!(parse(&format!("-m x {via}")).unwrap().shared_memory().is_err(), "{via}");
+        }
         let args = parse("-m x --via grpc --client-threads 8").unwrap();
         assert_eq!(args.connections_for(64), 8);
         let args = parse("-m x -u http://host:80/").unwrap();

@@ -36,6 +36,12 @@ pub enum BenchError {
         /// What is wrong.
         detail: String,
     },
+    /// Tensors could not be shared with the server.
+    #[error("cannot share tensors with the server: {detail}")]
+    SharedMemory {
+        /// Why.
+        detail: String,
+    },
     /// No request was answered well.
     #[error("no request was answered at {load}: {detail}")]
     NoAnswers {

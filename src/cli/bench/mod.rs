@@ -2,7 +2,7 @@
 //! perf_analyzer.
 //!
 //! [`run`] asks the server what the model takes ([`control`], [`model`]), encodes one request
-//! ([`payload`]), repeats it at each load ([`load`] over [`client`]), measures windows until they
+//! ([`payload`], its tensors in [`shared`] memory if they are to be there), repeats it at each load ([`load`] over [`client`]), measures windows until they
 //! agree ([`measure`]) and reports ([`report`]). It runs on the project's own runtime and knows the
 //! server by its wire protocols only: nothing of Nereid's ingress, schedulers or back ends.
 
@@ -20,6 +20,7 @@ mod payload;
 mod progress;
 mod recorder;
 mod report;
+mod shared;
 mod statistics;
 mod values;
 mod window;
@@ -27,7 +28,7 @@ mod window;
 use std::{fs, path::Path, time::Duration};
 
 pub use self::{
-    args::{BenchArgs, InputData, Protocol},
+    args::{BenchArgs, InputData, SharedMemory, Via},
     error::BenchError,
     line::BenchLine,
     load::Distribution,
@@ -40,6 +41,7 @@ use self::{
     measure::{Measurement, measure},
     progress::Progress,
     report::Figures,
+    shared::Region,
 };
 use crate::runtime::{ReactorHandle, ReactorSettings, Reactors, Topology, pin_to};
 
@@ -61,7 +63,12 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
 fn run_on(reactors: &[ReactorHandle], args: &BenchArgs) -> Result<(), BenchError> {
     let first = reactors.first().ok_or_else(|| BenchError::Client("it has no threads".into()))?;
     let control = Control::new(first.clone(), args);
-    let payload = payload::encode(args, &control.model()?)?;
+    let model = control.model()?;
+    let tensors = payload::tensors(args, &model)?;
+    let inputs: Vec<_> = tensors.iter().map(|tensor| tensor.data.clone()).collect();
+    let (kind, room) = (args.shared_memory()?, args.output_shared_memory_size);
+    let region = Region::share(&control, kind, &inputs, model.outputs.len(), room)?;
+    let payload = payload::encode(args, &model, tensors, region.as_ref().map(|it| &it.layout))?;
     let progress = Progress::new(args.quiet, args.max_trials);
     let (mut figures, mut outcome) = (Vec::new(), Ok(()));
     for level in levels(args) {

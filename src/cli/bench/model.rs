@@ -13,6 +13,8 @@ pub struct Model {
     /// Empty when the server is to choose.
     pub version: String,
     pub inputs: Vec<Input>,
+    /// The names of the outputs.
+    pub outputs: Vec<String>,
     /// Zero when the model does not batch.
     pub max_batch_size: usize,
     /// Whether a request has any number of responses.
@@ -32,6 +34,13 @@ pub struct Input {
 #[derive(Debug, Deserialize)]
 pub struct Metadata {
     inputs: Vec<TensorMetadata>,
+    #[serde(default)]
+    outputs: Vec<Named>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Named {
+    name: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,7 +80,8 @@ impl From<ModelMetadataResponse> for Metadata {
             datatype: input.datatype,
             shape: input.shape,
         });
-        Self { inputs: inputs.collect() }
+        let outputs = message.outputs.into_iter().map(|output| Named { name: output.name });
+        Self { inputs: inputs.collect(), outputs: outputs.collect() }
     }
 }
 
@@ -118,6 +128,7 @@ impl Model {
             name: name.to_owned(),
             version: version.to_owned(),
             inputs,
+            outputs: metadata.outputs.into_iter().map(|output| output.name).collect(),
             max_batch_size: configuration.max_batch_size,
             decoupled: configuration.model_transaction_policy.decoupled,
         })

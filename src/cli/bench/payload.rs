@@ -10,33 +10,34 @@ use super::{
     args::{BenchArgs, InputData, Protocol},
     client::{Payload, RingRequest, frame},
     model::Model,
+    shared::{Layout, Place},
+    values::TENSOR_MAX,
 };
 use crate::{
     inference::DataType,
     proto::{
-        InferParameter, ModelInferRequest, infer_parameter::ParameterChoice,
-        model_infer_request::InferInputTensor,
+        InferParameter, ModelInferRequest,
+        infer_parameter::ParameterChoice,
+        model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
     },
 };
-
-/// The most bytes of an input.
-const TENSOR_MAX: usize = 1 << 30;
 
 /// Integers go up to here, which every integer type can hold and most vocabularies too.
 const INTEGER_MAX: u8 = 127;
 
-struct Tensor {
+/// An input of the request that a load repeats.
+pub struct Tensor {
     name: String,
     datatype: DataType,
     shape: Vec<i64>,
-    data: Bytes,
+    pub data: Bytes,
 }
 
-/// Encodes the request that a load repeats.
+/// Makes up the inputs of the request that a load repeats.
 ///
 /// # Errors
-/// When the options do not fit the model or each other.
-pub fn encode(args: &BenchArgs, model: &Model) -> Result<Payload, BenchError> {
+/// When the options do not fit the model.
+pub fn tensors(args: &BenchArgs, model: &Model) -> Result<Vec<Tensor>, BenchError> {
     let mut random = fastrand::Rng::with_seed(args.random_seed);
     let mut tensors = Vec::new();
     let shapes = model.shapes(&args.shape, args.batch_size)?;
@@ -51,8 +52,21 @@ pub fn encode(args: &BenchArgs, model: &Model) -> Result<Payload, BenchError> {
         let (name, datatype) = (input.name.clone(), input.datatype);
         tensors.push(Tensor { name, datatype, shape, data });
     }
+    Ok(tensors)
+}
+
+/// Encodes the request, its tensors where `layout` says if it does.
+///
+/// # Errors
+/// When the options do not fit the model or each other.
+pub fn encode(
+    args: &BenchArgs,
+    model: &Model,
+    tensors: Vec<Tensor>,
+    layout: Option<&Layout>,
+) -> Result<Payload, BenchError> {
     let authority = args.authority();
-    match (args.protocol, args.streaming) {
+    match (args.protocol(), args.streaming) {
         (Protocol::Http, true) => {
             Err(BenchError::Options("--streaming needs -i grpc: http has no streams".to_owned()))
         }
@@ -64,40 +78,64 @@ pub fn encode(args: &BenchArgs, model: &Model) -> Result<Payload, BenchError> {
             detail: "it is decoupled: its requests need -i grpc --streaming".to_owned(),
         }),
         (Protocol::Http, false) => {
-            Ok(Payload::Http { request: http_request(&authority, model, tensors) })
+            Ok(Payload::Http { request: http_request(&authority, model, tensors, layout) })
         }
         (Protocol::Ring, false) => {
             let path = args.ring_socket.clone().unwrap_or_default();
             Ok(Payload::Ring(Box::new(ring_request(path, model, tensors))))
         }
         (Protocol::Grpc, false) => {
-            Ok(Payload::Grpc { authority, message: grpc_message(model, tensors) })
+            Ok(Payload::Grpc { authority, message: grpc_message(model, tensors, layout) })
         }
         (Protocol::Grpc, true) => {
-            let (message, decoupled) = (grpc_message(model, tensors), model.decoupled);
-            Ok(Payload::GrpcStream { authority, message, decoupled })
+            let message = grpc_message(model, tensors, layout);
+            Ok(Payload::GrpcStream { authority, message, decoupled: model.decoupled })
         }
     }
 }
 
-fn grpc_message(model: &Model, tensors: Vec<Tensor>) -> Bytes {
+const REGION: &str = "shared_memory_region";
+const OFFSET: &str = "shared_memory_offset";
+const BYTE_SIZE: &str = "shared_memory_byte_size";
+
+fn grpc_message(model: &Model, tensors: Vec<Tensor>, layout: Option<&Layout>) -> Bytes {
     let mut request = ModelInferRequest {
         model_name: model.name.clone(),
         model_version: model.version.clone(),
         ..Default::default()
     };
+    let parameter = |choice| InferParameter { parameter_choice: Some(choice) };
     if model.decoupled {
-        let flag = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
+        let flag = parameter(ParameterChoice::BoolParam(true));
         request.parameters.insert("triton_enable_empty_final_response".to_owned(), flag);
     }
-    for tensor in tensors {
+    for tensor in &tensors {
         request.inputs.push(InferInputTensor {
-            name: tensor.name,
+            name: tensor.name.clone(),
             datatype: tensor.datatype.protocol_name().to_owned(),
-            shape: tensor.shape,
+            shape: tensor.shape.clone(),
             ..Default::default()
         });
-        request.raw_input_contents.push(tensor.data);
+    }
+    let Some(layout) = layout else {
+        request.raw_input_contents.extend(tensors.into_iter().map(|tensor| tensor.data));
+        return frame(&request.encode_to_vec());
+    };
+    let placed = |place: &Place| {
+        let number = |value: usize| parameter(ParameterChoice::Int64Param(value as i64));
+        let region = parameter(ParameterChoice::StringParam(layout.region.clone()));
+        [
+            (REGION.to_owned(), region),
+            (OFFSET.to_owned(), number(place.offset)),
+            (BYTE_SIZE.to_owned(), number(place.byte_size)),
+        ]
+    };
+    for (input, place) in request.inputs.iter_mut().zip(&layout.inputs) {
+        input.parameters.extend(placed(place));
+    }
+    for (name, place) in model.outputs.iter().zip(&layout.outputs) {
+        let parameters = placed(place).into_iter().collect();
+        request.outputs.push(InferRequestedOutputTensor { name: name.clone(), parameters });
     }
     frame(&request.encode_to_vec())
 }
@@ -114,20 +152,44 @@ fn ring_request(path: PathBuf, model: &Model, tensors: Vec<Tensor>) -> RingReque
     RingRequest { path, model: model_name, version, inputs: inputs.collect() }
 }
 
-fn http_request(authority: &str, model: &Model, tensors: Vec<Tensor>) -> Bytes {
-    let inputs: Vec<_> = tensors
-        .iter()
-        .map(|tensor| {
-            json!({
-                "name": tensor.name,
-                "datatype": tensor.datatype.protocol_name(),
-                "shape": tensor.shape,
-                "parameters": {"binary_data_size": tensor.data.len()},
-            })
+fn http_request(
+    authority: &str,
+    model: &Model,
+    tensors: Vec<Tensor>,
+    layout: Option<&Layout>,
+) -> Bytes {
+    let placed = |place: &Place| match layout {
+        Some(Layout { region, .. }) => {
+            json!({REGION: region, OFFSET: place.offset, BYTE_SIZE: place.byte_size})
+        }
+        None => json!({"binary_data_size": place.byte_size}),
+    };
+    let sent = |tensor: &Tensor| Place { offset: 0, byte_size: tensor.data.len() };
+    let inputs = tensors.iter().enumerate().map(|(index, tensor)| {
+        let place = layout.and_then(|layout| layout.inputs.get(index)).copied();
+        json!({
+            "name": tensor.name,
+            "datatype": tensor.datatype.protocol_name(),
+            "shape": tensor.shape,
+            "parameters": placed(&place.unwrap_or_else(|| sent(tensor))),
         })
-        .collect();
-    let json = json!({"inputs": inputs, "parameters": {"binary_data_output": true}}).to_string();
-    let length = json.len() + tensors.iter().map(|tensor| tensor.data.len()).sum::<usize>();
+    });
+    let mut request = json!({"inputs": inputs.collect::<Vec<_>>()});
+    let mut tails = Vec::new();
+    match layout {
+        None => {
+            request["parameters"] = json!({"binary_data_output": true});
+            tails.extend(tensors.into_iter().map(|tensor| tensor.data));
+        }
+        Some(layout) => {
+            let outputs = model.outputs.iter().zip(&layout.outputs);
+            let outputs =
+                outputs.map(|(name, place)| json!({"name": name, "parameters": placed(place)}));
+            request["outputs"] = outputs.collect();
+        }
+    }
+    let json = request.to_string();
+    let length = json.len() + tails.iter().map(Bytes::len).sum::<usize>();
     let head = format!(
         "POST {}/infer HTTP/1.1\r\nHost: {authority}\r\nContent-Type: application/octet-stream\r\n\
          Inference-Header-Content-Length: {}\r\nContent-Length: {length}\r\n\r\n",
@@ -137,7 +199,7 @@ fn http_request(authority: &str, model: &Model, tensors: Vec<Tensor>) -> Bytes {
     let mut request = BytesMut::with_capacity(head.len() + length);
     request.put_slice(head.as_bytes());
     request.put_slice(json.as_bytes());
-    tensors.iter().for_each(|tensor| request.put_slice(&tensor.data));
+    tails.iter().for_each(|tail| request.put_slice(tail));
     request.freeze()
 }
 
@@ -218,6 +280,10 @@ mod tests {
         args::parse(&format!("-m m {line}")).unwrap()
     }
 
+    fn encoded(args: &BenchArgs, model: &Model) -> Result<Payload, BenchError> {
+        encode(args, model, tensors(args, model)?, None)
+    }
+
     fn model(decoupled: bool) -> Model {
         let inputs = DataType::ALL.map(|datatype| Input {
             name: datatype.to_string(),
@@ -226,14 +292,15 @@ mod tests {
         });
         let inputs = inputs.into();
         let (name, version) = ("a b/c".to_owned(), "3".to_owned());
-        Model { name, version, inputs, max_batch_size: 0, decoupled }
+        let outputs = vec!["OUT".to_owned()];
+        Model { name, version, inputs, outputs, max_batch_size: 0, decoupled }
     }
 
     #[test]
     fn a_grpc_request_holds_what_each_type_needs() {
         for data in ["zero", "random"] {
             let args = args(&format!("-i grpc --string-length 5 --input-data {data}"));
-            let Payload::Grpc { message, .. } = encode(&args, &model(false)).unwrap() else {
+            let Payload::Grpc { message, .. } = encoded(&args, &model(false)).unwrap() else {
                 panic!("not a gRPC payload");
             };
             let request = ModelInferRequest::decode(&message[5..]).unwrap();
@@ -254,7 +321,7 @@ mod tests {
 
     #[test]
     fn an_http_request_says_how_long_its_parts_are() {
-        let Payload::Http { request } = encode(&args("-i http"), &model(false)).unwrap() else {
+        let Payload::Http { request } = encoded(&args("-i http"), &model(false)).unwrap() else {
             panic!("not an HTTP payload");
         };
         let head_end = request.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
@@ -273,8 +340,38 @@ mod tests {
     }
 
     #[test]
+    fn tensors_in_shared_memory_are_named_and_not_sent() {
+        let model = model(false);
+        let place = |offset| Place { offset, byte_size: 6 };
+        let inputs = (0..model.inputs.len()).map(|index| place(64 * index)).collect();
+        let layout = Layout { region: "r".to_owned(), inputs, outputs: vec![place(4096)] };
+        let payload = |line: &str| {
+            let args = args(line);
+            encode(&args, &model, tensors(&args, &model).unwrap(), Some(&layout)).unwrap()
+        };
+        let Payload::Grpc { message, .. } = payload("--via shm") else {
+            panic!("not a gRPC payload");
+        };
+        let request = ModelInferRequest::decode(&message[5..]).unwrap();
+        assert!(request.raw_input_contents.is_empty());
+        let number =
+            |value| InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(value)) };
+        assert_eq!(request.inputs[2].parameters[OFFSET], number(128));
+        assert_eq!(request.outputs[0].name, "OUT");
+        assert_eq!(request.outputs[0].parameters[OFFSET], number(4096));
+        let Payload::Http { request } = payload("-i http --shared-memory system") else {
+            panic!("not an HTTP payload");
+        };
+        let json_at = request.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let json: serde_json::Value = serde_json::from_slice(&request[json_at..]).unwrap();
+        let expected = json!({REGION: "r", OFFSET: 4096, BYTE_SIZE: 6});
+        assert_eq!(json["outputs"], json!([{"name": "OUT", "parameters": expected}]));
+        assert_eq!(json["inputs"][1]["parameters"][OFFSET], 64);
+    }
+
+    #[test]
     fn the_same_seed_gives_the_same_request() {
-        let bytes = |line: &str| match encode(&args(line), &model(false)).unwrap() {
+        let bytes = |line: &str| match encoded(&args(line), &model(false)).unwrap() {
             Payload::Http { request } => request,
             _ => panic!("not an HTTP payload"),
         };
@@ -289,10 +386,10 @@ mod tests {
             ("-i grpc", true, "its requests need -i grpc --streaming"),
             ("--string-length 1000000000", false, "input 'BYTES' of shape [2, 3] has more than"),
         ] {
-            let error = encode(&args(line), &model(decoupled)).unwrap_err().to_string();
+            let error = encoded(&args(line), &model(decoupled)).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
-        let streamed = encode(&args("-i grpc --streaming"), &model(true)).unwrap();
+        let streamed = encoded(&args("-i grpc --streaming"), &model(true)).unwrap();
         assert!(matches!(streamed, Payload::GrpcStream { decoupled: true, .. }));
     }
 }

@@ -1,5 +1,8 @@
 use std::{str::FromStr, time::Duration};
 
+/// The most bytes of a tensor.
+pub const TENSOR_MAX: usize = 1 << 30;
+
 /// The most of anything that is counted in options: requests in flight, connections, threads.
 const COUNT_MAX: usize = 65_536;
 
@@ -121,6 +124,14 @@ pub fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count) if (1..=COUNT_MAX).contains(&count) => Ok(count),
         _ => Err(format!("expected a whole number from 1 to {COUNT_MAX}, got '{text}'")),
+    }
+}
+
+/// Parses a size of memory, up to that of the largest tensor.
+pub fn bytes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(bytes) if (1..=TENSOR_MAX).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("expected bytes, 1 to {TENSOR_MAX}, got '{text}'")),
     }
 }
 

@@ -42,7 +42,6 @@ const NO_STATE: &str = "states of sequences lie in the host's memory";
 
 /// Every such flag, in the order of tritonserver's help.
 static ROWS: &[Row] = &[
-    row("id", Form::Text, "The server's name", "the server calls itself triton"),
     row("http-thread-count", Form::Whole, "Threads that handle HTTP requests", REACTORS),
     row("grpc-infer-thread-count", Form::Whole, "Threads that handle gRPC requests", REACTORS),
     row(
@@ -68,12 +67,6 @@ static ROWS: &[Row] = &[
         Form::Whole,
         "Pings that come too early before the connection ends",
         NO_PING_COUNT,
-    ),
-    row(
-        "sagemaker-safe-port-range",
-        Form::Pair('-'),
-        "The ports that other endpoints may have",
-        "SageMaker is served on --sagemaker-port, whatever that is",
     ),
     row("sagemaker-thread-count", Form::Whole, "Threads for SageMaker", REACTORS),
     row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", REACTORS),
@@ -232,12 +225,9 @@ mod tests {
 
     #[test]
     fn every_form_is_held_against_the_value() {
-        for good in [
-            "--allow-gpu-metrics",
-            "--allow-gpu-metrics=off",
-            "--vertex-ai-thread-count=-1",
-            "--sagemaker-safe-port-range=1-2",
-        ] {
+        for good in
+            ["--allow-gpu-metrics", "--allow-gpu-metrics=off", "--vertex-ai-thread-count=-1"]
+        {
             assert_eq!(read(&[good]).map(|warnings| warnings.len()), Ok(1), "{good}");
         }
         for (bad, told) in [

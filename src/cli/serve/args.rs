@@ -47,7 +47,7 @@ pub struct ServeArgs {
     /// A model to load at the start in explicit mode, may be given several times; * alone for all
     #[arg(long, value_name = "NAME")]
     pub load_model: Vec<String>,
-    /// Whether clients may name shared memory of their choice; without effect so far
+    /// Whether clients may register shared memory of their choice
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           default_value = "false", value_parser = switch(), action = clap::ArgAction::Set)]
     pub allow_client_shm: bool,
@@ -86,6 +86,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
     pub strict_readiness: bool,
+    /// What the server calls itself [default: triton]
+    #[arg(long, value_name = "NAME")]
+    pub id: Option<String>,
     /// Seconds that requests in flight have when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub exit_timeout_secs: u64,

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{ops::RangeInclusive, str::FromStr, sync::Arc};
 
 use clap::Args;
 
@@ -17,6 +17,9 @@ pub struct CloudArgs {
     /// The port for SageMaker; 0 lets the system choose
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     sagemaker_port: u16,
+    /// The ports that other endpoints may have beside SageMaker's, as <FIRST>-<LAST>
+    #[arg(long, value_name = "PORTS")]
+    sagemaker_safe_port_range: Option<Ports>,
     /// Whether Vertex AI's endpoints are served [default: whether $AIP_MODE is PREDICTION]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           value_parser = switch(), action = clap::ArgAction::Set)]
@@ -29,6 +32,22 @@ pub struct CloudArgs {
     vertex_ai_default_model: Option<String>,
 }
 
+/// `<first>-<last>`
+#[derive(Clone, Debug)]
+struct Ports(RangeInclusive<u16>);
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ends = text.split_once('-').map(|(first, last)| (first.parse(), last.parse()));
+        match ends {
+            Some((Ok(first), Ok(last))) if first <= last => Ok(Self(first..=last)),
+            _ => Err(format!("expected <port>-<port>, got '{text}'")),
+        }
+    }
+}
+
 /// What is served on a port for a cloud.
 pub struct Endpoint {
     pub what: &'static str,
@@ -37,6 +56,28 @@ pub struct Endpoint {
 }
 
 impl CloudArgs {
+    /// Checks that those of `others`, each with what it is and whether it is served, have ports that
+    /// SageMaker leaves to them.
+    ///
+    /// # Errors
+    /// Names the one that has not.
+    pub fn check_ports(&self, others: &[(&str, bool, u16)]) -> Result<(), String> {
+        let Some(Ports(safe)) =
+            self.sagemaker_safe_port_range.as_ref().filter(|_| self.allow_sagemaker)
+        else {
+            return Ok(());
+        };
+        match others.iter().find(|(_, is_served, port)| *is_served && !safe.contains(port)) {
+            None => Ok(()),
+            Some((what, _, port)) => Err(format!(
+                "The server cannot listen to {what} requests at port {port}, allowed port range is [{}, \
+                 {}]",
+                safe.start(),
+                safe.end()
+            )),
+        }
+    }
+
     /// What is served for clouds.
     ///
     /// # Errors
@@ -53,5 +94,34 @@ impl CloudArgs {
             endpoints.push(Endpoint { what: "Vertex AI", port: self.vertex_ai_port, cloud });
         }
         Ok(endpoints)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        cloud: CloudArgs,
+    }
+
+    #[test]
+    fn other_ports_are_in_sagemakers_range() {
+        let check = |flags: &[&str]| {
+            let args = CommandLine::parse_from(["nereid"].iter().chain(flags)).cloud;
+            args.check_ports(&[("HTTP", true, 8000), ("gRPC", false, 1), ("metrics", true, 8002)])
+        };
+        let range = |range: &str| format!("--sagemaker-safe-port-range={range}");
+        assert_eq!(check(&["--allow-sagemaker", &range("8000-8002")]), Ok(()));
+        assert_eq!(check(&[&range("1-2")]), Ok(()));
+        let refused = check(&["--allow-sagemaker", &range("8000-8001")]).unwrap_err();
+        assert!(refused.contains("metrics requests at port 8002"), "{refused}");
+        for malformed in ["1", "2-1", "a-b", "1-70000"] {
+            assert!(malformed.parse::<Ports>().is_err(), "{malformed}");
+        }
     }
 }

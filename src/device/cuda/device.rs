@@ -6,7 +6,7 @@ use super::{
     CudaSettings,
     calls::Calls,
     driver::Context,
-    memory::{IpcAllocation, IpcHandle, PinnedMemory, Shop},
+    memory::{ExportedMemory, IpcAllocation, IpcHandle, PinnedMemory, Shop},
     stream::{CudaEvent, CudaStream},
     too_old,
 };
@@ -75,6 +75,14 @@ impl CudaDevice {
 
     fn context(&self) -> &Arc<Context> {
         &self.shop.context
+    }
+
+    /// Takes memory that holds `content` and that other processes may open.
+    ///
+    /// # Errors
+    /// When there is not enough, or the driver refuses.
+    pub fn export(&self, content: &[u8]) -> Result<ExportedMemory, DeviceError> {
+        ExportedMemory::new(self.context(), content)
     }
 
     /// Registers a pool's arena, so that copies of what lies in it are asynchronous and fast, on all

@@ -171,6 +171,51 @@ impl Drop for IpcAllocation {
     }
 }
 
+/// Memory that other processes may open.
+pub struct ExportedMemory {
+    context: Arc<Context>,
+    address: sys::CUdeviceptr,
+}
+
+impl ExportedMemory {
+    /// Takes memory that holds `content`.
+    pub(super) fn new(context: &Arc<Context>, content: &[u8]) -> Result<Self, DeviceError> {
+        let address = context.call("cuMemAlloc", || {
+            // SAFETY: the call makes new memory, of a pool that the driver can share.
+            unsafe { result::malloc_sync(content.len().max(1)) }
+        })?;
+        let memory = Self { context: context.clone(), address };
+        context.call("cuMemcpyHtoD", || {
+            // SAFETY: the memory is as long as the content.
+            unsafe { result::memcpy_htod_sync(address, content) }
+        })?;
+        Ok(memory)
+    }
+
+    /// What other processes open it by.
+    ///
+    /// # Errors
+    /// When the driver does not share it.
+    pub fn handle(&self) -> Result<IpcHandle, DeviceError> {
+        let handle = self.context.call("cuIpcGetMemHandle", || {
+            let mut handle = sys::CUipcMemHandle { reserved: [0; 64] };
+            // SAFETY: the call writes the handle; the memory is there.
+            unsafe { sys::cuIpcGetMemHandle(&mut handle, self.address) }.result()?;
+            Ok(handle)
+        })?;
+        Ok(IpcHandle(handle.reserved.map(|byte| byte as u8)))
+    }
+}
+
+impl Drop for ExportedMemory {
+    fn drop(&mut self) {
+        self.context.release("cuMemFree", || {
+            // SAFETY: taken in `new` and freed once.
+            unsafe { result::free_sync(self.address) }
+        });
+    }
+}
+
 /// A pool's arena that is registered with CUDA, for all devices, so that copies of it are asynchronous and fast.
 pub struct PinnedMemory {
     context: Arc<Context>,

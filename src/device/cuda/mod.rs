@@ -18,7 +18,7 @@ use cudarc::driver::{result, sys};
 
 pub use self::{
     device::CudaDevice,
-    memory::{IpcHandle, PinnedMemory},
+    memory::{ExportedMemory, IpcHandle, PinnedMemory},
 };
 use crate::device::{Device as _, DeviceError};
 

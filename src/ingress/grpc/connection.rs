@@ -24,7 +24,7 @@ use super::{
     status, stream_infer, tonic_bridge,
 };
 use crate::{
-    inference::{Error, InferRequest, Parameters, Timestamp, TraceParent},
+    inference::{Error, InferRequest, Parameters, Timestamp, TraceParent, Wire, WireTimes},
     ingress::{
         forward::{HeaderPattern, TRACE_PARENT},
         restricted::Restrictions,
@@ -51,6 +51,9 @@ const STREAMS_MAX: u32 = 4096;
 const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a client may open and reset before the connection ends (rapid reset).
 const RESETS_MAX: usize = 256;
+
+/// The header of a client that wants a stream to end with the code of a failure.
+const ERRORS: &str = "triton_grpc_error";
 
 const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
@@ -193,7 +196,7 @@ fn dispatch(
         });
         return;
     }
-    let terms = match Terms::read(&head.headers, settings) {
+    let mut terms = match Terms::read(&head.headers, settings) {
         Ok(terms) => terms,
         Err(error) => {
             let mut trailers = status::failed(&error);
@@ -206,6 +209,8 @@ fn dispatch(
     };
     let connection = connection.clone();
     if path == MODEL_INFER {
+        let now = connection.server.tracer().now();
+        terms.wire = now.map(|now| WireTimes::waiting(Wire::Grpc, now));
         spawn(&"gRPC ModelInfer", infer::answer(connection, terms, body, respond));
     } else {
         let answer = stream_infer::answer(connection, terms, body, respond);
@@ -223,8 +228,12 @@ pub struct Terms {
     pub responses: Packing,
     /// Headers that go with each request; rare, so they are kept out of the way.
     pub forwarded: Option<Box<Parameters>>,
+    /// Whether a request that fails in its model ends a stream, with its code as the stream's.
+    pub failures_end_streams: bool,
     /// What they belong to in a trace of the client's; rare too.
     pub trace_parent: Option<Box<TraceParent>>,
+    /// The times of the one request of the call, where they are noted.
+    pub wire: Option<WireTimes>,
 }
 
 impl Terms {
@@ -235,16 +244,19 @@ impl Terms {
             requests: Packing::of_request(headers)?,
             responses: settings.response_packing.of_response(headers),
             forwarded: forwarded.map(|pattern| Box::new(pattern.parameters(headers))),
+            failures_end_streams: headers.get(ERRORS).is_some_and(|value| value == "true"),
             trace_parent: headers
                 .get(TRACE_PARENT)
                 .and_then(|value| TraceParent::parse(value.as_bytes()))
                 .map(Box::new),
+            wire: None,
         })
     }
 
     /// Gives a request what the head says.
     pub fn apply(&self, request: &mut InferRequest) {
         request.trace_parent = self.trace_parent.as_deref().copied();
+        request.wire = self.wire.clone();
         for (name, value) in self.forwarded.iter().flat_map(|forwarded| forwarded.iter()) {
             request.parameters.insert(name, value.clone());
         }

@@ -20,7 +20,7 @@ use super::{
     status,
 };
 use crate::{
-    inference::{Error, InferResponse, Rope, Timestamp},
+    inference::{Error, InferResponse, Rope, Timestamp, WireTimes},
     ingress::shared_memory::SharedTensors,
     runtime::{ReplyReceiver, sleep},
     serving::{Reply, Server},
@@ -49,8 +49,12 @@ pub async fn answer(
         Ok(response) => encode::infer_response(&response),
         // Nobody is there to be told.
         Err(Error::Cancelled) => return respond.send_reset(h2::Reason::CANCEL),
-        Err(error) => return send_trailers_only(respond, status::failed(&error)),
+        Err(error) => {
+            let _sending = terms.wire.clone().map(WireTimes::sending);
+            return send_trailers_only(respond, status::failed(&error));
+        }
     };
+    let _sending = terms.wire.clone().map(WireTimes::sending);
     let segments = match terms.responses {
         Packing::Identity => segments,
         packing => Box::pin(compression::pack(segments, packing)).await,
@@ -81,6 +85,7 @@ async fn infer(
         message = Box::pin(compression::unpack(message, terms.requests, limit)).await?;
     }
     let _reservation = message.reservation;
+    terms.wire.iter().for_each(WireTimes::arrived);
     let begun = begin(&connection.server, message.bytes, terms)?;
     match begun {
         Begun::Asked(mut answer) => {
@@ -246,7 +251,7 @@ mod tests {
     #[test]
     fn what_a_call_keeps_between_polls_is_small() {
         let size = future_size(answer);
-        assert!(size <= 512, "{size} bytes");
+        assert!(size <= 544, "{size} bytes");
     }
 
     #[test]

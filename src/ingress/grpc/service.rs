@@ -140,7 +140,7 @@ impl GrpcInferenceService for Calls {
         &self,
         _: tonic::Request<ServerMetadataRequest>,
     ) -> Answer<ServerMetadataResponse> {
-        answer(Ok(describe::server()))
+        answer(Ok(describe::server(&self.server)))
     }
 
     async fn model_metadata(

@@ -24,7 +24,7 @@ use super::{
     status,
 };
 use crate::{
-    inference::{Error, InferRequest, Parameter},
+    inference::{Error, InferRequest, Parameter, Wire, WireTimes},
     ingress::shared_memory::SharedTensors,
     memory::Reservation,
     runtime::{End, ReplyReceiver},
@@ -47,6 +47,7 @@ pub async fn answer(
     let mut requests = MessageReader::new(body, connection.settings.message_max, memory);
     let mut in_flight = InFlight::default();
     let mut reading = true;
+    let mut waiting = connection.server.tracer().now();
     while reading || !in_flight.is_empty() {
         match next_event(&mut requests, &mut responses, &mut in_flight, reading).await {
             Event::Request(message) => {
@@ -65,7 +66,10 @@ pub async fn answer(
                         }
                     }
                 };
-                in_flight.begin(&connection, &terms, message).await;
+                let now = connection.server.tracer().now();
+                let wire = waiting.or(now).map(|began| WireTimes::received(Wire::Grpc, began));
+                in_flight.begin(&connection, &terms, message, wire).await;
+                waiting = connection.server.tracer().now();
             }
             Event::Answer(answer) => {
                 if send(&connection, &terms, &mut responses, answer).await.is_err() {
@@ -119,6 +123,7 @@ struct Asked {
     version: CompactString,
     empty_final_response: bool,
     shared: SharedTensors,
+    wire: Option<WireTimes>,
     _reservation: Option<Reservation>,
 }
 
@@ -128,6 +133,8 @@ struct Answer {
     /// `None` for one that only tells that no more come.
     reply: Option<Reply>,
     is_last: bool,
+    /// Whether it says that the request was not taken in.
+    is_refusal: bool,
 }
 
 enum Event {
@@ -173,13 +180,21 @@ impl InFlight {
         self.len() == 0
     }
 
-    async fn begin(&mut self, connection: &Connection, terms: &Terms, message: Message) {
-        let mut asked = Asked { _reservation: Some(message.reservation), ..Asked::default() };
+    async fn begin(
+        &mut self,
+        connection: &Connection,
+        terms: &Terms,
+        message: Message,
+        wire: Option<WireTimes>,
+    ) {
+        let _reservation = Some(message.reservation);
+        let mut asked = Asked { _reservation, wire, ..Asked::default() };
         let mut decoupled = false;
         let replies = match decode::infer_request(message.bytes) {
             Ok(mut request) => {
                 asked.id = request.id.clone();
                 terms.apply(&mut request);
+                request.wire = asked.wire.clone();
                 asked.take_in(connection, request, &mut decoupled).await
             }
             Err(error) => Err(error),
@@ -239,6 +254,7 @@ impl Asked {
 impl Request {
     /// The next answer, or `None` after the last.
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
+        let is_refusal = matches!(self.replies, Replies::Failed(_));
         let (reply, is_last) = match std::mem::replace(&mut self.replies, Replies::Ended) {
             Replies::Ended => return Poll::Ready(None),
             Replies::Failed(error) => (Some(Err(error)), true),
@@ -258,7 +274,8 @@ impl Request {
                 }
             }
         };
-        Poll::Ready(Some(Answer { asked: self.asked.clone(), reply, is_last }))
+        let asked = self.asked.clone();
+        Poll::Ready(Some(Answer { asked, reply, is_last, is_refusal }))
     }
 }
 
@@ -276,7 +293,8 @@ async fn send(
     responses: &mut SendStream<Bytes>,
     answer: Answer,
 ) -> Result<(), Gone> {
-    let Answer { asked, reply, is_last } = answer;
+    let Answer { asked, reply, is_last, is_refusal } = answer;
+    let _sending = asked.wire.clone().map(WireTimes::sending);
     let reply = match reply {
         Some(Ok(response)) => Some(asked.shared.deliver(response, connection.server.pool()).await),
         other => other,
@@ -285,6 +303,11 @@ async fn send(
         Some(Ok(mut response)) => {
             response.parameters.insert("triton_final_response", Parameter::Bool(is_last));
             encode::stream_response(&response)
+        }
+        Some(Err(error)) if terms.failures_end_streams && !is_refusal => {
+            // An error here means that the client has left.
+            let _ = responses.send_trailers(status::failed(&error));
+            return Err(Gone);
         }
         Some(Err(error)) => smallvec![encode::stream_error(&error.to_string(), &asked.id)],
         None if asked.empty_final_response => {

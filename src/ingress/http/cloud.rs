@@ -1,5 +1,5 @@
 //! The endpoints that SageMaker and Vertex AI send requests to: one model's inference on a port and paths
-//! of theirs. Their proxies keep no header of Triton's, so the content type tells where binary data begins.
+//! of theirs, and SageMaker's calls for several models. Their proxies keep no header of Triton's, so the content type tells where binary data begins.
 
 use std::{env, sync::Arc};
 
@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 
 use super::{
     route::{self, Model, Route},
+    sagemaker::Hosted,
     service::{Calls, HttpSettings, Segments, carry, metrics, with_type},
 };
 use crate::{inference::Error, runtime::TcpStream, serving::ModelControl};
@@ -18,13 +19,15 @@ const VERTEX_BINARY: &str = "application/vnd.vertex-ai-triton.binary+json;json-h
 const REDIRECT: &str = "x-vertex-ai-triton-redirect";
 
 /// What is served on a cloud's port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Cloud {
     binary: &'static str,
     health: String,
     predict: String,
     kind: Kind,
     redirects: bool,
+    /// The models that come and go by calls of the cloud's own, where it has such.
+    hosted: Option<Hosted>,
     /// The model of its requests; `None` for the only one that is loaded.
     model: Option<String>,
 }
@@ -82,6 +85,7 @@ impl Cloud {
             predict: "/invocations".to_owned(),
             kind,
             redirects: false,
+            hosted: Some(Hosted::default()),
             model: model.filter(|model| !model.is_empty()),
         })
     }
@@ -108,6 +112,7 @@ impl Cloud {
             health: path("AIP_HEALTH_ROUTE")?,
             kind: Kind::Infer,
             redirects: true,
+            hosted: None,
             model,
         })
     }
@@ -137,7 +142,11 @@ async fn answer(calls: &Calls, cloud: &Cloud, request: Request<Incoming>) -> Res
         };
     }
     if path != cloud.predict {
-        return empty(StatusCode::BAD_REQUEST);
+        return match &cloud.hosted {
+            Some(hosted) => hosted.answer(calls, request).await,
+            None => Err(request),
+        }
+        .unwrap_or_else(|_| empty(StatusCode::BAD_REQUEST));
     }
     if *request.method() != Method::POST {
         return empty(StatusCode::METHOD_NOT_ALLOWED);

@@ -3,17 +3,17 @@
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Response, StatusCode, request};
+use http::{HeaderMap, Response, StatusCode, request};
 use hyper::body::Incoming;
 
 use super::{
-    error, generate,
+    error, generate, load_metrics,
     route::Model,
-    service::{Calls, Segments, json, with_type},
+    service::{Calls, Segments, json, refused, with_type},
     settings,
 };
 use crate::{
-    inference::Error,
+    inference::{Error, WireTimes},
     ingress::settings as live,
     observe::{logging, trace::Settings},
     runtime::{End, ReplyReceiver},
@@ -44,6 +44,21 @@ fn event(reply: Reply) -> (StatusCode, Bytes) {
     (status, generate::event(&json))
 }
 
+/// The only reply there may be.
+async fn only_reply(replies: &mut ReplyReceiver<Reply>) -> Reply {
+    let only = replies.receive().await;
+    let surplus = match replies.end() {
+        Some(End::Last) => None,
+        _ => replies.receive().await,
+    };
+    match (only, surplus) {
+        (Some(only), None) => only,
+        // A model that is not decoupled has let go of the request.
+        (None, _) if replies.end() == Some(End::Dropped) => Err(Error::unanswered()),
+        _ => Err(Error::NotOneResponse),
+    }
+}
+
 impl Calls {
     pub(super) async fn generate(
         &self,
@@ -51,18 +66,12 @@ impl Calls {
         head: &request::Parts,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
-        let mut replies = self.ask(model, head, body).await?;
-        let only = replies.receive().await;
-        let surplus = match replies.end() {
-            Some(End::Last) => None,
-            _ => replies.receive().await,
-        };
-        match (only, surplus) {
-            (Some(only), None) => Ok(json(generate::response(&only?)?.into())),
-            // A model that is not decoupled has let go of the request.
-            (None, _) if replies.end() == Some(End::Dropped) => Err(Error::unanswered()),
-            _ => Err(Error::NotOneResponse),
-        }
+        let (mut replies, wire) = self.ask(model, head, body).await?;
+        let answered = only_reply(&mut replies).await;
+        let answered = answered.and_then(|only| generate::response(&only));
+        let mut response = answered.map_or_else(|error| refused(&error), |body| json(body.into()));
+        self.tell_load(&head.headers, &mut response);
+        Ok(response.map(|body| body.sending(wire)))
     }
 
     /// What is wrong with the request is the answer; what goes wrong after that is an event.
@@ -72,7 +81,7 @@ impl Calls {
         head: &request::Parts,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
-        let mut replies = self.ask(model, head, body).await?;
+        let (mut replies, wire) = self.ask(model, head, body).await?;
         let first = replies.receive().await;
         let (status, body) = match first.or_else(|| dropped(&replies)) {
             None => (StatusCode::OK, Segments::default()),
@@ -87,7 +96,17 @@ impl Calls {
         };
         let mut response = with_type(body, "text/event-stream; charset=utf-8");
         *response.status_mut() = status;
-        Ok(response)
+        self.tell_load(&head.headers, &mut response);
+        Ok(response.map(|body| body.sending(wire)))
+    }
+
+    /// Adds to an answer how much of a language model's cache is used, if its client asks for that.
+    fn tell_load(&self, asked: &HeaderMap, response: &mut Response<Segments>) {
+        if let Some(format) = asked.get(load_metrics::FORMAT)
+            && let Some(load) = load_metrics::header(format, &self.server.host().metrics)
+        {
+            response.headers_mut().insert(load_metrics::NAME, load);
+        }
     }
 
     /// Sends a flat request to its model. The error is one of the request.
@@ -96,13 +115,14 @@ impl Calls {
         model: &Model<'_>,
         head: &request::Parts,
         body: Incoming,
-    ) -> Result<ReplyReceiver<Reply>, Error> {
+    ) -> Result<(ReplyReceiver<Reply>, Option<WireTimes>), Error> {
+        let began = self.server.tracer().now();
         let version = self.server.version(&model.name, model.version)?;
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let mut request = generate::request(&version.signature, model.version, &body)?;
-        self.adopt(&mut request, &head.headers);
-        self.server.infer(request)
+        let wire = self.adopt(&mut request, &head.headers, began);
+        Ok((self.server.infer(request)?, wire))
     }
 
     pub(super) fn trace_settings(&self, told: &Settings) -> Response<Segments> {

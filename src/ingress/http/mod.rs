@@ -15,11 +15,13 @@ mod generate;
 pub mod infer_request;
 pub mod infer_response;
 mod json;
+mod load_metrics;
 pub mod metadata;
 mod packed;
 mod regions;
 mod repository;
 pub mod route;
+mod sagemaker;
 mod service;
 mod settings;
 

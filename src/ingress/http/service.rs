@@ -30,13 +30,13 @@ use super::{
     settings,
 };
 use crate::{
-    inference::{Error, InferRequest, Rope, TraceParent},
+    inference::{Error, InferRequest, Rope, Sending, Timestamp, TraceParent, Wire, WireTimes},
     ingress::{
         away::here_or_away,
         describe,
         forward::{HeaderPattern, TRACE_PARENT},
         regions,
-        restricted::Restrictions,
+        restricted::{ApiGroup, Restrictions},
         settings as live,
         shared_memory::SharedTensors,
     },
@@ -135,7 +135,7 @@ where
 }
 
 pub(super) struct Calls {
-    control: Arc<ModelControl>,
+    pub(super) control: Arc<ModelControl>,
     pub(super) server: Arc<Server>,
     settings: Arc<HttpSettings>,
     /// The content type of binary bodies, less the length of the JSON at its end, where no header tells
@@ -171,7 +171,7 @@ impl Calls {
         request: Request<Incoming>,
     ) -> Response<Segments> {
         let (head, body) = request.into_parts();
-        match self.restricted(&route, &head.headers) {
+        match self.restricted(route.group(), &head.headers) {
             Some(refusal) => refusal,
             None => self.make(route, &head, body).await,
         }
@@ -212,12 +212,17 @@ impl Calls {
         self.settings.restrictions.as_ref()?;
         let path = request.uri().path();
         let route = route::route(&Method::GET, path).or_else(|_| route::route(&Method::POST, path));
-        self.restricted(&route.ok()?, request.headers())
+        self.restricted(route.ok()?.group(), request.headers())
     }
 
-    fn restricted(&self, route: &Route<'_>, headers: &HeaderMap) -> Option<Response<Segments>> {
+    /// The answer to one who may not make calls of this group.
+    pub(super) fn restricted(
+        &self,
+        group: ApiGroup,
+        headers: &HeaderMap,
+    ) -> Option<Response<Segments>> {
         let restrictions = self.settings.restrictions.as_ref()?;
-        let header = restrictions.missing(route.group(), headers)?;
+        let header = restrictions.missing(group, headers)?;
         let message = format!("This API is restricted, expecting header '{header}'");
         Some(failure(StatusCode::FORBIDDEN, &message))
     }
@@ -227,7 +232,7 @@ impl Calls {
         Ok(match route {
             Route::ServerLive => ready(true),
             Route::ServerReady => ready(server.is_ready()),
-            Route::ServerMetadata => json(metadata::server_metadata(&describe::server())),
+            Route::ServerMetadata => json(metadata::server_metadata(&describe::server(server))),
             Route::ModelReady(model) => {
                 match describe::is_model_ready(server, &model.name, model.version)? {
                     true => ready(true),
@@ -352,11 +357,22 @@ impl Calls {
         if self.server.version(&model.name, model.version)?.decoupled {
             return Err(Error::DecoupledModel { endpoint: ENDPOINT });
         }
+        let began = self.server.tracer().now();
         let mut reservation = self.server.pool().reservation();
         let body = self.read(head, body, &mut reservation).await?;
         let (mut request, form) = self.parse(model, &head.headers, &body)?;
-        self.adopt(&mut request, &head.headers);
+        let wire = self.adopt(&mut request, &head.headers, began);
         drop(body);
+        let answered = self.answer_infer(request, &form, head).await;
+        Ok(answered.unwrap_or_else(|error| refused(&error)).map(|body| body.sending(wire)))
+    }
+
+    async fn answer_infer(
+        &self,
+        mut request: InferRequest,
+        form: &ResponseForm,
+        head: &request::Parts,
+    ) -> Result<Response<Segments>, Error> {
         let server = &self.server;
         let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
         let shared = shared.await?;
@@ -364,7 +380,7 @@ impl Calls {
         let reply = answer.receive().await;
         let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
         let response = shared.deliver(response, server.pool()).await?;
-        let encoded = infer_response::encode(&response, &form)?;
+        let encoded = infer_response::encode(&response, form)?;
         let json_length = encoded.json_length();
         let content_type = encoded.content_type();
         let accepted = head.headers.get(ACCEPT_ENCODING).map(HeaderValue::as_bytes);
@@ -392,8 +408,15 @@ impl Calls {
         Ok(response)
     }
 
-    /// Gives a request what its headers say.
-    pub(super) fn adopt(&self, request: &mut InferRequest, headers: &HeaderMap) {
+    /// Gives a request what its headers say, and the times of the wire if it `began` to be read at one
+    /// that is noted. Those are returned too.
+    pub(super) fn adopt(
+        &self,
+        request: &mut InferRequest,
+        headers: &HeaderMap,
+        began: Option<Timestamp>,
+    ) -> Option<WireTimes> {
+        request.wire = began.map(|began| WireTimes::received(Wire::Http, began));
         let parent = headers.get(TRACE_PARENT).map(HeaderValue::as_bytes);
         request.trace_parent = parent.and_then(TraceParent::parse);
         if let Some(pattern) = &self.settings.forwarded {
@@ -401,6 +424,7 @@ impl Calls {
                 request.parameters.insert(name, value.clone());
             }
         }
+        request.wire.clone()
     }
 
     fn parse(
@@ -480,11 +504,12 @@ async fn late() {
     sleep(BODY_PAUSE_MAX).await;
 }
 
-/// The answer that tells why there is none.
+/// The answer that tells why there is none; who passes it on can look at the error.
 pub(super) fn refused(error: &Error) -> Response<Segments> {
     let (status, text) = error::answer(error);
     let mut response = json(text);
     *response.status_mut() = status;
+    response.extensions_mut().insert(error.clone());
     response
 }
 
@@ -526,11 +551,13 @@ pub(super) struct Segments {
     /// In reverse, so that the next is the last.
     pieces: SmallVec<[Bytes; 3]>,
     events: Option<Box<Events>>,
+    /// Until it is dropped the answer is being sent.
+    _sending: Option<Sending>,
 }
 
 impl Segments {
     pub(super) fn one(piece: Bytes) -> Self {
-        Self { pieces: smallvec![piece], events: None }
+        Self { pieces: smallvec![piece], ..Self::default() }
     }
 
     /// Pieces that are not there yet.
@@ -538,11 +565,16 @@ impl Segments {
         Self { events: Some(Box::new(events)), ..self }
     }
 
+    /// The answer to a request whose times are noted.
+    pub(super) fn sending(self, wire: Option<WireTimes>) -> Self {
+        Self { _sending: wire.map(WireTimes::sending), ..self }
+    }
+
     fn many(encoded: infer_response::EncodedResponse) -> Self {
         let mut pieces: SmallVec<[Bytes; 3]> = smallvec![encoded.json];
         pieces.extend(encoded.tails);
         pieces.reverse();
-        Self { pieces, events: None }
+        Self { pieces, ..Self::default() }
     }
 }
 

@@ -110,8 +110,13 @@ fn spans(trace: &Trace, origin: u64) -> Vec<Span> {
     let moment = |wanted: Event| {
         trace.events.iter().find(|(event, _)| *event == wanted).map(|(_, when)| time(*when))
     };
-    let started = trace.events.iter().map(|(_, when)| time(*when)).min().unwrap_or(origin);
-    let ended = trace.events.iter().map(|(_, when)| time(*when)).max().unwrap_or(started);
+    let during = |of: &dyn Fn(Event) -> bool| {
+        let times =
+            || trace.events.iter().filter(|(event, _)| of(*event)).map(|(_, when)| time(*when));
+        let started = times().min().unwrap_or(origin);
+        (started, times().max().unwrap_or(started))
+    };
+    let (started, ended) = during(&|event| !event.is_of_client());
     let span = |name: &str, parent: Option<u64>, start: u64, end: u64| Span {
         trace_id: trace.span.trace.to_be_bytes().to_vec().into(),
         span_id: fastrand::u64(1..).to_be_bytes().to_vec().into(),
@@ -125,7 +130,10 @@ fn spans(trace: &Trace, origin: u64) -> Vec<Span> {
     let id = |span: &Span| <[u8; 8]>::try_from(&span.span_id[..]).ok().map(u64::from_be_bytes);
     let parent = trace.parent.map(|parent| parent.span);
     // What serves another request is no request of a client.
-    let request = trace.outer.is_none().then(|| span("InferRequest", parent, started, ended));
+    let mut request = trace.outer.is_none().then(|| {
+        let (started, ended) = during(&|_| true);
+        span("InferRequest", parent, started, ended)
+    });
     let mut model = span(&trace.model, request.as_ref().map_or(parent, id), started, ended);
     model.span_id = trace.span.span.to_be_bytes().to_vec().into();
     model.attributes = vec![
@@ -145,8 +153,9 @@ fn spans(trace: &Trace, origin: u64) -> Vec<Span> {
             name: event.name().to_owned(),
             attributes: Vec::new(),
         };
-        match &mut compute {
-            Some(compute) if event.is_of_compute() => compute.events.push(noted),
+        match (&mut request, &mut compute) {
+            (Some(request), _) if event.is_of_client() => request.events.push(noted),
+            (_, Some(compute)) if event.is_of_compute() => compute.events.push(noted),
             _ => model.events.push(noted),
         }
     }

@@ -6,12 +6,18 @@ use half::{bf16, f16};
 use smallvec::SmallVec;
 
 use super::{settings::Level, writer::Message};
-use crate::inference::{DataType, Rope, Shape, Timestamp, TraceParent};
+use crate::inference::{
+    DataType, Rope, Shape, Timestamp, TraceParent, Wire, WireRecord, WireTimes,
+};
 
 /// A moment in a request's life, by Triton's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Event {
+    GrpcWaitreadStart,
+    GrpcWaitreadEnd,
+    HttpRecvStart,
+    HttpRecvEnd,
     RequestStart,
     QueueStart,
     CacheHit,
@@ -22,11 +28,23 @@ pub enum Event {
     ComputeEnd,
     InferResponseComplete,
     RequestEnd,
+    GrpcSendStart,
+    GrpcSendEnd,
+    HttpSendStart,
+    HttpSendEnd,
 }
 
 impl Event {
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Self::GrpcWaitreadStart => "GRPC_WAITREAD_START",
+            Self::GrpcWaitreadEnd => "GRPC_WAITREAD_END",
+            Self::HttpRecvStart => "HTTP_RECV_START",
+            Self::HttpRecvEnd => "HTTP_RECV_END",
+            Self::GrpcSendStart => "GRPC_SEND_START",
+            Self::GrpcSendEnd => "GRPC_SEND_END",
+            Self::HttpSendStart => "HTTP_SEND_START",
+            Self::HttpSendEnd => "HTTP_SEND_END",
             Self::RequestStart => "REQUEST_START",
             Self::QueueStart => "QUEUE_START",
             Self::CacheHit => "CACHE_HIT",
@@ -38,6 +56,35 @@ impl Event {
             Self::InferResponseComplete => "INFER_RESPONSE_COMPLETE",
             Self::RequestEnd => "REQUEST_END",
         }
+    }
+
+    /// When a request begins and ends to be received, and its answer to be sent.
+    const fn of_wire(wire: Wire) -> [(Self, Self); 2] {
+        match wire {
+            Wire::Grpc => [
+                (Self::GrpcWaitreadStart, Self::GrpcWaitreadEnd),
+                (Self::GrpcSendStart, Self::GrpcSendEnd),
+            ],
+            Wire::Http => {
+                [(Self::HttpRecvStart, Self::HttpRecvEnd), (Self::HttpSendStart, Self::HttpSendEnd)]
+            }
+        }
+    }
+
+    /// Whether it is the client's request that it concerns, rather than the model.
+    pub(super) const fn is_of_client(self) -> bool {
+        matches!(
+            self,
+            Self::GrpcWaitreadStart
+                | Self::GrpcWaitreadEnd
+                | Self::HttpRecvStart
+                | Self::HttpRecvEnd
+                | Self::InferResponseComplete
+                | Self::GrpcSendStart
+                | Self::GrpcSendEnd
+                | Self::HttpSendStart
+                | Self::HttpSendEnd
+        )
     }
 
     /// Whether it is of the time in which the model runs.
@@ -96,7 +143,10 @@ pub struct Trace {
     pub(super) log_frequency: u32,
     /// Whether it can be a part of a client's trace.
     pub(super) joins: bool,
+    /// In the order of their times once it is handed in.
     pub(super) events: SmallVec<[(Event, Timestamp); 8]>,
+    /// When its request came and its answer went, if an ingress notes that.
+    pub(super) wire: Option<WireTimes>,
     pub(super) inputs: Vec<TracedTensor>,
     pub(super) outputs: Vec<TracedTensor>,
     pub(super) sink: Sender<Message>,
@@ -131,8 +181,37 @@ impl Trace {
         self.outputs.push(tensor);
     }
 
-    /// Hands it to the thread that writes traces; dropped when too many wait there.
-    pub fn finish(self: Box<Self>) {
+    /// Has the times of the wire noted.
+    pub fn came_by(&mut self, wire: WireTimes) {
+        self.wire = Some(wire);
+    }
+
+    /// Hands it in, once the answer is sent where that is noted.
+    pub fn finish(mut self: Box<Self>) {
+        match self.wire.take() {
+            None => self.hand_in(),
+            Some(wire) => wire.afterwards(move |record| {
+                self.note(record);
+                self.hand_in();
+            }),
+        }
+    }
+
+    fn note(&mut self, record: WireRecord) {
+        let WireRecord { wire, received, sent } = record;
+        let [receiving, sending] = Event::of_wire(wire);
+        let times = [(receiving, Some(received)), (sending, sent)];
+        for ((start, end), (began, ended)) in
+            times.into_iter().filter_map(|(events, times)| Some((events, times?)))
+        {
+            self.at(start, began);
+            self.at(end, ended);
+        }
+        self.events.sort_by_key(|(_, when)| *when);
+    }
+
+    /// Gives it to the thread that writes traces; dropped when too many wait there.
+    fn hand_in(self: Box<Self>) {
         let sink = self.sink.clone();
         if sink.try_send(Message::Trace(self)).is_err() {
             log::debug!("a trace was dropped: too many wait to be written");
@@ -259,6 +338,7 @@ mod tests {
             log_frequency: 0,
             joins: false,
             events: SmallVec::new(),
+            wire: None,
             inputs: Vec::new(),
             outputs: Vec::new(),
             sink,

@@ -20,7 +20,7 @@ use super::{
     settings::{Change, Fields, Level, Settings},
     writer::{self, Message},
 };
-use crate::inference::TraceParent;
+use crate::inference::{Timestamp, TraceParent};
 
 /// Traces that may wait to be written.
 const WAITING_MAX: usize = 1024;
@@ -48,6 +48,8 @@ pub struct Tracer {
     /// Whether they become part of the clients' own traces.
     joins: bool,
     flags: Settings,
+    /// Whether any request might be traced.
+    active: AtomicBool,
     state: Mutex<State>,
     ids: Arc<AtomicU64>,
     sink: Sender<Message>,
@@ -95,6 +97,7 @@ impl Tracer {
             file,
             joins,
             flags,
+            active: AtomicBool::new(state.is_active()),
             state: Mutex::new(state),
             ids: Arc::new(AtomicU64::new(0)),
             sink,
@@ -145,8 +148,15 @@ impl Tracer {
             let keeps_count = model != Some(name) || change.count.is_none();
             of_model.settle(server, &server_sampler, keeps_count);
         }
+        self.active.store(state.is_active(), Ordering::Relaxed);
         let settings = state.sampler(model).settings();
         Ok(settings)
+    }
+
+    /// The time, if any request might be traced.
+    #[inline]
+    pub fn now(&self) -> Option<Timestamp> {
+        self.active.load(Ordering::Relaxed).then(Timestamp::now)
     }
 
     fn check(&self, settings: Settings) -> Result<(), InvalidSettings> {
@@ -195,6 +205,11 @@ impl Tracer {
 impl State {
     fn of_model(&mut self, model: &str) -> &mut OfModel {
         self.models.entry(model.to_owned()).or_default()
+    }
+
+    fn is_active(&self) -> bool {
+        let models = self.models.values().filter_map(|of_model| of_model.sampler.as_ref());
+        models.chain([&self.server_sampler]).any(|sampler| sampler.is_active())
     }
 
     fn sampler(&self, model: Option<&str>) -> &Arc<Sampler> {
@@ -318,6 +333,7 @@ impl ModelTracer {
             log_frequency,
             joins,
             events: SmallVec::new(),
+            wire: None,
             inputs: Vec::new(),
             outputs: Vec::new(),
             sink: self.sink.clone(),
@@ -350,6 +366,7 @@ impl ModelTracer {
                 log_frequency: sampler.settings.log_frequency,
                 joins: self.joins,
                 events: SmallVec::new(),
+                wire: None,
                 inputs: Vec::new(),
                 outputs: Vec::new(),
                 sink: self.sink.clone(),

@@ -24,7 +24,7 @@ use super::{
     error::Error,
     options::Options,
 };
-use crate::{inference::Code, proto::ModelConfig};
+use crate::inference::Code;
 
 /// What an agent is told. A model's life is `Load`, `LoadComplete`, `Unload`, `UnloadComplete`, or
 /// `Load` and `LoadFail`.
@@ -106,9 +106,9 @@ impl Agents {
         self.0.insert(name.to_owned(), agent);
     }
 
-    /// Lets the agents that a model's configuration names look at its folder `dir`, and reads the model
-    /// as they leave it. A configuration that is `given` takes the place of the folder's; else the one
-    /// that names the agents is the folder's, and the one that counts is in the folder that they leave.
+    /// Lets the agents that a model's configuration, as `written`, names look at its folder `dir`, and
+    /// takes the model as they leave it. A configuration that was given counts; else the one that counts is
+    /// in the folder that they leave.
     ///
     /// # Errors
     /// An agent refuses, or the configuration cannot be read or breaks a rule; no version is there to
@@ -117,19 +117,15 @@ impl Agents {
         &self,
         name: &str,
         dir: &Path,
-        given: Option<&ModelConfig>,
+        written: Written,
         options: &Arc<Options>,
     ) -> Result<(Draft, Option<AgentChain>), Error> {
-        let written = match given {
-            None => Written::read(dir, options)?,
-            Some(config) => config.clone().into(),
-        };
         let Some(chain) = AgentChain::load(self, name, written.config(), dir)? else {
             return Ok((Draft::new(name, dir, written, options)?, None));
         };
-        let written = match given {
-            None => Written::read(chain.dir(), options)?,
-            Some(_) => written,
+        let written = match written.is_given {
+            false => Written::read(chain.dir(), options)?,
+            true => written,
         };
         Ok((Draft::new(name, chain.dir(), written, options)?, Some(chain)))
     }

@@ -8,7 +8,7 @@ use age::secrecy::ExposeSecret as _;
 
 use super::*;
 use crate::{
-    proto::{ModelRepositoryAgents, model_repository_agents},
+    proto::{ModelConfig, ModelRepositoryAgents, model_repository_agents},
     repository::Options,
 };
 
@@ -144,7 +144,9 @@ fn the_folder_that_the_last_agent_leaves_is_the_model() {
     "#;
     fs::write(dir.path().join("config.pbtxt"), text).unwrap();
     let options = Arc::new(Options::default());
-    let (draft, chain) = agents.draft("m", dir.path(), None, &options).unwrap();
+    let (draft, chain) = agents
+        .draft("m", dir.path(), Written::read(dir.path(), &options).unwrap(), &options)
+        .unwrap();
     let left = chain.as_ref().unwrap().dir().to_owned();
     assert_eq!(draft.versions(), [7]);
     assert!(left != dir.path() && left.join("7").is_dir());
@@ -152,7 +154,7 @@ fn the_folder_that_the_last_agent_leaves_is_the_model() {
     assert!(!left.exists());
     // A configuration that comes with the request names the agents, and is what counts.
     let given = ModelConfig { max_batch_size: 3, ..draft.config().clone() };
-    let (draft, chain) = agents.draft("m", dir.path(), Some(&given), &options).unwrap();
+    let (draft, chain) = agents.draft("m", dir.path(), given.into(), &options).unwrap();
     assert_eq!((draft.versions(), draft.config().max_batch_size), (&[7][..], 3));
     assert!(chain.is_some());
 }

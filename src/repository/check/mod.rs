@@ -10,8 +10,8 @@ use std::{
 };
 
 use super::{
-    Agents, Definition, Entry, Error, ModelIo, ModelSource, Options, Repository, draft::data_files,
-    layout,
+    Agents, Definition, Entry, Error, ModelIo, ModelSource, Options, Repository, Written,
+    draft::data_files, layout,
 };
 
 /// Something wrong or odd in a repository.
@@ -108,7 +108,8 @@ fn check_model(
         return Err(error.clone());
     }
     // Held until all has been looked at, for the folder may be the agents' own.
-    let (draft, _agents) = agents.draft(&entry.id.name, &entry.dir, None, options)?;
+    let written = Written::read(&entry.dir, options)?;
+    let (draft, _agents) = agents.draft(&entry.id.name, &entry.dir, written, options)?;
     for message in draft.warnings() {
         findings.push(warning(place(entry, roots), message.clone()));
     }

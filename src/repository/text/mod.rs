@@ -32,7 +32,7 @@ pub(super) struct Parsed {
 }
 
 /// Where the fields of a file stand.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Outline {
     text: String,
     fields: HashMap<String, usize>,

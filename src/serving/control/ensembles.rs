@@ -126,18 +126,14 @@ impl ModelControl {
         let mut ensembles = BTreeMap::new();
         for entry in self.fetched(entries) {
             let name = entry.id.name.clone();
-            let source = || Source {
-                id: entry.id.clone(),
-                dir: entry.dir.clone(),
-                config: None,
-                folder: None,
-            };
-            let ensemble = entry.error.is_none().then(source);
-            let ensemble =
-                ensemble.and_then(|source| Some((self.loader.ensemble(&source)?, source)));
-            match ensemble {
-                None => first.push((name, Action::LoadEntry(entry))),
-                Some((ensemble, source)) => {
+            if let Some(error) = entry.error {
+                first.push((name, Action::Fail(entry.id, error)));
+                continue;
+            }
+            let source = Source::from(entry);
+            match self.loader.ensemble(&source) {
+                None => first.push((name, Action::LoadSource(Box::new(source)))),
+                Some(ensemble) => {
                     lock(&self.dependencies).asked_for(&source.id);
                     let of_name: &mut Vec<_> = ensembles.entry(name).or_default();
                     of_name.push((ensemble, source));
@@ -218,7 +214,7 @@ impl ModelControl {
         let given = served.values().next().filter(|_| is_given);
         let config = given.map(|version| (*version.config).clone());
         drop(served);
-        let source = Source { id: entry.id, dir: entry.dir, config, folder: None };
+        let source = Source::from(entry).with(config);
         match self.load_ensemble(&source, &Failures::new()) {
             Ok(()) => {
                 let outcome = self.note(id, false, Ok(()));
@@ -249,8 +245,7 @@ impl ModelControl {
         let inner = |step: &EnsembleStep| {
             let found = self.repository.find(&step.model).ok()?;
             let entry = found.into_iter().find(|entry| entry.error.is_none())?;
-            let source = Source { id: entry.id, dir: entry.dir, config: None, folder: None };
-            self.loader.ensemble(&source)
+            self.loader.ensemble(&Source::from(entry))
         };
         match returns_to(&id.name, ensemble, inner) {
             None => Ok(()),

@@ -14,6 +14,7 @@
 mod agenda;
 mod dependencies;
 mod ensembles;
+mod hosted;
 mod index;
 mod inside;
 mod poll;
@@ -50,7 +51,7 @@ use super::{
 use crate::{
     inference::Error,
     memory::Reservation,
-    repository::{Entry, ModelId, Overrides, Repository},
+    repository::{self, ModelId, Overrides, Repository},
     runtime::reply_channel,
 };
 
@@ -115,7 +116,9 @@ enum Action {
     /// Load all models of the name.
     Load(Overrides),
     /// Load what lies here.
-    LoadEntry(Entry),
+    LoadSource(Box<Source>),
+    /// Say why this cannot be loaded.
+    Fail(ModelId, repository::Error),
     /// Load this because an ensemble has a step for it.
     LoadForEnsemble,
     /// Load an ensemble, whose models were loaded if they could be.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{Action, ModelControl, Ran, lock};
 use crate::{
     inference::Error,
-    repository::{self, Entry, Fingerprint, ModelId, Overrides, check_model_name},
+    repository::{self, ModelId, Overrides, check_model_name},
     serving::{
         load::{Before, LoadFailure, Source},
         server::Versions,
@@ -20,11 +20,15 @@ impl ModelControl {
             Action::LoadForEnsemble => {
                 self.load_named(name, Overrides::default(), is_wanted, false)
             }
-            Action::LoadEntry(entry) => {
-                let id = entry.id.clone();
+            Action::LoadSource(source) => {
+                lock(&self.dependencies).asked_for(&source.id);
+                lock(&self.dependencies).wants_nothing(&source.id);
+                let loaded = self.load_source(&source);
+                self.ran(name, self.note(&source.id, is_wanted, loaded))
+            }
+            Action::Fail(id, error) => {
                 lock(&self.dependencies).asked_for(&id);
-                let loaded = self.load_entry(entry);
-                self.ran(name, self.note(&id, is_wanted, loaded))
+                self.ran(name, self.note(&id, is_wanted, Err(error.into())))
             }
             Action::LoadEnsemble(source, failures) => {
                 let loaded = self.load_ensemble(&source, &failures);
@@ -94,10 +98,9 @@ impl ModelControl {
         }
         let config = overrides.config()?;
         if !overrides.files.is_empty() {
-            let folder = Arc::new(overrides.write()?);
+            let folder = overrides.write()?;
             let id = ModelId { name: name.to_owned(), namespace: String::new() };
-            let dir = folder.path().to_owned();
-            return Ok(vec![Source { id, dir, config, folder: Some(folder) }]);
+            return Ok(vec![Source::temporary(id, folder, config)]);
         }
         let found = self.repository.find(name)?.into_iter();
         found
@@ -105,8 +108,7 @@ impl ModelControl {
                 Some(error) => Err(error.into()),
                 None => {
                     self.repository.fetch(&entry)?;
-                    let config = config.clone();
-                    Ok(Source { id: entry.id, dir: entry.dir, config, folder: None })
+                    Ok(Source::from(entry).with(config.clone()))
                 }
             })
             .collect()
@@ -130,24 +132,13 @@ impl ModelControl {
         Ran { orphans, ..self.ran(name, Ok(())) }
     }
 
-    fn load_entry(self: &Arc<Self>, entry: Entry) -> Result<(), LoadFailure> {
-        match entry.error {
-            Some(error) => Err(error.into()),
-            None => {
-                lock(&self.dependencies).wants_nothing(&entry.id);
-                let source = Source { id: entry.id, dir: entry.dir, config: None, folder: None };
-                self.load_source(&source)
-            }
-        }
-    }
-
     pub(super) fn load_source(self: &Arc<Self>, source: &Source) -> Result<(), LoadFailure> {
         let id = &source.id;
         let served = self.server.served(id);
         let is_foreign = source.folder.is_some();
         let now = match source.config {
             Some(_) => None,
-            None => Some(Fingerprint::of(&source.dir)?),
+            None => Some(source.fingerprint()?),
         };
         let then = lock(&self.records).loaded_as(id).cloned();
         let is_outdated = self.is_outdated(id);

@@ -5,11 +5,12 @@ mod table;
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum as _;
 use serde::Serialize;
 
 pub use self::{csv::csv, table::table};
 use super::{
-    args::{BenchArgs, Protocol},
+    args::BenchArgs,
     load::{Distribution, Level},
     measure::Measurement,
 };
@@ -132,16 +133,12 @@ fn percentile_keys<S: serde::Serializer>(
 
 /// The results as JSON, with what was measured.
 pub fn json(args: &BenchArgs, figures: &[Figures]) -> String {
-    let protocol = match args.protocol {
-        Protocol::Http => "http",
-        Protocol::Grpc => "grpc",
-        Protocol::Ring => "ring",
-    };
+    let via = args.via.to_possible_value().map(|value| value.get_name().to_owned());
     let report = serde_json::json!({
         "model_name": args.model_name,
         "model_version": args.model_version,
         "url": args.authority(),
-        "protocol": protocol,
+        "protocol": via,
         "streaming": args.streaming,
         "batch_size": args.batch_size,
         "client_threads": args.client_threads,
