@@ -260,12 +260,7 @@ impl Draft {
         let signature = definition::signature(&self.config).ok_or_else(|| {
             Error::invalid(format!("model '{}' has a tensor of unknown type", self.config.name))
         })?;
-        let scheduling = Scheduling::new(&self.config).map_err(|message| {
-            self.locate(Fault::new(
-                "sequence_batching",
-                format!("{message} for {}", self.config.name),
-            ))
-        })?;
+        let scheduling = Scheduling::new(&self.config).map_err(|fault| self.locate(fault))?;
         Ok(Definition {
             name: signature.model.clone(),
             labels: Arc::new(labels::read(&self.config, &self.dir)?),

@@ -12,6 +12,7 @@
 mod agents;
 mod agreement;
 mod autocomplete;
+mod batching;
 mod check;
 mod content;
 mod definition;

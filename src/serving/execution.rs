@@ -225,6 +225,22 @@ impl Executed {
         self.times.compute_infer
     }
 
+    /// The rows of its requests.
+    pub fn rows(&self) -> u32 {
+        match &self.ran {
+            Ran::Batch { jobs, .. } => jobs.iter().map(|job| job.admitted.batch_size).sum(),
+            Ran::Requests { rows, .. } => *rows,
+        }
+    }
+
+    /// How long all of it took; `None` when it failed.
+    pub fn took(&self) -> Option<Duration> {
+        match &self.ran {
+            Ran::Batch { outcome: Err(_), .. } => None,
+            _ => Some(self.ended() - self.began),
+        }
+    }
+
     /// When the last output was there; when it began, if it failed.
     pub fn ended(&self) -> Timestamp {
         let BatchTimes { compute_input, compute_infer, compute_output } = self.times;

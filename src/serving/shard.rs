@@ -80,7 +80,7 @@ impl Shard {
             batches: policy.dynamic.is_some(),
             ran_at_once: Cell::default(),
             home: current(),
-            queue: RefCell::new(DynamicQueue::new(policy)),
+            queue: RefCell::new(DynamicQueue::new(policy).for_instances(executor.instances())),
             executor: RefCell::new(executor),
             bell: Bell::default(),
             closed: Cell::new(false),
@@ -116,6 +116,7 @@ impl Shard {
             Executor::Threads(threads) => threads.finished(),
             Executor::Lanes(lanes) => lanes.finished(),
         }
+        self.note(&executed);
         let now = Timestamp::now();
         match &self.in_order {
             None => executed.answer(self.home.index(), now),
@@ -127,6 +128,11 @@ impl Shard {
         if !self.queue.borrow().is_empty() {
             self.bell.ring();
         }
+    }
+
+    /// Tells the queue of a batch that has run.
+    fn note(&self, executed: &Executed) {
+        self.queue.borrow_mut().finished(executed.rows(), executed.took());
     }
 
     /// Whether the request that was queued last need not wait for the shard's task: no other can join it,
@@ -207,6 +213,7 @@ impl Shard {
                 let batch = SealedBatch { jobs, rows: SharedRows::default(), ticket: 0 };
                 let executed = execute(&mut taken.placed.instance, batch, &self.home, now);
                 let ended = executed.ended();
+                self.note(&executed);
                 let slow = taken.pace.is_lost_after(executed.compute_infer());
                 *self.executor.borrow_mut() =
                     if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
@@ -225,6 +232,7 @@ impl Shard {
                     help.into_iter().for_each(Help::call);
                     return now;
                 };
+                self.queue.borrow_mut().finished(0, None);
                 for job in jobs {
                     let detail = "the instance's thread has ended".to_owned();
                     job.fail(self.home.index(), Error::Internal { detail });
@@ -283,6 +291,14 @@ enum Room {
 }
 
 impl Executor {
+    /// How many batches can run at once.
+    fn instances(&self) -> usize {
+        match self {
+            Self::Inline(_) => 1,
+            Self::Threads(threads) => threads.count(),
+        }
+    }
+
     fn room(&self) -> Room {
         match self {
             Self::Inline(Some(_)) => Room::Now,
