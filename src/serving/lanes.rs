@@ -268,6 +268,11 @@ struct Route {
 }
 
 impl ModelLanes {
+    /// How many instances there are.
+    pub fn count(&self) -> usize {
+        self.instances
+    }
+
     /// Whether an instance has nothing to do.
     pub fn have_idle(&self) -> bool {
         self.in_flight < self.instances

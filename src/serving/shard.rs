@@ -296,6 +296,7 @@ impl Executor {
         match self {
             Self::Inline(_) => 1,
             Self::Threads(threads) => threads.count(),
+            Self::Lanes(lanes) => lanes.count(),
         }
     }
 
