@@ -1,6 +1,10 @@
-//! What a request costs the sequence batcher, for few sequences that live and for many.
+//! What a request costs the sequence batcher, for few sequences that live and for many; and, on a virtual clock,
+//! what the delay that the dynamic batcher chooses brings beside fixed ones.
 //!
 //! `make bench-schedulers`
+
+#[path = "../tests/delay/simulation.rs"]
+mod simulation;
 
 use std::{hint::black_box, time::Duration};
 
@@ -10,6 +14,8 @@ use nereid::{
     repository::SequenceStrategy,
     scheduler::{Carried, Queued, SequenceDecision, SequencePolicy, SequenceQueue, Sequenced},
 };
+
+use simulation::{Delay, Outcome, simulate};
 
 struct Request(Sequence);
 
@@ -110,5 +116,31 @@ fn sequences(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, sequences);
+/// The table of a delay that is chosen beside fixed ones. It is simulated: the same on every machine.
+fn delays(_: &mut Criterion) {
+    const EACH: Duration = Duration::from_secs(2);
+    let [target, ..] = simulation::TARGETS;
+    println!("Simulated, requests a second (p99 in ms), target {} ms", target.as_millis());
+    for site in &simulation::SITES {
+        println!(
+            "\n| {} | auto | 0 µs | 100 µs | 500 µs | 1000 µs |\n|---|---|---|---|---|---|",
+            site.name
+        );
+        let auto = Delay::Auto { target };
+        let fixed = simulation::FIXED_US.map(|us| Delay::Fixed(Duration::from_micros(us)));
+        let outcomes: Vec<_> = std::iter::once(auto)
+            .chain(fixed)
+            .map(|delay| simulate(site, delay, &simulation::STEPS, EACH))
+            .collect();
+        for (step, load) in simulation::STEPS.iter().enumerate() {
+            let cells = outcomes.iter().map(|of_delay| {
+                let Outcome { per_second, p99, .. } = of_delay[step];
+                format!(" {per_second:.0} ({:.1}) |", p99.as_secs_f64() * 1e3)
+            });
+            println!("| {load:?} |{}", cells.collect::<String>());
+        }
+    }
+}
+
+criterion_group!(benches, sequences, delays);
 criterion_main!(benches);

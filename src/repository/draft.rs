@@ -260,12 +260,7 @@ impl Draft {
         let signature = definition::signature(&self.config).ok_or_else(|| {
             Error::invalid(format!("model '{}' has a tensor of unknown type", self.config.name))
         })?;
-        let scheduling = Scheduling::new(&self.config).map_err(|message| {
-            self.locate(Fault::new(
-                "sequence_batching",
-                format!("{message} for {}", self.config.name),
-            ))
-        })?;
+        let scheduling = Scheduling::new(&self.config).map_err(|fault| self.locate(fault))?;
         Ok(Definition {
             name: signature.model.clone(),
             labels: Arc::new(labels::read(&self.config, &self.dir)?),
@@ -330,6 +325,9 @@ impl Draft {
 
     /// The compute capability of the first GPU, on which the latest version is looked at.
     fn compute_capability(&self) -> Option<String> {
+        if self.config.cc_model_filenames.is_empty() {
+            return None;
+        }
         let first = self.options.supported_gpus().next()?;
         self.options.compute_capability(first)
     }

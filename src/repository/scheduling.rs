@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use super::{batching, error::Fault};
 use crate::{
     inference::{DataType, Shape, Signature, TensorSpec},
     proto::{
@@ -35,6 +36,8 @@ pub struct DynamicBatching {
     pub preferred_sizes: Vec<u32>,
     /// How long a request may wait for others to join it.
     pub max_queue_delay: Duration,
+    /// In place of that, the 99th percentile of latency to keep with a delay chosen while serving.
+    pub delay_target_p99: Option<Duration>,
     /// Whether responses leave in the order in which requests came.
     pub preserve_ordering: bool,
     /// The number of priority levels, 1 being the highest; 0 when priorities are not used.
@@ -214,14 +217,19 @@ pub struct EnsembleStep {
 }
 
 impl Scheduling {
-    /// The settings of a normalised, validated configuration; an unknown data type gives the
-    /// error's text.
-    pub(super) fn new(config: &ModelConfig) -> Result<Self, String> {
+    /// The settings of a normalised, validated configuration.
+    pub(super) fn new(config: &ModelConfig) -> Result<Self, Fault> {
+        let delay_target_p99 = batching::delay_target_p99(config)?;
         Ok(match &config.scheduling_choice {
             None => Self::Plain,
-            Some(SchedulingChoice::DynamicBatching(batching)) => Self::Dynamic(batching.into()),
+            Some(SchedulingChoice::DynamicBatching(batching)) => {
+                Self::Dynamic(DynamicBatching { delay_target_p99, ..batching.into() })
+            }
             Some(SchedulingChoice::SequenceBatching(batching)) => {
-                Self::Sequence(SequenceBatching::new(batching)?)
+                let read = SequenceBatching::new(batching);
+                Self::Sequence(read.map_err(|message| {
+                    Fault::new("sequence_batching", format!("{message} for {}", config.name))
+                })?)
             }
             Some(SchedulingChoice::EnsembleScheduling(ensemble)) => Self::Ensemble(ensemble.into()),
         })
@@ -233,6 +241,7 @@ impl From<&ModelDynamicBatching> for DynamicBatching {
         Self {
             preferred_sizes: sizes(&batching.preferred_batch_size),
             max_queue_delay: Duration::from_micros(batching.max_queue_delay_microseconds),
+            delay_target_p99: None,
             preserve_ordering: batching.preserve_ordering,
             priority_levels: batching.priority_levels,
             default_priority: batching.default_priority_level,

@@ -1,3 +1,5 @@
+mod auto_delay;
+
 use std::{collections::VecDeque, time::Duration};
 
 use crate::{
@@ -5,6 +7,8 @@ use crate::{
     observe::Closure,
     repository::{DynamicBatching, QueuePolicy, TimeoutAction},
 };
+
+use auto_delay::AutoDelay;
 
 /// What the queue must know of a request.
 pub trait Queued {
@@ -56,6 +60,8 @@ pub struct DynamicQueue<R> {
     calm_until: Option<Timestamp>,
     /// Why the last batch was closed.
     closure: Closure,
+    /// What chooses how long requests wait, if it is not fixed.
+    auto_delay: Option<Box<AutoDelay>>,
 }
 
 struct Level<R> {
@@ -86,7 +92,23 @@ impl<R: Queued> DynamicQueue<R> {
                 delayed: VecDeque::new(),
             })
             .collect();
-        Self { policy, levels, len: 0, calm_until: None, closure: Closure::Single }
+        let target = policy.dynamic.as_ref().and_then(|dynamic| dynamic.delay_target_p99);
+        Self {
+            policy,
+            levels,
+            len: 0,
+            calm_until: None,
+            closure: Closure::Single,
+            auto_delay: target.map(AutoDelay::new).map(Box::new),
+        }
+    }
+
+    /// The same for so many instances; without, it feeds one.
+    pub fn for_instances(mut self, instances: usize) -> Self {
+        if let Some(auto_delay) = &mut self.auto_delay {
+            auto_delay.set_instances(instances);
+        }
+        self
     }
 
     /// The number of requests that wait.
@@ -186,6 +208,9 @@ impl<R: Queued> DynamicQueue<R> {
     /// What to do now that an instance is free. Expired requests must have been taken out before.
     pub fn next(&mut self, now: Timestamp) -> Decision<R> {
         if self.len == 0 {
+            if let Some(auto_delay) = &mut self.auto_delay {
+                auto_delay.gone();
+            }
             return Decision::Idle;
         }
         let Some(dynamic) = &self.policy.dynamic else {
@@ -193,6 +218,11 @@ impl<R: Queued> DynamicQueue<R> {
             return Decision::Run(self.take(1));
         };
         let pending = self.pending(dynamic, Some(now));
+        if let Some(mut auto_delay) = self.auto_delay.take() {
+            let decision = self.next_by(&mut auto_delay, &pending, now);
+            self.auto_delay = Some(auto_delay);
+            return decision;
+        }
         let due = pending.oldest + dynamic.max_queue_delay;
         let (count, closure) = match (pending.preferred_count, pending.stop) {
             (Some(count), _) => (count, Closure::Preferred),
@@ -202,6 +232,40 @@ impl<R: Queued> DynamicQueue<R> {
         };
         self.closure = closure;
         Decision::Run(self.take(count))
+    }
+
+    /// What to do when it is found out while serving how long to wait. Preferred sizes have no say then.
+    fn next_by(
+        &mut self,
+        auto_delay: &mut AutoDelay,
+        pending: &Pending,
+        now: Timestamp,
+    ) -> Decision<R> {
+        let wait = match pending.stop {
+            Some(_) => None,
+            None => {
+                let sizes = (pending.rows, self.policy.max_batch_size);
+                let first = self.in_order().take(pending.count);
+                auto_delay.wait(sizes, first.map(|waiting| waiting.since), now)
+            }
+        };
+        let most = self.policy.dynamic.as_ref().map(|dynamic| dynamic.max_queue_delay);
+        let most = most.filter(|most| !most.is_zero()).map(|most| pending.oldest + most);
+        let until = wait.map(|until| most.map_or(until, |most| until.min(most)));
+        if let Some(until) = until.filter(|until| *until > now) {
+            return Decision::WaitUntil(until);
+        }
+        let as_aimed = auto_delay.begun(pending.rows);
+        let closure = if as_aimed { Closure::Preferred } else { Closure::Delay };
+        self.closure = pending.stop.unwrap_or(closure);
+        Decision::Run(self.take(pending.count))
+    }
+
+    /// Notes that an instance has given a batch of so many rows back, and for how long it ran if it did.
+    pub fn finished(&mut self, rows: u32, took: Option<Duration>) {
+        if let Some(auto_delay) = &mut self.auto_delay {
+            auto_delay.finished(rows, took);
+        }
     }
 
     /// The next batch, if neither an arrival nor the passing of time could change it any more; only
@@ -224,6 +288,9 @@ impl<R: Queued> DynamicQueue<R> {
         };
         let pending = self.pending(dynamic, None);
         let stop = pending.stop.filter(|_| self.stays(pending.seen))?;
+        if let Some(auto_delay) = &mut self.auto_delay {
+            auto_delay.begun(pending.rows);
+        }
         self.closure = pending.preferred_count.map_or(stop, |_| Closure::Preferred);
         Some(self.take(pending.preferred_count.unwrap_or(pending.count)))
     }
@@ -252,8 +319,11 @@ impl<R: Queued> DynamicQueue<R> {
 
     /// The batch that could run now; without `now`, when that is not known yet.
     fn pending(&self, dynamic: &DynamicBatching, now: Option<Timestamp>) -> Pending {
-        let preferred = &dynamic.preferred_sizes;
         let max_batch_size = self.policy.max_batch_size;
+        let preferred = match dynamic.delay_target_p99 {
+            None => &*dynamic.preferred_sizes,
+            Some(_) => &[],
+        };
         // Of the largest preferred size a batch is closed; with a delay those that have waited for as
         // long go with it.
         let largest = match dynamic.max_queue_delay.is_zero() {
@@ -264,16 +334,16 @@ impl<R: Queued> DynamicQueue<R> {
             |since: Timestamp| now.is_some_and(|now| since + dynamic.max_queue_delay <= now);
         let mut pending = Pending {
             count: 0,
+            rows: 0,
             seen: 0,
             oldest: Timestamp::default(),
             preferred_count: None,
             stop: None,
         };
-        let mut rows = 0;
         let mut first: Option<&Waiting<R>> = None;
         for waiting in self.in_order() {
             pending.seen += 1;
-            let grown = rows + waiting.request.rows();
+            let grown = pending.rows + waiting.request.rows();
             let fits = first.is_none_or(|first| waiting.request.fits_with(&first.request));
             if first.is_some() && (grown > largest || !fits) {
                 pending.stop = Some(if fits { Closure::Full } else { Closure::Shape });
@@ -282,14 +352,14 @@ impl<R: Queued> DynamicQueue<R> {
             pending.oldest = first.map_or(waiting.since, |_| pending.oldest.min(waiting.since));
             first = first.or(Some(waiting));
             pending.count += 1;
-            rows = grown;
+            pending.rows = grown;
             let goes_with = pending.preferred_count == Some(pending.count - 1)
                 && !dynamic.max_queue_delay.is_zero()
                 && is_due(waiting.since);
-            if preferred.contains(&rows) || goes_with {
+            if preferred.contains(&grown) || goes_with {
                 pending.preferred_count = Some(pending.count);
             }
-            if rows >= largest {
+            if grown >= largest {
                 pending.stop = Some(Closure::Full);
                 break;
             }
@@ -327,6 +397,7 @@ impl<R: Queued> DynamicQueue<R> {
 /// The batch that could run now.
 struct Pending {
     count: usize,
+    rows: u32,
     /// The requests that were looked at: one more when the next does not fit.
     seen: usize,
     oldest: Timestamp,

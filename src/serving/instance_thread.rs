@@ -70,6 +70,11 @@ impl InstanceThreads {
         Self { batches: bounded(1).0, count: 1, in_flight: 0 }
     }
 
+    /// The number of instances.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// Whether a batch would begin at once.
     pub fn have_idle(&self) -> bool {
         self.in_flight < self.count

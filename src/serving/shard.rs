@@ -12,6 +12,7 @@ use super::{
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::Job,
+    lanes::ModelLanes,
     rows::{Help, SHARED_AHEAD_BYTES_MIN, SHARED_BYTES_MIN, SharedRows},
 };
 use crate::{
@@ -45,6 +46,8 @@ pub enum Executor {
     Inline(Option<InlineInstance>),
     /// On instance threads.
     Threads(InstanceThreads),
+    /// On devices, which this reactor drives.
+    Lanes(ModelLanes),
 }
 
 /// An instance that runs on its reactor as long as it is fast.
@@ -77,7 +80,7 @@ impl Shard {
             batches: policy.dynamic.is_some(),
             ran_at_once: Cell::default(),
             home: current(),
-            queue: RefCell::new(DynamicQueue::new(policy)),
+            queue: RefCell::new(DynamicQueue::new(policy).for_instances(executor.instances())),
             executor: RefCell::new(executor),
             bell: Bell::default(),
             closed: Cell::new(false),
@@ -108,9 +111,12 @@ impl Shard {
 
     /// Takes back a batch that an instance thread has run, and answers it.
     pub fn finished(&self, executed: Executed) {
-        if let Executor::Threads(threads) = &mut *self.executor.borrow_mut() {
-            threads.finished();
+        match &mut *self.executor.borrow_mut() {
+            Executor::Inline(_) => {}
+            Executor::Threads(threads) => threads.finished(),
+            Executor::Lanes(lanes) => lanes.finished(),
         }
+        self.note(&executed);
         let now = Timestamp::now();
         match &self.in_order {
             None => executed.answer(self.home.index(), now),
@@ -122,6 +128,11 @@ impl Shard {
         if !self.queue.borrow().is_empty() {
             self.bell.ring();
         }
+    }
+
+    /// Tells the queue of a batch that has run.
+    fn note(&self, executed: &Executed) {
+        self.queue.borrow_mut().finished(executed.rows(), executed.took());
     }
 
     /// Whether the request that was queued last need not wait for the shard's task: no other can join it,
@@ -202,6 +213,7 @@ impl Shard {
                 let batch = SealedBatch { jobs, rows: SharedRows::default(), ticket: 0 };
                 let executed = execute(&mut taken.placed.instance, batch, &self.home, now);
                 let ended = executed.ended();
+                self.note(&executed);
                 let slow = taken.pace.is_lost_after(executed.compute_infer());
                 *self.executor.borrow_mut() =
                     if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
@@ -211,12 +223,8 @@ impl Shard {
             Executor::Threads(threads) => {
                 let bytes_min =
                     if threads.have_idle() { SHARED_BYTES_MIN } else { SHARED_AHEAD_BYTES_MIN };
-                let mut batch = seal(jobs, bytes_min);
-                if let Some(in_order) = &self.in_order {
-                    batch.ticket = in_order.borrow_mut().ticket();
-                }
-                let holders = batch.jobs.iter().map(|job| job.reply.reactor());
-                let help = batch.rows.help(holders);
+                let batch = self.with_ticket(seal(jobs, Some(bytes_min)));
+                let help = help(&batch);
                 let refused = threads.run(batch).err();
                 drop(executor);
                 let Some(SealedBatch { jobs, .. }) = refused else {
@@ -224,26 +232,53 @@ impl Shard {
                     help.into_iter().for_each(Help::call);
                     return now;
                 };
+                self.queue.borrow_mut().finished(0, None);
                 for job in jobs {
                     let detail = "the instance's thread has ended".to_owned();
                     job.fail(self.home.index(), Error::Internal { detail });
                 }
                 now
             }
+            Executor::Lanes(lanes) => {
+                let bytes_min = (!lanes.want_pinned()).then_some(SHARED_AHEAD_BYTES_MIN);
+                let batch = self.with_ticket(seal(jobs, bytes_min));
+                let help = help(&batch);
+                lanes.run(batch, now);
+                drop(executor);
+                help.into_iter().for_each(Help::call);
+                now
+            }
         }
+    }
+
+    fn with_ticket(&self, mut batch: SealedBatch) -> SealedBatch {
+        if let Some(in_order) = &self.in_order {
+            batch.ticket = in_order.borrow_mut().ticket();
+        }
+        batch
     }
 }
 
-/// Gives a batch of at least `bytes_min` its places, so that several threads can put it together.
-fn seal(jobs: Vec<Job>, bytes_min: usize) -> SealedBatch {
+/// Gives a batch of at least `bytes_min` its places, so that several threads can put it together;
+/// without a bound all of every batch.
+fn seal(jobs: Vec<Job>, bytes_min: Option<usize>) -> SealedBatch {
     let rows = match jobs.first() {
         Some(Job { version, .. }) if !version.takes_requests => {
             let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
-            SharedRows::seal(&version.signature, &requests, bytes_min, &version.host.pool)
+            let (signature, pool) = (&version.signature, &version.host.pool);
+            match bytes_min {
+                Some(bytes_min) => SharedRows::seal(signature, &requests, bytes_min, pool),
+                None => SharedRows::seal_all(signature, &requests, pool),
+            }
         }
         _ => SharedRows::default(),
     };
     SealedBatch { jobs, rows, ticket: 0 }
+}
+
+/// Who could help to put the batch together.
+fn help(batch: &SealedBatch) -> Option<Help> {
+    batch.rows.help(batch.jobs.iter().map(|job| job.reply.reactor()))
 }
 
 /// When a batch would run.
@@ -256,11 +291,22 @@ enum Room {
 }
 
 impl Executor {
+    /// How many batches can run at once.
+    fn instances(&self) -> usize {
+        match self {
+            Self::Inline(_) => 1,
+            Self::Threads(threads) => threads.count(),
+            Self::Lanes(lanes) => lanes.count(),
+        }
+    }
+
     fn room(&self) -> Room {
         match self {
             Self::Inline(Some(_)) => Room::Now,
             Self::Threads(threads) if threads.have_idle() => Room::Now,
             Self::Threads(threads) if threads.have_free_lane() => Room::Later,
+            Self::Lanes(lanes) if lanes.have_idle() => Room::Now,
+            Self::Lanes(lanes) if lanes.have_free_lane() => Room::Later,
             _ => Room::None,
         }
     }

@@ -75,6 +75,61 @@ fn without_batching_each_request_runs_alone() {
 }
 
 #[test]
+fn a_delay_of_its_own_choice_is_learnt_from_what_ran_and_ends_with_the_target() {
+    let target = Duration::from_millis(10);
+    let queue = |most_us| {
+        let mut queue = DynamicQueue::new(with(
+            8,
+            DynamicBatching {
+                delay_target_p99: Some(target),
+                max_queue_delay: Duration::from_micros(most_us),
+                ..DynamicBatching::default()
+            },
+        ));
+        // Nothing has run yet: nothing is known that would be worth a wait.
+        queue.push(fake(0, 1), at(0)).unwrap();
+        assert_eq!(names(queue.next(at(0))), [0]);
+        queue.finished(1, Some(Duration::from_millis(1)));
+        queue
+    };
+    // Two that ran as long as one would save 1 ms, of which half is spent.
+    for (most_us, waited_us) in [(0, 500), (200, 200)] {
+        let mut queue = queue(most_us);
+        queue.push(fake(1, 1), at(2000)).unwrap();
+        assert_eq!(queue.next(at(2000)), Decision::WaitUntil(at(2000 + waited_us)));
+        queue.push(fake(2, 1), at(2100)).unwrap();
+        assert_eq!(names(queue.next(at(2100))), [1, 2]);
+        assert_eq!(queue.last_closure(), Closure::Preferred);
+    }
+    // With 8.9 ms of the target gone, no more than a twentieth of it is spent.
+    let mut queue = queue(0);
+    queue.push(fake(1, 1), at(2000)).unwrap();
+    assert_eq!(queue.next(at(10_900)), Decision::WaitUntil(at(11_400)));
+    assert_eq!(names(queue.next(at(11_400))), [1]);
+    assert_eq!(queue.last_closure(), Closure::Delay);
+    // It was in vain, so the next does not wait.
+    queue.push(fake(2, 1), at(12_000)).unwrap();
+    assert_eq!(names(queue.next(at(12_000))), [2]);
+}
+
+#[test]
+fn nothing_waits_while_another_instance_is_free() {
+    let dynamic = DynamicBatching {
+        delay_target_p99: Some(Duration::from_millis(10)),
+        ..DynamicBatching::default()
+    };
+    let mut queue = DynamicQueue::new(with(8, dynamic)).for_instances(2);
+    let begin = |queue: &mut DynamicQueue<Fake>, name| {
+        queue.push(fake(name, 1), at(0)).unwrap();
+        queue.next(at(0))
+    };
+    assert_eq!(names(begin(&mut queue, 0)), [0]);
+    queue.finished(1, Some(Duration::from_millis(1)));
+    assert_eq!(names(begin(&mut queue, 1)), [1]);
+    assert!(matches!(begin(&mut queue, 2), Decision::WaitUntil(_)));
+}
+
+#[test]
 fn without_a_delay_whatever_waits_runs_at_once() {
     let mut queue = DynamicQueue::new(batching(4, &[], 0));
     for name in 0..6 {
@@ -342,8 +397,11 @@ proptest! {
         arrivals in prop::collection::vec((1_u32..6, 0_u8..2, 0_u64..4, 0_u64..30), 1..80),
         preferred in prop::sample::subsequence(vec![2_u32, 3, 5, 8], 0..4),
         delay in 0_u64..200,
+        target in prop::option::of(1_u64..1000),
+        took in prop::collection::vec(1_u64..100, 1..9),
     ) {
         let policy = with(8, DynamicBatching {
+            delay_target_p99: target.map(Duration::from_micros),
             priority_levels: 3,
             default_priority: 1,
             preferred_sizes: preferred.clone(),
@@ -353,20 +411,33 @@ proptest! {
         let mut queue = DynamicQueue::new(policy);
         let (mut now, mut out) = (0, Vec::new());
         let mut run = |queue: &mut DynamicQueue<Fake>, now| {
-            while let Decision::Run(batch) = queue.next(at(now)) {
-                let rows: u32 = batch.iter().map(|request| request.rows).sum();
-                prop_assert!(rows <= 8);
-                prop_assert!(batch.iter().all(|request| request.shape == batch[0].shape));
-                out.extend(batch);
+            loop {
+                match queue.next(at(now)) {
+                    Decision::Idle => return Ok(at(now)),
+                    Decision::WaitUntil(due) => {
+                        prop_assert!(due > at(now));
+                        return Ok(due);
+                    }
+                    Decision::Run(batch) => {
+                        let rows: u32 = batch.iter().map(|request| request.rows).sum();
+                        prop_assert!(rows <= 8);
+                        prop_assert!(batch.iter().all(|request| request.shape == batch[0].shape));
+                        let took = took[rows as usize % took.len()];
+                        queue.finished(rows, Some(Duration::from_micros(took)));
+                        out.extend(batch);
+                    }
+                }
             }
-            Ok(())
         };
         for (name, &(rows, shape, priority, gap)) in arrivals.iter().enumerate() {
             now += gap;
             queue.push(Fake { shape, priority, ..fake(name, rows) }, at(now)).unwrap();
             run(&mut queue, now)?;
         }
-        run(&mut queue, now + delay)?;
+        for _ in 0..=arrivals.len() {
+            let due = run(&mut queue, now)?;
+            now = due.as_nanos().div_ceil(1000).max(now);
+        }
         prop_assert!(queue.is_empty());
         let mut all: Vec<_> = out.iter().map(|request| request.name).collect();
         for level in 1..=3 {

@@ -1,0 +1,194 @@
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::inference::Timestamp;
+
+/// The most batches from one look at how many rows would come to the next.
+const LOOK_EVERY_MAX: u32 = 128;
+/// What the newest run counts for in the mean of its size.
+const NEWEST: f64 = 0.125;
+/// The share of its target that a request may take by what the batcher expects; the rest is for what it
+/// does not.
+const TARGET_SHARE: f64 = 0.9;
+
+/// The part of its target that a batch may wait though one of its requests is late for it. Clients whose
+/// answers have just left need no longer to come back, and without them batches stay small and all are late.
+const GRACE: u32 = 20;
+
+/// Chooses how long a batch waits for more rows.
+///
+/// It knows how long batches of each size have run. Of `n` rows that are there each costs `run(n) / n`
+/// of an instance's time; waiting for `m` pays as long as `(wait + run(m)) / m` is less. Half of that
+/// wait is granted, so that one in vain is made good by one that is not. It ends sooner where a request
+/// would miss the target by it, and there is none while another instance is free for who comes next.
+///
+/// How many rows to wait for, `aim`, cannot be told from how many come in a second: clients that wait
+/// for their answers send all together, and the longer they are kept the fewer they send. So it is found
+/// out by looking: now and then a batch waits for a quarter more, and what has come by then is the new
+/// aim. Looks that find nothing become rare, those that find more or less than there was are followed by
+/// others at once.
+pub struct AutoDelay {
+    target: Duration,
+    instances: usize,
+    running: usize,
+    run_times: RunTimes,
+    aim: u32,
+    /// Batches until the next look.
+    look_in: u32,
+    look_every: u32,
+    wait: Option<Wait>,
+}
+
+/// A batch that waits.
+struct Wait {
+    since: Timestamp,
+    aim: u32,
+    is_look: bool,
+    /// The rows that are there, and until when they wait if no others come.
+    rows: u32,
+    until: Timestamp,
+}
+
+impl AutoDelay {
+    /// With the aim that 99 of 100 requests take no longer than `target`.
+    pub fn new(target: Duration) -> Self {
+        Self {
+            target,
+            instances: 1,
+            running: 0,
+            run_times: RunTimes::default(),
+            aim: 1,
+            look_in: 0,
+            look_every: 1,
+            wait: None,
+        }
+    }
+
+    /// Of how many instances one must be free for a batch to begin.
+    pub fn set_instances(&mut self, instances: usize) {
+        self.instances = instances;
+    }
+
+    /// Until when the `rows` that could run now should wait for more, at most `rows_max`; `None` when
+    /// they should run. `arrivals` tells when their requests came.
+    pub fn wait(
+        &mut self,
+        (rows, rows_max): (u32, u32),
+        arrivals: impl Iterator<Item = Timestamp>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        if self.running + 1 < self.instances {
+            return None;
+        }
+        let mut wait = match self.wait.take() {
+            Some(wait) => wait,
+            None => self.begin(rows, rows_max, now),
+        };
+        if rows != wait.rows && (wait.rows == 0 || now < wait.until) {
+            wait.rows = rows;
+            wait.until = self.until(&wait, arrivals, now);
+        }
+        let (is_over, until) = (rows >= wait.aim || wait.until <= now, wait.until);
+        self.wait = Some(wait);
+        (!is_over).then_some(until)
+    }
+
+    /// No rows wait any more.
+    pub fn gone(&mut self) {
+        self.wait = None;
+    }
+
+    /// Notes that a batch is on its way to an instance, and whether it has as many rows as it waited
+    /// for.
+    pub fn begun(&mut self, rows: u32) -> bool {
+        self.running += 1;
+        self.look_in = self.look_in.saturating_sub(1);
+        let Some(wait) = self.wait.take() else { return false };
+        let has_come = rows >= wait.aim;
+        if wait.is_look || !has_come {
+            self.aim = rows;
+        }
+        match (wait.is_look, has_come) {
+            (false, true) => return true,
+            (true, false) => self.look_every = (2 * self.look_every).min(LOOK_EVERY_MAX),
+            (true, true) | (false, false) => self.look_every = 1,
+        }
+        self.look_in = if has_come { 0 } else { self.look_every };
+        has_come
+    }
+
+    /// Notes that a batch has come back, and how long it ran if it did.
+    pub fn finished(&mut self, rows: u32, took: Option<Duration>) {
+        self.running = self.running.saturating_sub(1);
+        if let Some(took) = took {
+            self.run_times.note(rows, took.as_secs_f64());
+        }
+    }
+
+    fn begin(&mut self, rows: u32, rows_max: u32, now: Timestamp) -> Wait {
+        let is_look = self.look_in == 0 && self.run_times.of(rows).is_some();
+        let usual = self.aim.max(rows);
+        let aim = if is_look { usual + (usual / 4).max(1) } else { self.aim }.min(rows_max);
+        if is_look && self.worth(rows, aim, Duration::ZERO).is_none() {
+            // What was measured once must not keep it from looking for ever.
+            self.run_times.forget(aim);
+        }
+        Wait { since: now, aim, is_look, rows: 0, until: now }
+    }
+
+    fn until(
+        &self,
+        wait: &Wait,
+        arrivals: impl Iterator<Item = Timestamp>,
+        now: Timestamp,
+    ) -> Timestamp {
+        let Some(worth) = self.worth(wait.rows, wait.aim, now - wait.since) else { return now };
+        let run_time = self.run_times.of(wait.aim).unwrap_or_default();
+        let allowed = self.target.as_secs_f64() * TARGET_SHARE - run_time;
+        let until = now + worth;
+        match (Duration::try_from_secs_f64(allowed), arrivals.min()) {
+            (Ok(allowed), Some(first)) => {
+                until.min((first + allowed).max(wait.since + self.target / GRACE))
+            }
+            // No wait is short enough: who is late is served soonest by what serves most.
+            _ => until,
+        }
+    }
+
+    /// How much longer it is worth waiting for `aim` rows when `rows` are there and `waited` has passed;
+    /// `None` when it is not, or not known yet.
+    fn worth(&self, rows: u32, aim: u32, waited: Duration) -> Option<Duration> {
+        let waited = waited.as_secs_f64();
+        let cost = (waited + self.run_times.of(rows)?) / f64::from(rows.max(1));
+        let worth = cost * f64::from(aim) - self.run_times.of(aim)? - waited;
+        Duration::try_from_secs_f64(worth / 2.0).ok().filter(|worth| !worth.is_zero())
+    }
+}
+
+/// Running means of how long batches ran, in seconds, by their rows.
+#[derive(Default)]
+struct RunTimes(BTreeMap<u32, f64>);
+
+impl RunTimes {
+    fn note(&mut self, rows: u32, took: f64) {
+        let mean = self.0.entry(rows).or_insert(took);
+        *mean += NEWEST * (took - *mean);
+    }
+
+    fn forget(&mut self, rows: u32) {
+        self.0.remove(&rows);
+    }
+
+    /// That of batches of so many rows, by the nearest sizes where there were none.
+    fn of(&self, rows: u32) -> Option<f64> {
+        let below = self.0.range(..=rows).next_back();
+        let above = self.0.range(rows..).next();
+        match (below, above) {
+            (Some((&fewer, &short)), Some((&more, &long))) if more > fewer => {
+                let share = f64::from(rows - fewer) / f64::from(more - fewer);
+                Some(short + share * (long - short))
+            }
+            (Some((_, &took)), _) | (None, Some((_, &took))) => Some(took),
+            (None, None) => None,
+        }
+    }
+}
