@@ -259,7 +259,7 @@ def test_the_timeline_shows_copies_beside_executions(on_devices, tmp_path):
 NVML = """
 #include <string.h>
 typedef struct { unsigned gpu, memory; } rates;
-typedef struct { unsigned long long total, free, used; } memory;
+typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory;
 int nvmlInit_v2(void) { return 0; }
 int nvmlInitWithFlags(unsigned flags) { return 0; }
 int nvmlShutdown(void) { return 0; }
@@ -267,7 +267,7 @@ int nvmlDeviceGetCount_v2(unsigned* count) { *count = 1; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void** device) { *device = (void*)1; return index != 0; }
 int nvmlDeviceGetUUID(void* device, char* to, unsigned len) { strncpy(to, "GPU-imagined", len); return 0; }
 int nvmlDeviceGetUtilizationRates(void* device, rates* to) { *to = (rates){25, 0}; return 0; }
-int nvmlDeviceGetMemoryInfo(void* device, memory* to) { *to = (memory){1000, 900, 100}; return 0; }
+int nvmlDeviceGetMemoryInfo_v2(void* device, memory* to) { *to = (memory){2, 1000, 0, 900, 100}; return 0; }
 int nvmlDeviceGetPowerUsage(void* device, unsigned* to) { *to = 300500; return 0; }
 """
 
