@@ -61,7 +61,7 @@ pub struct DynamicQueue<R> {
     /// Why the last batch was closed.
     closure: Closure,
     /// What chooses how long requests wait, if it is not fixed.
-    auto_delay: Option<AutoDelay>,
+    auto_delay: Option<Box<AutoDelay>>,
 }
 
 struct Level<R> {
@@ -99,7 +99,7 @@ impl<R: Queued> DynamicQueue<R> {
             len: 0,
             calm_until: None,
             closure: Closure::Single,
-            auto_delay: target.map(AutoDelay::new),
+            auto_delay: target.map(AutoDelay::new).map(Box::new),
         }
     }
 
