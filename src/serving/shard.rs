@@ -22,7 +22,7 @@ use crate::{
     scheduler::{BatchingPolicy, Decision, DynamicQueue, InOrder},
 };
 
-/// How long inline models may keep a reactor in one tick before others get their turn.
+/// How long an inline model may keep a reactor before others get their turn.
 const INLINE_TICK: Duration = Duration::from_micros(100);
 
 /// One reactor's queue for a version of a model, and the instances that it feeds. All of it lives
@@ -35,6 +35,10 @@ pub struct Shard {
     in_order: Option<RefCell<InOrder<Executed>>>,
     /// The same for requests that their model answers itself.
     answer_order: AnswerOrder,
+    /// Whether requests form batches, and so have to wait for each other.
+    batches: bool,
+    /// How long requests have run at once since the task last had its turn.
+    ran_at_once: Cell<Duration>,
     bell: Bell,
     closed: Cell<bool>,
 }
@@ -75,6 +79,8 @@ impl Shard {
         let shard = Rc::new(Self {
             in_order: ordered.then(RefCell::default),
             answer_order: AnswerOrder::default(),
+            batches: policy.dynamic.is_some(),
+            ran_at_once: Cell::default(),
             home: current(),
             queue: RefCell::new(DynamicQueue::new(policy).for_instances(executor.instances())),
             executor: RefCell::new(executor),
@@ -85,14 +91,18 @@ impl Shard {
         ShardHandle(shard)
     }
 
-    /// Queues a request.
+    /// Queues a request, or runs it at once if nothing is in its way.
     pub fn submit(&self, job: Job) {
         let statistics = job.version.statistics.clone();
         let arrived = job.arrived;
-        match self.queue.borrow_mut().push(job, arrived) {
+        let queued = self.queue.borrow_mut().push(job, arrived);
+        match queued {
             Ok(()) => {
                 statistics.enqueued(self.home.index());
-                self.bell.ring();
+                match self.can_run_at_once() {
+                    true => self.run_at_once(),
+                    false => self.bell.ring(),
+                }
             }
             Err((job, error)) => {
                 let error = error.in_request(&job.id);
@@ -130,8 +140,28 @@ impl Shard {
         self.queue.borrow_mut().finished(executed.rows(), executed.took());
     }
 
+    /// Whether the request that was queued last need not wait for the shard's task: no other can join it,
+    /// none is in front of it, and what ran this way has not kept the reactor too long.
+    fn can_run_at_once(&self) -> bool {
+        !self.batches
+            && self.ran_at_once.get() < INLINE_TICK
+            && self.queue.borrow().len() == 1
+            && matches!(*self.executor.borrow(), Executor::Inline(Some(_)))
+    }
+
+    fn run_at_once(&self) {
+        let began = Timestamp::now();
+        self.drop_hopeless(began);
+        let decision = self.queue.borrow_mut().next(began);
+        if let Decision::Run(jobs) = decision {
+            let ended = self.run(jobs, began);
+            self.ran_at_once.set(self.ran_at_once.get() + (ended - began));
+        }
+    }
+
     /// Starts every batch that can start. Returns when to be called again, though nothing arrives.
     async fn pump(&self) -> Option<Timestamp> {
+        self.ran_at_once.set(Duration::ZERO);
         let mut inline_since = Timestamp::now();
         loop {
             let now = Timestamp::now();
@@ -147,7 +177,7 @@ impl Shard {
                 Room::None => None,
             };
             match decision {
-                Some(Decision::Run(jobs)) => self.run(jobs, now),
+                Some(Decision::Run(jobs)) => _ = self.run(jobs, now),
                 Some(Decision::WaitUntil(due)) => {
                     let expiry = self.queue.borrow().next_expiry();
                     return Some(expiry.map_or(due, |expiry| due.min(expiry)));
@@ -171,7 +201,8 @@ impl Shard {
         }
     }
 
-    fn run(&self, mut jobs: Vec<Job>, now: Timestamp) {
+    /// Runs a batch, or has a thread run it. Returns until when this kept the reactor.
+    fn run(&self, mut jobs: Vec<Job>, now: Timestamp) -> Timestamp {
         for job in &mut jobs {
             job.version.statistics.dequeued(self.home.index());
             if self.in_order.is_some() && job.version.takes_requests {
@@ -185,7 +216,7 @@ impl Shard {
         let mut executor = self.executor.borrow_mut();
         match &mut *executor {
             Executor::Inline(instance) => {
-                let Some(mut taken) = instance.take() else { return };
+                let Some(mut taken) = instance.take() else { return now };
                 drop(executor);
                 let batch = seal(jobs, usize::MAX);
                 let executed = execute(&mut taken.placed.instance, batch, &self.home, now);
@@ -195,6 +226,7 @@ impl Shard {
                 *self.executor.borrow_mut() =
                     if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
                 executed.answer(self.home.index(), ended);
+                ended
             }
             Executor::Threads(threads) => {
                 let bytes_min =
@@ -210,7 +242,7 @@ impl Shard {
                 let Some(SealedBatch { jobs, .. }) = refused else {
                     // Last, for the one that runs the batch can begin without them.
                     help.into_iter().for_each(Help::call);
-                    return;
+                    return now;
                 };
                 self.queue.borrow_mut().finished(0, None);
                 for job in jobs {
@@ -220,6 +252,7 @@ impl Shard {
                     let detail = "the instance's thread has ended".to_owned();
                     job.fail(self.home.index(), Error::Internal { detail });
                 }
+                now
             }
         }
     }

@@ -58,15 +58,64 @@ struct StepState {
 }
 
 struct TensorState<T> {
-    /// By number: 0 alone unless the tensor is repeated. `None` is one that never comes.
-    values: BTreeMap<u64, Value<T>>,
+    values: Values<T>,
     /// How often each value is taken; `None` for any number of times.
     takers: Option<usize>,
 }
 
+/// What a tensor has been given and not yet rid of.
+enum Values<T> {
+    /// Of a tensor that is given once, as number 0.
+    One(Option<Value<T>>),
+    /// Of one that is repeated, by number.
+    Many(BTreeMap<u64, Value<T>>),
+}
+
 struct Value<T> {
+    /// `None` is one that never comes.
     tensor: Option<T>,
     takers: Option<usize>,
+}
+
+impl<T> Values<T> {
+    fn of(is_repeated: bool) -> Self {
+        if is_repeated { Self::Many(BTreeMap::new()) } else { Self::One(None) }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::One(value) => usize::from(value.is_some()),
+            Self::Many(values) => values.len(),
+        }
+    }
+
+    fn get(&self, number: u64) -> Option<&Value<T>> {
+        match self {
+            Self::One(value) => value.as_ref(),
+            Self::Many(values) => values.get(&number),
+        }
+    }
+
+    fn get_mut(&mut self, number: u64) -> Option<&mut Value<T>> {
+        match self {
+            Self::One(value) => value.as_mut(),
+            Self::Many(values) => values.get_mut(&number),
+        }
+    }
+
+    fn insert(&mut self, number: u64, value: Value<T>) {
+        match self {
+            Self::One(one) => *one = Some(value),
+            Self::Many(values) => _ = values.insert(number, value),
+        }
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Value<T>> {
+        match self {
+            Self::One(value) => value.take(),
+            Self::Many(values) => values.remove(&number),
+        }
+    }
 }
 
 impl<T: Clone> EnsembleRun<T> {
@@ -87,7 +136,7 @@ impl<T: Clone> EnsembleRun<T> {
             let answers = wanted.iter().flatten().filter(|wanted| **wanted == index).count();
             let is_kept = repeatedly || (answers > 0 && !tensor.repeated);
             let takers = (!is_kept).then(|| takers.count() + answers);
-            TensorState { values: BTreeMap::new(), takers }
+            TensorState { values: Values::of(tensor.repeated), takers }
         });
         let mut run = Self {
             repeats: wanted.iter().flatten().any(is_repeated),
@@ -172,7 +221,7 @@ impl<T: Clone> EnsembleRun<T> {
         let places: Option<SmallVec<[_; 4]>> = self.wanted.iter().map(|&it| place(it)).collect();
         let places = places?;
         let is_there = |&(tensor, number): &(TensorIndex, u64)| {
-            let value = self.tensors[tensor].values.get(&number);
+            let value = self.tensors[tensor].values.get(number);
             value.is_some_and(|value| self.repeats || value.tensor.is_some())
         };
         if !places.iter().all(is_there) {
@@ -202,7 +251,7 @@ impl<T: Clone> EnsembleRun<T> {
         }
         let place = |tensor: TensorIndex| if plan.tensors[tensor].repeated { number } else { 0 };
         let is_there =
-            |tensor: TensorIndex| self.tensors[tensor].values.contains_key(&place(tensor));
+            |tensor: TensorIndex| self.tensors[tensor].values.get(place(tensor)).is_some();
         if !step.inputs.iter().all(|input| is_there(input.tensor)) {
             return None;
         }
@@ -248,11 +297,11 @@ impl<T: Clone> EnsembleRun<T> {
 impl<T: Clone> TensorState<T> {
     /// The value, which is let go of when nobody else takes it.
     fn take(&mut self, number: u64) -> Option<T> {
-        let value = self.values.get_mut(&number)?;
+        let value = self.values.get_mut(number)?;
         if let Some(takers) = &mut value.takers {
             *takers = takers.saturating_sub(1);
             if *takers == 0 {
-                return self.values.remove(&number)?.tensor;
+                return self.values.remove(number)?.tensor;
             }
         }
         value.tensor.clone()

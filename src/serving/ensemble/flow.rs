@@ -1,7 +1,7 @@
 use std::{
     future::poll_fn,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use smallvec::SmallVec;
@@ -24,10 +24,13 @@ use crate::{
 /// How often a request may go on before others on the reactor get their turn.
 const TURNS_MAX: usize = 64;
 
-/// Takes a request through the ensemble that it is for, on this reactor.
+/// Takes a request through the ensemble that it is for, on this reactor; at once, if no step has to wait.
 pub fn start(steps: Arc<EnsembleSteps>, job: Job) {
+    let mut flow = Flow::new(steps, job);
+    if let Poll::Ready(ended) = flow.poll(&mut Context::from_waker(Waker::noop())) {
+        return flow.end(ended);
+    }
     spawn(&"an ensemble", async move {
-        let mut flow = Flow::new(steps, job);
         let ended = poll_fn(|cx| flow.poll(cx)).await;
         flow.end(ended);
     });
