@@ -31,7 +31,7 @@ SETUPS: dict[str, tuple[str, ...]] = {
     "explicit": ("--model-control-mode=explicit", "--load-model=identity"),
     "shared_memory": (),
     "restricted": restricted_cases.FLAGS,
-    "cache": cache_cases.FLAGS,
+    "cache": (*cache_cases.FLAGS, f"--cache-directory={servers.TRITON.parents[1] / 'caches'}"),
 }
 # The release that was recorded has no such flag: it lets every client register memory.
 NEREID_FLAGS = ("--allow-client-shm=true", "--exit-on-error=false", "--strict-readiness=false")
