@@ -30,7 +30,12 @@ import voice_activity
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "models.lock.json"
 # Repositories; what is in them here is copied, and what they lack is fetched.
-SOURCES = ("models", "torchscript")
+SOURCES = ("models", "torchscript", "ocr")
+# Modules of the clients that models use too.
+SHARED = {
+    "clients/text_boxes.py": "ocr/ocr_lines/1/text_boxes.py",
+    "clients/text_decoding.py": "ocr/ocr_text/1/text_decoding.py",
+}
 
 # One platform for everyone, so that everyone gets the same bytes: only data is taken from the wheels.
 PLATFORM = ["--platform", "manylinux_2_28_x86_64", "--implementation", "cp", "--python-version", "3.12"]
@@ -61,6 +66,8 @@ def assemble(destination: Path, lock: dict) -> None:
     for repository in SOURCES:
         for source in sorted(path for path in (HERE / repository).rglob("*") if path.is_file()):
             write(destination / source.relative_to(HERE), source.read_bytes())
+    for module, place in SHARED.items():
+        write(destination / place, (HERE / module).read_bytes())
 
     missing = [entry for entry in lock["files"] if not has_hash(destination / entry["path"], entry["sha256"])]
     for name in dict.fromkeys(entry["package"] for entry in missing):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from connection import Connection, argument_parser, connect, run
 from text_boxes import Box, find_boxes, in_reading_order
+from text_decoding import CONFIDENCE_MIN, decode, read_charset
 
 DETECTION, RECOGNITION = "text_detection", "text_recognition"
 DETECTION_SIDE_MAX = 960
@@ -24,8 +25,6 @@ DETECTION_SIDE_MULTIPLE = 32
 RECOGNITION_HEIGHT = 48
 RECOGNITION_WIDTH_MIN = 320
 RECOGNITION_WIDTH_MULTIPLE = 160
-CONFIDENCE_MIN = 0.5
-BLANK = 0
 
 
 class Line(NamedTuple):
@@ -45,7 +44,7 @@ def main() -> None:
 
 
 def load_charset(assets: Path) -> list[str]:
-    return (assets / "charset.txt").read_text("utf-8").rstrip("\n").split("\n")
+    return read_charset(assets / "charset.txt")
 
 
 def read(connection: Connection, charset: list[str], picture: Image.Image) -> list[Line]:
@@ -87,17 +86,6 @@ def normalised(picture: Image.Image) -> np.ndarray:
     """[blue-green-red, row, column] of -1 to 1, as both models were trained."""
     pixels = np.asarray(picture, np.float32)[:, :, ::-1]
     return np.ascontiguousarray((pixels / 127.5 - 1).transpose(2, 0, 1))
-
-
-def decode(steps: np.ndarray, charset: list[str]) -> tuple[str, float]:
-    """Text and mean confidence of [step, character] probabilities (CTC, best path).
-
-    The same character in steps that touch counts once; a blank between keeps doubled letters.
-    """
-    best, confidence = steps.argmax(axis=1), steps.max(axis=1)
-    kept = (best != BLANK) & (best != np.concatenate(([BLANK], best[:-1])))
-    text = "".join(charset[character] for character in best[kept])
-    return text.strip(), float(confidence[kept].mean()) if kept.any() else 0.0
 
 
 def rounded_up(value: int, multiple: int) -> int:

@@ -14,6 +14,7 @@
 //! [`ModelControl`] decides what is loaded: at the start, on request, or as repositories change. It
 //! works on threads of its own and hands finished versions to the [`Server`], which swaps them in.
 
+mod answer_order;
 mod ask;
 mod batch;
 mod bell;
@@ -28,6 +29,7 @@ mod instance_thread;
 mod job;
 mod limiter;
 mod load;
+mod padding;
 mod ragged;
 mod respond;
 mod rows;

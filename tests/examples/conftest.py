@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,9 +74,11 @@ def server(request, urls):
     connection.client.close()
 
 
-def run_server(binary: str, models: Path, log: Path, session: pytest.Session) -> Iterator[dict[str, str]]:
+def run_server(
+    binary: str, models: Path, log: Path, session: pytest.Session, flags: Iterable[str] = ()
+) -> Iterator[dict[str, str]]:
     http_port, grpc_port = free_ports(2)
-    command = [binary, f"--model-repository={models}", "--allow-metrics=false"]
+    command = [binary, f"--model-repository={models}", "--allow-metrics=false", *flags]
     command += ["--http-address=127.0.0.1", f"--http-port={http_port}"]
     command += ["--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}"]
     ring = log.with_name("ring")

@@ -10,6 +10,7 @@ import classify
 import embed
 import file_type
 import ocr
+import text_decoding
 from connection import Label, labels
 from text_boxes import Box, connected_areas, find_boxes, in_reading_order
 
@@ -65,8 +66,8 @@ def test_features_of_a_file_are_its_ends():
 def test_decoding_drops_blanks_and_repeats():
     charset = ["<blank>", "a", "b"]
     steps = np.eye(3, dtype=np.float32)[[0, 1, 1, 0, 1, 2, 2, 0]]
-    assert ocr.decode(steps, charset) == ("aab", 1.0)
-    assert ocr.decode(steps[:1], charset) == ("", 0.0)
+    assert text_decoding.decode(steps, charset) == ("aab", 1.0)
+    assert text_decoding.decode(steps[:1], charset) == ("", 0.0)
 
 
 def test_labels_may_hold_colons():

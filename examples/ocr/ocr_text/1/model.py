@@ -1,0 +1,30 @@
+"""Makes texts of probabilities of characters, and leaves out lines that are no text.
+
+It needs NumPy alone. `text_decoding.py` is the file of the example clients.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from text_decoding import CONFIDENCE_MIN, decode, read_charset
+
+CHARSET = Path(__file__).with_name("charset.txt")
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.charset = read_charset(CHARSET)
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        characters, boxes = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("characters", "box"))
+        lines = [decode(steps, self.charset) for steps in characters]
+        kept = [number for number, (text, confidence) in enumerate(lines) if text and confidence >= CONFIDENCE_MIN]
+        texts = np.array([lines[number][0].encode() for number in kept], np.object_)
+        confidences = np.array([lines[number][1] for number in kept], np.float32)
+        tensors = [("text", texts), ("confidence", confidences), ("box", boxes[kept])]
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensor) for name, tensor in tensors])
