@@ -267,6 +267,7 @@ fn seal(jobs: Vec<Job>, bytes_min: usize) -> SealedBatch {
             let requests: SmallVec<[&Admitted; 8]> =
                 jobs.iter().map(|job| &job.admitted).chain(&padding).collect();
             let rows = SharedRows::seal(signature, &requests, bytes_min, &version.host.pool);
+            drop(requests);
             (padding, rows)
         }
         _ => Default::default(),
