@@ -159,7 +159,8 @@ def test_batches_are_filled_up_to_an_allowed_size(start, tmp_path, inline):
 
 def test_requests_that_share_a_batch_share_what_fills_it(start, tmp_path):
     """Two that come together are one batch of the next size."""
-    config = ALLOWED + "dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 5000000 }"
+    batching = "dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 5000000 }"
+    config = f'{ALLOWED} {batching} parameters {{ key: "inline_execution" value {{ string_value: "off" }} }}'
     server = start(models.write(tmp_path / "repository", {"rows": models.Model(config, {1: onnx_file.rows()})}))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         inputs = [random(2, 4), 2 * random(2, 4)]

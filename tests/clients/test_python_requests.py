@@ -460,19 +460,26 @@ def test_answers_keep_the_order_of_the_requests_where_that_is_wanted(start, tmp_
             write(tmp_path / "repository", f"slow_{ordered}_{decoupled}", config, source)
     server = start(tmp_path / "repository", INTERPRETER)
 
-    def answered(model: str, responses: int) -> list[str]:
+    def answered(model: str, is_decoupled: bool) -> list[str]:
         answers: queue.Queue = queue.Queue()
+        tell = lambda result, error: answers.put(error or result)  # noqa: E731
         with triton_grpc.InferenceServerClient(server.grpc_address) as client:
-            client.start_stream(lambda result, error: answers.put(error or result))
-            for name, seconds in (("slow", 0.5), ("quick", 0)):
-                tensor = cases.tensor("SECONDS", np.array([[seconds]], np.float32))
-                client.async_stream_infer(model, [tensor], request_id=name)
-            return [answers.get(timeout=20).get_response().id for _ in range(2 * responses)]
+            if is_decoupled:
+                client.start_stream(tell)
+            for name, seconds in (("slow", 0.6), ("quick", 0)):
+                tensors = [cases.tensor("SECONDS", np.array([[seconds]], np.float32))]
+                if is_decoupled:
+                    client.async_stream_infer(model, tensors, request_id=name)
+                else:
+                    # On a stream such answers are in order by themselves.
+                    client.async_infer(model, tensors, tell, request_id=name)
+                threading.Event().wait(0.1)
+            return [answers.get(timeout=20).get_response().id for _ in range(4 if is_decoupled else 2)]
 
-    assert answered("slow_true_false", 1) == ["slow", "quick"]
-    assert answered("slow_false_false", 1) == ["quick", "slow"]
-    assert answered("slow_true_true", 2) == ["slow", "slow", "quick", "quick"]
-    assert answered("slow_false_true", 2)[-1] == "slow"
+    assert answered("slow_true_false", False) == ["slow", "quick"]
+    assert answered("slow_false_false", False) == ["quick", "slow"]
+    assert answered("slow_true_true", True) == ["slow", "slow", "quick", "quick"]
+    assert answered("slow_false_true", True) == ["slow", "quick", "quick", "slow"]
 
 
 def test_a_model_that_takes_single_requests_cannot_have_what_needs_batches(start, tmp_path):
