@@ -35,10 +35,11 @@ help: ## List the targets
 # --- Use
 
 .PHONY: serve
-serve: release examples ## Build the server and serve the example models on 127.0.0.1
+serve: release examples build/venv-examples/stamp ## Build the server and serve the example models on 127.0.0.1
 	@$(RELEASE) backend install onnxruntime
 	@cat scripts/first_requests.txt
-	@exec $(RELEASE) --model-repository=build/examples/models --http-address=127.0.0.1 \
+	@exec $(RELEASE) --model-repository=build/examples/models --model-repository=build/examples/python \
+		--backend-config=python,interpreter=$(EXAMPLES_PYTHON) --http-address=127.0.0.1 \
 		--grpc-address=127.0.0.1 --metrics-address=127.0.0.1
 
 .PHONY: release
@@ -145,7 +146,7 @@ bench-schedulers: ## What a request costs the schedulers
 	$(CARGO) bench --locked --bench schedulers
 
 .PHONY: bench-bare
-bench-bare: release test-backends test-python ## A served model beside the same model run bare; BENCH_FLAGS are run.py's
+bench-bare: release test-backends test-pytorch examples test-python ## A served model beside the same model run bare; BENCH_FLAGS are run.py's
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(TEST_PYTHON) benches/bare/run.py $(BENCH_FLAGS)
 
 .PHONY: bench-ensembles

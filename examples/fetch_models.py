@@ -30,11 +30,17 @@ import voice_activity
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "models.lock.json"
 # Repositories; what is in them here is copied, and what they lack is fetched.
-SOURCES = ("models", "torchscript", "ocr")
-# Modules of the clients that models use too.
+SOURCES = ("models", "torchscript", "python")
+# What models in Python need of the clients, and of what the clients need.
 SHARED = {
-    "clients/text_boxes.py": "ocr/ocr_lines/1/text_boxes.py",
-    "clients/text_decoding.py": "ocr/ocr_text/1/text_decoding.py",
+    "python/read_text/1/reading.py": "clients/reading.py",
+    "python/read_text/1/text_boxes.py": "clients/text_boxes.py",
+    "python/read_text/charset.txt": "assets/charset.txt",
+    "python/ocr_lines/1/reading.py": "clients/reading.py",
+    "python/ocr_lines/1/text_boxes.py": "clients/text_boxes.py",
+    "python/ocr_text/1/reading.py": "clients/reading.py",
+    "python/ocr_text/1/text_boxes.py": "clients/text_boxes.py",
+    "python/ocr_text/charset.txt": "assets/charset.txt",
 }
 
 # One platform for everyone, so that everyone gets the same bytes: only data is taken from the wheels.
@@ -66,8 +72,6 @@ def assemble(destination: Path, lock: dict) -> None:
     for repository in SOURCES:
         for source in sorted(path for path in (HERE / repository).rglob("*") if path.is_file()):
             write(destination / source.relative_to(HERE), source.read_bytes())
-    for module, place in SHARED.items():
-        write(destination / place, (HERE / module).read_bytes())
 
     missing = [entry for entry in lock["files"] if not has_hash(destination / entry["path"], entry["sha256"])]
     for name in dict.fromkeys(entry["package"] for entry in missing):
@@ -77,6 +81,9 @@ def assemble(destination: Path, lock: dict) -> None:
             for entry in missing:
                 if entry["package"] == name:
                     extract(wheel, entry, destination)
+    for target, source in SHARED.items():
+        folder = destination if source.startswith("assets/") else HERE
+        write(destination / target, (folder / source).read_bytes())
 
 
 def download(name: str, package: dict, folder: Path) -> Path:

@@ -8,6 +8,7 @@ not depend on what a model has learned.
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 import shutil
 import subprocess
@@ -18,6 +19,10 @@ PACKAGE = HERE.parents[1] / "build" / "bench" / "onnx"
 SCHEDULING = "dynamic_batching { }"
 # Identity takes the tensors that the perceptron takes, to be compared with it.
 MLP_INPUT = 64
+TORCH_DIMS = (3, 224, 224)
+TORCH_BATCH_MAX = 8
+TORCH_WARM_UP_RUNS = 4
+TORCH_MODEL = HERE.parents[1] / "build" / "examples" / "torchscript" / "image_classifier_torch" / "1" / "model.pt"
 MLP_HIDDEN = 256
 MLP_OUTPUT = 10
 
@@ -38,6 +43,36 @@ def write_repository(folder: pathlib.Path) -> pathlib.Path:
     subprocess.run([sys.executable, __file__, str(folder)], check=True)
     done.write_text(stamp)
     return folder
+
+
+def torch_folder() -> pathlib.Path:
+    """Where the back end `pytorch` lies."""
+    backends = os.environ.get("NEREID_BACKEND_DIR") or os.path.expanduser("~/.local/share/nereid/backends")
+    return pathlib.Path(backends, "pytorch")
+
+
+def add_torch(folder: pathlib.Path, name: str, loop: pathlib.Path) -> str | None:
+    """Adds the TorchScript model to the repository, and compiles the program that runs it bare.
+
+    Returns why that cannot be, if it cannot.
+    """
+    shutil.rmtree(folder / name, ignore_errors=True)
+    for needed, maker in ((torch_folder() / "libnereid_pytorch.so", "backend-pytorch"), (TORCH_MODEL, "examples")):
+        if not needed.is_file():
+            return f"there is no {needed} (`make {maker}`)"
+    compiler = [os.environ.get("CC", "cc"), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*compiler, "-o", str(loop), str(HERE / "torch_loop.c"), "-ldl"], check=True)
+    (folder / name / "1").mkdir(parents=True)
+    (folder / name / "1" / "model.pt").symlink_to(TORCH_MODEL.resolve())
+    dims = ", ".join(str(each) for each in TORCH_DIMS)
+    # Torch optimises a module in its first runs for each batch size; the bare loop does not count these either.
+    sample = f'inputs {{ key: "INPUT0" value {{ data_type: TYPE_FP32 dims: [ {dims} ] random_data: true }} }}'
+    warm_ups = (
+        f'model_warmup {{ name: "{size}" batch_size: {size} count: {TORCH_WARM_UP_RUNS} {sample} }}'
+        for size in range(1, TORCH_BATCH_MAX + 1)
+    )
+    config(folder / name, "pytorch", TORCH_BATCH_MAX, dims, "1000", "\n".join([SCHEDULING, *warm_ups]))
+    return None
 
 
 def main(folder: pathlib.Path) -> None:

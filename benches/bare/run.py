@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Puts a served model beside the same model run bare: ONNX Runtime in a loop, at the batch sizes served.
+"""Puts a served model beside the same model run bare, in a loop, at the batch sizes served.
 
     make bench-bare                              or, with more control:
     build/venv/bin/python benches/bare/run.py --quick
 
-A model of ResNet-50's shape tells what a server takes from a heavy model, in throughput; a small perceptron
-tells what it adds to a light one, in CPU time. Served and bare runs alternate. The exit status is 1 when a
+Models of ResNet-50's shape in ONNX Runtime, and of EfficientNet-Lite0's in libtorch, tell what a server takes
+from a heavy model, in throughput; a small perceptron in ONNX Runtime tells what it adds to a light one, in CPU time. Served and bare runs alternate. The exit status is 1 when a
 goal is missed.
 """
 
@@ -30,6 +30,8 @@ import servers  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 HEAVY_IN_FLIGHT = 8
+TORCH = "efficientnet_torch"
+HEAVY = ("resnet50", TORCH)
 LIGHT_IN_FLIGHT = 64
 HEAVY_SHARE_MIN = 0.95
 LIGHT_RUNS_MAX = 1.3
@@ -65,18 +67,22 @@ def main() -> int:
     """Measures, prints the table and tells whether both goals are met."""
     options = parse()
     repository = models.write_repository(bench.OUT / "bare")
-    heavy, light = [], []
+    heavy, light = {name: [] for name in HEAVY}, []
+    if why := models.add_torch(repository, TORCH, bench.OUT / "torch_loop"):
+        print(f"skipped: {TORCH}, because {why}", flush=True)
+        del heavy[TORCH]
+    chosen = [name for name in heavy if options.only in (None, name)]
     log = bench.fresh_log("bare")
     with servers.Server("bare", options.nereid, repository, options.flags, log) as server:
         for number in range(options.rounds):
-            if options.only in (None, "resnet50"):
-                heavy.append(heavy_round(server, repository, options))
-                print(f"round {number + 1}/{options.rounds} {heavy[-1]}", flush=True)
+            for name in chosen:
+                heavy[name].append(heavy_round(server, repository, name, options))
+                print(f"round {number + 1}/{options.rounds} {name} {heavy[name][-1]}", flush=True)
             if options.only in (None, "mlp"):
                 light.append(light_round(server, repository, options, number))
                 print(f"round {number + 1}/{options.rounds} {light[-1]}", flush=True)
     figures = {
-        "resnet50": [dataclasses.asdict(each) for each in heavy],
+        **{name: [dataclasses.asdict(each) for each in rows] for name, rows in heavy.items()},
         "mlp": [dataclasses.asdict(each) for each in light],
     }
     return bench.conclude("bare", table(heavy, light), figures, findings(heavy, light), options)
@@ -85,23 +91,23 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = bench.command_line(__doc__)
-    parser.add_argument("--only", choices=("resnet50", "mlp"), help="only this model")
+    parser.add_argument("--only", choices=(*HEAVY, "mlp"), help="only this model")
     parser.add_argument("--seconds", type=float, help="seconds of a measurement (8; 3 if quick)")
     options = bench.parse(parser)
     options.seconds = options.seconds or (3.0 if options.quick else 8.0)
     return options
 
 
-def heavy_round(server: servers.Server, repository: pathlib.Path, options) -> Heavy:
-    """The heavy model under load, then bare at the batch sizes that the load led to."""
-    with under_load(server, "resnet50", HEAVY_IN_FLIGHT, options):
-        first = completion(server, "resnet50")
+def heavy_round(server: servers.Server, repository: pathlib.Path, name: str, options) -> Heavy:
+    """A heavy model under load, then bare at the batch sizes that the load led to."""
+    with under_load(server, name, HEAVY_IN_FLIGHT, options):
+        first = completion(server, name)
         time.sleep(options.seconds)
-        last = completion(server, "resnet50")
+        last = completion(server, name)
     (begun, cpu_begun, before), (ended, cpu_ended, after) = first, last
     sizes = executed(before, after)
     inferences = sum(size * count for size, count in sizes.items())
-    bare = bare_loop(repository, "resnet50", sizes, options.seconds)
+    bare = bare_loop(repository, name, sizes, options.seconds)
     return Heavy(
         throughput=inferences / (ended - begun),
         bare_throughput=1 / per_inference(bare, sizes, "wall"),
@@ -183,8 +189,13 @@ def mean_batch(sizes: dict[int, int]) -> float:
 
 def bare_loop(repository: pathlib.Path, model: str, sizes: dict[int, int], seconds: float) -> dict:
     """Seconds per run at each batch size, on the processors that this program may use."""
-    path = repository / model / "1" / "model.onnx"
-    command = [sys.executable, str(HERE / "loop.py"), str(path), str(seconds), *map(str, sizes)]
+    folder = repository / model / "1"
+    if model == TORCH:
+        dims = (str(each) for each in models.TORCH_DIMS)
+        program = [str(bench.OUT / "torch_loop"), str(models.torch_folder())]
+        command = [*program, str(folder / "model.pt"), str(seconds), *dims, *map(str, sizes)]
+    else:
+        command = [sys.executable, str(HERE / "loop.py"), str(folder / "model.onnx"), str(seconds), *map(str, sizes)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120 + 10 * seconds).stdout
     return {int(size): spent for size, spent in json.loads(printed).items()}
 
@@ -195,13 +206,15 @@ def per_inference(bare: dict, sizes: dict[int, int], clock: str) -> float:
     return spent / sum(size * count for size, count in sizes.items())
 
 
-def findings(heavy: list[Heavy], light: list[Light]) -> list[bench.Finding]:
+def findings(heavy: dict[str, list[Heavy]], light: list[Light]) -> list[bench.Finding]:
     """The goals; a round's served and bare runs followed on each other, so ratios are taken within rounds."""
     found = []
-    if heavy:
-        share = statistics.median(each.throughput / each.bare_throughput for each in heavy)
+    for name, rows in heavy.items():
+        if not rows:
+            continue
+        share = statistics.median(each.throughput / each.bare_throughput for each in rows)
         # A throughput is met from above; its inverse fits the findings, which are met from below.
-        found.append(bench.Finding("resnet50: bare throughput ÷ served", 1 / share, 1 / HEAVY_SHARE_MIN))
+        found.append(bench.Finding(f"{name}: bare throughput ÷ served", 1 / share, 1 / HEAVY_SHARE_MIN))
     if light:
         share = statistics.median(
             each.cpu_us / (each.identity_cpu_us + LIGHT_RUNS_MAX * each.bare_us) for each in light
@@ -210,7 +223,7 @@ def findings(heavy: list[Heavy], light: list[Light]) -> list[bench.Finding]:
     return found
 
 
-def table(heavy: list[Heavy], light: list[Light]) -> str:
+def table(heavy: dict[str, list[Heavy]], light: list[Light]) -> str:
     """The Markdown table: medians over the rounds, ratios within them."""
     lines = ["| model | served | bare | ratio | goal | mean batch |", "|---|---|---|---|---|---|"]
 
@@ -222,11 +235,13 @@ def table(heavy: list[Heavy], light: list[Light]) -> str:
             f"| {middle(each.batch_mean for each in rows):.1f} |"
         )
 
-    if heavy:
-        in_flight = f"{HEAVY_IN_FLIGHT} in flight"
-        line(f"resnet50, {in_flight}, inferences/s", heavy, lambda row: row.throughput,
+    in_flight = f"{HEAVY_IN_FLIGHT} in flight"
+    for name, rows in heavy.items():
+        if not rows:
+            continue
+        line(f"{name}, {in_flight}, inferences/s", rows, lambda row: row.throughput,
              lambda row: row.bare_throughput, f"≥ {HEAVY_SHARE_MIN}")
-        line(f"resnet50, {in_flight}, CPU ms per inference", heavy, lambda row: row.cpu_ms,
+        line(f"{name}, {in_flight}, CPU ms per inference", rows, lambda row: row.cpu_ms,
              lambda row: row.bare_cpu_ms, "")
     if light:
         line(f"mlp, {LIGHT_IN_FLIGHT} in flight, CPU µs per request (bare: identity + {LIGHT_RUNS_MAX} runs)",

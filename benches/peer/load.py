@@ -9,12 +9,14 @@ import pathlib
 import subprocess
 import time
 
+import python_backend
 import servers
 
 MODELS = {"identity": "", "identity_batched": "dynamic_batching { }"}
 # Measured windows per run of a client; perf_analyzer takes no fewer.
 WINDOWS = 3
 WARM_UP_REQUESTS = 50
+WARM_UP_REQUESTS_LONG = 5
 CLIENT_START_SECONDS_MAX = 20.0
 
 
@@ -27,14 +29,23 @@ class Work:
     concurrency: int
     model: str = "identity"
     shared: bool = False
+    # How many times a request does what is measured.
+    times: int = 1
 
     @property
     def name(self) -> str:
         """How the line is named in tables and by `--only`."""
         size = f"{self.elements * 4} B" if self.elements < 1000 else f"{self.elements // 250} KB"
-        batched = ", batched" if self.model == "identity_batched" else ""
+        batched = ", batched" if self.model.endswith("_batched") else ""
         shared = " in shared memory" if self.shared else ""
-        return f"{self.protocol} {size}{shared}{batched}, {self.concurrency} in flight"
+        way = "python" if self.is_python else self.protocol
+        calls = ", a call of another model" if self.times > 1 else ""
+        return f"{way} {size}{shared}{batched}{calls}, {self.concurrency} in flight"
+
+    @property
+    def is_python(self) -> bool:
+        """Whether the model is written in Python."""
+        return self.model.startswith("python_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +61,7 @@ class Sample:
 
 SMALL = 16
 LARGE = 150_000
+MANY_LARGE = 64 * LARGE
 ALL_WORK = (
     *(Work("grpc", SMALL, concurrency) for concurrency in (1, 8, 64)),
     Work("grpc", SMALL, 64, "identity_batched"),
@@ -57,6 +69,14 @@ ALL_WORK = (
     *(Work("grpc", LARGE, concurrency, shared=True) for concurrency in (1, 8)),
     *(Work("http", SMALL, concurrency) for concurrency in (1, 64)),
     Work("http", LARGE, 8),
+    *(
+        Work("grpc", elements, concurrency, model)
+        for model in ("python_identity", "python_identity_batched")
+        for elements in (SMALL, LARGE)
+        for concurrency in (1, 64)
+    ),
+    *(Work("grpc", LARGE, concurrency, "python_identity", shared=True) for concurrency in (1, 64)),
+    Work("grpc", SMALL, 1, "python_calls", times=python_backend.CALLS),
 )
 
 
@@ -88,6 +108,9 @@ def measure(
     CPU time and throughput are the server's own, over an interval within the client's load: its CPU
     clock against its own count of requests, read together. Latencies are the client's.
     """
+    if work.elements * work.concurrency >= MANY_LARGE:
+        # A window has to hold many times what is in flight.
+        window_seconds *= 2
     report = servers.ROOT / "build" / "bench" / f"{server.name}.csv"
     report.unlink(missing_ok=True)
     before_load = server.requests_done(work.model)
@@ -119,13 +142,13 @@ def measure(
         raise LoadError(f"{server.name} answered nothing in {seconds:.1f} s ({work.name})")
     with open(report, newline="") as file:
         row = next(csv.DictReader(file))
-    cpu_us = cpu_ns / requests / 1e3
+    cpu_us = cpu_ns / requests / work.times / 1e3
     return Sample(
         cpu_us=cpu_us,
         kernel_us=cpu_us * kernel / max(user + kernel, 1),
-        throughput=requests / seconds,
-        p50_us=float(row["p50 latency"]),
-        p99_us=float(row["p99 latency"]),
+        throughput=requests * work.times / seconds,
+        p50_us=float(row["p50 latency"]) / work.times,
+        p99_us=float(row["p99 latency"]) / work.times,
     )
 
 
@@ -166,7 +189,8 @@ def _command(server, work: Work, client: pathlib.Path, window_seconds: float, re
 
 def _wait_for_load(server, work: Work, process, before_load: int) -> None:
     deadline = time.perf_counter() + CLIENT_START_SECONDS_MAX
-    while server.requests_done(work.model) < before_load + WARM_UP_REQUESTS:
+    warm_up = WARM_UP_REQUESTS if work.times == 1 else WARM_UP_REQUESTS_LONG
+    while server.requests_done(work.model) < before_load + warm_up:
         if process.poll() is not None:
             raise LoadError(
                 f"the client ended at once against {server.name} ({work.name}): "

@@ -12,10 +12,17 @@ READY_MS_MAX = 50.0
 MEMORY_MIB_MAX = 20.0
 STOP_SECONDS_MAX = 1.0
 COPY_FACTOR_MAX = 1.3
+# Shares of the peer's, where models are written in Python: its processes' CPU time is counted with the server's.
+PYTHON_CPU_MAX = 1 / 3
+PYTHON_P50_MAX = 0.8
+PYTHON_CALL_MAX = 1 / 5
+PYTHON_READY_MAX = 1 / 3
 
 
 def cpu_goal(work: Work, driver: str) -> float | None:
     """The largest share of the peer's CPU time per request that a line may cost."""
+    if work.is_python:
+        return None if work.times > 1 else PYTHON_CPU_MAX
     if work.elements > SMALL:
         return 1 / 2
     if work.concurrency == 1:
@@ -27,7 +34,9 @@ def cpu_goal(work: Work, driver: str) -> float | None:
 
 def p50_goal(work: Work) -> float | None:
     """The largest share of the peer's median latency that a line may have."""
-    alone = work.protocol == "grpc" and work.elements == SMALL and work.concurrency == 1
+    if work.is_python and work.concurrency == 1:
+        return PYTHON_CALL_MAX if work.times > 1 else PYTHON_P50_MAX
+    alone = not work.is_python and work.protocol == "grpc" and work.elements == SMALL and work.concurrency == 1
     return 0.6 if alone else None
 
 
@@ -120,6 +129,21 @@ def lifecycle_table(names: tuple[str, str], lives: dict[str, dict[str, float | N
         ratio = f"{subject / peer:.2f}" if peer and subject is not None else ""
         lines.append(f"| {label} | {cells[0]} | {cells[1]} | {ratio} |")
     return "\n".join(lines)
+
+
+def python_ready_findings(ready: dict[str, list[float]], names: tuple[str, str]) -> list[Finding]:
+    """How long a server takes until one Python model is ready, beside the peer in the same minute."""
+    share = statistics.median(mine / theirs for theirs, mine in zip(*(ready[name] for name in names)))
+    return [Finding("python, ready with one model", share, PYTHON_READY_MAX)]
+
+
+def python_ready_table(ready: dict[str, list[float]], names: tuple[str, str]) -> str:
+    """The Markdown table of that."""
+    peer, subject = (statistics.median(ready[name]) for name in names)
+    return (
+        f"| | {names[0]} | {names[1]} | ratio |\n|---|---|---|---|\n"
+        f"| ready after start, one Python model, ms | {peer:.0f} | {subject:.0f} | {subject / peer:.2f} |"
+    )
 
 
 def lifecycle_findings(life: dict[str, float | None]) -> list[Finding]:

@@ -26,6 +26,7 @@ import numpy as np
 
 import bench
 import load
+import python_backend
 import report
 import servers
 
@@ -43,7 +44,13 @@ def main() -> int:
     }
     names = (PEER, options.name)
     lives = {} if options.only else lifecycles(subjects, options.quick)
-    rows = rounds(subjects, options)
+    chosen = choose(options)
+    rows = rounds(subjects, [work for work in chosen if not work.is_python], options)
+    python = [work for work in chosen if work.is_python]
+    # Python models have servers of their own: processes that idle beside would be counted with the others.
+    with_python = {name: (binary, (*flags, *python_backend.flags(binary))) for name, (binary, flags) in subjects.items()}
+    ready = python_ready(with_python, options.quick) if python else {}
+    rows += rounds(with_python, python, options)
 
     found = [
         finding
@@ -53,10 +60,15 @@ def main() -> int:
     found += report.copy_findings(rows, copy_us(4 * load.LARGE))
     if lives:
         found += report.lifecycle_findings(lives[options.name])
+    if ready:
+        found += report.python_ready_findings(ready, names)
     text = report.table(rows, names, options.io_driver or "")
     if lives:
         text += "\n\n" + report.lifecycle_table(names, lives)
-    return bench.conclude("peer", text, figures(rows, names, lives, options), found, options)
+    if ready:
+        text += "\n\n" + report.python_ready_table(ready, names)
+    everything = {**figures(rows, names, lives, options), "python_ready_ms": ready}
+    return bench.conclude("peer", text, everything, found, options)
 
 
 def parse() -> argparse.Namespace:
@@ -93,11 +105,24 @@ def copy_us(size: int) -> float:
     return statistics.median(times) * 1e6
 
 
-def rounds(subjects: dict, options) -> list:
-    """Every line's samples, of the peer and of the subject."""
+def choose(options) -> list[load.Work]:
+    """The lines that are wanted and can be measured here."""
     chosen = [each for each in load.ALL_WORK if re.search(options.only or "", each.name)]
+    if any(each.is_python for each in chosen) and (why := python_backend.prepare()):
+        print(f"skipped: lines with Python models, because {why}", flush=True)
+        chosen = [each for each in chosen if not each.is_python]
+    return chosen
+
+
+def rounds(subjects: dict, chosen: list[load.Work], options) -> list:
+    """Every line's samples, of the peer and of the subject, with servers that have the models of these lines."""
+    if not chosen:
+        return []
     samples = {work: {name: [] for name in subjects} for work in chosen}
-    repository = load.write_repository(bench.OUT / "repository")
+    if chosen[0].is_python:
+        repository = python_backend.write_models(load.write_repository(bench.OUT / "repository-python"))
+    else:
+        repository = load.write_repository(bench.OUT / "repository")
     with contextlib.ExitStack() as stack:
         running = [
             stack.enter_context(servers.Server(name, binary, repository, flags, bench.fresh_log(name)))
@@ -110,7 +135,7 @@ def rounds(subjects: dict, options) -> list:
                     sample = load.measure(server, work, options.client_path, options.window)
                     samples[work][server.name].append(sample)
                     print(
-                        f"round {number + 1}/{options.rounds} {work.name:<36} {server.name:<8} "
+                        f"round {number + 1}/{options.rounds} {work.name:<52} {server.name:<8} "
                         f"{sample.cpu_us:8.1f} µs CPU {sample.throughput:9,.0f}/s "
                         f"p50 {sample.p50_us:8,.0f} µs ({time.perf_counter() - started:.1f} s)",
                         flush=True,
@@ -141,6 +166,18 @@ def lifecycles(subjects: dict, quick: bool) -> dict[str, dict[str, float | None]
             "stop_s": None if quick and name == PEER else _stop_seconds(name, binary, flags, empty),
         }
     return lives
+
+
+def python_ready(subjects: dict, quick: bool) -> dict[str, list[float]]:
+    """Milliseconds from the start until one Python model is ready."""
+    repository = python_backend.write_models(bench.OUT / "one-python", ("python_identity",))
+    ready = {name: [] for name in subjects}
+    for _ in range(1 if quick else 5):
+        for name, (binary, flags) in subjects.items():
+            log = bench.fresh_log(f"{name}-python")
+            with servers.Server(f"{name}-python", binary, repository, flags, log) as server:
+                ready[name].append(server.ready_seconds * 1e3)
+    return ready
 
 
 def _stop_seconds(name: str, binary, flags, empty: pathlib.Path) -> float:

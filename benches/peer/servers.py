@@ -57,6 +57,16 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _stat(process: int) -> list[str]:
+    # What stands behind the name, which may hold anything.
+    return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+
+
+def _environment(binary: pathlib.Path) -> dict[str, str] | None:
+    # The processes of the real server's Python models find their libraries by this.
+    return {**os.environ, "LD_LIBRARY_PATH": str(PEER / "nvidia_pytriton.libs")} if binary == TRITON else None
+
+
 class Server:
     """One running server on loopback ports of its own."""
 
@@ -91,6 +101,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
+                env=_environment(binary),
                 preexec_fn=_end_with_parent,
             )
         self.ready_seconds = 0.0
@@ -179,14 +190,25 @@ class Server:
         stats = self.get_json(f"/v2/models/{model}/stats")["model_stats"]
         return sum(int(each["inference_stats"]["success"]["count"]) for each in stats)
 
+    def processes(self) -> list[int]:
+        """The server's process and all that it has started, such as those of Python models."""
+        parents = {}
+        for folder in pathlib.Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parents[int(folder.name)] = int(_stat(int(folder.name))[1])
+        found = [self.process.pid]
+        for process in found:
+            found.extend(child for child, parent in parents.items() if parent == process)
+        return found
+
     def cpu_ns(self) -> int:
-        """CPU time of the whole process, of threads that have ended too, in nanoseconds."""
-        return time.clock_gettime_ns(~self.process.pid << 3 | CPUCLOCK_SCHED)
+        """CPU time of all its processes, of threads that have ended too, in nanoseconds."""
+        return sum(time.clock_gettime_ns(~process << 3 | CPUCLOCK_SCHED) for process in self.processes())
 
     def ticks(self) -> tuple[int, int]:
-        """CPU time of the whole process in user space and in the kernel, in the system's ticks."""
-        after_name = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(after_name[11]), int(after_name[12])
+        """CPU time of all its processes in user space and in the kernel, in the system's ticks."""
+        stats = [_stat(process) for process in self.processes()]
+        return sum(int(stat[11]) for stat in stats), sum(int(stat[12]) for stat in stats)
 
     def memory_bytes(self) -> int:
         """Resident memory of the process."""

@@ -39,9 +39,6 @@ class Connection(Protocol):
     def infer(self, model: str, inputs: Tensors, output: str) -> np.ndarray:
         """Sends one request and waits for the tensor `output`."""
 
-    def infer_outputs(self, model: str, inputs: Tensors, outputs: list[str]) -> dict[str, np.ndarray]:
-        """The same for several tensors, by their names."""
-
     def infer_each(self, model: str, requests: Iterable[Tensors], output: str) -> list[np.ndarray]:
         """Sends many requests at once, so that the server may put them in one batch."""
 
@@ -54,11 +51,7 @@ class HttpConnection:
         self.client = tritonclient.http.InferenceServerClient(url, concurrency=IN_FLIGHT_MAX)
 
     def infer(self, model: str, inputs: Tensors, output: str) -> np.ndarray:
-        return self.infer_outputs(model, inputs, [output])[output]
-
-    def infer_outputs(self, model: str, inputs: Tensors, outputs: list[str]) -> dict[str, np.ndarray]:
-        result = self.client.infer(model, self._inputs(inputs))
-        return {output: result.as_numpy(output) for output in outputs}
+        return self.client.infer(model, self._inputs(inputs)).as_numpy(output)
 
     def infer_each(self, model: str, requests: Iterable[Tensors], output: str) -> list[np.ndarray]:
         sent = [self.client.async_infer(model, self._inputs(inputs)) for inputs in requests]
@@ -77,11 +70,7 @@ class GrpcConnection:
         self.client = tritonclient.grpc.InferenceServerClient(url)
 
     def infer(self, model: str, inputs: Tensors, output: str) -> np.ndarray:
-        return self.infer_outputs(model, inputs, [output])[output]
-
-    def infer_outputs(self, model: str, inputs: Tensors, outputs: list[str]) -> dict[str, np.ndarray]:
-        result = self.client.infer(model, self._inputs(inputs))
-        return {output: result.as_numpy(output) for output in outputs}
+        return self.client.infer(model, self._inputs(inputs)).as_numpy(output)
 
     def infer_each(self, model: str, requests: Iterable[Tensors], output: str) -> list[np.ndarray]:
         sent = []
@@ -109,10 +98,7 @@ class RingConnection:
         self.client = Ring(path, arena_bytes=ARENA_BYTES)
 
     def infer(self, model: str, inputs: Tensors, output: str) -> np.ndarray:
-        return self.infer_outputs(model, inputs, [output])[output]
-
-    def infer_outputs(self, model: str, inputs: Tensors, outputs: list[str]) -> dict[str, np.ndarray]:
-        return self.client.infer(model, inputs, outputs, area_bytes=AREA_BYTES)
+        return self.client.infer(model, inputs, [output], area_bytes=AREA_BYTES)[output]
 
     def infer_each(self, model: str, requests: Iterable[Tensors], output: str) -> list[np.ndarray]:
         sent, answers = deque(), []

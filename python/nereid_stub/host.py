@@ -39,6 +39,7 @@ class Host:
         self._model = None
         self._name = ""
         self._path = ""
+        self._module = None
         self._is_decoupled = False
         self._loop = None
         self._background: set = set()
@@ -82,10 +83,12 @@ class Host:
         pb_utils.get_model_dir = lambda: start["model_dir"]
         # Other names for the same have been in use.
         pb_utils.ModelPath = self._path
-        module = load(self._path, start["version"])
-        if not hasattr(module, "TritonPythonModel"):
+        if self._module is None:
+            # A process that has completed the configuration goes on as an instance.
+            self._module = load(self._path, start["version"])
+        if not hasattr(self._module, "TritonPythonModel"):
             raise Refused(f"'{self._path}' has no class TritonPythonModel")
-        kind = module.TritonPythonModel
+        kind = self._module.TritonPythonModel
         if "complete" in start:
             return complete(kind, start["complete"], self._name)
         self._model = kind()

@@ -5,6 +5,7 @@
 //! batched, or which thread it is on.
 
 pub mod cuda;
+mod device;
 pub mod directory;
 mod host;
 mod identity;
@@ -24,6 +25,7 @@ use smallvec::SmallVec;
 use crate::{inference::Shape, memory::BufferPool, proto::ModelConfig};
 
 pub use self::{
+    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, returned},
     host::{Answer, AnswerTo, AskModels, Asked, ControlModels, Done, Host},
     identity::Identity,
     ops::Ops,
@@ -90,6 +92,12 @@ pub trait Model: Send + Sync {
         placement: &Placement,
         host: &Arc<Host>,
     ) -> Result<ModelInstance, BackendError>;
+
+    /// Makes an instance whose batches the server itself brings to a device and back, several at a
+    /// time; `None` where [`instance`](Self::instance) gives what is to run.
+    fn on_device(&self, _: &Placement) -> Result<Option<DeviceInstance>, BackendError> {
+        Ok(None)
+    }
 
     /// Whether instances can run on a reactor between two polls.
     fn inline_fitness(&self) -> InlineFitness {

@@ -7,6 +7,7 @@ use clap::Args;
 use super::serve;
 use crate::{
     backend::{ModelSource, directory},
+    device::Devices,
     repository::{self, Agents, Options, Severity},
 };
 
@@ -35,7 +36,9 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         ..Options::default()
     });
     let directory = args.backend_directory.clone().or_else(directory::default);
-    let backends = serve::find_backends(directory, &options);
+    // Nothing is run, so nothing is needed to run on.
+    let devices = Arc::new(Devices::none("models are only checked"));
+    let backends = serve::find_backends(directory, &options, &devices);
     let mut inspect = |source: &ModelSource| match backends.find(&source.config) {
         Some(Ok(backend)) => backend.inspect(source).map_err(|reason| reason.0),
         // Not installed here: that is no fault of the repository.

@@ -3,6 +3,7 @@
 mod accepted;
 mod args;
 mod cloud_args;
+mod device_args;
 mod observe_args;
 mod ring;
 mod sharing_args;
@@ -16,14 +17,17 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
+use nix::{
+    sys::{
+        signal::{SigSet, Signal, kill},
+        signalfd::{SfdFlags, SignalFd},
+    },
+    unistd::getpid,
 };
 
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
@@ -31,12 +35,12 @@ use self::{cloud_args::Endpoint, tls_handshake::over_tls, wires::WireError};
 use crate::{
     backend::{
         Backend, BackendError, Identity, Ops, Repeat,
-        cuda::{Cuda, Devices},
+        cuda::Cuda,
         onnxruntime::OnnxRuntime,
         python::{self, Python},
         pytorch::PyTorch,
     },
-    device::{self, Device, cuda::CudaSettings},
+    device::{DeviceError, Devices},
     ingress::{
         grpc::{self, GrpcService},
         http,
@@ -46,7 +50,8 @@ use crate::{
     repository::{self, Agents, Options, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
     serving::{
-        Backends, Caches, Limiter, Loader, ModelControl, Observers, Server, ServerState, Startup,
+        Backends, Caches, Fleet, Limiter, Loader, ModelControl, Observers, Server, ServerState,
+        Startup,
     },
 };
 
@@ -92,6 +97,8 @@ enum ServeError {
     Models { failed: usize },
     #[error("cannot start to accept connections: {0}")]
     Accept(io::Error),
+    #[error("{0}; --exit-on-device-loss has ended the server")]
+    DeviceLost(DeviceError),
 }
 
 /// Serves until SIGINT or SIGTERM.
@@ -130,6 +137,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         metrics: args.observe.metrics(),
     };
     let regions = Regions::new(args.allow_client_shm);
+    let devices = Arc::new(args.devices.devices(&pool));
     let instance_cores = args.instance_cores(&topology, all).map_err(ServeError::OtherFlags)?;
     let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
@@ -143,7 +151,11 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     if let Some(name) = &args.id {
         server.call_it(name.clone());
     }
-    let control = control(args, server.clone())?;
+    let ended_by = Arc::new(OnceLock::new());
+    if let Some(fleet) = fleet(args, &devices, &server, &ended_by) {
+        server.run_on(fleet);
+    }
+    let control = control(args, server.clone(), &devices)?;
     let mut listeners = listen(args, &control)?;
     if let Some(path) = args.ring.path() {
         let listener = args.ring.listen(&server, reactors.handles().last());
@@ -153,7 +165,8 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         listeners.extend(listener.map(|listener| ("ring", listener)));
     }
     startup::log_listeners(&listeners);
-    args.accepted.warnings().for_each(|warning| log::warn!("{warning}"));
+    let warnings = args.accepted.warnings().chain(args.devices.warnings(&devices));
+    warnings.for_each(|warning| log::warn!("{warning}"));
     let acceptor = Acceptor::start(
         listeners.into_iter().map(|(_, listener)| listener).collect(),
         reactors.handles().iter().take(count).cloned().collect(),
@@ -168,14 +181,57 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         log::info!("{}: stopping", signal.map_or("a signal", Signal::as_str));
         leave(&server, &stop_signals, Duration::from_secs(args.shutdown_delay_secs));
     });
+    if let Some(file) = &args.devices.timeline_file {
+        write_timeline(&server, file);
+    }
     stop(&control, acceptor, reactors, Duration::from_secs(args.exit_timeout_secs));
-    stopped
+    match ended_by.get() {
+        Some(error) => Err(ServeError::DeviceLost(DeviceError::clone(error))),
+        None => stopped,
+    }
 }
 
-fn control(args: &ServeArgs, server: Arc<Server>) -> Result<Arc<ModelControl>, ServeError> {
-    let options = Arc::new(args.repository_options());
+/// The lanes on the devices. That one is lost shows in the server's readiness and, if that is wanted,
+/// ends the server as a signal would; then it is what `ended_by` holds.
+fn fleet(
+    args: &ServeArgs,
+    devices: &Arc<Devices>,
+    server: &Arc<Server>,
+    ended_by: &Arc<OnceLock<DeviceError>>,
+) -> Option<Arc<Fleet>> {
+    let (strict, exits) = (args.strict_readiness, args.devices.exit_on_device_loss);
+    let (there, ended_by) = (Arc::downgrade(server), ended_by.clone());
+    let on_loss = move |error: &DeviceError| {
+        log::error!("{error}; only a new start brings it back");
+        if strict && let Some(server) = there.upgrade() {
+            server.set_impaired();
+        }
+        if exits {
+            ended_by.get_or_init(|| error.clone());
+            if let Err(error) = kill(getpid(), Signal::SIGTERM) {
+                log::error!("the server cannot be told to stop: {error}");
+            }
+        }
+    };
+    Fleet::new(devices.clone(), args.devices.fleet_settings(), server.reactors(), on_loss)
+}
+
+fn write_timeline(server: &Server, file: &Path) {
+    let Some(timeline) = server.fleet().and_then(Fleet::timeline_blocking) else { return };
+    match std::fs::write(file, timeline.chrome_trace().to_string()) {
+        Ok(()) => log::info!("'{}' holds what the devices did last", file.display()),
+        Err(error) => log::error!("cannot write the timeline to '{}': {error}", file.display()),
+    }
+}
+
+fn control(
+    args: &ServeArgs,
+    server: Arc<Server>,
+    devices: &Arc<Devices>,
+) -> Result<Arc<ModelControl>, ServeError> {
+    let options = Arc::new(args.repository_options(devices));
     let loader = Loader {
-        backends: find_backends(args.backend_directory(), &options),
+        backends: find_backends(args.backend_directory(), &options, devices),
         agents: Agents::built_in(),
         options,
         retries: args.model_load_retry_count,
@@ -204,11 +260,17 @@ fn load(
     }
 }
 
-/// The back ends that this machine may have. Each is opened when a model first needs it.
-pub fn find_backends(directory: Option<PathBuf>, options: &Options) -> Backends {
+/// The back ends that this machine may have. Each is opened when a model first needs it, and so are the
+/// devices that some of them run models on.
+pub fn find_backends(
+    directory: Option<PathBuf>,
+    options: &Options,
+    devices: &Arc<Devices>,
+) -> Backends {
     let mut backends = Backends::default();
     backends.add("identity", || Ok(Arc::new(Identity)));
-    backends.add("ops", || Ok(Arc::new(Ops)));
+    let there = devices.clone();
+    backends.add("ops", move || Ok(Arc::new(Ops::new(there.clone()))));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
     let python = options.settings("python");
     backends.add("python", move || Ok(Arc::new(Python::open(&python)?)));
@@ -220,8 +282,8 @@ pub fn find_backends(directory: Option<PathBuf>, options: &Options) -> Backends 
         settings.extend(BTreeMap::clone(&options.settings(name)));
         Some(Python::open_script(script, &settings).map(|it| Arc::new(it) as Arc<dyn Backend>))
     });
-    let compilers = directory.clone();
-    backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), open_gpus))));
+    let (compilers, there) = (directory.clone(), devices.clone());
+    backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), there.clone()))));
     let place = directory.clone();
     backends.add("onnxruntime", move || Ok(Arc::new(OnnxRuntime::open(known(place.as_deref())?)?)));
     backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));
@@ -235,14 +297,6 @@ fn known(directory: Option<&Path>) -> Result<&Path, BackendError> {
                 .to_owned(),
         )
     })
-}
-
-/// The GPUs, or why there are none.
-fn open_gpus() -> Devices {
-    match device::cuda::open(&CudaSettings::default()) {
-        Ok(gpus) => Ok(gpus.into_iter().map(|gpu| gpu as Arc<dyn Device>).collect()),
-        Err(reason) => Err(reason.to_string()),
-    }
 }
 
 fn listen(

@@ -52,6 +52,11 @@ impl Kernel {
         &self.name
     }
 
+    /// The number of the device that has loaded it.
+    pub fn device(&self) -> usize {
+        self.device
+    }
+
     /// A launch on a grid of blocks of threads, without arguments yet.
     pub fn launch(&self, grid: [u32; 3], block: [u32; 3]) -> Launch {
         Launch {
@@ -121,4 +126,18 @@ pub enum Scalar {
     F32(f32),
     /// `double`
     F64(f64),
+}
+
+impl Scalar {
+    /// Its bytes, the low ones first, so that a narrower parameter finds its own in front.
+    pub fn bits(self) -> u64 {
+        match self {
+            Self::I32(value) => u64::from(value.cast_unsigned()),
+            Self::U32(value) => u64::from(value),
+            Self::I64(value) => value.cast_unsigned(),
+            Self::U64(value) => value,
+            Self::F32(value) => u64::from(value.to_bits()),
+            Self::F64(value) => value.to_bits(),
+        }
+    }
 }

@@ -11,6 +11,7 @@
 //! This room knows bytes, places and times. It must not know models, tensors, requests, or who waits.
 
 pub mod cuda;
+mod devices;
 mod error;
 pub mod host;
 pub mod kernels;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 use crate::inference::Timestamp;
 
 pub use self::{
+    devices::Devices,
     error::DeviceError,
     launch::{Argument, HostArgument, Kernel, KernelSource, Launch, Scalar, TABLE_LEN, Twin},
     memory::{Allocation, DeviceMemory, DeviceSlice, HostTarget, Landing},
@@ -77,6 +79,8 @@ pub struct DeviceProperties {
     pub memory_bytes: usize,
     /// Its CUDA compute capability, major and minor; none on the host.
     pub compute_capability: Option<(u32, u32)>,
+    /// Whether a copy holds up its caller unless the host's memory is pinned.
+    pub wants_pinned: bool,
 }
 
 /// The urgency of a stream.

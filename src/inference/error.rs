@@ -226,6 +226,8 @@ pub enum Error {
     Cancelled,
     #[error("model '{model}' is being unloaded")]
     Unloading { model: String },
+    #[error("model '{model}' is unavailable: {reason}")]
+    ModelUnavailable { model: String, reason: String },
 
     #[error("{endpoint} doesn't support models with decoupled transaction policy")]
     DecoupledModel { endpoint: &'static str },
@@ -265,7 +267,8 @@ impl Error {
             | Self::TimeoutExpired
             | Self::DeadlineExpired
             | Self::UnreadResponses { .. }
-            | Self::Unloading { .. } => Code::Unavailable,
+            | Self::Unloading { .. }
+            | Self::ModelUnavailable { .. } => Code::Unavailable,
             Self::InRequest { error, .. } | Self::InEnsemble { error, .. } => error.code(),
             Self::Model { code, .. } => *code,
             Self::AmbiguousModel { .. }

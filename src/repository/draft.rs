@@ -328,6 +328,9 @@ impl Draft {
 
     /// The compute capability of the first GPU, on which the latest version is looked at.
     fn compute_capability(&self) -> Option<String> {
+        if self.config.cc_model_filenames.is_empty() {
+            return None;
+        }
         let first = self.options.supported_gpus().next()?;
         self.options.compute_capability(first)
     }

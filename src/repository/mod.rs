@@ -51,7 +51,7 @@ pub use fingerprint::Fingerprint;
 pub use json::{from_json, to_json};
 pub use labels::Labels;
 pub use layout::{Entry, ModelId, Repository, check_model_name};
-pub use options::{Gpu, Options};
+pub use options::{Gpu, Gpus, Options};
 pub use overrides::Overrides;
 pub use ragged::{BatchInput, Ragged};
 pub use scheduling::{

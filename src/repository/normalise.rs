@@ -1,5 +1,7 @@
 //! Filling what a configuration leaves to the server, so that the echo of it says what is in force.
 
+use std::cell::LazyCell;
+
 use super::Options;
 use crate::proto::{
     ModelConfig, ModelInstanceGroup, ModelVersionPolicy,
@@ -56,20 +58,24 @@ pub(super) fn instance_groups(config: &mut ModelConfig, options: &Options) {
         let name = config.name.clone();
         config.instance_group.push(ModelInstanceGroup { name, ..ModelInstanceGroup::default() });
     }
-    let supported: Vec<i32> = options.supported_gpus().collect();
+    // Looked for only by models that have to do with them.
+    let supported = LazyCell::new(|| options.supported_gpus().collect::<Vec<i32>>());
+    let takes_gpus = options.gpu_backends.contains(&config.backend.as_str());
     for (index, group) in config.instance_group.iter_mut().enumerate() {
         if group.name.is_empty() {
             group.name = format!("{}_{index}", config.name);
         }
         if group.kind == Kind::Auto as i32 {
-            let fits = !supported.is_empty() && group.gpus.iter().all(|id| supported.contains(id));
+            let fits = takes_gpus
+                && !supported.is_empty()
+                && group.gpus.iter().all(|id| supported.contains(id));
             group.set_kind(if fits { Kind::Gpu } else { Kind::Cpu });
         }
         if group.count < 1 {
             group.count = default_count(&config.backend, group.kind());
         }
         if group.kind == Kind::Gpu as i32 && group.gpus.is_empty() {
-            group.gpus.extend(&supported);
+            group.gpus.extend(&*supported);
         }
     }
 }

@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use super::error::Error;
 
@@ -18,7 +22,9 @@ pub struct Options {
     /// The largest batch of a model that can batch and whose configuration does not say.
     pub default_max_batch_size: u32,
     /// The GPUs of the machine.
-    pub gpus: Vec<Gpu>,
+    pub gpus: Gpus,
+    /// The back ends whose models run on GPUs where there are any and the configuration leaves it open.
+    pub gpu_backends: &'static [&'static str],
     /// `--min-supported-compute-capability`.
     pub min_compute_capability: f64,
     /// The settings of `--backend-config` by back end; those under the empty name hold for all.
@@ -30,8 +36,34 @@ pub struct Options {
 pub struct Gpu {
     /// Its CUDA ordinal.
     pub ordinal: i32,
-    /// Its compute capability, such as `(9, 0)`.
-    pub compute_capability: (u32, u32),
+    /// Its compute capability, such as `(9, 0)`; none of a device that only stands in for a GPU.
+    pub compute_capability: Option<(u32, u32)>,
+}
+
+/// GPUs that are looked for when the first model asks for them: that takes time, which a machine whose
+/// models do not should not pay.
+#[derive(Clone)]
+pub struct Gpus(Arc<Found>);
+
+type Found = LazyLock<Vec<Gpu>, Box<dyn FnOnce() -> Vec<Gpu> + Send>>;
+
+impl Gpus {
+    /// Those that `find` finds.
+    pub fn new(find: impl FnOnce() -> Vec<Gpu> + Send + 'static) -> Self {
+        Self(Arc::new(LazyLock::new(Box::new(find))))
+    }
+}
+
+impl From<Vec<Gpu>> for Gpus {
+    fn from(gpus: Vec<Gpu>) -> Self {
+        Self::new(move || gpus)
+    }
+}
+
+impl fmt::Debug for Gpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gpus")
+    }
 }
 
 impl Default for Options {
@@ -42,7 +74,8 @@ impl Default for Options {
             config_name: None,
             rename: false,
             default_max_batch_size: 4,
-            gpus: Vec::new(),
+            gpus: Vec::new().into(),
+            gpu_backends: &["onnxruntime", "cuda", "ops"],
             min_compute_capability: 6.0,
             backend_settings: BTreeMap::new(),
         }
@@ -53,16 +86,17 @@ impl Options {
     /// The ordinals of the GPUs that are new enough.
     pub(super) fn supported_gpus(&self) -> impl Iterator<Item = i32> {
         let is_supported = |gpu: &&Gpu| {
-            let (major, minor) = gpu.compute_capability;
-            f64::from(major) + f64::from(minor) / 10.0 >= self.min_compute_capability
+            gpu.compute_capability.is_none_or(|(major, minor)| {
+                f64::from(major) + f64::from(minor) / 10.0 >= self.min_compute_capability
+            })
         };
-        self.gpus.iter().filter(is_supported).map(|gpu| gpu.ordinal)
+        self.gpus.0.iter().filter(is_supported).map(|gpu| gpu.ordinal)
     }
 
     /// The compute capability of a GPU as `cc_model_filenames` spells it.
     pub(super) fn compute_capability(&self, ordinal: i32) -> Option<String> {
-        let gpu = self.gpus.iter().find(|gpu| gpu.ordinal == ordinal)?;
-        Some(format!("{}.{}", gpu.compute_capability.0, gpu.compute_capability.1))
+        let gpu = self.gpus.0.iter().find(|gpu| gpu.ordinal == ordinal)?;
+        gpu.compute_capability.map(|(major, minor)| format!("{major}.{minor}"))
     }
 
     /// What `--backend-config` says for a back end.

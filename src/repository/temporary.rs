@@ -20,7 +20,7 @@ impl TemporaryFolder {
     ///
     /// # Errors
     /// The system does not allow it.
-    pub(super) fn create() -> Result<Self, Error> {
+    pub fn create() -> Result<Self, Error> {
         Self::create_in(&std::env::temp_dir())
     }
 

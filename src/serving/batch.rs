@@ -127,10 +127,18 @@ pub fn pieces_to_copy<'a>(
     requests: &'a [&Admitted],
     index: usize,
 ) -> Option<impl Iterator<Item = &'a Bytes> + Clone> {
-    let given = requests.iter().filter_map(move |request| request.inputs[index].as_ref());
-    let first = given.clone().next()?;
+    let first = requests.iter().find_map(|request| request.inputs[index].as_ref())?;
     let stays = requests.len() == 1 && lies_in_place(first, signature.inputs[index].datatype);
-    (!stays).then(|| given.flat_map(|input| input.data.pieces()))
+    (!stays).then(|| pieces(requests, index))
+}
+
+/// The bytes of input `index` in the order of the rows.
+pub fn pieces<'a>(
+    requests: &'a [&Admitted],
+    index: usize,
+) -> impl Iterator<Item = &'a Bytes> + Clone {
+    let given = requests.iter().filter_map(move |request| request.inputs[index].as_ref());
+    given.flat_map(|input| input.data.pieces())
 }
 
 fn lies_in_place(input: &AdmittedInput, datatype: DataType) -> bool {

@@ -206,11 +206,21 @@ impl Executed {
         Self { ran, began, times, ticket: 0 }
     }
 
+    /// A batch of these requests, at `ticket` among those of its queue, that began at `began`.
+    pub fn batch(
+        jobs: Vec<Job>,
+        ticket: u64,
+        outcome: Result<Vec<Outputs>, Error>,
+        began: Timestamp,
+        times: BatchTimes,
+    ) -> Self {
+        Self { ran: Ran::Batch { jobs, outcome, fillers: 0 }, began, times, ticket }
+    }
+
     /// A batch that did not run, because all its clients have left.
     pub fn cancelled(batch: SealedBatch) -> Self {
-        let SealedBatch { jobs, ticket, .. } = batch;
-        let ran = Ran::Batch { jobs, outcome: Err(Error::Cancelled), fillers: 0 };
-        Self { ran, began: Timestamp::now(), times: BatchTimes::default(), ticket }
+        let (outcome, now) = (Err(Error::Cancelled), Timestamp::now());
+        Self::batch(batch.jobs, batch.ticket, outcome, now, BatchTimes::default())
     }
 
     /// Its place among the batches of its queue.

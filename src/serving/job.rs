@@ -74,7 +74,9 @@ pub fn kind(error: &Error) -> Failure {
         Error::QueueFull | Error::TimeoutExpired | Error::DeadlineExpired => Failure::Rejected,
         Error::Cancelled => Failure::Cancelled,
         Error::InEnsemble { error, .. } => kind(error),
-        Error::Backend { .. } | Error::Model { .. } => Failure::Backend,
+        Error::Backend { .. } | Error::Model { .. } | Error::ModelUnavailable { .. } => {
+            Failure::Backend
+        }
         _ => Failure::Other,
     }
 }

@@ -9,6 +9,8 @@
 //! A model may ask others of the server: in `ask.rs` its requests come in as a client's do. A model
 //! that answers its requests itself, each with any number of responses, does so through `respond.rs`.
 //!
+//! Models that run on devices share lanes there (`lanes.rs`), which one reactor drives.
+//!
 //! Models whose requests belong to sequences have a shard of another kind (`sequences`).
 //!
 //! [`ModelControl`] decides what is loaded: at the start, on request, or as repositories change. It
@@ -27,6 +29,7 @@ mod inline;
 mod instance_cores;
 mod instance_thread;
 mod job;
+mod lanes;
 mod limiter;
 mod load;
 mod padding;
@@ -49,6 +52,7 @@ pub use control::{
 };
 pub use instance_cores::InstanceCores;
 pub use job::Reply;
+pub use lanes::{Fleet, FleetSettings};
 pub use limiter::Limiter;
 pub use load::{Backends, Loader};
 pub use server::{Observers, Server, ServerState};

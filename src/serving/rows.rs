@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::batch::pieces_to_copy;
+use super::batch::{pieces, pieces_to_copy};
 use crate::{
     inference::{Admitted, Signature},
     memory::{Buffer, BufferPool, Filler, Gather},
@@ -24,6 +24,14 @@ pub const SHARED_AHEAD_BYTES_MIN: usize = 2 * CHUNK_BYTES;
 #[derive(Default)]
 pub struct SharedRows(SmallVec<[Option<Gather<Buffer, Bytes>>; 2]>);
 
+fn gather<'a>(
+    pieces: impl Iterator<Item = &'a Bytes> + Clone,
+    pool: &BufferPool,
+) -> Option<Gather<Buffer, Bytes>> {
+    let buffer = pool.allocate(pieces.clone().map(Bytes::len).sum()).ok()?;
+    Gather::new(buffer, pieces.cloned(), CHUNK_BYTES).ok()
+}
+
 /// Who could help to put a batch together.
 pub struct Help {
     fillers: SmallVec<[Filler<Buffer, Bytes>; 2]>,
@@ -43,12 +51,28 @@ impl SharedRows {
         if bytes < bytes_min {
             return Self::default();
         }
-        let gathers = (0..signature.inputs.len()).map(|index| {
-            let pieces = pieces_to_copy(signature, requests, index)?;
-            let buffer = pool.allocate(pieces.clone().map(Bytes::len).sum()).ok()?;
-            Gather::new(buffer, pieces.cloned(), CHUNK_BYTES).ok()
-        });
+        let gathers = (0..signature.inputs.len())
+            .map(|index| gather(pieces_to_copy(signature, requests, index)?, pool));
         Self(gathers.collect())
+    }
+
+    /// Gives all inputs places in the pool, also those that could stay where they lie.
+    pub fn seal_all(signature: &Signature, requests: &[&Admitted], pool: &BufferPool) -> Self {
+        let given = |index: usize| requests.iter().any(|request| request.inputs[index].is_some());
+        let gathers = (0..signature.inputs.len())
+            .map(|index| given(index).then(|| gather(pieces(requests, index), pool))?);
+        Self(gathers.collect())
+    }
+
+    /// Whether so little is left to copy that nobody need be asked to help.
+    pub fn is_soon_filled(&self) -> bool {
+        let chunks: usize = self.0.iter().flatten().map(Gather::chunks).sum();
+        chunks * CHUNK_BYTES < SHARED_AHEAD_BYTES_MIN
+    }
+
+    /// Copies what others leave, with a turn for everything else on the reactor between chunks.
+    pub async fn fill(&self) {
+        fill(self.0.iter().flatten().map(Gather::filler).collect()).await;
     }
 
     /// The reactors of `holders`, which hold the requests' bytes, at most as many as there are chunks

@@ -17,6 +17,7 @@ use super::{
     ensemble::{EnsembleSteps, Parent, StepVersion},
     instance_cores::InstanceCores,
     job::Reply,
+    lanes::Fleet,
     limiter::Limiter,
     version::{LoadedVersion, Outline, Site, VersionError, VersionSpec},
 };
@@ -61,10 +62,13 @@ pub struct Server {
     observers: Observers,
     cache: OnceLock<Arc<Caches>>,
     limiter: OnceLock<Arc<Limiter>>,
+    fleet: OnceLock<Arc<Fleet>>,
     name: OnceLock<String>,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
     incomplete: AtomicBool,
+    /// Whether a device is lost that models need.
+    impaired: AtomicBool,
 }
 
 type Models = FxHashMap<Arc<str>, Namesakes>;
@@ -102,9 +106,11 @@ impl Server {
             observers,
             cache: OnceLock::new(),
             limiter: OnceLock::new(),
+            fleet: OnceLock::new(),
             name: OnceLock::new(),
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
+            impaired: AtomicBool::new(false),
         })
     }
 
@@ -123,9 +129,16 @@ impl Server {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
-    /// Whether clients should send requests: it serves, and no model is missing.
+    /// Whether clients should send requests: it serves, and no model or device is missing.
     pub fn is_ready(&self) -> bool {
-        self.state() == ServerState::Ready && !self.incomplete.load(Ordering::Relaxed)
+        self.state() == ServerState::Ready
+            && !self.incomplete.load(Ordering::Relaxed)
+            && !self.impaired.load(Ordering::Relaxed)
+    }
+
+    /// Says that a device is lost; then the server is not ready, though it serves on.
+    pub fn set_impaired(&self) {
+        self.impaired.store(true, Ordering::Relaxed);
     }
 
     /// Says whether a model that should be served is not; then the server is not ready, though it
@@ -201,7 +214,19 @@ impl Server {
             observers: &self.observers,
             cache: self.cache.get(),
             limiter: self.limiter.get(),
+            fleet: self.fleet.get(),
         }
+    }
+
+    /// Has models that can run on devices do so. To be called before models are started.
+    pub fn run_on(&self, fleet: Arc<Fleet>) {
+        // Only the first counts, and there is one.
+        let _ = self.fleet.set(fleet);
+    }
+
+    /// The devices that models run on, if they do.
+    pub fn fleet(&self) -> Option<&Arc<Fleet>> {
+        self.fleet.get()
     }
 
     /// What it says it is called.

@@ -13,6 +13,7 @@ use super::{
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::Job,
+    lanes::ModelLanes,
     padding::padding,
     rows::{Help, SHARED_AHEAD_BYTES_MIN, SHARED_BYTES_MIN, SharedRows},
 };
@@ -49,6 +50,8 @@ pub enum Executor {
     Inline(Option<InlineInstance>),
     /// On instance threads.
     Threads(InstanceThreads),
+    /// On devices, which this reactor drives.
+    Lanes(ModelLanes),
 }
 
 /// An instance that runs on its reactor as long as it is fast.
@@ -113,8 +116,10 @@ impl Shard {
 
     /// Takes back a batch that an instance thread has run, and answers it.
     pub fn finished(&self, executed: Executed) {
-        if let Executor::Threads(threads) = &mut *self.executor.borrow_mut() {
-            threads.finished();
+        match &mut *self.executor.borrow_mut() {
+            Executor::Inline(_) => {}
+            Executor::Threads(threads) => threads.finished(),
+            Executor::Lanes(lanes) => lanes.finished(),
         }
         self.note(&executed);
         let now = Timestamp::now();
@@ -218,7 +223,7 @@ impl Shard {
             Executor::Inline(instance) => {
                 let Some(mut taken) = instance.take() else { return now };
                 drop(executor);
-                let batch = seal(jobs, usize::MAX);
+                let batch = seal(jobs, Some(usize::MAX));
                 let executed = execute(&mut taken.placed.instance, batch, &self.home, now);
                 let ended = executed.ended();
                 self.note(&executed);
@@ -231,12 +236,8 @@ impl Shard {
             Executor::Threads(threads) => {
                 let bytes_min =
                     if threads.have_idle() { SHARED_BYTES_MIN } else { SHARED_AHEAD_BYTES_MIN };
-                let mut batch = seal(jobs, bytes_min);
-                if let Some(in_order) = &self.in_order {
-                    batch.ticket = in_order.borrow_mut().ticket();
-                }
-                let holders = batch.jobs.iter().map(|job| job.reply.reactor());
-                let help = batch.rows.help(holders);
+                let batch = self.with_ticket(seal(jobs, Some(bytes_min)));
+                let help = help(&batch);
                 let refused = threads.run(batch).err();
                 drop(executor);
                 let Some(SealedBatch { jobs, .. }) = refused else {
@@ -254,25 +255,50 @@ impl Shard {
                 }
                 now
             }
+            Executor::Lanes(lanes) => {
+                let bytes_min = (!lanes.want_pinned()).then_some(SHARED_AHEAD_BYTES_MIN);
+                let batch = self.with_ticket(seal(jobs, bytes_min));
+                let help = help(&batch);
+                lanes.run(batch, now);
+                drop(executor);
+                help.into_iter().for_each(Help::call);
+                now
+            }
         }
+    }
+
+    fn with_ticket(&self, mut batch: SealedBatch) -> SealedBatch {
+        if let Some(in_order) = &self.in_order {
+            batch.ticket = in_order.borrow_mut().ticket();
+        }
+        batch
     }
 }
 
-/// Gives a batch of at least `bytes_min` its places, so that several threads can put it together.
-fn seal(jobs: Vec<Job>, bytes_min: usize) -> SealedBatch {
+/// Gives a batch of at least `bytes_min` its places, so that several threads can put it together;
+/// without a bound all of every batch.
+fn seal(jobs: Vec<Job>, bytes_min: Option<usize>) -> SealedBatch {
     let (padding, rows) = match jobs.first() {
         Some(Job { version, .. }) if !version.takes_requests => {
-            let signature = &version.signature;
+            let (signature, pool) = (&version.signature, &version.host.pool);
             let padding = padding(&version.allowed_batch_sizes, signature, &jobs);
             let requests: SmallVec<[&Admitted; 8]> =
                 jobs.iter().map(|job| &job.admitted).chain(&padding).collect();
-            let rows = SharedRows::seal(signature, &requests, bytes_min, &version.host.pool);
+            let rows = match bytes_min {
+                Some(bytes_min) => SharedRows::seal(signature, &requests, bytes_min, pool),
+                None => SharedRows::seal_all(signature, &requests, pool),
+            };
             drop(requests);
             (padding, rows)
         }
         _ => Default::default(),
     };
     SealedBatch { jobs, padding, rows, ticket: 0 }
+}
+
+/// Who could help to put the batch together.
+fn help(batch: &SealedBatch) -> Option<Help> {
+    batch.rows.help(batch.jobs.iter().map(|job| job.reply.reactor()))
 }
 
 /// When a batch would run.
@@ -290,6 +316,7 @@ impl Executor {
         match self {
             Self::Inline(_) => 1,
             Self::Threads(threads) => threads.count(),
+            Self::Lanes(lanes) => lanes.count(),
         }
     }
 
@@ -298,6 +325,8 @@ impl Executor {
             Self::Inline(Some(_)) => Room::Now,
             Self::Threads(threads) if threads.have_idle() => Room::Now,
             Self::Threads(threads) if threads.have_free_lane() => Room::Later,
+            Self::Lanes(lanes) if lanes.have_idle() => Room::Now,
+            Self::Lanes(lanes) if lanes.have_free_lane() => Room::Later,
             _ => Room::None,
         }
     }

@@ -13,6 +13,7 @@ use super::{
     instance_cores::InstanceCores,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::{Job, Reply},
+    lanes::{Fleet, OpenLanes, TooFull},
     limiter::{Limiter, Seat},
     sequences::{Instances, Ran, SequenceSetup, SequenceShard, SequenceShardHandle},
     server::Observers,
@@ -20,7 +21,11 @@ use super::{
     warm_up::{WarmUp, WarmUpError},
 };
 use crate::{
-    backend::{BackendError, Host, Model, ModelInstance, Placement, PlacementDevice},
+    backend::{
+        BackendError, DeviceInstance, Direct, Host, Model, ModelInstance, Placement,
+        PlacementDevice,
+    },
+    device::{Device, DeviceError},
     inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
     observe::{
         ModelStatistics,
@@ -105,10 +110,14 @@ pub struct LoadedVersion {
     pub(super) ragged: Ragged,
     /// The sizes that its batches may have, ascending; empty for any.
     pub(super) allowed_batch_sizes: Vec<u32>,
+    /// What goes first on a device: smaller than others.
+    pub(super) device_priority: u32,
     tracer: Arc<ModelTracer>,
     /// What runs it; nothing, if it is an ensemble.
     model: Option<Arc<dyn Model>>,
     instances: usize,
+    /// Where its instances run, if it is on devices.
+    devices: Vec<Arc<dyn Device>>,
     /// Kept as long as the version, whose back end may still read from it.
     _folder: Option<Arc<TemporaryFolder>>,
     /// Told of the end of the model when no version of it is left.
@@ -139,6 +148,8 @@ pub struct Site<'a> {
     pub cache: Option<&'a Arc<Caches>>,
     /// What makes instances take turns, if anything does.
     pub limiter: Option<&'a Arc<Limiter>>,
+    /// The devices' lanes, if models can run on devices.
+    pub fleet: Option<&'a Arc<Fleet>>,
 }
 
 /// Why a version could not be started.
@@ -147,6 +158,12 @@ pub enum VersionError {
     /// The back end gave no instance.
     #[error("{0}")]
     Backend(#[from] BackendError),
+    /// A device gave no lanes.
+    #[error("{0}")]
+    Device(#[from] DeviceError),
+    /// A device is too full.
+    #[error("{0}")]
+    Full(#[from] TooFull),
     /// The system gave no thread.
     #[error("cannot start the thread of instance '{name}': {source}")]
     Thread {
@@ -223,6 +240,38 @@ impl VersionSpec {
         Err(BackendError(detail))
     }
 
+    /// The lanes of its instances, warmed up, if all run on devices and nothing but the devices decides
+    /// whose turn it is.
+    fn lanes(
+        &self,
+        takes_turns: bool,
+        ragged: &Ragged,
+        site: &Site<'_>,
+    ) -> Result<Option<OpenLanes>, VersionError> {
+        let Some(fleet) = site.fleet else { return Ok(None) };
+        for placement in &self.placements {
+            fleet.check_room(&self.outline.name, placement.device)?;
+        }
+        if takes_turns || self.sequences.is_some() || !self.allowed_batch_sizes.is_empty() {
+            return Ok(None);
+        }
+        let on_devices = self.placements.iter().map(|placement| self.model.on_device(placement));
+        let on_devices: Option<Vec<DeviceInstance>> = on_devices.collect::<Result<_, _>>()?;
+        let Some(mut instances) = on_devices.filter(|instances| !instances.is_empty()) else {
+            return Ok(None);
+        };
+        for instance in instances.iter_mut().filter(|_| !self.warm_ups.is_empty()) {
+            let mut lent = Direct::with(instance)?;
+            for warm_up in &self.warm_ups {
+                warm_up.run_on(&self.outline.signature, ragged, &mut lent, site.host)?;
+            }
+        }
+        let Outline { name, config, .. } = &self.outline;
+        let cuda = config.optimization.as_ref().and_then(|it| it.cuda.as_ref());
+        let graphs = cuda.is_some_and(|cuda| cuda.graphs);
+        Ok(Some(fleet.open(name, graphs, instances)?))
+    }
+
     /// Makes an instance and warms it up.
     fn instance(
         &self,
@@ -250,28 +299,36 @@ impl LoadedVersion {
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
         let Outline { config, signature, .. } = &spec.outline;
         let ragged = Ragged::new(config, signature);
+        let placements = spec.placements.iter().enumerate();
+        let seats = placements.map(|(index, placement)| spec.seat(index, placement, site.limiter));
+        let seats: Vec<Option<Seat>> = seats.collect::<Result<_, _>>()?;
+        let takes_turns = seats.iter().any(Option::is_some);
+        let lanes = spec.lanes(takes_turns, &ragged, site)?;
         let mut instances = Vec::new();
-        for (index, placement) in spec.placements.iter().enumerate() {
+        for (placement, seat) in spec.placements.iter().zip(seats).filter(|_| lanes.is_none()) {
             instances.push(PlacedInstance {
                 name: placement.name.clone(),
                 cores: site.instance_cores.of(&placement.host_policy).to_vec(),
-                seat: spec.seat(index, placement, site.limiter)?,
+                seat,
                 instance: spec.instance(placement, &ragged, site.host)?,
             });
         }
-        // Who wants an instance on certain processors does not want it on those of reactors.
-        let is_placed =
-            |placement: &Placement| site.instance_cores.wanted(&placement.host_policy).is_some();
-        let takes_turns = instances.iter().any(|instance| instance.seat.is_some());
+        // Who wants an instance on a device or on certain processors does not want it on those of
+        // reactors.
+        let is_placed = |placement: &Placement| {
+            matches!(placement.device, PlacementDevice::Gpu(_))
+                || site.instance_cores.wanted(&placement.host_policy).is_some()
+        };
         let runs_inline = !takes_turns
             && spec.sequences.is_none()
             && !spec.placements.iter().any(is_placed)
             && inline::suits(&spec, &mut instances, &site.host.pool);
+        let home = lanes.as_ref().map_or(site.home, OpenLanes::home).clone();
         // What is not served on a reactor takes no memory there.
-        let home = site.home.index();
         let is_cached = site.cache.is_some() && spec.outline.identity.is_some();
         let is_everywhere = runs_inline || is_cached;
-        let served = site.reactors.iter().map(|reactor| is_everywhere || reactor.index() == home);
+        let is_served = |reactor: &ReactorHandle| is_everywhere || reactor.index() == home.index();
+        let served = site.reactors.iter().map(is_served);
         let takes_requests = instances
             .first()
             .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
@@ -283,8 +340,11 @@ impl LoadedVersion {
             takes_requests,
             ragged: ragged.clone(),
             allowed_batch_sizes: spec.allowed_batch_sizes.clone(),
+            device_priority: device_priority(config),
             model: Some(spec.model.clone()),
             instances: spec.placements.len(),
+            devices: lanes.as_ref().map_or(Vec::new(), |lanes| lanes.devices().to_vec()),
+            home: home.clone(),
             runs_inline,
             ..Self::of_outline(spec.outline.clone(), site, served)
         });
@@ -309,12 +369,15 @@ impl LoadedVersion {
                 })?;
             }
         } else if let Some(setup) = spec.sequences {
-            let instances = Instances::start(instances, &setup, site.home)?;
-            version
-                .place(site.home, || Queue::Sequences(SequenceShard::start(setup, instances)))?;
+            let instances = Instances::start(instances, &setup, &home)?;
+            version.place(&home, || Queue::Sequences(SequenceShard::start(setup, instances)))?;
+        } else if let Some(lanes) = lanes {
+            version.place(&home, || {
+                Queue::Batches(Shard::start(spec.policy, Executor::Lanes(lanes.start())))
+            })?;
         } else {
-            let threads = InstanceThreads::start(instances, site.home)?;
-            version.place(site.home, || {
+            let threads = InstanceThreads::start(instances, &home)?;
+            version.place(&home, || {
                 Queue::Batches(Shard::start(spec.policy, Executor::Threads(threads)))
             })?;
         }
@@ -350,7 +413,9 @@ impl LoadedVersion {
             takes_requests: false,
             ragged: Ragged::default(),
             allowed_batch_sizes: Vec::new(),
+            device_priority: 0,
             model: None,
+            devices: Vec::new(),
             // Any number of requests are on their way through what has no instances.
             instances: usize::MAX,
             _folder: outline.folder,
@@ -374,7 +439,11 @@ impl LoadedVersion {
     /// Whether the model would answer now.
     pub fn is_ready(&self) -> bool {
         match &self.steps {
-            None => self.model.as_ref().is_some_and(|model| model.is_ready()),
+            None => {
+                let is_there = self.devices.iter().any(|device| device.lost().is_none());
+                (self.devices.is_empty() || is_there)
+                    && self.model.as_ref().is_some_and(|model| model.is_ready())
+            }
             Some(steps) => steps.are_ready(),
         }
     }
@@ -545,5 +614,16 @@ impl LoadedVersion {
         if let Some(Queue::Sequences(shard)) = self.queues.get() {
             shard.finished(ran);
         }
+    }
+}
+
+/// What goes first on a device by a model's `optimization.priority`.
+fn device_priority(config: &proto::ModelConfig) -> u32 {
+    use proto::model_optimization_policy::ModelPriority;
+    let optimization = config.optimization.as_ref();
+    match optimization.map(proto::ModelOptimizationPolicy::priority) {
+        Some(ModelPriority::PriorityMax) => 0,
+        Some(ModelPriority::PriorityMin) => 2,
+        Some(ModelPriority::PriorityDefault) | None => 1,
     }
 }

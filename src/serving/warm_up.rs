@@ -157,10 +157,26 @@ impl WarmUp {
                 self.run_requests(&request, signature, &mut **instance, host)
             }
         };
-        ran.map_err(|error| WarmUpError {
-            sample: self.name.clone(),
-            reason: Reason::Failed(error),
-        })
+        ran.map_err(|error| self.failed(error))
+    }
+
+    /// The same on an instance that is lent and takes whole batches.
+    ///
+    /// # Errors
+    /// When the back end fails.
+    pub fn run_on(
+        &self,
+        signature: &Signature,
+        ragged: &Ragged,
+        instance: &mut dyn Instance,
+        host: &Arc<Host>,
+    ) -> Result<(), WarmUpError> {
+        let ran = self.run_batches(&self.request, (signature, ragged), instance, &host.pool);
+        ran.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: Error) -> WarmUpError {
+        WarmUpError { sample: self.name.clone(), reason: Reason::Failed(error) }
     }
 
     fn run_batches(

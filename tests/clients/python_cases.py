@@ -1,15 +1,13 @@
 """What the Python models of `tests/python_models` are asked, the real Triton and Nereid alike.
 
-    build/venv/bin/python -m tests.clients.python_cases BACKENDS
+    build/venv/bin/python -m tests.clients.python_cases
 
-asks the real one and writes its answers down. BACKENDS is a backend directory with a folder `python`: Triton's
-library, the stub for the Python that runs this, and NumPy 1.26 beside them, where that stub looks for it.
+asks the real one and writes its answers down.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import queue
 import shutil
@@ -169,14 +167,15 @@ def ask_all(server, folder: pathlib.Path) -> dict:
 def main() -> None:
     """Asks the real server."""
     sys.path.insert(0, str(ROOT / "benches" / "peer"))
+    import python_backend
     import servers
 
-    os.environ["LD_LIBRARY_PATH"] = str(servers.PEER / "nvidia_pytriton.libs")
+    if why := python_backend.prepare():
+        sys.exit(why)
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_models(pathlib.Path(temporary) / "repository")
-        flags = (f"--backend-directory={sys.argv[1]}",)
         log = pathlib.Path(temporary) / "server.log"
-        with servers.Server("triton-python", servers.TRITON, folder, flags, log) as server:
+        with servers.Server("triton-python", servers.TRITON, folder, (), log) as server:
             answers = ask_all(server, folder)
     lines = (f"{json.dumps(name)}: {json.dumps(answer, ensure_ascii=False)}" for name, answer in answers.items())
     ANSWERS.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,7 @@ def urls(examples, request, tmp_path_factory) -> Iterator[dict[str, str]]:
         pytest.fail("NEREID_HTTP_URL and NEREID_GRPC_URL go together: only one is set", pytrace=False)
     elif binary := os.environ.get("NEREID_BINARY"):
         log = tmp_path_factory.mktemp("server") / "log"
-        yield from run_server(binary, examples / "models", log, request.session)
+        yield from run_server(binary, [examples / "models"], log, request.session)
     else:
         pytest.skip("no server: set NEREID_BINARY, or NEREID_HTTP_URL and NEREID_GRPC_URL")
 
@@ -75,10 +75,11 @@ def server(request, urls):
 
 
 def run_server(
-    binary: str, models: Path, log: Path, session: pytest.Session, flags: Iterable[str] = ()
+    binary: str, repositories: list[Path], log: Path, session: pytest.Session, *further: str
 ) -> Iterator[dict[str, str]]:
+    """The addresses of a server of these repositories, which ends after them."""
     http_port, grpc_port = free_ports(2)
-    command = [binary, f"--model-repository={models}", "--allow-metrics=false", *flags]
+    command = [binary, *(f"--model-repository={each}" for each in repositories), "--allow-metrics=false", *further]
     command += ["--http-address=127.0.0.1", f"--http-port={http_port}"]
     command += ["--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}"]
     ring = log.with_name("ring")

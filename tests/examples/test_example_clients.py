@@ -9,8 +9,7 @@ from PIL import Image
 import classify
 import embed
 import file_type
-import ocr
-import text_decoding
+import reading
 from connection import Label, labels
 from text_boxes import Box, connected_areas, find_boxes, in_reading_order
 
@@ -19,13 +18,13 @@ SENTENCES = ["The ship left the harbour at dawn.", "At sunrise the boat sailed."
 
 
 def test_reads_every_word_of_the_sign(direct, examples, images):
-    lines = ocr.read(direct, ocr.load_charset(examples / "assets"), Image.open(images / "sign.png"))
+    lines = reading.read(direct, reading.load_charset(examples / "assets"), Image.open(images / "sign.png"))
     assert [line.text for line in lines] == SIGN
 
 
 def test_finds_no_text_in_an_empty_picture(direct, examples):
     blank = Image.new("RGB", (320, 200), "white")
-    assert ocr.read(direct, ocr.load_charset(examples / "assets"), blank) == []
+    assert reading.read(direct, reading.load_charset(examples / "assets"), blank) == []
 
 
 def test_names_the_clock(direct, images):
@@ -66,8 +65,8 @@ def test_features_of_a_file_are_its_ends():
 def test_decoding_drops_blanks_and_repeats():
     charset = ["<blank>", "a", "b"]
     steps = np.eye(3, dtype=np.float32)[[0, 1, 1, 0, 1, 2, 2, 0]]
-    assert text_decoding.decode(steps, charset) == ("aab", 1.0)
-    assert text_decoding.decode(steps[:1], charset) == ("", 0.0)
+    assert reading.decode(steps, charset) == ("aab", 1.0)
+    assert reading.decode(steps[:1], charset) == ("", 0.0)
 
 
 def test_labels_may_hold_colons():

@@ -16,7 +16,7 @@ from PIL import Image
 import classify
 import embed
 import file_type
-import ocr
+import reading
 from connection import connect
 
 TOLERANCE = 1e-5
@@ -62,9 +62,9 @@ def test_client_program_says_in_one_line_what_is_wrong(urls, images):
 
 
 def test_ocr_reads_the_sign(server, direct, examples, images):
-    charset = ocr.load_charset(examples / "assets")
+    charset = reading.load_charset(examples / "assets")
     picture = Image.open(images / "sign.png")
-    lines, expected = (ocr.read(connection, charset, picture) for connection in (server, direct))
+    lines, expected = (reading.read(connection, charset, picture) for connection in (server, direct))
     assert {line.text for line in lines} == {"NEREID", "HARBOUR", "Open daily", "9:30", "TICKETS", "42"}
     assert [(line.text, line.box) for line in lines] == [(line.text, line.box) for line in expected]
     assert [line.confidence for line in lines] == pytest.approx([line.confidence for line in expected], abs=TOLERANCE)
@@ -73,8 +73,8 @@ def test_ocr_reads_the_sign(server, direct, examples, images):
 def test_text_detection_takes_any_size(server, direct, images):
     picture = Image.open(images / "sign.png").convert("RGB")
     for size in ((640, 416), (320, 224), (97, 130)):
-        inputs = {"x": ocr.detection_input(picture.resize(size))}
-        same(server, direct, ocr.DETECTION, inputs, "sigmoid_0.tmp_0")
+        inputs = {"x": reading.detection_input(picture.resize(size))}
+        same(server, direct, reading.DETECTION, inputs, "sigmoid_0.tmp_0")
 
 
 def test_classifier_names_classes(server, direct, images):
@@ -164,7 +164,7 @@ def sample_requests(examples, images) -> list[tuple[str, dict[str, np.ndarray], 
         (embed.MODEL, embed.tokenize(tokenizer, SENTENCES), "last_hidden_state"),
         (embed.MODEL, embed.tokenize(tokenizer, SENTENCES[:1]), "last_hidden_state"),
         (file_type.MODEL, {"bytes": file_type.preprocess(Path(__file__).read_bytes())[np.newaxis]}, "target_label"),
-        (ocr.RECOGNITION, {"x": ocr.recognition_input(picture.crop((300, 60, 600, 120)))}, "softmax_11.tmp_0"),
+        (reading.RECOGNITION, {"x": reading.recognition_input(picture.crop((300, 60, 600, 120)))}, "softmax_11.tmp_0"),
     ]
 
 

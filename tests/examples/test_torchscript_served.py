@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def torchscript(examples, request, tmp_path_factory) -> Iterator[tritonclient.gr
     if not (binary := os.environ.get("NEREID_BINARY")):
         pytest.skip("no server: set NEREID_BINARY")
     log = tmp_path_factory.mktemp("torchscript") / "log"
-    running = run_server(binary, examples / "torchscript", log, request.session)
+    running = run_server(binary, [examples / "torchscript"], log, request.session)
     with tritonclient.grpc.InferenceServerClient(next(running)["grpc"]) as client:
         yield client
     next(running, None)
@@ -54,9 +55,31 @@ def test_audio_is_heard_as_by_the_onnx_form(torchscript, examples):
     generator = np.random.default_rng(5)
     session = onnxruntime.InferenceSession(examples / "models" / "voice_activity" / "1" / "model.onnx")
     for pieces in (voice(generator, 9), voice(generator, 6)):
-        got = [heard(torchscript, pieces, step) for step in range(len(pieces))]
+        got = [heard(torchscript, 1, pieces, step) for step in range(len(pieces))]
         np.testing.assert_allclose(got, alone(session, pieces), atol=TOLERANCE, rtol=0)
         assert len({round(value, 4) for value in got}) > 3
+
+
+def test_voices_that_speak_at_once_are_kept_apart(torchscript, examples):
+    """Each piece is sent when its turn comes by lot."""
+    generator = np.random.default_rng(7)
+    session = onnxruntime.InferenceSession(examples / "models" / "voice_activity" / "1" / "model.onnx")
+    voices = [voice(generator, pieces) for pieces in (9, 4, 7, 5)]
+    turns = generator.permutation(np.repeat(np.arange(len(voices)), [len(pieces) for pieces in voices]))
+    got = [[] for _ in voices]
+    for number in turns:
+        got[number].append(heard(torchscript, 10 + int(number), voices[number], len(got[number])))
+    for pieces, values in zip(voices, got):
+        np.testing.assert_allclose(values, alone(session, pieces), atol=TOLERANCE, rtol=0)
+    # And in threads of their own, two more than can be heard at the same time.
+    voices = [voice(generator, 6) for _ in range(6)]
+    with ThreadPoolExecutor(len(voices)) as pool:
+        spoken = pool.map(
+            lambda each: [heard(torchscript, 20 + each[0], each[1], step) for step in range(len(each[1]))],
+            enumerate(voices),
+        )
+        for pieces, values in zip(voices, spoken):
+            np.testing.assert_allclose(values, alone(session, pieces), atol=TOLERANCE, rtol=0)
 
 
 def voice(generator: np.random.Generator, pieces: int) -> np.ndarray:
@@ -69,9 +92,9 @@ def voice(generator: np.random.Generator, pieces: int) -> np.ndarray:
     return samples.astype(np.float32).reshape(pieces, 1, SAMPLES)
 
 
-def heard(client, pieces: np.ndarray, step: int) -> float:
-    start = np.array([[step == 0]], np.float32)
-    return float(ask(client, "voice_activity_torch", audio=pieces[step], START=start).as_numpy("speech__0")[0, 0])
+def heard(client, voice: int, pieces: np.ndarray, step: int) -> float:
+    place = {"sequence_id": voice, "sequence_start": step == 0, "sequence_end": step == len(pieces) - 1}
+    return float(ask(client, "voice_activity_torch", place, audio=pieces[step]).as_numpy("speech__0")[0, 0])
 
 
 def alone(session: onnxruntime.InferenceSession, pieces: np.ndarray) -> list[float]:
@@ -86,9 +109,9 @@ def alone(session: onnxruntime.InferenceSession, pieces: np.ndarray) -> list[flo
     return found
 
 
-def ask(client, model: str, **arrays: np.ndarray):
+def ask(client, model: str, place: dict | None = None, /, **arrays: np.ndarray):
     inputs = []
     for name, array in arrays.items():
         inputs.append(tritonclient.grpc.InferInput(name, list(array.shape), "FP32"))
         inputs[-1].set_data_from_numpy(array)
-    return client.infer(model, inputs)
+    return client.infer(model, inputs, **(place or {}))

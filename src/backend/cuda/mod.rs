@@ -2,12 +2,14 @@
 //! `model.ptx`, `model.cubin` or `model.fatbin`. The configuration's parameters say how it is
 //! launched.
 //!
-//! `nvrtc` compiles, `launch` reads the parameters, `execution` copies, launches and copies back. This
-//! room knows files, tensors and devices. It must not know requests or schedulers.
+//! `nvrtc` compiles, `launch` reads the parameters, `execution` lays batches out and launches; on a
+//! device of the host `on_host` stands in for NVRTC. This room knows files, tensors and devices. It
+//! must not know requests or schedulers.
 
 mod execution;
 mod launch;
 mod nvrtc;
+mod on_host;
 
 #[cfg(test)]
 mod tests;
@@ -20,12 +22,17 @@ use std::{
 
 use bytes::Bytes;
 
-use self::{execution::OnDevice, launch::LaunchPlan, nvrtc::Nvrtc};
+use self::{
+    execution::{Batches, OnDevice},
+    launch::LaunchPlan,
+    nvrtc::Nvrtc,
+};
 use super::{
-    Backend, BackendError, Host, Model, ModelInstance, ModelSource, Placement, PlacementDevice,
+    Backend, BackendError, DeviceInstance, Direct, Host, Model, ModelInstance, ModelSource,
+    Placement, PlacementDevice,
 };
 use crate::{
-    device::{Device, KernelSource},
+    device::{Device, Devices, KernelSource, Twin},
     inference::{DataType, Signature},
 };
 
@@ -35,35 +42,29 @@ pub const VERSION: &str = "13.0.88";
 /// What sources are compiled for when there is no GPU to ask.
 const COMPUTE_CAPABILITY: (u32, u32) = (8, 0);
 
-/// The GPUs of this machine, or why there are none.
-pub type Devices = Result<Vec<Arc<dyn Device>>, String>;
-
 /// The back end `cuda`.
 pub struct Cuda {
     directory: Option<PathBuf>,
-    open: Box<dyn Fn() -> Devices + Send + Sync>,
-    devices: OnceLock<Devices>,
+    devices: Arc<Devices>,
     compiler: OnceLock<Result<Nvrtc, BackendError>>,
 }
 
 impl Cuda {
-    /// One that looks for NVRTC in `{directory}/cuda/` and has `devices` open the GPUs, both when a
-    /// model first needs them.
-    pub fn new(
-        directory: Option<PathBuf>,
-        devices: impl Fn() -> Devices + Send + Sync + 'static,
-    ) -> Self {
-        let open = Box::new(devices);
-        Self { directory, open, devices: OnceLock::new(), compiler: OnceLock::new() }
-    }
-
-    fn devices(&self) -> &Devices {
-        self.devices.get_or_init(|| (self.open)())
+    /// One whose models run on `devices`, and that looks for NVRTC in `{directory}/cuda/` when a model
+    /// first needs it.
+    pub fn new(directory: Option<PathBuf>, devices: Arc<Devices>) -> Self {
+        Self { directory, devices, compiler: OnceLock::new() }
     }
 
     fn compiler(&self) -> Result<&Nvrtc, BackendError> {
         let opened = self.compiler.get_or_init(|| Nvrtc::open(self.directory.as_deref()));
         opened.as_ref().map_err(Clone::clone)
+    }
+
+    /// Whether its models run on devices of the host.
+    fn is_on_host(&self) -> bool {
+        let devices = self.devices.all().unwrap_or_default();
+        devices.first().is_some_and(|device| device.properties().compute_capability.is_none())
     }
 
     /// The model's code for GPUs: what its file holds, or what its source compiles to.
@@ -87,7 +88,7 @@ impl Cuda {
         let text = String::from_utf8(content)
             .map_err(|_| BackendError(format!("'{}' is not text", path.display())))?;
         let compiler = self.compiler()?;
-        let target = self.devices().iter().flatten();
+        let target = self.devices.all().unwrap_or_default().iter();
         // The least of what there is: PTX for it runs on all.
         let target = target.filter_map(|device| device.properties().compute_capability).min();
         let image = compiler.compile(
@@ -132,17 +133,30 @@ impl Backend for Cuda {
         let plan = LaunchPlan::read(&source.config.parameters, &source.signature)
             .map_err(|fault| BackendError(format!("model '{}': {fault}", source.name)))?;
         check(&source.signature)?;
-        let image = self.image(source, &plan)?;
-        let devices = match self.devices() {
-            Ok(devices) if !devices.is_empty() => devices.clone(),
-            Ok(_) => return Err(no_gpu(source, "no GPU was found")),
-            Err(reason) => return Err(no_gpu(source, reason)),
+        let name = plan.kernel.as_str().into();
+        let kernel = match self.is_on_host() {
+            true => KernelSource { name, image: None, twin: Some(twin(source, &plan)?) },
+            false => KernelSource { name, image: Some(self.image(source, &plan)?), twin: None },
         };
-        let kernel =
-            KernelSource { name: plan.kernel.as_str().into(), image: Some(image), twin: None };
-        let signature = source.signature.clone();
-        Ok(Arc::new(Loaded { name: source.name.clone(), kernel, plan, signature, devices }))
+        self.devices.all().map_err(|reason| no_gpu(source, reason))?;
+        let batches = Arc::new(Batches(source.signature.clone()));
+        let (name, devices) = (source.name.clone(), self.devices.clone());
+        Ok(Arc::new(Loaded { name, kernel, plan, batches, devices }))
     }
+}
+
+/// A source as a device of the host runs it.
+fn twin(source: &ModelSource, plan: &LaunchPlan) -> Result<Twin, BackendError> {
+    let path = &source.model_path;
+    if path.extension().is_none_or(|extension| extension != "cu") {
+        return Err(BackendError(format!(
+            "model '{}' is to run on a device of the host, which takes sources: expected a file \
+             that ends in .cu, got '{}'",
+            source.name,
+            path.display()
+        )));
+    }
+    on_host::twin(path, plan)
 }
 
 fn no_gpu(source: &ModelSource, reason: &str) -> BackendError {
@@ -181,8 +195,8 @@ struct Loaded {
     name: Arc<str>,
     kernel: KernelSource,
     plan: LaunchPlan,
-    signature: Arc<Signature>,
-    devices: Vec<Arc<dyn Device>>,
+    batches: Arc<Batches>,
+    devices: Arc<Devices>,
 }
 
 impl Model for Loaded {
@@ -191,27 +205,37 @@ impl Model for Loaded {
         placement: &Placement,
         _: &Arc<Host>,
     ) -> Result<ModelInstance, BackendError> {
-        let wanted = match placement.device {
-            PlacementDevice::Gpu(index) => usize::try_from(index).ok(),
-            PlacementDevice::Cpu | PlacementDevice::Model => {
-                self.devices.first().map(|device| device.properties().index)
-            }
-        };
-        let device = self.devices.iter().find(|device| Some(device.properties().index) == wanted);
-        let device = device.ok_or_else(|| {
-            let known: Vec<_> =
-                self.devices.iter().map(|device| device.properties().index.to_string()).collect();
+        Ok(ModelInstance::Batches(Box::new(Direct::of(self.place(placement)?)?)))
+    }
+
+    fn on_device(&self, placement: &Placement) -> Result<Option<DeviceInstance>, BackendError> {
+        self.place(placement).map(Some)
+    }
+}
+
+impl Loaded {
+    fn place(&self, placement: &Placement) -> Result<DeviceInstance, BackendError> {
+        let device = self.device(placement).map_err(|reason| {
             BackendError(format!(
-                "instance '{}' of model '{}' is to run on {:?}: there are GPUs {}",
-                placement.name,
-                self.name,
-                placement.device,
-                known.join(", ")
+                "instance '{}' of model '{}' cannot run on {:?}: {reason}",
+                placement.name, self.name, placement.device
             ))
         })?;
-        let instance =
-            OnDevice::new(device.clone(), &self.kernel, self.plan.clone(), self.signature.clone());
-        let instance = instance.map_err(|error| BackendError(error.to_string()))?;
-        Ok(ModelInstance::Batches(Box::new(instance)))
+        let (plan, signature) = (self.plan.clone(), self.batches.0.clone());
+        let loaded = OnDevice::load(&**device, &self.kernel, plan, signature);
+        let compute = Box::new(loaded.map_err(|error| BackendError(error.to_string()))?);
+        Ok(DeviceInstance { device: device.clone(), model: self.batches.clone(), compute })
+    }
+
+    /// A kernel runs on a device even where the configuration says the host.
+    fn device(&self, placement: &Placement) -> Result<&Arc<dyn Device>, String> {
+        match placement.device {
+            PlacementDevice::Gpu(number) => {
+                self.devices.get(usize::try_from(number).unwrap_or(usize::MAX))
+            }
+            PlacementDevice::Cpu | PlacementDevice::Model => {
+                self.devices.all()?.first().ok_or_else(|| "there is no device".to_owned())
+            }
+        }
     }
 }

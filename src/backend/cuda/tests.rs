@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     backend::{Batch, BatchTensor, Instance as _},
-    device::{HostArgument, host::HostDevice, host::HostSettings},
+    device::host::{HostDevice, HostSettings},
     inference::{Shape, TensorSpec},
     memory::BufferPool,
     proto::{ModelConfig, ModelParameter},
@@ -34,8 +34,14 @@ fn compiler() -> Option<TempDir> {
     Some(folder)
 }
 
-fn no_devices() -> Devices {
-    Err("no CUDA driver was found (libcuda.so)".to_owned())
+fn no_devices() -> Arc<Devices> {
+    Arc::new(Devices::none("no CUDA driver was found (libcuda.so)"))
+}
+
+fn on_host() -> Arc<Devices> {
+    Arc::new(Devices::new(|| {
+        Ok(vec![Arc::new(HostDevice::start(HostSettings::default()).unwrap())])
+    }))
 }
 
 fn source(folder: &Path, file: &str, content: &[u8]) -> ModelSource {
@@ -90,7 +96,7 @@ fn a_source_compiles_and_one_that_does_not_says_why() {
 fn a_model_that_cannot_run_says_what_is_missing() {
     let Some(directory) = compiler() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let backend = Cuda::new(Some(directory.path().into()), no_devices);
+    let backend = Cuda::new(Some(directory.path().into()), no_devices());
     let load = |file: &str, content: &str| {
         let source = source(folder.path(), file, content.as_bytes());
         backend.load(&source).err().map(|error| error.0).unwrap()
@@ -117,7 +123,7 @@ fn without_a_compiler_the_command_that_brings_one_is_named() {
 fn shapes_must_be_known_beforehand() {
     let folder = tempfile::tempdir().unwrap();
     let mut source = source(folder.path(), "model.ptx", b"");
-    let backend = Cuda::new(None, no_devices);
+    let backend = Cuda::new(None, no_devices());
     let signature = Arc::make_mut(&mut source.signature);
     signature.outputs[0].dims = Shape::from([-1, 2]);
     let error = backend.load(&source).err().unwrap().0;
@@ -132,33 +138,17 @@ fn shapes_must_be_known_beforehand() {
 }
 
 #[test]
-fn a_batch_goes_through_a_device() {
+fn a_source_runs_on_a_device_of_the_host() {
     let folder = tempfile::tempdir().unwrap();
-    let source = source(folder.path(), "model.ptx", b"");
-    let plan = LaunchPlan::read(&source.config.parameters, &source.signature).unwrap();
-    let kernel = KernelSource {
-        name: "scale".into(),
-        image: None,
-        twin: Some(Arc::new(|grid, arguments| match arguments {
-            [
-                HostArgument::Read(from),
-                HostArgument::Write(to),
-                HostArgument::Scalar(count),
-                HostArgument::Scalar(by),
-            ] => {
-                assert_eq!((grid, *count), ([1, 1, 1], crate::device::Scalar::U64(6)));
-                assert_eq!(*by, crate::device::Scalar::F32(2.5));
-                for (to, from) in to.as_chunks_mut::<4>().0.iter_mut().zip(from.as_chunks::<4>().0)
-                {
-                    *to = (f32::from_le_bytes(*from) * 2.5).to_le_bytes();
-                }
-                Ok(())
-            }
-            _ => Err("other arguments were expected".to_owned()),
-        })),
+    let source = source(folder.path(), "model.cu", SCALE.as_bytes());
+    let model = Cuda::new(None, on_host()).load(&source).map_err(|error| error.0).unwrap();
+    let placement = Placement {
+        name: "m_0".to_owned(),
+        device: PlacementDevice::Gpu(0),
+        host_policy: "gpu_0".to_owned(),
     };
-    let device = Arc::new(HostDevice::start(HostSettings::default()).unwrap());
-    let mut instance = OnDevice::new(device, &kernel, plan, source.signature.clone()).unwrap();
+    let instance = model.on_device(&placement).unwrap().unwrap();
+    let mut instance = Direct::of(instance).unwrap();
     let pool = BufferPool::new(1 << 20, 1 << 20).unwrap();
     let floats = |values: &[f32]| -> Bytes {
         values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
@@ -172,4 +162,26 @@ fn a_batch_goes_through_a_device() {
         assert_eq!(made.shape, Shape::from([2, 3]));
         assert_eq!(made.data, floats(&[2.5, 5.0, 7.5, 10.0, 12.5, 15.0]));
     }
+    let elsewhere = Placement { device: PlacementDevice::Gpu(3), ..placement };
+    let error = model.on_device(&elsewhere).err().unwrap().0;
+    assert_eq!(
+        error,
+        "instance 'm_0' of model 'm' cannot run on Gpu(3): there is no device 3, only 0"
+    );
+}
+
+#[test]
+fn what_cannot_be_compiled_for_the_host_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Cuda::new(None, on_host());
+    let load = |file: &str, text: &str| {
+        let source = source(folder.path(), file, text.as_bytes());
+        backend.load(&source).err().map(|error| error.0).unwrap()
+    };
+    let error = load("broken.cu", &SCALE.replace("by;", "bye;"));
+    assert!(error.contains("does not compile for the host") && error.contains("bye"), "{error}");
+    let error = load("fewer.cu", &SCALE.replace(", float by", "").replace("* by", ""));
+    assert!(error.contains("'arguments' gives scale 4 arguments"), "{error}");
+    let error = load("model.ptx", "");
+    assert!(error.contains("takes sources: expected a file that ends in .cu"), "{error}");
 }

@@ -55,7 +55,7 @@ impl Run<'_> {
             let (first_size, buffer) = match &mut made {
                 Some(made) => made,
                 None => {
-                    let buffer = self.buffer::<T>(&dims(pictures.look, size))?;
+                    let buffer = self.buffer::<T>(&picture_dims(pictures.look, size))?;
                     made.insert((size, buffer))
                 }
             };
@@ -72,7 +72,7 @@ impl Run<'_> {
                 .map_err(|error: ImageError| fault(&error))?;
         }
         match made {
-            Some((size, buffer)) => Ok((dims(pictures.look, size), buffer)),
+            Some((size, buffer)) => Ok((picture_dims(pictures.look, size), buffer)),
             None => Err(Fault::Whole("there are no rows".to_owned())),
         }
     }
@@ -86,7 +86,8 @@ fn row_pixels(input: &Value, row: usize, rows: usize) -> Option<(&[u8], i32, i32
     Some((pixels, i32::try_from(width).ok()?, i32::try_from(height).ok()?))
 }
 
-fn dims(look: &Look, [width, height]: [i32; 2]) -> Shape {
+/// The dimensions of a picture of this width and height.
+pub(super) fn picture_dims(look: &Look, [width, height]: [i32; 2]) -> Shape {
     let (width, height, channels) = (width.into(), height.into(), look.channels as i64);
     if look.planar {
         Shape::from([channels, height, width])

@@ -5,13 +5,14 @@
 //!
 //! `chain` reads the words, `plan` and `operation` understand them, `joined` makes one of neighbours on
 //! pictures; `run` does the work with the kernels' twins, `images` that on pictures, whose sizes
-//! `picture` knows, and whose files `decode`. This room knows tensors, kernels and memory. It must not
-//! know schedulers or wire formats.
+//! `picture` knows, and whose files `decode`; `on_device` does it on a device. This room knows tensors,
+//! kernels, devices and memory. It must not know schedulers or wire formats.
 
 mod chain;
 mod decode;
 mod images;
 mod joined;
+mod on_device;
 mod operation;
 mod picture;
 mod plan;
@@ -26,15 +27,18 @@ use bytes::Bytes;
 
 use self::{
     chain::{Operation, Step},
+    on_device::Launches,
     plan::{Form, Plan, Slot, Work},
     run::{RunError, Value},
 };
 use super::{
-    Backend, BackendError, Batch, BatchOutputs, BatchTensor, Host, InlineFitness, Instance, Model,
-    ModelInstance, ModelIo, ModelIoTensor, ModelRequest, ModelResponse, ModelSource, Placement,
-    RequestInstance, ResponseError, ResponseTensor,
+    Backend, BackendError, Batch, BatchOutputs, BatchTensor, DeviceInstance, Direct, Host,
+    InlineFitness, Instance, Model, ModelInstance, ModelIo, ModelIoTensor, ModelRequest,
+    ModelResponse, ModelSource, Placement, PlacementDevice, RequestInstance, ResponseError,
+    ResponseTensor,
 };
 use crate::{
+    device::Devices,
     inference::{DataType, Shape, Signature, TensorSpec},
     memory::{BufferPool, Exhausted},
     proto::ModelConfig,
@@ -47,8 +51,16 @@ const INPUT: &str = "INPUT";
 const OUTPUT: &str = "OUTPUT";
 
 /// The back end `ops`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ops;
+pub struct Ops {
+    devices: Arc<Devices>,
+}
+
+impl Ops {
+    /// One whose models can run on `devices`, and on the processors.
+    pub fn new(devices: Arc<Devices>) -> Self {
+        Self { devices }
+    }
+}
 
 impl Backend for Ops {
     fn name(&self) -> &'static str {
@@ -82,7 +94,10 @@ impl Backend for Ops {
         let plan = plan(source, &steps, &given, sole_output(&source.config))?;
         let results =
             outputs.iter().map(|output| result(source, &plan, output)).collect::<Result<_, _>>()?;
-        Ok(Arc::new(Chain(Arc::new(Loaded { plan, results, has_batch: *max_batch_size > 0 }))))
+        let loaded = Arc::new(Loaded { plan, results, has_batch: *max_batch_size > 0 });
+        let name = source.name.clone();
+        let launches = Launches::of(&loaded).map(Arc::new);
+        Ok(Arc::new(Chain { name, loaded, launches, devices: self.devices.clone() }))
     }
 }
 
@@ -207,7 +222,13 @@ fn result(source: &ModelSource, plan: &Plan, output: &TensorSpec) -> Result<Slot
 }
 
 /// A chain, ready to give instances.
-struct Chain(Arc<Loaded>);
+struct Chain {
+    name: Arc<str>,
+    loaded: Arc<Loaded>,
+    /// The chain as a device runs it, if it can.
+    launches: Option<Arc<Launches>>,
+    devices: Arc<Devices>,
+}
 
 /// What the instances of a chain share.
 struct Loaded {
@@ -218,15 +239,42 @@ struct Loaded {
 }
 
 impl Model for Chain {
-    fn instance(&self, _: &Placement, _: &Arc<Host>) -> Result<ModelInstance, BackendError> {
-        Ok(match self.0.can_fail() {
-            true => ModelInstance::Requests(Box::new(OnRequests(self.0.clone()))),
-            false => ModelInstance::Batches(Box::new(OnTensors(self.0.clone()))),
+    fn instance(
+        &self,
+        placement: &Placement,
+        _: &Arc<Host>,
+    ) -> Result<ModelInstance, BackendError> {
+        if let Some(instance) = self.on_device(placement)? {
+            return Ok(ModelInstance::Batches(Box::new(Direct::of(instance)?)));
+        }
+        let loaded = self.loaded.clone();
+        Ok(match self.loaded.can_fail() {
+            true => ModelInstance::Requests(Box::new(OnRequests(loaded))),
+            false => ModelInstance::Batches(Box::new(OnTensors(loaded))),
         })
     }
 
+    fn on_device(&self, placement: &Placement) -> Result<Option<DeviceInstance>, BackendError> {
+        let PlacementDevice::Gpu(number) = placement.device else { return Ok(None) };
+        let (name, instance) = (&self.name, &placement.name);
+        let Some(launches) = &self.launches else {
+            log::info!(
+                "instance '{instance}' of model '{name}' runs on the processors: its chain has steps \
+                 that no device runs"
+            );
+            return Ok(None);
+        };
+        let device = self.devices.get(usize::try_from(number).unwrap_or(usize::MAX));
+        let device = device.map_err(|reason| {
+            BackendError(format!("instance '{instance}' of model '{name}': {reason}"))
+        })?;
+        let compute = Launches::load(launches, &**device);
+        let compute = compute.map_err(|error| BackendError(error.to_string()))?;
+        Ok(Some(DeviceInstance { device: device.clone(), model: launches.clone(), compute }))
+    }
+
     fn inline_fitness(&self) -> InlineFitness {
-        match self.0.can_fail() {
+        match self.loaded.can_fail() {
             true => InlineFitness::Never,
             false => InlineFitness::IfFast,
         }

@@ -150,7 +150,7 @@ impl Run<'_> {
     ) -> Result<Value, Fault> {
         let from: &[f32] = elements(input)?;
         let mut buffer = self.buffer::<f32>(&input.dims)?;
-        operation(from, elements_mut(&mut buffer)?, columns(input)?);
+        operation(from, elements_mut(&mut buffer)?, columns(&input.dims).map_err(Fault::Whole)?);
         Ok(Value { datatype: DataType::Fp32, dims: input.dims.clone(), data: buffer.freeze() })
     }
 
@@ -197,7 +197,7 @@ impl Run<'_> {
     }
 
     fn top_k(&self, input: &Value, k: usize) -> Result<Vec<Value>, Fault> {
-        let columns = columns(input)?;
+        let columns = columns(&input.dims).map_err(Fault::Whole)?;
         if k > columns {
             return Err(Fault::Whole(format!("expected {k} elements or more, got {columns}")));
         }
@@ -218,7 +218,7 @@ impl Run<'_> {
     }
 
     fn argmax(&self, input: &Value) -> Result<Value, Fault> {
-        let columns = columns(input)?;
+        let columns = columns(&input.dims).map_err(Fault::Whole)?;
         let mut dims: Shape = input.dims.iter().rev().skip(1).rev().copied().collect();
         if dims.is_empty() {
             dims = Shape::from([1]);
@@ -391,11 +391,11 @@ impl Run<'_> {
 }
 
 /// The length of a tensor's last dimension.
-fn columns(value: &Value) -> Result<usize, Fault> {
-    let columns = value.dims.last().and_then(|&dim| usize::try_from(dim).ok());
+pub(super) fn columns(dims: &Shape) -> Result<usize, String> {
+    let columns = dims.last().and_then(|&dim| usize::try_from(dim).ok());
     columns
         .filter(|&columns| columns > 0 && u32::try_from(columns).is_ok())
-        .ok_or_else(|| Fault::Whole(format!("expected one element or more, got {}", value.dims)))
+        .ok_or_else(|| format!("expected one element or more, got {dims}"))
 }
 
 /// A number as the bytes of one element.

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A model with this chain, these inputs and outputs.
-fn source(
+pub(super) fn source(
     chain: &str,
     max_batch_size: u32,
     inputs: &[(&str, DataType, &[i64])],
@@ -63,12 +63,19 @@ fn source(
     }
 }
 
-fn pool() -> BufferPool {
+fn ops() -> Ops {
+    Ops::new(Arc::new(Devices::none("no devices")))
+}
+
+pub(super) fn pool() -> BufferPool {
     BufferPool::new(1 << 20, 64 << 20).unwrap()
 }
 
 /// What a chain without a batch makes of these tensors.
-fn run(source: &ModelSource, tensors: Vec<(Shape, Bytes)>) -> Result<Vec<(Shape, Bytes)>, String> {
+pub(super) fn run(
+    source: &ModelSource,
+    tensors: Vec<(Shape, Bytes)>,
+) -> Result<Vec<(Shape, Bytes)>, String> {
     let rows = tensors[0].0.first().copied().unwrap_or(1) as usize;
     let loaded = loaded(source)?;
     let outputs =
@@ -77,7 +84,7 @@ fn run(source: &ModelSource, tensors: Vec<(Shape, Bytes)>) -> Result<Vec<(Shape,
 }
 
 fn loaded(source: &ModelSource) -> Result<Loaded, String> {
-    Ops.load(source).map_err(|error| error.0)?;
+    ops().load(source).map_err(|error| error.0)?;
     let steps = steps(source).unwrap();
     let signature = &source.signature;
     let given: Vec<_> =
@@ -301,7 +308,7 @@ fn rows_of_different_sizes_are_no_batch() {
 fn a_chain_completes_its_configuration() {
     let chain = r#"[{"op": "decode", "input": "IMAGE"}, {"op": "resize", "size": [4, 5]},
         {"op": "layout", "to": "CHW"}, {"op": "cast", "to": "FP16", "output": "PIXELS"}]"#;
-    let told = Ops.inspect(&source(chain, 0, &[], &[])).unwrap().unwrap();
+    let told = ops().inspect(&source(chain, 0, &[], &[])).unwrap().unwrap();
     let tensor = |name: &str, datatype, dims: &[i64]| ModelIoTensor {
         name: name.to_owned(),
         datatype,
@@ -313,10 +320,10 @@ fn a_chain_completes_its_configuration() {
     let chain =
         r#"[{"op": "softmax", "output": "P"}, {"op": "top_k", "k": 2, "output": ["V", "I"]}]"#;
     let told =
-        Ops.inspect(&source(chain, 0, &[("X", DataType::Fp32, &[9])], &[])).unwrap().unwrap();
+        ops().inspect(&source(chain, 0, &[("X", DataType::Fp32, &[9])], &[])).unwrap().unwrap();
     let expected = [tensor("V", DataType::Fp32, &[2]), tensor("I", DataType::Int64, &[2])];
     assert_eq!(told.outputs, expected);
-    assert_eq!(Ops.inspect(&source(chain, 0, &[], &[])), Ok(None));
+    assert_eq!(ops().inspect(&source(chain, 0, &[], &[])), Ok(None));
 }
 
 #[test]
@@ -388,7 +395,7 @@ fn a_chain_that_cannot_be_is_refused_at_load() {
     ];
     for (chain, input, expected) in cases {
         let source = source(chain, 0, &[input], &[("OUT", DataType::Fp32, &[-1])]);
-        let error = Ops.load(&source).err().expect(chain).0;
+        let error = ops().load(&source).err().expect(chain).0;
         assert!(error.contains(expected), "{chain}: {error}");
     }
 }
@@ -408,7 +415,7 @@ fn outputs_must_be_what_the_chain_makes() {
         ),
         (("P", DataType::Int64, &[8]), "the configuration has INT64 [8]"),
     ] {
-        let error = Ops.load(&source(chain, 0, &[input], &[output])).err().unwrap().0;
+        let error = ops().load(&source(chain, 0, &[input], &[output])).err().unwrap().0;
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -420,7 +427,7 @@ fn an_instance_runs_whole_batches() {
     let placement =
         Placement { name: "m_0".into(), device: PlacementDevice::Cpu, host_policy: String::new() };
     let host = Arc::new(Host::without_models(pool()));
-    let instance = Ops.load(&source).unwrap().instance(&placement, &host).unwrap();
+    let instance = ops().load(&source).unwrap().instance(&placement, &host).unwrap();
     let mut instance = instance.into_batches().expect("nothing in it can fail");
     // Not aligned for its type.
     let mut bytes = vec![0];
@@ -477,7 +484,7 @@ fn a_bad_file_fails_its_own_request_alone() {
     let host = Arc::new(Host::without_models(pool()));
     let placement =
         Placement { name: "m_0".into(), device: PlacementDevice::Cpu, host_policy: String::new() };
-    let instance = Ops.load(&source).unwrap().instance(&placement, &host).unwrap();
+    let instance = ops().load(&source).unwrap().instance(&placement, &host).unwrap();
     let ModelInstance::Requests(mut instance) = instance else { panic!("files come one by one") };
     let (answers, answered) = std::sync::mpsc::channel();
     let good = png(2, 1, png::ColorType::Grayscale, &[7, 9]);

@@ -34,7 +34,7 @@ use self::{
     environment::{Environments, Interpreter, Unpacked},
     services::Services,
     settings::Settings,
-    supervisor::Seat,
+    supervisor::{Seat, Spare},
 };
 use super::{
     Backend, BackendError, Host, Model, ModelInstance, ModelRequest, ModelSource, Placement,
@@ -57,6 +57,7 @@ pub struct Python {
     environments: Environments,
     sources: Arc<OwnedFd>,
     seats: Seats,
+    spares: Spares,
 }
 
 /// The name of the file that is run.
@@ -69,6 +70,12 @@ pub fn script(directory: &Path, name: &str) -> Option<PathBuf> {
     let script = directory.join(name).join(SCRIPT);
     (is_name && script.is_file()).then_some(script)
 }
+
+/// Processes that have completed configurations, each for the first instance of its model.
+type Spares = Arc<Mutex<Vec<(SpareFor, Spare)>>>;
+
+/// Which instances a process can be for: the file that they run and the folder of the version.
+type SpareFor = (String, String);
 
 /// The instances of all models.
 type Seats = Arc<Mutex<Vec<Weak<Seat>>>>;
@@ -109,6 +116,7 @@ impl Python {
             environments: Environments::default(),
             sources: Arc::new(sources),
             seats: Seats::default(),
+            spares: Spares::default(),
         })
     }
 
@@ -129,6 +137,7 @@ impl Python {
             sources: self.sources.clone(),
             seats: Mutex::default(),
             all_seats: self.seats.clone(),
+            spares: self.spares.clone(),
         })
     }
 }
@@ -152,12 +161,18 @@ impl Backend for Python {
 
     fn complete(&self, source: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {
         let model = self.model(source)?;
-        let outline = Arc::new(model.outline(&format!("{}_0", source.name), "CPU", "0"));
-        let completed = Seat::complete(outline, repository::to_json(&source.config))?;
+        let outline = Arc::new(model.outline(&first_instance(&source.config), "CPU", "0"));
+        let config = repository::to_json(&source.config);
+        let (completed, spare) = Seat::complete(&outline, config)?;
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = outline.spare_for();
+        spares.retain(|(other, spare)| *other != wanted && !spare.has_ended());
+        spares.push((wanted, spare));
         repository::from_json(&completed).map(Some).map_err(|error| BackendError(error.to_string()))
     }
 
     fn stop(&self, patience: Duration) {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let seats = std::mem::take(&mut *self.seats.lock().unwrap_or_else(PoisonError::into_inner));
         let seats: Vec<_> = seats.iter().filter_map(Weak::upgrade).collect();
         seats.iter().for_each(|seat| seat.stop());
@@ -170,6 +185,15 @@ impl Backend for Python {
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
         Ok(Arc::new(self.model(source)?))
+    }
+}
+
+/// The name of a model's first instance, before its configuration is complete.
+fn first_instance(config: &ModelConfig) -> String {
+    match config.instance_group.first() {
+        None => format!("{}_0", config.name),
+        Some(group) if group.name.is_empty() => format!("{}_0_0", config.name),
+        Some(group) => format!("{}_0", group.name),
     }
 }
 
@@ -187,6 +211,7 @@ struct PythonModel {
     sources: Arc<OwnedFd>,
     seats: Mutex<Vec<Weak<Seat>>>,
     all_seats: Seats,
+    spares: Spares,
 }
 
 impl PythonModel {
@@ -233,7 +258,13 @@ impl Model for PythonModel {
             PlacementDevice::Model => ("MODEL", "0".to_owned()),
         };
         let outline = Arc::new(self.outline(&placement.name, kind, &device));
-        let (seat, supervisor) = Seat::take(outline.clone(), Services::new(host))?;
+        let spare = {
+            let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = outline.spare_for();
+            let found = spares.iter().position(|(of, _)| *of == wanted);
+            found.map(|found| spares.swap_remove(found).1)
+        };
+        let (seat, supervisor) = Seat::take(outline.clone(), Services::new(host), spare)?;
         for seats in [&self.seats, &*self.all_seats] {
             let mut seats = seats.lock().unwrap_or_else(PoisonError::into_inner);
             seats.retain(|seat| seat.strong_count() > 0);
@@ -334,6 +365,11 @@ impl Outline {
             start.insert("complete".to_owned(), config.into());
         }
         start.to_string()
+    }
+
+    /// Which of the processes that have completed configurations can be this instance's.
+    fn spare_for(&self) -> SpareFor {
+        (self.script.clone(), self.version_dir.clone())
     }
 
     /// The index of an output.

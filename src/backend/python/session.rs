@@ -49,6 +49,8 @@ pub struct Session {
     pub is_ready: AtomicBool,
     /// Whether the process was stopped by a signal.
     pub is_stopped: AtomicBool,
+    /// Whether the model's `execute` has ended at least once.
+    pub has_executed: AtomicBool,
     next: AtomicU64,
     requests: Mutex<FxHashMap<u64, Taken>>,
     calls: Mutex<FxHashMap<u64, Option<Asked>>>,
@@ -85,6 +87,7 @@ impl Session {
             process,
             is_ready: AtomicBool::new(true),
             is_stopped: AtomicBool::new(false),
+            has_executed: AtomicBool::new(false),
             next: AtomicU64::new(1),
             requests: Mutex::default(),
             calls: Mutex::default(),
@@ -173,6 +176,7 @@ impl Session {
 
     /// The model's `execute` has ended.
     pub fn executed(&self, outcome: Result<Executed, String>) {
+        self.has_executed.store(true, Ordering::Relaxed);
         let mut execution = lock(&self.execution);
         if matches!(*execution, Execution::Running) {
             *execution = Execution::Ended(outcome);

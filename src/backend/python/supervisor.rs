@@ -33,11 +33,13 @@ const ASK_READY_EVERY: Duration = Duration::from_secs(1);
 /// How long a process that ended is waited for before it is started again: at first, and at most.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
-/// A process that has run for so long has not failed at its start.
+/// A process that has run for so long, or has run requests, has not failed at its start.
 const STEADY: Duration = Duration::from_secs(10);
 /// How long the model's `finalize` may take.
 const FINALIZE_MAX: Duration = Duration::from_secs(20);
 const RECEIVE_BYTES: usize = 256 << 10;
+/// How long a process that has completed a configuration is kept for the instance that will want it.
+const KEPT_FOR: Duration = Duration::from_secs(30);
 
 /// Where an instance's processes come and go.
 pub struct Seat {
@@ -51,36 +53,56 @@ pub struct Seat {
     is_over: Mutex<bool>,
 }
 
-/// What a process was started for.
+/// What a process is to do.
 enum Purpose {
-    /// To run the model.
+    /// Run the model.
     Serve,
-    /// To complete this configuration.
+    /// Complete this configuration.
     Complete(String),
 }
 
+/// A process that has completed a model's configuration, and can go on as its first instance. Without one
+/// that wants it it ends by itself, or with this.
+pub struct Spare {
+    thread: thread::JoinHandle<()>,
+    wanted: mpsc::Sender<Wanted>,
+}
+
+impl Spare {
+    /// Whether it is there no more.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Has the process run the model of `seat`; `None` when it has ended meanwhile.
+    fn go_on_as(self, seat: &Arc<Seat>) -> Option<Result<thread::JoinHandle<()>, BackendError>> {
+        let (report, started) = mpsc::channel();
+        self.wanted.send((seat.clone(), report)).ok()?;
+        Some(started.recv().ok()?.map(|()| self.thread))
+    }
+}
+
+/// The seat that a process is wanted for, and who waits for it.
+type Wanted = (Arc<Seat>, mpsc::Sender<Result<(), BackendError>>);
+
 impl Seat {
-    /// Starts the process and waits until the model is loaded. The thread that keeps it running comes
-    /// with it; it ends after [`Seat::stop`].
+    /// Starts the process, or takes the spare one, and waits until the model is loaded. The thread that
+    /// keeps it running comes with it; it ends after [`Seat::stop`].
     ///
     /// # Errors
     /// When the process does not start, or the model fails.
     pub fn take(
         outline: Arc<Outline>,
         services: Services,
+        spare: Option<Spare>,
     ) -> Result<(Arc<Self>, thread::JoinHandle<()>), BackendError> {
-        let name = outline.instance.clone();
         let seat = Arc::new(Self::new(outline, services));
+        if let Some(taken) = spare.and_then(|spare| spare.go_on_as(&seat)) {
+            return taken.map(|supervisor| (seat, supervisor));
+        }
         let (report, started) = mpsc::channel();
         let kept = seat.clone();
-        let supervisor = thread::Builder::new()
-            .name(name)
-            .spawn(move || {
-                kept.supervise(&report);
-                *kept.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
-                kept.stopped.notify_all();
-            })
-            .map_err(|error| BackendError(format!("cannot start a thread: {error}")))?;
+        let supervisor = spawn(&seat.outline, move || kept.keep(None, &report))?;
         match started.recv() {
             Ok(Ok(())) => Ok((seat, supervisor)),
             Ok(Err(error)) => Err(error),
@@ -88,24 +110,43 @@ impl Seat {
         }
     }
 
-    /// Has the model complete `config`, in a process of its own.
+    /// Has the model complete `config`, in a process that can be its first instance's.
     ///
     /// # Errors
     /// When the process does not start, or the model fails.
-    pub fn complete(outline: Arc<Outline>, config: String) -> Result<String, BackendError> {
-        let name = outline.instance.clone();
-        let seat = Self::new(outline, Services::default());
+    pub fn complete(
+        outline: &Arc<Outline>,
+        config: String,
+    ) -> Result<(String, Spare), BackendError> {
+        let completing = Self::new(outline.clone(), Services::default());
+        let ((tell, told), (wanted, wants)) = (mpsc::channel(), mpsc::channel::<Wanted>());
         // A process ends with the thread that started it.
-        let completing = thread::Builder::new().name(name).spawn(move || {
-            let mut run = seat.start(&Purpose::Complete(config))?;
-            run.process.kill();
-            Ok(run.answer)
-        });
-        let completing =
-            completing.map_err(|error| BackendError(format!("cannot start a thread: {error}")))?;
-        completing
-            .join()
-            .unwrap_or_else(|_| Err(BackendError("the thread of a process panicked".into())))
+        let thread = spawn(outline, move || {
+            let started = completing.start(&Purpose::Complete(config));
+            let mut run = match started {
+                Ok(run) => run,
+                Err(error) => {
+                    // The loader waits for this.
+                    let _ = tell.send(Err(error));
+                    return;
+                }
+            };
+            let _ = tell.send(Ok(std::mem::take(&mut run.answer)));
+            if let Ok((seat, report)) = wants.recv_timeout(KEPT_FOR) {
+                seat.keep(Some(run), &report);
+            }
+        })?;
+        match told.recv() {
+            Ok(answer) => answer.map(|answer| (answer, Spare { thread, wanted })),
+            Err(mpsc::RecvError) => Err(BackendError("the thread of a process panicked".into())),
+        }
+    }
+
+    /// Keeps a process running until it is to stop, beginning with `run`.
+    fn keep(&self, run: Option<Run>, report: &mpsc::Sender<Result<(), BackendError>>) {
+        self.supervise(run, report);
+        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stopped.notify_all();
     }
 
     fn new(outline: Arc<Outline>, services: Services) -> Self {
@@ -154,8 +195,15 @@ impl Seat {
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
     }
 
-    fn supervise(&self, report: &mpsc::Sender<Result<(), BackendError>>) {
-        let mut run = match self.start(&Purpose::Serve) {
+    fn supervise(&self, run: Option<Run>, report: &mpsc::Sender<Result<(), BackendError>>) {
+        let begun = run.map(|mut run| self.begin(&mut run, &Purpose::Serve).map(|()| run));
+        let started = match begun {
+            Some(Ok(run)) => Ok(run),
+            Some(Err(Failed::Model(message))) => Err(BackendError(message)),
+            // What was wrong with that process another need not have.
+            Some(Err(Failed::Process(_))) | None => self.start(&Purpose::Serve),
+        };
+        let mut run = match started {
             Ok(run) => run,
             Err(error) => {
                 // The loader waits for this.
@@ -174,7 +222,7 @@ impl Seat {
             run.session.die(&self.outline.is_unhealthy());
             self.services.forget();
             let Err(reason) = ended else { return };
-            if began.elapsed() > STEADY {
+            if began.elapsed() > STEADY || run.session.has_executed.load(Ordering::Relaxed) {
                 back_off = BACK_OFF;
             }
             log::error!("{}: {reason}; it is started again", self.outline.process());
@@ -201,7 +249,7 @@ impl Seat {
         self.is_stopping()
     }
 
-    /// Starts a process and waits until its model is loaded.
+    /// Starts a process and waits until it has begun with what it is for.
     fn start(&self, purpose: &Purpose) -> Result<Run, BackendError> {
         let outline = &*self.outline;
         let refuse = |reason: String| BackendError(format!("{} {reason}", outline.process()));
@@ -227,18 +275,33 @@ impl Seat {
             answer: String::new(),
             has_is_ready: false,
         };
-        let mut writer = Writer::default();
-        writer.start(&match purpose {
-            Purpose::Serve => outline.start_message(None),
-            Purpose::Complete(config) => outline.start_message(Some(config)),
-        });
-        run.session.line.send(writer);
-        run.answer = run.wait_until_started(self).map_err(|reason| match reason {
+        self.begin(&mut run, purpose).map_err(|reason| match reason {
             Failed::Model(message) => BackendError(message),
             Failed::Process(reason) => refuse(reason),
         })?;
         Ok(run)
     }
+
+    /// Has a process begin with what it is for.
+    fn begin(&self, run: &mut Run, purpose: &Purpose) -> Result<(), Failed> {
+        let mut writer = Writer::default();
+        writer.start(&match purpose {
+            Purpose::Serve => self.outline.start_message(None),
+            Purpose::Complete(config) => self.outline.start_message(Some(config)),
+        });
+        run.session.line.send(writer);
+        run.answer = run.wait_until_started(self)?;
+        Ok(())
+    }
+}
+
+/// Starts the thread of an instance's processes.
+fn spawn(
+    outline: &Outline,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, BackendError> {
+    let thread = thread::Builder::new().name(outline.instance.clone()).spawn(work);
+    thread.map_err(|error| BackendError(format!("cannot start a thread: {error}")))
 }
 
 /// Why a process did not get as far as to serve.

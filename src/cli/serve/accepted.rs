@@ -28,27 +28,20 @@ struct Row {
 enum Form {
     Switch,
     Whole,
-    Real,
     Text,
-    /// `first`, a character, `second`.
-    Pair(Part, char, Part),
+    /// Two whole numbers with a character between.
+    Pair(char),
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Part {
-    Whole,
-    Real,
-}
-
+const WHOLE: &str = "<integer>";
 const REACTORS: &str = "all requests are handled by --reactors event loops";
 const NO_POOL: &str = "requests and responses come from no pool of objects that could be sized";
 const NO_PING_COUNT: &str = "pings of clients are answered and not counted";
 const BUILT_IN: &str = "the response caches are a part of this server";
-const NO_GPU: &str = "models do not run on GPUs yet";
+const NO_STATE: &str = "states of sequences lie in the host's memory";
 
 /// Every such flag, in the order of tritonserver's help.
 static ROWS: &[Row] = &[
-    row("enable-peer-access", Form::Switch, "Let GPUs read each other's memory", NO_GPU),
     row("http-thread-count", Form::Whole, "Threads that handle HTTP requests", REACTORS),
     row("grpc-infer-thread-count", Form::Whole, "Threads that handle gRPC requests", REACTORS),
     row(
@@ -91,34 +84,16 @@ static ROWS: &[Row] = &[
     ),
     row("cache-directory", Form::Text, "Where caches lie", BUILT_IN),
     row(
-        "cuda-memory-pool-byte-size",
-        Form::Pair(Part::Whole, ':', Part::Whole),
-        "Bytes of tensor memory on a GPU, as <DEVICE>:<BYTES>",
-        NO_GPU,
-    ),
-    row(
         "cuda-virtual-address-size",
-        Form::Pair(Part::Whole, ':', Part::Whole),
+        Form::Pair(':'),
         "Bytes that a state may grow to on a GPU, as <DEVICE>:<BYTES>",
-        NO_GPU,
-    ),
-    row(
-        "min-supported-compute-capability",
-        Form::Real,
-        "The least compute capability of a GPU that is used",
-        NO_GPU,
+        NO_STATE,
     ),
     row(
         "buffer-manager-thread-count",
         Form::Whole,
         "Threads that copy tensors",
         "the event loops and the instances' own threads copy tensors",
-    ),
-    row(
-        "model-load-gpu-limit",
-        Form::Pair(Part::Whole, ':', Part::Real),
-        "How full a GPU may be for a model to load, as <DEVICE>:<FRACTION>",
-        NO_GPU,
     ),
 ];
 
@@ -173,7 +148,7 @@ impl Row {
             .action(ArgAction::Append);
         match self.form {
             Form::Switch => arg.num_args(0..=1).default_missing_value("true"),
-            Form::Whole | Form::Real => arg.allow_negative_numbers(true),
+            Form::Whole => arg.allow_negative_numbers(true),
             _ => arg,
         }
     }
@@ -183,7 +158,7 @@ impl Form {
     fn value_name(self) -> &'static str {
         match self {
             Self::Switch => "BOOL",
-            Self::Whole | Self::Real => "N",
+            Self::Whole => "N",
             Self::Text | Self::Pair(..) => "VALUE",
         }
     }
@@ -196,37 +171,19 @@ impl Form {
     }
 
     fn check(self, text: &str) -> Result<String, String> {
-        let pair = |first: Part, mark: char, second: Part| {
-            text.split_once(mark).is_some_and(|(a, b)| first.fits(a) && second.fits(b))
-        };
+        let is_whole = |text: &str| text.parse::<i64>().is_ok();
         let (fits, expected) = match self {
             Self::Switch | Self::Text => (true, String::new()),
-            Self::Whole => (Part::Whole.fits(text), Part::Whole.name().to_owned()),
-            Self::Real => (Part::Real.fits(text), Part::Real.name().to_owned()),
-            Self::Pair(first, mark, second) => {
-                let form = format!("{}{mark}{}", first.name(), second.name());
-                (pair(first, mark, second), form)
+            Self::Whole => (is_whole(text), WHOLE.to_owned()),
+            Self::Pair(mark) => {
+                let parts = text.split_once(mark);
+                let fits = parts.is_some_and(|(a, b)| is_whole(a) && is_whole(b));
+                (fits, format!("{WHOLE}{mark}{WHOLE}"))
             }
         };
         match fits {
             true => Ok(text.to_owned()),
             false => Err(format!("expected {expected}, got '{text}'")),
-        }
-    }
-}
-
-impl Part {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Whole => "<integer>",
-            Self::Real => "<number>",
-        }
-    }
-
-    fn fits(self, text: &str) -> bool {
-        match self {
-            Self::Whole => text.parse::<i64>().is_ok(),
-            Self::Real => text.parse::<f64>().is_ok(),
         }
     }
 }
@@ -251,13 +208,13 @@ mod tests {
         assert_eq!(read(&[]), Ok(vec![]));
         let expected = [
             "accepted, without effect: --vertex-ai-thread-count: all requests are handled by --reactors event loops",
-            "accepted, without effect: --cuda-memory-pool-byte-size: models do not run on GPUs yet",
+            "accepted, without effect: --cuda-virtual-address-size: states of sequences lie in the host's memory",
         ];
         for flags in [
-            &["--vertex-ai-thread-count=5", "--cuda-memory-pool-byte-size", "0:1024"][..],
+            &["--vertex-ai-thread-count=5", "--cuda-virtual-address-size", "0:1024"][..],
             &[
-                "--cuda-memory-pool-byte-size=0:1",
-                "--cuda-memory-pool-byte-size=1:1",
+                "--cuda-virtual-address-size=0:1",
+                "--cuda-virtual-address-size=1:1",
                 "--vertex-ai-thread-count",
                 "1",
             ],
@@ -268,13 +225,9 @@ mod tests {
 
     #[test]
     fn every_form_is_held_against_the_value() {
-        for good in [
-            "--allow-gpu-metrics",
-            "--allow-gpu-metrics=off",
-            "--vertex-ai-thread-count=-1",
-            "--min-supported-compute-capability=0.5",
-            "--model-load-gpu-limit=0:0.5",
-        ] {
+        for good in
+            ["--allow-gpu-metrics", "--allow-gpu-metrics=off", "--vertex-ai-thread-count=-1"]
+        {
             assert_eq!(read(&[good]).map(|warnings| warnings.len()), Ok(1), "{good}");
         }
         for (bad, told) in [
@@ -282,9 +235,7 @@ mod tests {
                 "--vertex-ai-thread-count=often",
                 "'--vertex-ai-thread-count <N>': expected <integer>, got 'often'",
             ),
-            ("--min-supported-compute-capability=x", "expected <number>, got 'x'"),
-            ("--cuda-memory-pool-byte-size=64", "expected <integer>:<integer>, got '64'"),
-            ("--model-load-gpu-limit=0:all", "expected <integer>:<number>, got '0:all'"),
+            ("--cuda-virtual-address-size=64", "expected <integer>:<integer>, got '64'"),
             ("--allow-gpu-metrics=maybe", "'--allow-gpu-metrics"),
         ] {
             let error = read(&[bad]).unwrap_err();

@@ -8,12 +8,13 @@ use std::{
 use clap::Args;
 
 use super::{
-    accepted::AcceptedFlags, cloud_args::CloudArgs, observe_args::ObserveArgs, ring::RingArgs,
-    sharing_args::SharingArgs, wires::WireArgs,
+    accepted::AcceptedFlags, cloud_args::CloudArgs, device_args::DeviceArgs,
+    observe_args::ObserveArgs, ring::RingArgs, sharing_args::SharingArgs, wires::WireArgs,
 };
 use crate::{
     backend::directory,
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
+    device::Devices,
     observe::logging::{LogFormat, LogSettings},
     repository::Options,
     runtime::{DriverChoice, ReactorSettings, Topology},
@@ -181,6 +182,8 @@ pub struct ServeArgs {
     pub log_file: Option<PathBuf>,
 
     #[command(flatten)]
+    pub devices: DeviceArgs,
+    #[command(flatten)]
     pub cloud: CloudArgs,
     #[command(flatten)]
     pub ring: RingArgs,
@@ -293,7 +296,7 @@ impl ServeArgs {
         self.backend_directory.clone().or_else(directory::default)
     }
 
-    pub fn repository_options(&self) -> Options {
+    pub fn repository_options(&self, devices: &Arc<Devices>) -> Options {
         let mut settings = BTreeMap::<String, BTreeMap<String, String>>::new();
         for BackendSetting { backend, name, value } in &self.backend_config {
             settings.entry(backend.clone()).or_default().insert(name.clone(), value.clone());
@@ -306,6 +309,10 @@ impl ServeArgs {
                 .into_iter()
                 .map(|(backend, settings)| (backend, Arc::new(settings)))
                 .collect(),
+            gpus: DeviceArgs::gpus(devices),
+            // The library of ONNX Runtime that can be installed runs on the host alone.
+            gpu_backends: &["cuda", "ops"],
+            min_compute_capability: self.devices.min_compute_capability(),
             ..Options::default()
         }
     }

@@ -68,6 +68,7 @@ impl CudaDevice {
             name,
             memory_bytes: shop.total(),
             compute_capability: Some(capability),
+            wants_pinned: true,
         };
         Ok(Self { properties, shop, calls })
     }

@@ -12,8 +12,8 @@ use super::{
     driver::Context,
 };
 use crate::device::{
-    Argument, DeviceError, DeviceSlice, Event, Graph, HostTarget, Launch, Part, Report, Scalar,
-    Stream, TABLE_LEN, Urgency,
+    Argument, DeviceError, DeviceSlice, Event, Graph, HostTarget, Launch, Part, Report, Stream,
+    TABLE_LEN, Urgency,
 };
 
 /// A kernel may take this much dynamic shared memory without being asked first.
@@ -338,15 +338,7 @@ impl CudaStream {
                 table.resize(TABLE_LEN, 0);
                 table
             }
-            // The low bytes come first, so a narrower parameter finds its own.
-            Argument::Scalar(scalar) => vec![match *scalar {
-                Scalar::I32(value) => u64::from(value.cast_unsigned()),
-                Scalar::U32(value) => u64::from(value),
-                Scalar::I64(value) => value.cast_unsigned(),
-                Scalar::U64(value) => value,
-                Scalar::F32(value) => u64::from(value.to_bits()),
-                Scalar::F64(value) => value.to_bits(),
-            }],
+            Argument::Scalar(scalar) => vec![scalar.bits()],
         })
     }
 }

@@ -129,6 +129,7 @@ impl HostDevice {
             name: "host".to_owned(),
             memory_bytes: core.settings.memory_bytes,
             compute_capability: None,
+            wants_pinned: false,
         };
         Self { properties, owner: Arc::new(Owner(core)) }
     }

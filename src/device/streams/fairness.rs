@@ -18,10 +18,15 @@ struct Clock {
 }
 
 impl Fairness {
-    /// Adds a model with its share.
-    pub fn add(&mut self, share: f64) {
+    /// Adds a model with its share, in place of one of the same number that has gone.
+    pub fn add(&mut self, model: usize, share: f64) {
         let share = if share > 0.0 { share } else { 1.0 };
-        self.clocks.push(Clock { share, time: self.latest });
+        let clock = Clock { share, time: self.latest };
+        match self.clocks.get_mut(model) {
+            Some(place) => *place = clock,
+            // Numbers are given out without gaps.
+            None => self.clocks.push(clock),
+        }
     }
 
     /// Where a batch of the model would start, if the least start of those on their way is `least`.

@@ -3,13 +3,10 @@ use std::ops::Range;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::lanes::{Compute, PlacedBatch};
-use crate::{
-    device::{
-        Device, DeviceError, DeviceMemory, DeviceSlice, Event, Graph, HostTarget, Landing, Stream,
-        Urgency,
-    },
-    memory::Buffer,
+use super::lanes::{BatchParts, Compute, PlacedBatch};
+use crate::device::{
+    Device, DeviceError, DeviceMemory, DeviceSlice, Event, Graph, HostTarget, Landing, Stream,
+    Urgency,
 };
 
 /// Tensors begin at multiples of this, as vector loads of kernels and libraries like it.
@@ -38,6 +35,7 @@ pub(super) struct Lane {
     computed: Event,
     inputs: Option<DeviceMemory>,
     outputs: Option<DeviceMemory>,
+    scratch: Option<DeviceMemory>,
     graphs: Vec<(Layout, Graph)>,
     /// Whether something of the model cannot be captured.
     refuses_graphs: bool,
@@ -51,29 +49,47 @@ pub(super) struct Cargo {
     outputs: Vec<(Landing, HostTarget)>,
     placed_inputs: Vec<DeviceSlice>,
     placed_outputs: Vec<DeviceSlice>,
+    scratch: Vec<usize>,
+    placed_scratch: Vec<DeviceSlice>,
+    numbers: Vec<u64>,
 }
 
-/// What a graph holds good for: so many rows, with tensors in these places of a lane's memory.
+/// What a graph holds good for: so many rows and these numbers, with tensors in these places of a
+/// lane's memory.
 #[derive(PartialEq)]
 struct Layout {
     rows: u32,
+    numbers: Vec<u64>,
     ranges: SmallVec<[Range<usize>; 4]>,
 }
 
 impl Cargo {
     fn layout(&self) -> Layout {
         let tensors = self.placed_inputs.iter().chain(&self.placed_outputs);
-        Layout { rows: self.rows, ranges: tensors.map(DeviceSlice::range).collect() }
+        Layout {
+            rows: self.rows,
+            numbers: self.numbers.clone(),
+            ranges: tensors.chain(&self.placed_scratch).map(DeviceSlice::range).collect(),
+        }
     }
 
-    pub fn new(rows: u32, inputs: Vec<Bytes>, outputs: Vec<Buffer>) -> Self {
+    pub fn new(parts: BatchParts) -> Self {
         Self {
-            rows,
-            inputs,
-            outputs: outputs.into_iter().map(Landing::new).collect(),
+            rows: parts.rows,
+            inputs: parts.inputs,
+            outputs: parts.outputs.into_iter().map(Landing::new).collect(),
             placed_inputs: Vec::new(),
             placed_outputs: Vec::new(),
+            scratch: parts.scratch,
+            placed_scratch: Vec::new(),
+            numbers: parts.numbers,
         }
+    }
+
+    /// Bytes of all inputs, and of all outputs.
+    pub fn bytes(&self) -> (usize, usize) {
+        let outputs = self.outputs.iter().map(|(_, target)| target.len());
+        (self.inputs.iter().map(Bytes::len).sum(), outputs.sum())
     }
 
     /// The outputs, when no copy into them is under way any more.
@@ -97,6 +113,7 @@ impl Lane {
             computed: device.event()?,
             inputs: None,
             outputs: None,
+            scratch: None,
             graphs: Vec::new(),
             refuses_graphs: false,
             in_use: false,
@@ -105,7 +122,7 @@ impl Lane {
 
     /// Gives its memory back.
     pub fn reclaim(&mut self) {
-        (self.inputs, self.outputs) = (None, None);
+        (self.inputs, self.outputs, self.scratch) = (None, None, None);
         self.graphs.clear();
     }
 
@@ -115,6 +132,7 @@ impl Lane {
         let outputs: Vec<usize> = cargo.outputs.iter().map(|(_, target)| target.len()).collect();
         cargo.placed_inputs = place(&mut self.inputs, &inputs, device, &mut self.graphs)?;
         cargo.placed_outputs = place(&mut self.outputs, &outputs, device, &mut self.graphs)?;
+        cargo.placed_scratch = place(&mut self.scratch, &cargo.scratch, device, &mut self.graphs)?;
         Ok(())
     }
 
@@ -213,8 +231,14 @@ fn enqueue(
     for output in &cargo.placed_outputs {
         compute.fill(output, UNWRITTEN)?;
     }
-    let (inputs, outputs) = (&cargo.placed_inputs, &cargo.placed_outputs);
-    model.enqueue(compute, &PlacedBatch { rows: cargo.rows, inputs, outputs })
+    let batch = PlacedBatch {
+        rows: cargo.rows,
+        inputs: &cargo.placed_inputs,
+        outputs: &cargo.placed_outputs,
+        scratch: &cargo.placed_scratch,
+        numbers: &cargo.numbers,
+    };
+    model.enqueue(compute, &batch)
 }
 
 /// Places for tensors of the given sizes in `memory`, which grows if it must.
@@ -224,6 +248,9 @@ fn place(
     device: &dyn Device,
     graphs: &mut Vec<(Layout, Graph)>,
 ) -> Result<Vec<DeviceSlice>, DeviceError> {
+    if sizes.is_empty() {
+        return Ok(Vec::new());
+    }
     let total: usize = sizes.iter().map(|size| size.next_multiple_of(ALIGNMENT)).sum();
     let held = match memory.take() {
         Some(held) if held.size() >= total => held,

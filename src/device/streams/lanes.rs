@@ -38,6 +38,45 @@ pub struct PlacedBatch<'a> {
     pub inputs: &'a [DeviceSlice],
     /// One for each output; what they hold is no number yet.
     pub outputs: &'a [DeviceSlice],
+    /// What [`BatchParts::scratch`] asked for.
+    pub scratch: &'a [DeviceSlice],
+    /// [`BatchParts::numbers`].
+    pub numbers: &'a [u64],
+}
+
+impl<C: Compute + ?Sized> Compute for &mut C {
+    fn enqueue(
+        &mut self,
+        stream: &mut dyn Stream,
+        batch: &PlacedBatch<'_>,
+    ) -> Result<(), DeviceError> {
+        (**self).enqueue(stream, batch)
+    }
+}
+
+impl<C: Compute + ?Sized> Compute for Box<C> {
+    fn enqueue(
+        &mut self,
+        stream: &mut dyn Stream,
+        batch: &PlacedBatch<'_>,
+    ) -> Result<(), DeviceError> {
+        (**self).enqueue(stream, batch)
+    }
+}
+
+/// What a batch is made of.
+#[derive(Default)]
+pub struct BatchParts {
+    /// Its size.
+    pub rows: u32,
+    /// Its inputs, each contiguous; copies of pinned memory are faster.
+    pub inputs: Vec<Bytes>,
+    /// Where its outputs are to go.
+    pub outputs: Vec<Buffer>,
+    /// The sizes of what the model puts down between inputs and outputs.
+    pub scratch: Vec<usize>,
+    /// What the model has to know of the batch beside sizes. A graph serves batches with the same.
+    pub numbers: Vec<u64>,
 }
 
 /// A model that is to run in lanes.
@@ -56,18 +95,14 @@ pub struct ModelPlan {
 pub struct Job {
     /// The number of its model.
     pub model: usize,
-    /// Its size.
-    pub rows: u32,
+    /// What it is made of.
+    pub parts: BatchParts,
     /// Smaller numbers go first.
     pub priority: u32,
     /// When nobody wants it any more.
     pub deadline: Option<Timestamp>,
-    /// Its inputs, each contiguous; copies of pinned memory are faster.
-    pub inputs: Vec<Bytes>,
-    /// Where its outputs are to go.
-    pub outputs: Vec<Buffer>,
-    /// Called when it is done, on the thread that drives the lanes.
-    pub done: Box<dyn FnOnce(Finished) + Send>,
+    /// Called when it is done, on the thread that drives the lanes and from within them.
+    pub done: Box<dyn FnOnce(Finished)>,
 }
 
 /// A batch that is done.
@@ -88,7 +123,8 @@ pub type Notify = Arc<dyn Fn(Completion) + Send + Sync>;
 pub struct Lanes {
     scheduler: Scheduler,
     devices: Vec<Arc<dyn Device>>,
-    models: Vec<Vec<Instance>>,
+    /// Their instances, by the scheduler's numbers for them.
+    models: FxHashMap<usize, Vec<Instance>>,
     batches: FxHashMap<BatchId, Batch>,
     notify: Notify,
     /// Operations that could not even be given to their device.
@@ -100,35 +136,29 @@ struct Batch {
     /// Its instance and lane, once it has them.
     at: Option<(usize, usize)>,
     cargo: Cargo,
-    done: Box<dyn FnOnce(Finished) + Send>,
+    done: Box<dyn FnOnce(Finished)>,
 }
 
-impl Lanes {
-    /// Lanes on `devices`, for no model yet.
-    pub fn new(settings: SchedulerSettings, devices: Vec<Arc<dyn Device>>, notify: Notify) -> Self {
-        Self {
-            scheduler: Scheduler::new(settings, devices.len()),
-            devices,
-            models: Vec::new(),
-            batches: FxHashMap::default(),
-            notify,
-            stillborn: Vec::new(),
-        }
-    }
+/// A model whose lanes have their streams.
+pub struct OpenModel {
+    spec: ModelSpec,
+    instances: Vec<Instance>,
+}
 
-    /// Opens the streams of a model's lanes and gives the model's number. Memory is taken as batches
-    /// need it.
+impl OpenModel {
+    /// Opens the streams of a model's lanes on `devices`, those of the [`Lanes`] that it is for. Memory
+    /// is taken as batches need it.
     ///
     /// # Errors
     /// When a device refuses, or there is none of a place's number.
-    pub fn add_model(&mut self, plan: ModelPlan) -> Result<usize, DeviceError> {
+    pub fn open(plan: ModelPlan, devices: &[Arc<dyn Device>]) -> Result<Self, DeviceError> {
         let ModelPlan { name, share, graphs, instances } = plan;
         let places = instances.iter().map(|(place, _)| *place).collect();
         let opened = instances
             .into_iter()
             .map(|(place, model)| {
                 let device = place.device;
-                let there = self.devices.get(device);
+                let there = devices.get(device);
                 let there = there.ok_or(DeviceError::Foreign { device, what: "a place" })?;
                 let lanes = (0..place.lanes.max(1)).map(|_| Lane::open(&**there));
                 Ok(Instance {
@@ -139,8 +169,42 @@ impl Lanes {
                 })
             })
             .collect::<Result<_, DeviceError>>()?;
-        self.models.push(opened);
-        Ok(self.scheduler.add_model(ModelSpec { name, share, places, graphs }))
+        Ok(Self { spec: ModelSpec { name, share, places, graphs }, instances: opened })
+    }
+}
+
+impl Lanes {
+    /// Lanes on `devices`, for no model yet.
+    pub fn new(settings: SchedulerSettings, devices: Vec<Arc<dyn Device>>, notify: Notify) -> Self {
+        Self {
+            scheduler: Scheduler::new(settings, devices.len()),
+            devices,
+            models: FxHashMap::default(),
+            batches: FxHashMap::default(),
+            notify,
+            stillborn: Vec::new(),
+        }
+    }
+
+    /// Opens a model's lanes on the calling thread, adds it and gives its number.
+    ///
+    /// # Errors
+    /// As [`OpenModel::open`].
+    pub fn add_model(&mut self, plan: ModelPlan) -> Result<usize, DeviceError> {
+        OpenModel::open(plan, &self.devices).map(|model| self.add(model))
+    }
+
+    /// Adds a model and gives its number, which is free again once the model has been removed.
+    pub fn add(&mut self, model: OpenModel) -> usize {
+        let number = self.scheduler.add_model(model.spec);
+        self.models.insert(number, model.instances);
+        number
+    }
+
+    /// Gives back what a model has on its devices. None of its batches may be left.
+    pub fn remove_model(&mut self, model: usize) {
+        self.scheduler.remove_model(model);
+        self.models.remove(&model);
     }
 
     /// Takes a batch and starts what can start, now, at `now`.
@@ -150,14 +214,14 @@ impl Lanes {
     pub fn submit(&mut self, job: Job, now: Timestamp) -> Result<BatchId, Refused> {
         let work = Work {
             model: job.model,
-            rows: job.rows,
-            bytes_in: job.inputs.iter().map(Bytes::len).sum(),
-            bytes_out: job.outputs.iter().map(|output| output.len()).sum(),
+            rows: job.parts.rows,
+            bytes_in: job.parts.inputs.iter().map(Bytes::len).sum(),
+            bytes_out: job.parts.outputs.iter().map(|output| output.len()).sum(),
             priority: job.priority,
             deadline: job.deadline,
         };
         let batch = self.scheduler.submit(work)?;
-        let cargo = Cargo::new(job.rows, job.inputs, job.outputs);
+        let cargo = Cargo::new(job.parts);
         let (model, done) = (job.model, job.done);
         self.batches.insert(batch, Batch { model, at: None, cargo, done });
         self.pump(now);
@@ -200,7 +264,7 @@ impl Lanes {
             }
             Command::Reclaim { device } => self
                 .models
-                .iter_mut()
+                .values_mut()
                 .flatten()
                 .filter(|instance| instance.device == device)
                 .flat_map(|instance| &mut instance.lanes)
@@ -229,7 +293,7 @@ impl Lanes {
 
     fn prepare(&mut self, batch: BatchId, place: usize, lane: usize) -> Result<(), DeviceError> {
         let Some(it) = self.batches.get_mut(&batch) else { return Ok(()) };
-        let instance = self.models.get_mut(it.model).and_then(|model| model.get_mut(place));
+        let instance = self.models.get_mut(&it.model).and_then(|model| model.get_mut(place));
         let Some(instance) = instance else { return Ok(()) };
         let (device, Some(lane_there)) = (instance.device, instance.lanes.get_mut(lane)) else {
             return Ok(());
@@ -260,7 +324,7 @@ impl Lanes {
         else {
             return;
         };
-        let instance = self.models.get_mut(*model).and_then(|model| model.get_mut(*place));
+        let instance = self.models.get_mut(model).and_then(|model| model.get_mut(*place));
         let Some(Instance { compute, model, lanes, .. }) = instance else { return };
         let Some(lane) = lanes.get_mut(*lane) else { return };
         let given = give(lane, &mut **compute, &mut **model, cargo);
@@ -289,7 +353,7 @@ impl Lanes {
     fn finish(&mut self, batch: BatchId, outcome: Outcome) {
         let Some(Batch { model, at, cargo, done }) = self.batches.remove(&batch) else { return };
         if let Some((place, lane)) = at
-            && let Some(instance) = self.models.get_mut(model).and_then(|it| it.get_mut(place))
+            && let Some(instance) = self.models.get_mut(&model).and_then(|it| it.get_mut(place))
             && let Some(lane) = instance.lanes.get_mut(lane)
         {
             lane.in_use = false;

@@ -9,6 +9,7 @@
 //! It must not know what a model computes, nor which thread it is on: who drives it brings the news
 //! ([`Completion`]) to it.
 
+mod alone;
 mod course;
 mod fairness;
 mod lane;
@@ -20,7 +21,8 @@ mod timeline;
 mod work;
 
 pub use self::{
-    lanes::{Compute, Finished, Job, Lanes, ModelPlan, Notify, PlacedBatch},
+    alone::Alone,
+    lanes::{BatchParts, Compute, Finished, Job, Lanes, ModelPlan, Notify, OpenModel, PlacedBatch},
     scheduler::Scheduler,
     timeline::{Timeline, TimelineEntry},
     work::{

@@ -1,6 +1,7 @@
 use std::{cmp::Ordering, collections::VecDeque, sync::Arc};
 
 use rustc_hash::FxHashMap;
+use slab::Slab;
 
 use super::{
     course::{Course, Waiting, is_late, through},
@@ -24,7 +25,7 @@ const STAGES: [Stage; 3] = [Stage::CopyIn, Stage::Execute, Stage::CopyOut];
 pub struct Scheduler {
     settings: SchedulerSettings,
     devices: Vec<DeviceState>,
-    models: Vec<Model>,
+    models: Slab<Model>,
     waiting: Vec<(BatchId, Waiting)>,
     courses: FxHashMap<BatchId, Course>,
     fairness: Fairness,
@@ -46,7 +47,7 @@ impl Scheduler {
             timeline: Timeline::new(settings.timeline_entries),
             settings,
             devices: (0..devices).map(|_| DeviceState::default()).collect(),
-            models: Vec::new(),
+            models: Slab::new(),
             waiting: Vec::new(),
             courses: FxHashMap::default(),
             fairness: Fairness::default(),
@@ -57,10 +58,16 @@ impl Scheduler {
 
     /// Adds a model and gives its number.
     pub fn add_model(&mut self, spec: ModelSpec) -> usize {
-        self.fairness.add(spec.share);
-        let places = spec.places.iter().map(|place| PlaceState::new(*place)).collect();
-        self.models.push(Model { spec, places });
-        self.models.len() - 1
+        let (share, places) = (spec.share, spec.places.iter());
+        let places = places.map(|place| PlaceState::new(*place)).collect();
+        let number = self.models.insert(Model { spec, places });
+        self.fairness.add(number, share);
+        number
+    }
+
+    /// Forgets a model, none of whose batches is left. Its number goes to another.
+    pub fn remove_model(&mut self, model: usize) {
+        self.models.try_remove(model);
     }
 
     /// Takes a batch.

@@ -6,7 +6,7 @@ use super::work::{BatchId, Stage};
 use crate::inference::Timestamp;
 
 /// What the engines did lately: the last so many operations.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Timeline {
     entries: VecDeque<TimelineEntry>,
     entries_max: usize,

@@ -236,8 +236,8 @@ fn the_default_batch_size_is_a_setting_of_the_back_end() {
 
 #[test]
 fn instances_go_where_the_groups_say() {
-    let gpu = |ordinal| Gpu { ordinal, compute_capability: (9, 0) };
-    let options = Options { gpus: vec![gpu(0), gpu(1)], ..Options::default() };
+    let gpu = |ordinal| Gpu { ordinal, compute_capability: Some((9, 0)) };
+    let options = Options { gpus: vec![gpu(0), gpu(1)].into(), ..Options::default() };
     let placed = |groups: &str| {
         let fixture =
             onnx(&format!("cc_model_filenames {{ key: '9.0' value: 'model.sm90.onnx' }} {groups}"));

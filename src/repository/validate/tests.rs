@@ -339,8 +339,9 @@ fn instance_groups() {
              -1. The field should contain the string representation of a non-negative integer.",
         ),
     ]);
-    let gpu = |ordinal, major| Gpu { ordinal, compute_capability: (major, 0) };
-    let options = Options { gpus: vec![gpu(0, 9), gpu(1, 5), gpu(2, 8)], ..Options::default() };
+    let gpu = |ordinal, major| Gpu { ordinal, compute_capability: Some((major, 0)) };
+    let gpus = vec![gpu(0, 9), gpu(1, 5), gpu(2, 8)].into();
+    let options = Options { gpus, ..Options::default() };
     assert_eq!(
         verdict("instance_group { kind: KIND_GPU gpus: [ 0, 1 ] }", &options).unwrap_err(),
         "instance group m_0 of model m specifies invalid or unsupported gpu id 1. GPUs with at \

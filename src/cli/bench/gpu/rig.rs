@@ -21,7 +21,7 @@ use crate::{
         cuda::{self, CudaDevice, CudaSettings, CudaUnavailable, PinnedMemory},
         host::{HostDevice, HostSettings, Link, Simulation, SimulationSettings},
         streams::{
-            Completion, Finished, Job, Lanes, ModelPlan, Outcome, Place, Refused,
+            BatchParts, Completion, Finished, Job, Lanes, ModelPlan, Outcome, Place, Refused,
             SchedulerSettings, Times,
         },
     },
@@ -236,15 +236,18 @@ impl Rig {
     fn submit(
         &mut self,
         batch: usize,
-        done: impl FnOnce(Finished) + Send + 'static,
+        done: impl FnOnce(Finished) + 'static,
     ) -> Result<(), RigError> {
         let job = Job {
             model: self.models.get(batch % self.models.len().max(1)).copied().unwrap_or_default(),
-            rows: 1,
+            parts: BatchParts {
+                rows: 1,
+                inputs: vec![self.input.clone()],
+                outputs: vec![self.pool.allocate(self.input.len())?],
+                ..BatchParts::default()
+            },
             priority: 0,
             deadline: None,
-            inputs: vec![self.input.clone()],
-            outputs: vec![self.pool.allocate(self.input.len())?],
             done: Box::new(done),
         };
         let now = self.now();

@@ -147,11 +147,14 @@ impl Rig {
         let byte = number as u8;
         let job = Job {
             model,
-            rows,
+            parts: BatchParts {
+                rows,
+                inputs: vec![vec![byte; bytes_in].into()],
+                outputs: vec![self.pool.allocate(bytes_out).unwrap()],
+                ..BatchParts::default()
+            },
             priority,
             deadline: deadline.map(|deadline| now + deadline),
-            inputs: vec![vec![byte; bytes_in].into()],
-            outputs: vec![self.pool.allocate(bytes_out).unwrap()],
             done: Box::new(move |Finished { outcome, outputs }| {
                 let at = simulation.now();
                 ended.lock().unwrap().push(Ended { number, model, at, outcome, outputs });

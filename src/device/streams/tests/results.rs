@@ -65,11 +65,14 @@ fn the_same_on_real_engines() {
         let report = report.clone();
         let job = Job {
             model,
-            rows: 1,
+            parts: BatchParts {
+                rows: 1,
+                inputs: vec![vec![number; 5000].into()],
+                outputs: vec![pool.allocate(7000).unwrap()],
+                ..BatchParts::default()
+            },
             priority: 0,
             deadline: None,
-            inputs: vec![vec![number; 5000].into()],
-            outputs: vec![pool.allocate(7000).unwrap()],
             done: Box::new(move |finished| report.send((number, finished)).unwrap()),
         };
         lanes.submit(job, Timestamp::now()).unwrap();

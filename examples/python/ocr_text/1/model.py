@@ -1,21 +1,16 @@
-"""Makes texts of probabilities of characters, and leaves out lines that are no text.
-
-It needs NumPy alone. `text_decoding.py` is the file of the example clients.
-"""
+"""Makes texts of probabilities of characters, and leaves out lines that are no text."""
 
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from text_decoding import CONFIDENCE_MIN, decode, read_charset
-
-CHARSET = Path(__file__).with_name("charset.txt")
+from reading import CONFIDENCE_MIN, decode, load_charset
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.charset = read_charset(CHARSET)
+        self.charset = load_charset(Path(args["model_repository"]))
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]

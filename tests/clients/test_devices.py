@@ -1,0 +1,208 @@
+"""Models that run in lanes on devices, here on those that the processors stand in for: what they answer, and
+what a copy, a launch or a device that fails means to their clients."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import time
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from . import models, triton
+
+COLUMNS = 6
+STOP_SECONDS_MAX = 15
+
+SCALE = """
+extern "C" __global__ void scale(const float* from, float* to, unsigned long long count, float by) {
+    const unsigned long long i = blockIdx.x * static_cast<unsigned long long>(blockDim.x) + threadIdx.x;
+    if (i < count) to[i] = from[i] * by;
+}
+"""
+
+
+def tensors(rest: str = "") -> str:
+    """One input and one output of some floats."""
+    return (
+        f'input [{{ name: "INPUT0" data_type: TYPE_FP32 dims: [ {COLUMNS} ] }}]\n'
+        f'output [{{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [ {COLUMNS} ] }}]\n{rest}'
+    )
+
+
+def softmax(device: int = 0, options: str = models.batched()) -> models.Model:
+    """A chain of one step on a device."""
+    chain = r"""parameters { key: "chain" value: { string_value: "[{\"op\": \"softmax\"}]" } }"""
+    group = f"instance_group {{ gpus: [ {device} ] }}"
+    return models.Model(f'backend: "ops"\n{options}\n{chain}\n{group}\n{tensors()}')
+
+
+def scale() -> models.Model:
+    """A kernel of the model's own."""
+    parameters = "\n".join(
+        f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}'
+        for key, value in {"kernel": "scale", "arguments": "INPUT0, OUTPUT0, count(OUTPUT0), 2.5"}.items()
+    )
+    return models.Model(f'backend: "cuda"\n{models.batched()}\n{parameters}\n{tensors()}')
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A model on each of two devices, and one that compiles its kernel."""
+    folder = models.write(tmp_path / "repository", {"first": softmax(0), "second": softmax(1), "scaled": scale()})
+    (folder / "scaled" / "1" / "model.cu").write_text(SCALE)
+    return folder
+
+
+@pytest.fixture
+def on_devices(start, repository):
+    """Starts a server with two such devices."""
+
+    def on_devices(*flags: str, **options):
+        return start(repository, "--device=host", "--host-device=count=2", *flags, **options)
+
+    return on_devices
+
+
+def expected(array: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis."""
+    powers = np.exp(array - array.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def rows(count: int, seed: int) -> np.ndarray:
+    """Rows that tell whose they are."""
+    return np.random.default_rng(seed).standard_normal((count, COLUMNS), dtype=np.float32)
+
+
+def check(server, way: str, model: str, array: np.ndarray) -> None:
+    """That a model answers as it should."""
+    output = triton.infer(way, server, model, array).as_numpy("OUTPUT0")
+    np.testing.assert_allclose(output, expected(array), rtol=1e-5)
+
+
+def refusal(server, way: str, model: str) -> InferenceServerException:
+    """Why a model does not answer."""
+    with pytest.raises(InferenceServerException) as caught:
+        triton.infer(way, server, model, rows(1, 0))
+    return caught.value
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+def test_batches_come_back_from_devices(on_devices, way):
+    """To each client its own rows, whatever else was in their batch."""
+    server = on_devices()
+    config = server.get_json("/v2/models/first/config")
+    assert [(group["kind"], group["gpus"]) for group in config["instance_group"]] == [("KIND_GPU", [0])]
+    arrays = [rows(1 + seed % 4, seed) for seed in range(60)]
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        done = [
+            pool.submit(check, server, way, ("first", "second")[number % 2], array)
+            for number, array in enumerate(arrays)
+        ]
+        for each in done:
+            each.result()
+    scaled = triton.infer(way, server, "scaled", arrays[0]).as_numpy("OUTPUT0")
+    np.testing.assert_allclose(scaled, arrays[0] * 2.5)
+    statistics = server.get_json("/v2/models/first/stats")["model_stats"][0]
+    assert int(statistics["inference_count"]) == sum(array.shape[0] for array in arrays[::2])
+    assert int(statistics["inference_stats"]["compute_infer"]["ns"]) > 0
+
+
+@pytest.mark.parametrize(
+    "fault,told",
+    [
+        ("copy:0", "a copy of 24 bytes on device 0 failed: an injected fault"),
+        ("copy:2", "a copy of 24 bytes on device 0 failed: an injected fault"),
+        ("launch:0", "kernel 'softmax' failed on device 0: an injected fault"),
+    ],
+)
+def test_what_fails_on_a_device_fails_its_batch_alone(on_devices, fault, told):
+    """With what failed, and the next batch runs."""
+    server = on_devices(f"--host-device=fail=0:{fault}")
+    error = refusal(server, "grpc", "first")
+    assert error.message() == told and error.status() == "StatusCode.INTERNAL"
+    check(server, "grpc", "first", rows(2, 1))
+    check(server, "grpc", "second", rows(2, 2))
+
+
+def test_a_batch_too_large_for_a_device_runs_in_parts(start, tmp_path):
+    """Down to single requests; what is too large by itself fails, with what it needed."""
+    delay_us = 500_000
+    wide = softmax(options=models.batched(delay_us))
+    wide.config = wide.config.replace(f"dims: [ {COLUMNS} ]", "dims: [ 64 ]")
+    folder = models.write(tmp_path / "own", {"wide": wide})
+    # Of eight rows half have room: 256 bytes each, in and out.
+    server = start(folder, "--device=host", "--host-device=memory=2048")
+    arrays = [np.random.default_rng(seed).standard_normal((1, 64), dtype=np.float32) for seed in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(check, server, "http", "wide", array) for array in arrays]:
+            done.result()
+    with pytest.raises(InferenceServerException) as caught:
+        triton.infer("http", server, "wide", np.concatenate(arrays))
+    assert "device 0 is out of memory: 2048 bytes asked for" in caught.value.message()
+
+
+@pytest.mark.parametrize("strict", ["true", "false"])
+def test_a_lost_device_leaves_the_others_serving(on_devices, strict):
+    """Its models are unavailable and not ready, those elsewhere are."""
+    server = on_devices("--host-device=lose=0:launch:2", f"--strict-readiness={strict}")
+    for seed in range(2):
+        check(server, "grpc", "first", rows(1, seed))
+    told = "model 'first' is unavailable: device 0 is lost: an injected fault"
+    for _ in range(3):
+        error = refusal(server, "grpc", "first")
+        assert (error.message(), error.status()) == (told, "StatusCode.UNAVAILABLE")
+    assert refusal(server, "http", "first").status() == "503"
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        ready = {name: client.is_model_ready(name) for name in ("first", "second")}
+        assert ready == {"first": False, "second": True}
+        assert client.is_server_live() and client.is_server_ready() == (strict == "false")
+    for seed in range(3):
+        check(server, "http", "second", rows(3, seed))
+
+
+def test_the_server_can_end_with_a_device(on_devices):
+    """For whoever starts it anew; what is answered before is answered."""
+    server = on_devices("--host-device=lose=1:copy:0", "--exit-on-device-loss")
+    check(server, "grpc", "first", rows(1, 1))
+    assert "device 1 is lost" in refusal(server, "grpc", "second").message()
+    server.process.wait(STOP_SECONDS_MAX)
+    assert server.process.returncode == 1
+    assert "device 1 is lost: an injected fault; --exit-on-device-loss has ended the server" in server.log.read_text()
+
+
+def test_a_model_is_loaded_and_unloaded_while_others_run(on_devices):
+    """Its lanes come and go."""
+    server = on_devices("--model-control-mode=explicit", "--load-model=second")
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        for seed in range(5):
+            client.load_model("first")
+            check(server, "grpc", "first", rows(2, seed))
+            client.unload_model("first")
+            deadline = time.monotonic() + STOP_SECONDS_MAX
+            while client.is_model_ready("first"):
+                assert time.monotonic() < deadline
+            check(server, "grpc", "second", rows(2, seed))
+
+
+def test_without_devices_a_chain_runs_on_the_processors(start, tmp_path):
+    """As any other model."""
+    chain = models.Model(softmax().config.replace("instance_group { gpus: [ 0 ] }", ""))
+    server = start(models.write(tmp_path / "own", {"chain": chain}), "--device=none")
+    check(server, "http", "chain", rows(2, 1))
+    assert server.get_json("/v2/models/chain/config")["instance_group"][0]["kind"] == "KIND_CPU"
+
+
+def test_a_device_can_be_too_full_for_a_model(on_devices):
+    """By the operator's limit, with Triton's words."""
+    server = on_devices(
+        "--model-load-gpu-limit=0:-1", "--exit-on-error=false", "--strict-readiness=false", "--host-device=memory=4096"
+    )
+    check(server, "http", "second", rows(1, 1))
+    told = "can not create model 'first': memory limit set for GPU 0 has exceeded, model loading is rejected."
+    assert told in server.log.read_text()

@@ -1,0 +1,237 @@
+"""Python models that fail in every way there is, one after the other, while others ask for answers.
+
+NEREID_FAULTS sets how many failures there are; each kind comes at least once.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from . import python_cases as cases
+from .python_server import INTERPRETER, is_ready, processes, wait_until, write
+
+FAULTS = int(os.environ.get("NEREID_FAULTS", "1"))
+ASKERS = 3
+INSTANCES = {"faulty_0_0", "faulty_0_1"}
+# What the others may be told meanwhile.
+UNHEALTHY = re.compile(r"Stub process 'faulty_0_\d' is not healthy\.")
+# Open files and memory that a server may gain: what a process has shared goes with it.
+FILES_MAX, MEMORY_BYTES_MAX = 8, 64 << 20
+
+CONFIG = """backend: "python"
+instance_group [{ count: 2 kind: KIND_CPU }]
+input [{ name: "WAY" data_type: TYPE_STRING dims: [ 1 ] }, { name: "X" data_type: TYPE_FP32 dims: [ -1 ] optional: true }]
+output [{ name: "OUTPUT" data_type: TYPE_STRING dims: [ 1 ] }, { name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }]
+"""
+SOURCE = """
+import os, pathlib, resource, threading, time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from nereid_stub import requests as inside, wire
+
+FLAG = pathlib.Path({flag!r})
+
+def output(text):
+    return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([text], np.object_))])
+
+class TritonPythonModel:
+    def initialize(self, args):
+        if FLAG.exists():
+            FLAG.unlink()
+            raise RuntimeError("not this time")
+        self.kept = []
+    def execute(self, requests):
+        return [getattr(self, request.inputs()[0].as_numpy()[0].decode())(request) for request in requests]
+    def serve(self, request):
+        time.sleep(0.005)
+        return output(f"served by {{os.getpid()}}")
+    def large(self, request):
+        return pb_utils.InferenceResponse([pb_utils.Tensor("Y", pb_utils.get_input_tensor_by_name(request, "X").as_numpy() + 1)])
+    def fail(self, request):
+        raise ValueError("in execute")
+    def leave(self, request):
+        os._exit(7)
+    def abort(self, request):
+        os.abort()
+    def loop(self, request):
+        while True:
+            pass
+    def hog(self, request):
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 32, resource.RLIM_INFINITY))
+        return output(str(len(np.ones(1 << 40, np.uint8))))
+    def send_much(self, request):
+        return pb_utils.InferenceResponse([pb_utils.Tensor("Y", np.zeros(8 << 20, np.float32))])
+    def nothing(self, request):
+        return None
+    def text(self, request):
+        return "no response"
+    def other_type(self, request):
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.arange(3))])
+    def lie(self, request):
+        # A tensor that is shorter than its shape.
+        tensor = pb_utils.Tensor("Y", np.zeros(3, np.float32))
+        tensor._shape = (1 << 40,)
+        return pb_utils.InferenceResponse([tensor])
+    def lie_of_memory(self, request):
+        writer = wire.Writer()
+        writer.begin(wire.FREED)
+        writer.pack(wire.COUNT, 1)
+        writer.pack(wire.NUMBER, 1 << 60)
+        writer.end()
+        inside.channel.send(writer)
+        time.sleep(30)
+    def babble(self, request):
+        inside.channel._connection.sendall(os.urandom(4096))
+        time.sleep(30)
+    def hang_up(self, request):
+        inside.channel._connection.shutdown(2)
+        time.sleep(30)
+    def fork(self, request):
+        if os.fork() == 0:
+            time.sleep(0.5)
+            os._exit(0)
+        return output("forked")
+"""
+
+
+class Trouble:
+    """A server with the model, and the ways to make it fail."""
+
+    def __init__(self, server, flag: pathlib.Path):
+        self.server = server
+        self.flag = flag
+
+    def ask(self, way: str, **more) -> dict:
+        """The answer of the model, or its error."""
+        return cases.infer(self.server, "faulty", WAY=np.array([way.encode()], np.object_), **more)
+
+    def signal(self, number: int) -> None:
+        """To one of the two processes."""
+        os.kill(processes(self.server)["faulty_0_0"], number)
+
+    def killed(self) -> None:
+        """kill -9."""
+        self.signal(signal.SIGKILL)
+        wait_until(lambda: not is_ready(self.server, "faulty"), 5)
+
+    def paused(self) -> None:
+        """Stopped, and continued in time."""
+        self.signal(signal.SIGSTOP)
+        wait_until(lambda: not is_ready(self.server, "faulty"), 5)
+        self.signal(signal.SIGCONT)
+
+    def stopped(self) -> None:
+        """Stopped for good."""
+        stopped = processes(self.server)["faulty_0_0"]
+        self.signal(signal.SIGSTOP)
+        wait_until(lambda: processes(self.server).get("faulty_0_0", stopped) != stopped)
+
+    def not_starting(self) -> None:
+        """Killed, and the next fails to begin."""
+        self.flag.touch()
+        self.killed()
+        wait_until(lambda: not self.flag.exists())
+
+    def looping(self) -> None:
+        """Never done; somebody has to end it."""
+        before = processes(self.server)
+        asked = threading.Thread(target=self.ask, args=("loop",), daemon=True)
+        asked.start()
+
+        def spins(process: int) -> bool:
+            # Whoever answers nobody else while the others are served.
+            return f"served by {process}" not in {self.ask("serve")["OUTPUT"][2][0] for _ in range(8)}
+
+        wait_until(lambda: any(spins(process) for process in before.values()))
+        (stuck,) = [process for process in before.values() if spins(process)]
+        os.kill(stuck, signal.SIGKILL)
+        asked.join(20)
+        assert not asked.is_alive()
+
+    def ends(self, way: str) -> None:
+        """A request whose process does not survive it."""
+        answer = self.ask(way)
+        assert UNHEALTHY.fullmatch(answer["error"]) and answer["status"] == "StatusCode.UNAVAILABLE", (way, answer)
+
+    def fails(self, way: str, words: str, **more) -> None:
+        """A request that fails, and nothing else."""
+        assert words in self.ask(way, **more)["error"], way
+
+
+KINDS = {
+    "killed": Trouble.killed,
+    "paused": Trouble.paused,
+    "stopped": Trouble.stopped,
+    "not starting": Trouble.not_starting,
+    "looping": Trouble.looping,
+    **{way: lambda it, way=way: it.ends(way) for way in ("leave", "abort", "lie", "lie_of_memory", "babble", "hang_up")},
+    **{
+        way: lambda it, way=way, words=words: it.fails(way, words)
+        for way, words in (
+            ("fail", "ValueError: in execute"),
+            ("hog", "Unable to allocate 1.00 TiB"),
+            ("send_much", "shm-limit-byte-size"),
+            ("nothing", "let go of the request"),
+            ("text", "Expected an 'InferenceResponse' object"),
+            ("missing", "has no attribute 'missing'"),
+        )
+    },
+    "too large": lambda it: it.fails("large", "shm-limit-byte-size", X=np.zeros(3 << 20, np.float32)),
+    "other type": lambda it: it.ask("other_type"),
+    "forked": lambda it: it.ask("fork"),
+}
+
+
+def test_whatever_a_model_does_the_server_serves_on(start, driver, tmp_path):
+    if driver != "io_uring" and FAULTS < len(KINDS):
+        pytest.skip("in the short form one event loop is enough")
+    flag = tmp_path / "flag"
+    write(tmp_path / "repository", "faulty", CONFIG, SOURCE.format(flag=str(flag)))
+    limits = ("shm-limit-byte-size=16777216", "stub-timeout-seconds=4")
+    server = start(tmp_path / "repository", INTERPRETER, *(f"--backend-config=python,{limit}" for limit in limits))
+    trouble = Trouble(server, flag)
+    seen, stop = [], threading.Event()
+
+    def ask(way: str, **more) -> None:
+        while not stop.is_set():
+            answer = trouble.ask(way, **more)
+            # Of a large tensor its last element is kept, for there are many answers.
+            seen.append({"last": answer["Y"][2][-1]} if "Y" in answer else answer)
+
+    values = np.arange(100_000, dtype=np.float32)
+    askers = [threading.Thread(target=ask, args=("serve",), daemon=True) for _ in range(ASKERS)]
+    askers.append(threading.Thread(target=ask, args=("large",), kwargs={"X": values}, daemon=True))
+
+    def is_whole() -> bool:
+        return processes(server).keys() == INSTANCES and is_ready(server, "faulty")
+
+    for asker in askers:
+        asker.start()
+    wait_until(lambda: len(seen) > 20)
+    files, memory = len(os.listdir(f"/proc/{server.process.pid}/fd")), server.memory_bytes()
+    for number in range(max(FAULTS, len(KINDS))):
+        name, kind = list(KINDS.items())[number % len(KINDS)]
+        wait_until(is_whole, 30)
+        before = len(seen)
+        kind(trouble)
+        wait_until(lambda: any("error" not in answer for answer in seen[before:]))
+        assert server.is_running(), name
+    wait_until(is_whole, 30)
+    stop.set()
+    for asker in askers:
+        asker.join(30)
+        assert not asker.is_alive(), "a request has no answer"
+    errors = {answer["error"] for answer in seen if "error" in answer}
+    assert all(UNHEALTHY.fullmatch(error) for error in errors), errors
+    large = [answer["last"] for answer in seen if "last" in answer]
+    assert large and set(large) == {100_000.0}
+    assert len(os.listdir(f"/proc/{server.process.pid}/fd")) <= files + FILES_MAX
+    assert server.memory_bytes() <= memory + MEMORY_BYTES_MAX
+    assert not [path for path in pathlib.Path("/dev/shm").iterdir() if "nereid" in path.name]

@@ -1,0 +1,95 @@
+"""The example models in Python against a real server: they read as their parts do when the client calls them,
+by calls of other models and as steps of an ensemble."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from PIL import Image
+
+import reading
+from conftest import run_server
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def address(examples, request, tmp_path_factory) -> Iterator[str]:
+    """That of a server of the model and of those that it calls."""
+    if not (binary := os.environ.get("NEREID_BINARY")):
+        pytest.skip("no server: set NEREID_BINARY")
+    if not (examples / "python").is_dir():
+        pytest.fail(f"no models in Python in '{examples}': run examples/fetch_models.py first", pytrace=False)
+    log = tmp_path_factory.mktemp("python") / "log"
+    repositories = [examples / "models", examples / "python"]
+    interpreter = f"--backend-config=python,interpreter={sys.executable}"
+    running = run_server(binary, repositories, log, request.session, interpreter)
+    yield next(running)["grpc"]
+    next(running, None)
+
+
+def ask(address: str, file: bytes, model: str = "read_text") -> tritonclient.grpc.InferResult:
+    """The answer to a picture file."""
+    tensor = tritonclient.grpc.InferInput("file", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([file], np.object_))
+    with tritonclient.grpc.InferenceServerClient(address) as client:
+        return client.infer(model, [tensor])
+
+
+def test_a_picture_is_read_as_from_the_client(address, direct, examples, images):
+    """All lines in their order, with their places; and so are several pictures at once."""
+    file = (images / "sign.png").read_bytes()
+    charset = reading.load_charset(examples / "assets")
+    expected = reading.read(direct, charset, Image.open(io.BytesIO(file)))
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: ask(address, file), range(6)))
+    for answer in answers:
+        assert [text.decode() for text in answer.as_numpy("text")] == [line.text for line in expected]
+        assert answer.as_numpy("box").tolist() == [list(line.box) for line in expected]
+        confidences = [line.confidence for line in expected]
+        np.testing.assert_allclose(answer.as_numpy("confidence"), confidences, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg"])
+def test_the_ensemble_reads_the_same_lines(address, direct, examples, images, form):
+    """At the same places, but for how the server scales the picture before it looks for text."""
+    picture = Image.open(images / "sign.png").convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, form)
+    answer = ask(address, file.getvalue(), "ocr")
+    expected = reading.read(direct, reading.load_charset(examples / "assets"), picture)
+    assert [text.decode() for text in answer.as_numpy("text")] == [line.text for line in expected]
+    assert answer.as_numpy("confidence").min() > 0.9
+    np.testing.assert_allclose(answer.as_numpy("box"), [line.box for line in expected], atol=8)
+
+
+@pytest.mark.parametrize("model", ["read_text", "ocr"])
+def test_a_picture_without_text_has_no_lines(address, model):
+    blank = io.BytesIO()
+    Image.new("RGB", (320, 200), "white").save(blank, "png")
+    answer = ask(address, blank.getvalue(), model)
+    assert answer.as_numpy("text").shape == (0,) and answer.as_numpy("box").shape == (0, 4)
+
+
+def test_what_is_no_picture_is_the_clients_fault(address):
+    with pytest.raises(tritonclient.grpc.InferenceServerException, match="'file' is no picture") as refused:
+        ask(address, b"nothing to see")
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("model", ["read_text", "ocr"])
+def test_the_program_prints_the_lines(address, images: Path, model):
+    program = [sys.executable, str(images.parent / "clients" / "read_file.py"), "--protocol=grpc", f"--url={address}"]
+    program += [f"--model={model}", str(images / "sign.png")]
+    run = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "NEREID" in run.stdout and "TICKETS" in run.stdout
