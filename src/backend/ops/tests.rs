@@ -445,7 +445,7 @@ fn what_a_later_step_takes_is_an_output_too_where_the_configuration_says_so() {
     let chain = r#"[{"op": "decode", "output": "picture"},
         {"op": "resize", "input": "picture", "size": [2, 2], "output": "small"}]"#;
     let names = |outputs: &[(&str, DataType, &[i64])]| -> Vec<String> {
-        let told = Ops.inspect(&source(chain, 0, &[FILE], outputs)).unwrap().unwrap();
+        let told = ops().inspect(&source(chain, 0, &[FILE], outputs)).unwrap().unwrap();
         told.outputs.into_iter().map(|output| output.name).collect()
     };
     let picture: (&str, DataType, &[i64]) = ("picture", DataType::Uint8, &[-1, -1, 3]);
