@@ -136,7 +136,7 @@ def write(folder: pathlib.Path, count: int) -> pathlib.Path:
 
 def measure_size(count: int, options) -> Size:
     """Starts a server with so many models and asks one of them."""
-    repository = write(bench.OUT / "repository", count)
+    repository = write(bench.OUT / "many", count)
     name = f"repository-{count}"
     server = servers.Server(name, options.nereid, repository, options.flags, bench.fresh_log(name))
     try:

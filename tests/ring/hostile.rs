@@ -1,86 +1,20 @@
 //! Clients that break the rules: each harms itself alone.
 
 use std::{
-    io::{IoSliceMut, Read as _, Write as _},
-    os::{
-        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::net::UnixStream,
-    },
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use nereid_ring::{
-    HELLO_BYTES, Header, Hello, Memory, Operation, Request, Span, Submission, WELCOME_BYTES,
-    Welcome, Words,
-};
+use nereid_ring::{HELLO_BYTES, Operation, Request, Span, Submission, WELCOME_BYTES, Words};
 use nereid_ring_client::Options;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
-use crate::server::{DRIVERS, PATIENCE, Server, echo, submit, wait};
-
-/// A client that can write whatever it likes.
-struct Raw {
-    socket: UnixStream,
-    memory: Memory,
-    header: Header,
-    put: u32,
-}
-
-impl Raw {
-    fn connect(server: &Server) -> Self {
-        let mut socket = UnixStream::connect(server.socket()).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let hello = Hello { arena_bytes: 1 << 16, submissions: 16, completions: 16, spin: false };
-        socket.write_all(&hello.encode()).unwrap();
-        let mut welcome = [0; WELCOME_BYTES];
-        let mut space = nix::cmsg_space!([i32; 1]);
-        let file = {
-            let mut buffers = [IoSliceMut::new(&mut welcome)];
-            let flags = MsgFlags::MSG_WAITALL;
-            let got =
-                recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags).unwrap();
-            let descriptor = got.cmsgs().unwrap().find_map(|control| match control {
-                ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
-                _ => None,
-            });
-            // SAFETY: the system has just made this descriptor for us.
-            unsafe { OwnedFd::from_raw_fd(descriptor.unwrap()) }
-        };
-        let total = Welcome::parse(&welcome).unwrap().total_bytes;
-        let memory = Memory::map(file.as_fd(), total as usize).unwrap();
-        let mut bytes = [0; 64];
-        memory.read(0, &mut bytes);
-        let header = Header::parse(&bytes, total).unwrap();
-        Self { socket, memory, header, put: 0 }
-    }
-
-    fn put(&mut self, entry: &[u8]) {
-        let place = (self.put & (self.header.submissions - 1)) as usize;
-        self.memory.write(self.header.submission_at(place), entry);
-        self.put = self.put.wrapping_add(1);
-        self.set(Words::SUBMISSION_TAIL, self.put);
-    }
-
-    fn set(&self, word: usize, value: u32) {
-        self.memory.word(word).store(value, Ordering::Release);
-        // The server may have closed the socket.
-        let _ = (&self.socket).write(&[1]);
-    }
-
-    /// Waits until the server has closed the socket.
-    fn is_sent_away(&mut self) -> bool {
-        let mut rings = [0; 64];
-        loop {
-            match self.socket.read(&mut rings) {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
-            }
-        }
-    }
-}
+use crate::{
+    raw::Raw,
+    server::{DRIVERS, PATIENCE, Server, echo, submit, wait},
+};
 
 #[test]
 fn who_writes_an_impossible_index_is_sent_away_and_nobody_else() {

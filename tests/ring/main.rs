@@ -4,4 +4,5 @@ mod answers;
 mod fair;
 mod hostile;
 mod killed;
+mod raw;
 mod server;

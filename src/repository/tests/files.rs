@@ -1,8 +1,12 @@
 //! Folders and files, well-formed and hostile.
 
-use std::os::unix::{ffi::OsStrExt as _, fs::symlink};
+use std::{
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
+    path::PathBuf,
+};
 
 use super::*;
+use crate::inference::Code;
 
 fn scan(roots: &[&Path]) -> Vec<Entry> {
     Repository::new(roots.iter().map(|root| root.to_path_buf()).collect(), false)
@@ -33,7 +37,7 @@ fn models_are_the_folders_of_all_repositories() {
     );
     for name in ["README.md", ".git"] {
         let error = repository.find(name).unwrap_err();
-        assert_eq!(error.code(), crate::inference::Code::NotFound, "{name}");
+        assert_eq!(error.code(), Code::NotFound, "{name}");
     }
 }
 
@@ -50,6 +54,36 @@ fn each_repository_may_be_a_namespace() {
     let namespaces: Vec<_> = repository.find("b").unwrap().into_iter().map(|it| it.id).collect();
     let namespace = one.root().to_string_lossy().into_owned();
     assert_eq!(namespaces, [ModelId { name: "b".into(), namespace }]);
+}
+
+#[test]
+fn a_folder_may_be_registered_for_one_of_its_models() {
+    let ensemble = "platform: 'ensemble'";
+    let whole = Fixture::new().with("e/config.pbtxt", ensemble).with("step/1/", "");
+    let own = Fixture::new().with("model/config.pbtxt", "name: 'model'").with("model/1/", "");
+    let (options, at) = (Options::default(), |path: &Path| fs::canonicalize(path).unwrap());
+    let repository = Repository::new(Vec::new(), false).unwrap();
+    let register = |path: &Path, name: &str| repository.register(path, name, &options);
+    assert_eq!(register(whole.root(), "x"), Ok(at(whole.root())));
+    assert_eq!(register(&own.root().join("model"), "y"), Ok(at(own.root())));
+    let found: Vec<_> = repository.scan().unwrap().into_iter().map(|entry| entry.id.name).collect();
+    assert_eq!(found, ["step", "x", "y"]);
+    let dir =
+        |name: &str| Some(repository.find(name).ok()?.remove(0)).map(|it| (it.dir, it.renamed));
+    assert_eq!(dir("x"), Some((at(whole.root()).join("e"), true)));
+    assert_eq!(dir("step"), Some((at(whole.root()).join("step"), false)));
+    assert_eq!(dir("y"), Some((at(own.root()).join("model"), true)));
+    for hidden in ["e", "model"] {
+        assert_eq!(dir(hidden), None, "{hidden}");
+    }
+    let code = |registered: Result<PathBuf, Error>| registered.unwrap_err().code();
+    assert_eq!(code(register(whole.root(), "z")), Code::AlreadyExists);
+    let other = Fixture::new().with("m/1/", "");
+    assert_eq!(code(register(other.root(), "x")), Code::AlreadyExists);
+    assert_eq!(code(register(other.root(), "a/b")), Code::InvalidArgument);
+    repository.unregister("x");
+    assert_eq!((dir("x"), dir("step")), (None, None));
+    assert!(register(other.root(), "x").is_ok());
 }
 
 #[test]
