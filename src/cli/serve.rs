@@ -135,6 +135,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let observers = Observers {
         tracer: Tracer::start(trace_output, traces).map_err(ServeError::Traces)?,
         metrics: args.observe.metrics(),
+        gpus: args.observe.gpus(),
     };
     let regions = Regions::new(args.allow_client_shm);
     let devices = Arc::new(args.devices.devices(&pool));

@@ -170,6 +170,9 @@ pub fn metrics(server: &Server) -> String {
     let pool = server.pool();
     let pool = PoolMetrics { total_bytes: pool.arena_bytes(), used_bytes: pool.used() };
     let mut page = prometheus::render(server.metrics(), &models, pool);
+    if let Some(gpus) = server.gpu_metrics() {
+        gpus.render(&mut page);
+    }
     server.host().metrics.render(&mut page);
     page
 }

@@ -4,6 +4,7 @@
 //! message, so that watching costs the request path next to nothing.
 
 pub mod custom;
+pub mod gpu;
 mod host;
 pub mod latency;
 pub mod logging;

@@ -27,6 +27,7 @@ use crate::{
     memory::{BufferPool, Regions},
     observe::{
         MetricsSettings,
+        gpu::GpuMetrics,
         trace::{OuterTrace, Tracer},
     },
     repository::{Definition, EnsembleStep, ModelId, content_digest},
@@ -85,6 +86,8 @@ pub struct Observers {
     pub tracer: Arc<Tracer>,
     /// What is measured of models, and told of them.
     pub metrics: MetricsSettings,
+    /// What the GPUs do, where there are any.
+    pub gpus: Option<GpuMetrics>,
 }
 
 impl Server {
@@ -180,6 +183,11 @@ impl Server {
     /// What decides which requests are traced.
     pub fn tracer(&self) -> &Tracer {
         &self.observers.tracer
+    }
+
+    /// What the GPUs do, where there are any.
+    pub fn gpu_metrics(&self) -> Option<&GpuMetrics> {
+        self.observers.gpus.as_ref()
     }
 
     /// What is measured of models, and told of them.

@@ -84,6 +84,7 @@ impl Stage {
         let observers = Observers {
             tracer: Tracer::start(trace::Output::None, trace::Settings::default()).unwrap(),
             metrics: MetricsSettings::default(),
+            gpus: None,
         };
         let server = Server::new(
             reactors.handles(),

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
+import subprocess
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -206,3 +209,86 @@ def test_a_device_can_be_too_full_for_a_model(on_devices):
     check(server, "http", "second", rows(1, 1))
     told = "can not create model 'first': memory limit set for GPU 0 has exceeded, model loading is rejected."
     assert told in server.log.read_text()
+
+
+def timeline_of(server) -> dict:
+    """What the server tells of its devices' engines."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/timeline", timeout=10) as answer:
+        assert answer.headers["content-type"] == "application/json"
+        return json.load(answer)
+
+
+def check_overlap(timeline: dict) -> None:
+    """That a batch was copied while another ran."""
+    tracks = {(event["pid"], event["args"]["name"]) for event in timeline["traceEvents"] if event["ph"] == "M"}
+    assert tracks >= {(0, "device 0"), (0, "copy in"), (0, "compute"), (0, "copy out")}
+    events = [event for event in timeline["traceEvents"] if event["ph"] == "X"]
+    assert all(event["dur"] >= 0 and event["name"] == "first" for event in events)
+    of_stage = {
+        stage: [
+            (event["ts"], event["ts"] + event["dur"], event["args"]["batch"])
+            for event in events
+            if event["cat"] == stage
+        ]
+        for stage in ("copy in", "compute", "copy out")
+    }
+    batches = {batch for *_, batch in of_stage["compute"]}
+    assert len(batches) >= 8 and all({batch for *_, batch in each} == batches for each in of_stage.values())
+    assert any(
+        batch != other and begins < ends_other and begins_other < ends
+        for begins, ends, batch in of_stage["copy in"]
+        for begins_other, ends_other, other in of_stage["compute"]
+    )
+
+
+def test_the_timeline_shows_copies_beside_executions(on_devices, tmp_path):
+    """On request, and in a file when the server has ended."""
+    file = tmp_path / "timeline.json"
+    # A full batch is copied for about ten milliseconds and runs for as long.
+    server = on_devices("--host-device=link=20000", "--host-device=launch-us=10000", f"--timeline-file={file}")
+    assert timeline_of(server)["traceEvents"] == []
+    arrays = [rows(8, seed) for seed in range(12)]
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        for done in [pool.submit(check, server, "grpc", "first", array) for array in arrays]:
+            done.result()
+    check_overlap(timeline_of(server))
+    server.stop()
+    check_overlap(json.loads(file.read_text()))
+
+
+NVML = """
+#include <string.h>
+typedef struct { unsigned gpu, memory; } rates;
+typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory;
+int nvmlInit_v2(void) { return 0; }
+int nvmlInitWithFlags(unsigned flags) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned* count) { *count = 1; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void** device) { *device = (void*)1; return index != 0; }
+int nvmlDeviceGetUUID(void* device, char* to, unsigned len) { strncpy(to, "GPU-imagined", len); return 0; }
+int nvmlDeviceGetUtilizationRates(void* device, rates* to) { *to = (rates){25, 0}; return 0; }
+int nvmlDeviceGetMemoryInfo_v2(void* device, memory* to) { *to = (memory){2, 1000, 0, 900, 100}; return 0; }
+int nvmlDeviceGetPowerUsage(void* device, unsigned* to) { *to = 300500; return 0; }
+"""
+
+
+def test_metrics_of_gpus_come_from_the_management_library(start, repository, tmp_path, monkeypatch):
+    """Here from one that imagines a GPU which tells no limit and no energy."""
+    library = tmp_path / "libnvidia-ml.so.1"
+    source = tmp_path / "nvml.c"
+    source.write_text(NVML)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    told = {
+        "nv_gpu_utilization": 0.25,
+        "nv_gpu_memory_total_bytes": 1000,
+        "nv_gpu_memory_used_bytes": 100,
+        "nv_gpu_power_usage": 300.5,
+    }
+    for flags, expected in [((), told), (("--allow-gpu-metrics=false",), {})]:
+        server = start(repository, "--device=host", "--host-device=count=2", *flags)
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if line.startswith(("nv_gpu", "nv_energy"))]
+        assert dict(line.split('{gpu_uuid="GPU-imagined"} ') for line in lines) == {
+            name: str(value) for name, value in expected.items()
+        }

@@ -32,7 +32,7 @@ def test_flags_without_effect_are_named_in_the_log(start, small):
     """Once each, whether their value follows a sign or a space."""
     flags = (
         "--cuda-memory-pool-byte-size", "0:67108864", "--cuda-memory-pool-byte-size=1:67108864",
-        "--allow-gpu-metrics=false", "--grpc-infer-allocation-pool-size=8",
+        "--grpc-infer-allocation-pool-size=8",
         "--grpc-http2-max-ping-strikes=2", "--min-supported-compute-capability=7.5", "--enable-peer-access=0",
         "--model-load-gpu-limit=0:0.9", "--device=none",
     )  # fmt: skip

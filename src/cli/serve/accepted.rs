@@ -5,8 +5,6 @@ use clap::{
     Arg, ArgAction, ArgMatches, Command, FromArgMatches, builder::ValueParser, parser::ValueSource,
 };
 
-use crate::cli::flags::switch;
-
 /// The flags of the table that were given.
 #[derive(Clone, Debug, Default)]
 pub struct AcceptedFlags {
@@ -26,7 +24,6 @@ struct Row {
 /// What a value must look like.
 #[derive(Clone, Copy, Debug)]
 enum Form {
-    Switch,
     Whole,
     Text,
     /// Two whole numbers with a character between.
@@ -70,12 +67,6 @@ static ROWS: &[Row] = &[
     ),
     row("sagemaker-thread-count", Form::Whole, "Threads for SageMaker", REACTORS),
     row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", REACTORS),
-    row(
-        "allow-gpu-metrics",
-        Form::Switch,
-        "Whether metrics of GPUs are served",
-        "there are no metrics of GPUs yet",
-    ),
     row(
         "repoagent-directory",
         Form::Text,
@@ -147,7 +138,6 @@ impl Row {
             // As in tritonserver, a flag may come again.
             .action(ArgAction::Append);
         match self.form {
-            Form::Switch => arg.num_args(0..=1).default_missing_value("true"),
             Form::Whole => arg.allow_negative_numbers(true),
             _ => arg,
         }
@@ -157,23 +147,19 @@ impl Row {
 impl Form {
     fn value_name(self) -> &'static str {
         match self {
-            Self::Switch => "BOOL",
             Self::Whole => "N",
             Self::Text | Self::Pair(..) => "VALUE",
         }
     }
 
     fn parser(self) -> ValueParser {
-        match self {
-            Self::Switch => ValueParser::new(switch()),
-            _ => ValueParser::new(move |text: &str| self.check(text)),
-        }
+        ValueParser::new(move |text: &str| self.check(text))
     }
 
     fn check(self, text: &str) -> Result<String, String> {
         let is_whole = |text: &str| text.parse::<i64>().is_ok();
         let (fits, expected) = match self {
-            Self::Switch | Self::Text => (true, String::new()),
+            Self::Text => (true, String::new()),
             Self::Whole => (is_whole(text), WHOLE.to_owned()),
             Self::Pair(mark) => {
                 let parts = text.split_once(mark);
@@ -225,9 +211,7 @@ mod tests {
 
     #[test]
     fn every_form_is_held_against_the_value() {
-        for good in
-            ["--allow-gpu-metrics", "--allow-gpu-metrics=off", "--vertex-ai-thread-count=-1"]
-        {
+        for good in ["--vertex-ai-thread-count=-1", "--cuda-virtual-address-size=0:1"] {
             assert_eq!(read(&[good]).map(|warnings| warnings.len()), Ok(1), "{good}");
         }
         for (bad, told) in [
@@ -236,7 +220,6 @@ mod tests {
                 "'--vertex-ai-thread-count <N>': expected <integer>, got 'often'",
             ),
             ("--cuda-virtual-address-size=64", "expected <integer>:<integer>, got '64'"),
-            ("--allow-gpu-metrics=maybe", "'--allow-gpu-metrics"),
         ] {
             let error = read(&[bad]).unwrap_err();
             assert!(error.contains(told), "{bad}: {error}");

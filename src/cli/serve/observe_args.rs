@@ -6,6 +6,7 @@ use crate::{
     cli::flags::switch,
     observe::{
         MetricsConfig, MetricsSettings,
+        gpu::{GpuMetrics, Management},
         trace::{Level, OpenTelemetry, Output, Settings},
     },
     runtime::post,
@@ -23,6 +24,10 @@ pub struct ObserveArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
     allow_cpu_metrics: bool,
+    /// Whether the metrics tell of the machine's GPUs
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
+    allow_gpu_metrics: bool,
     /// Milliseconds that lie between two looks at the machine for its metrics, at least
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 2000)]
     metrics_interval_ms: u64,
@@ -138,6 +143,23 @@ impl ObserveArgs {
         };
         self.metrics_config.iter().for_each(|setting| settings.set(setting));
         settings
+    }
+
+    /// The metrics of GPUs, where there are any and they are wanted.
+    pub fn gpus(&self) -> Option<GpuMetrics> {
+        if !self.allow_gpu_metrics {
+            return None;
+        }
+        let interval = Duration::from_millis(self.metrics_interval_ms.max(1));
+        match Management::open() {
+            Ok(management) => GpuMetrics::start(management, interval)
+                .inspect_err(|error| log::warn!("GPUs are not measured: {error}"))
+                .ok(),
+            Err(reason) => {
+                log::debug!("there are no metrics of GPUs: {reason}");
+                None
+            }
+        }
     }
 
     /// Where traces go, and which requests are traced. The newer flags win.

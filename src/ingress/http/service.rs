@@ -42,7 +42,7 @@ use crate::{
     },
     memory::Reservation,
     observe::logging,
-    runtime::{HyperTimer, TcpStream, draining, sleep},
+    runtime::{HyperTimer, TcpStream, draining, offload, sleep},
     serving::{ModelControl, Server},
 };
 
@@ -88,16 +88,32 @@ pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: Arc<
 /// Serves a connection of the metrics port until it ends.
 pub async fn serve_metrics(stream: TcpStream, server: Arc<Server>) {
     carry(stream, move |request: Request<Incoming>| {
-        let answer = match request.uri().path() {
-            "/metrics" | "/metrics/" => match *request.method() {
-                Method::GET => metrics(&server),
-                _ => method_not_allowed("GET"),
-            },
-            _ => failure(StatusCode::NOT_FOUND, "Not Found"),
-        };
-        std::future::ready(answer)
+        let server = server.clone();
+        async move {
+            match (request.uri().path(), request.method()) {
+                ("/metrics" | "/metrics/", &Method::GET) => metrics(&server),
+                ("/timeline", &Method::GET) => timeline(&server).await,
+                ("/metrics" | "/metrics/" | "/timeline", _) => method_not_allowed("GET"),
+                _ => failure(StatusCode::NOT_FOUND, "Not Found"),
+            }
+        }
     })
     .await;
+}
+
+/// What the engines of devices did lately, as Perfetto opens it.
+async fn timeline(server: &Server) -> Response<Segments> {
+    let Some(fleet) = server.fleet() else {
+        return failure(StatusCode::NOT_FOUND, "this server has no devices");
+    };
+    let written = match fleet.timeline().await {
+        Some(timeline) => offload(move || timeline.chrome_trace().to_string()).await,
+        None => None,
+    };
+    match written {
+        Some(text) => with_type(Segments::one(text.into()), "application/json"),
+        None => failure(StatusCode::SERVICE_UNAVAILABLE, "the devices' lanes have ended"),
+    }
 }
 
 pub(super) fn metrics(server: &Server) -> Response<Segments> {
