@@ -44,7 +44,9 @@ fuzz_target!(|file: &[u8]| {
         sequence: None,
         priority: 0,
         queue_timeout: None,
+        callers: None,
         deadline: None,
+        trace: None,
         responder: Responder::new(Box::new(Unheard)),
     };
     match &mut *instance.lock().expect("no other thread") {
