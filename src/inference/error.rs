@@ -189,8 +189,8 @@ pub enum Error {
          first request of the sequence"
     )]
     SequenceNotStarted { model: String, id: String },
-    #[error("string correlation ID cannot be longer than {limit} characters, got {got}")]
-    LongCorrelationId { limit: usize, got: usize },
+    #[error("string correlation ID cannot be longer than {limit} characters")]
+    LongCorrelationId { limit: usize },
     #[error(
         "inference request for sequence '{id}' to model '{model}' must specify a number as its \
          correlation ID, which the model takes as {expected}"
@@ -302,10 +302,11 @@ impl Error {
             | Self::BatchInSequence { .. }
             | Self::NoCorrelationId { .. }
             | Self::SequenceNotStarted { .. }
-            | Self::LongCorrelationId { .. }
             | Self::TextCorrelationId { .. }
             | Self::RequestTooLarge { .. } => Code::InvalidArgument,
-            Self::Unsupported { .. } | Self::DecoupledModel { .. } => Code::Unsupported,
+            Self::Unsupported { .. }
+            | Self::DecoupledModel { .. }
+            | Self::LongCorrelationId { .. } => Code::Unsupported,
             Self::Cancelled => Code::Cancelled,
             Self::ModelNotPolled { .. }
             | Self::UnopenableRegion { .. }

@@ -13,6 +13,18 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// So many zeros, which take no memory of their own.
+    pub fn zeros(mut len: usize) -> Self {
+        static ZEROS: [u8; 4096] = [0; 4096];
+        let mut rope = Self::default();
+        while len > 0 {
+            let piece = len.min(ZEROS.len());
+            rope.push(Bytes::from_static(&ZEROS[..piece]));
+            len -= piece;
+        }
+        rope
+    }
+
     /// The number of bytes in all pieces.
     pub fn len(&self) -> usize {
         self.len

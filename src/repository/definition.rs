@@ -33,6 +33,8 @@ pub struct Definition {
     pub rate_limits: Vec<RateLimit>,
     /// How its requests are scheduled.
     pub scheduling: Scheduling,
+    /// The sizes that its batches may have, ascending; empty for any.
+    pub allowed_batch_sizes: Vec<u32>,
     /// Settings of its back end.
     pub(super) settings: Arc<BTreeMap<String, String>>,
     /// The compute capability that chooses the model's file, when it runs on a GPU.

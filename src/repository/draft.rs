@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::{
-    agreement, autocomplete,
+    agreement, autocomplete, batching,
     definition::{self, Definition},
     error::{Error, Fault, Location},
     labels, layout, normalise,
@@ -261,6 +261,8 @@ impl Draft {
             Error::invalid(format!("model '{}' has a tensor of unknown type", self.config.name))
         })?;
         let scheduling = Scheduling::new(&self.config).map_err(|fault| self.locate(fault))?;
+        let allowed_batch_sizes =
+            batching::allowed_sizes(&self.config).map_err(|fault| self.locate(fault))?;
         Ok(Definition {
             name: signature.model.clone(),
             labels: Arc::new(labels::read(&self.config, &self.dir)?),
@@ -268,6 +270,7 @@ impl Draft {
             rate_limits: definition::rate_limits(&self.config),
             placements,
             scheduling,
+            allowed_batch_sizes,
             settings: self.options.settings(&self.config.backend),
             compute_capability,
             dir: self.dir,

@@ -21,6 +21,11 @@ impl<T> InOrder<T> {
         self.sent - 1
     }
 
+    /// The ticket of what is to be given back next.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
     /// Takes back what has this ticket, and gives back all whose turn it is by that.
     pub fn back(&mut self, ticket: u64, thing: T) -> Vec<T> {
         self.held.insert(ticket, thing);

@@ -30,6 +30,8 @@ use crate::{
 pub struct SealedBatch {
     /// Its requests, in the order of their rows.
     pub jobs: Vec<Job>,
+    /// Rows behind theirs that belong to nobody.
+    pub padding: Option<Admitted>,
     /// What other threads help to put together.
     pub rows: SharedRows,
     /// Its place among the batches of its queue.
@@ -60,12 +62,14 @@ pub fn execute(
     home: &ReactorHandle,
     began: Timestamp,
 ) -> Executed {
-    let SealedBatch { jobs, rows, ticket } = batch;
+    let SealedBatch { jobs, padding, rows, ticket } = batch;
     let mut times = BatchTimes::default();
     let ran = match instance {
         ModelInstance::Batches(instance) => {
-            let outcome = run_jobs(&mut **instance, &jobs, rows, began, &mut times);
-            Ran::Batch { jobs, outcome, fillers: 0 }
+            let padding = padding.as_ref();
+            let outcome = run_jobs(&mut **instance, &jobs, padding, rows, began, &mut times);
+            let fillers = padding.map_or(0, |padding| padding.batch_size);
+            Ran::Batch { jobs, outcome, fillers }
         }
         ModelInstance::Requests(instance) => {
             hand_over(&mut **instance, jobs, home, began, &mut times)
@@ -100,18 +104,22 @@ pub fn hand_over(
 fn run_jobs(
     instance: &mut dyn Instance,
     jobs: &[Job],
+    padding: Option<&Admitted>,
     shared: SharedRows,
     began: Timestamp,
     times: &mut BatchTimes,
 ) -> Result<Vec<Outputs>, Error> {
     let Some(version) = jobs.first().map(|job| &job.version) else { return Ok(Vec::new()) };
-    let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
+    let requests: SmallVec<[&Admitted; 8]> =
+        jobs.iter().map(|job| &job.admitted).chain(padding).collect();
     let site = RunSite {
         signature: &version.signature,
         ragged: &version.ragged,
         pool: &version.host.pool,
     };
-    run(instance, &site, &requests, shared, began, times)
+    let mut outputs = run(instance, &site, &requests, shared, began, times)?;
+    outputs.truncate(jobs.len());
+    Ok(outputs)
 }
 
 /// What a run needs besides its requests.

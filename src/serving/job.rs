@@ -2,7 +2,10 @@ use std::{sync::Arc, time::Duration};
 
 use compact_str::CompactString;
 
-use super::{cache::CacheSlot, ensemble::Account, sequences::Turn, version::LoadedVersion};
+use super::{
+    answer_order::AnswerTicket, cache::CacheSlot, ensemble::Account, sequences::Turn,
+    version::LoadedVersion,
+};
 use crate::{
     inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
     observe::{
@@ -38,6 +41,8 @@ pub struct Job {
     pub account: Option<Arc<Account>>,
     /// What lets it run again.
     pub turn: Option<Turn>,
+    /// Its place among answers that keep the order of the requests, if its model answers it itself.
+    pub ticket: Option<AnswerTicket>,
 }
 
 impl Job {

@@ -292,7 +292,7 @@ impl ModelLanes {
     /// Sends a batch off, now, at `began`. It comes back through its version.
     pub fn run(&mut self, batch: SealedBatch, began: Timestamp) {
         self.in_flight += 1;
-        let SealedBatch { jobs, rows, ticket } = batch;
+        let SealedBatch { jobs, rows, ticket, .. } = batch;
         let journey = Journey::new(self.route.clone(), ticket, jobs, began);
         if rows.is_soon_filled() {
             return journey.depart(rows);

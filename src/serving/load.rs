@@ -504,6 +504,7 @@ fn start_version(
     let model = backend.load(&definition.source(version))?;
     let spec = VersionSpec {
         outline: outline(server, source, agents, definition, version, began),
+        allowed_batch_sizes: definition.allowed_batch_sizes.clone(),
         policy: BatchingPolicy { max_batch_size: definition.signature.max_batch_size, dynamic },
         sequences,
         placements: definition.placements.clone(),

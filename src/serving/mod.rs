@@ -16,6 +16,7 @@
 //! [`ModelControl`] decides what is loaded: at the start, on request, or as repositories change. It
 //! works on threads of its own and hands finished versions to the [`Server`], which swaps them in.
 
+mod answer_order;
 mod ask;
 mod batch;
 mod bell;
@@ -31,6 +32,7 @@ mod job;
 mod lanes;
 mod limiter;
 mod load;
+mod padding;
 mod ragged;
 mod respond;
 mod rows;

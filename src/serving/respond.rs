@@ -4,6 +4,7 @@
 use smallvec::SmallVec;
 
 use super::{
+    answer_order::AnswerTicket,
     batch, cache, classification,
     job::{self, Job, Reply},
 };
@@ -53,6 +54,7 @@ fn request(mut job: Job, home: ReactorHandle, began: Timestamp) -> ModelRequest 
             home,
             began,
             previous: began,
+            held: Vec::new(),
             progress,
             only: None,
         })),
@@ -66,6 +68,8 @@ struct JobResponder {
     began: Timestamp,
     /// When the response before was sent; when the run began, if there was none.
     previous: Timestamp,
+    /// Responses that wait for the answers before this one.
+    held: Vec<Reply>,
     progress: Progress,
     /// The response of a model that is not decoupled, until it ends the answer.
     only: Option<Reply>,
@@ -98,9 +102,9 @@ impl Respond for JobResponder {
             if let Err(error) = &reply {
                 self.progress.failure.get_or_insert(error.clone());
             }
-            if let Err(Unread { limit }) = self.job.reply.send(reply) {
-                let model = self.job.version.name.to_string();
-                self.progress.failure = Some(Error::UnreadResponses { model, limit });
+            match self.job.ticket.as_ref().is_none_or(AnswerTicket::is_next) {
+                true => self.pass_on(Some(reply)),
+                false => self.held.push(reply),
             }
         } else if self.only.is_none() {
             self.only = Some(reply);
@@ -209,6 +213,16 @@ impl JobResponder {
         })
     }
 
+    /// Sends what was held back, and then `reply`.
+    fn pass_on(&mut self, reply: Option<Reply>) {
+        for reply in std::mem::take(&mut self.held).into_iter().chain(reply) {
+            if let Err(Unread { limit }) = self.job.reply.send(reply) {
+                let model = self.job.version.name.to_string();
+                self.progress.failure = Some(Error::UnreadResponses { model, limit });
+            }
+        }
+    }
+
     /// Counts a response of a decoupled model.
     fn count(&mut self, reply: &Reply) {
         let kind = match reply {
@@ -229,14 +243,22 @@ impl JobResponder {
     }
 
     /// Counts the request and ends its answer, at home, with a last reply or without one.
-    fn end(self: Box<Self>, last: Option<Reply>) {
+    fn end(mut self: Box<Self>, last: Option<Reply>) {
         let now = Timestamp::now();
         let home = self.home.clone();
         let ended = move || {
-            let Self { job, home, began, progress, .. } = *self;
-            let Progress { first, failure, .. } = progress;
-            let first = first.unwrap_or(now);
-            job.end(home.index(), Answered { began, first, now, failure }, last);
+            let (ticket, version) = (self.job.ticket.take(), self.job.version.clone());
+            let end = move || {
+                self.pass_on(None);
+                let Self { job, home, began, progress, .. } = *self;
+                let Progress { first, failure, .. } = progress;
+                let first = first.unwrap_or(now);
+                job.end(home.index(), Answered { began, first, now, failure }, last);
+            };
+            match ticket {
+                None => end(),
+                Some(ticket) => version.end_in_order(&ticket, Box::new(end)),
+            }
         };
         if home.is_current() {
             return ended();

@@ -7,12 +7,14 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
+    answer_order::{AnswerOrder, AnswerTicket, End},
     bell::Bell,
     execution::{Executed, SealedBatch, execute},
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::Job,
     lanes::ModelLanes,
+    padding::padding,
     rows::{Help, SHARED_AHEAD_BYTES_MIN, SHARED_BYTES_MIN, SharedRows},
 };
 use crate::{
@@ -32,6 +34,8 @@ pub struct Shard {
     executor: RefCell<Executor>,
     /// Batches that have run before those in front of them, where answers must keep the order.
     in_order: Option<RefCell<InOrder<Executed>>>,
+    /// The same for requests that their model answers itself.
+    answer_order: AnswerOrder,
     /// Whether requests form batches, and so have to wait for each other.
     batches: bool,
     /// How long requests have run at once since the task last had its turn.
@@ -77,6 +81,7 @@ impl Shard {
         let ordered = policy.dynamic.as_ref().is_some_and(|dynamic| dynamic.preserve_ordering);
         let shard = Rc::new(Self {
             in_order: ordered.then(RefCell::default),
+            answer_order: AnswerOrder::default(),
             batches: policy.dynamic.is_some(),
             ran_at_once: Cell::default(),
             home: current(),
@@ -128,6 +133,11 @@ impl Shard {
         if !self.queue.borrow().is_empty() {
             self.bell.ring();
         }
+    }
+
+    /// Ends an answer when all before it have ended.
+    pub fn end_in_order(&self, ticket: &AnswerTicket, end: End) {
+        self.answer_order.take_back(ticket, Some(end));
     }
 
     /// Tells the queue of a batch that has run.
@@ -197,9 +207,12 @@ impl Shard {
     }
 
     /// Runs a batch, or has a thread run it. Returns until when this kept the reactor.
-    fn run(&self, jobs: Vec<Job>, now: Timestamp) -> Timestamp {
-        for job in &jobs {
+    fn run(&self, mut jobs: Vec<Job>, now: Timestamp) -> Timestamp {
+        for job in &mut jobs {
             job.version.statistics.dequeued(self.home.index());
+            if self.in_order.is_some() && job.version.takes_requests {
+                job.ticket = Some(self.answer_order.give());
+            }
         }
         if let Some(Job { version, .. }) = jobs.first() {
             let closure = self.queue.borrow().last_closure();
@@ -210,7 +223,7 @@ impl Shard {
             Executor::Inline(instance) => {
                 let Some(mut taken) = instance.take() else { return now };
                 drop(executor);
-                let batch = SealedBatch { jobs, rows: SharedRows::default(), ticket: 0 };
+                let batch = seal(jobs, Some(usize::MAX));
                 let executed = execute(&mut taken.placed.instance, batch, &self.home, now);
                 let ended = executed.ended();
                 self.note(&executed);
@@ -234,6 +247,9 @@ impl Shard {
                 };
                 self.queue.borrow_mut().finished(0, None);
                 for job in jobs {
+                    if let Some(ticket) = &job.ticket {
+                        self.answer_order.take_back(ticket, None);
+                    }
                     let detail = "the instance's thread has ended".to_owned();
                     job.fail(self.home.index(), Error::Internal { detail });
                 }
@@ -262,18 +278,22 @@ impl Shard {
 /// Gives a batch of at least `bytes_min` its places, so that several threads can put it together;
 /// without a bound all of every batch.
 fn seal(jobs: Vec<Job>, bytes_min: Option<usize>) -> SealedBatch {
-    let rows = match jobs.first() {
+    let (padding, rows) = match jobs.first() {
         Some(Job { version, .. }) if !version.takes_requests => {
-            let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
             let (signature, pool) = (&version.signature, &version.host.pool);
-            match bytes_min {
+            let padding = padding(&version.allowed_batch_sizes, signature, &jobs);
+            let requests: SmallVec<[&Admitted; 8]> =
+                jobs.iter().map(|job| &job.admitted).chain(&padding).collect();
+            let rows = match bytes_min {
                 Some(bytes_min) => SharedRows::seal(signature, &requests, bytes_min, pool),
                 None => SharedRows::seal_all(signature, &requests, pool),
-            }
+            };
+            drop(requests);
+            (padding, rows)
         }
-        _ => SharedRows::default(),
+        _ => Default::default(),
     };
-    SealedBatch { jobs, rows, ticket: 0 }
+    SealedBatch { jobs, padding, rows, ticket: 0 }
 }
 
 /// Who could help to put the batch together.

@@ -119,6 +119,7 @@ impl Stage {
         let spec = VersionSpec {
             outline,
             sequences,
+            allowed_batch_sizes: Vec::new(),
             policy: BatchingPolicy { max_batch_size: 4, dynamic },
             warm_ups: Vec::new(),
             placements: vec![Placement {

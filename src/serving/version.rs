@@ -5,6 +5,7 @@ use std::{
 };
 
 use super::{
+    answer_order::{AnswerTicket, End},
     cache::{Caches, VersionCache},
     ensemble::{self, EnsembleSteps, Parent},
     execution::Executed,
@@ -67,6 +68,8 @@ pub struct VersionSpec {
     pub outline: Outline,
     /// How its requests are put together.
     pub policy: BatchingPolicy,
+    /// The sizes that its batches may have, ascending; empty for any.
+    pub allowed_batch_sizes: Vec<u32>,
     /// How its requests form sequences, if they do.
     pub sequences: Option<Arc<SequenceSetup>>,
     /// Where its instances run.
@@ -105,6 +108,8 @@ pub struct LoadedVersion {
     pub(super) takes_requests: bool,
     /// How requests of different shapes share a batch.
     pub(super) ragged: Ragged,
+    /// The sizes that its batches may have, ascending; empty for any.
+    pub(super) allowed_batch_sizes: Vec<u32>,
     /// What goes first on a device: smaller than others.
     pub(super) device_priority: u32,
     tracer: Arc<ModelTracer>,
@@ -221,6 +226,20 @@ impl VersionSpec {
         limiter.join(&limit.resources, limit.priority, device).map(Some)
     }
 
+    /// Whether what it wants can be had of instances that take requests one by one.
+    fn check_requests_suit(&self) -> Result<(), BackendError> {
+        let has_states = self.sequences.as_ref().is_some_and(|setup| setup.has_states());
+        let wish = match (has_states, self.allowed_batch_sizes.is_empty()) {
+            (true, _) => "keep implicit state",
+            (false, false) => "fill batches up to 'allowed_batch_sizes'",
+            (false, true) => return Ok(()),
+        };
+        let model = &self.outline.name;
+        let detail =
+            format!("the back end of model '{model}' takes single requests: it cannot {wish}");
+        Err(BackendError(detail))
+    }
+
     /// The lanes of its instances, warmed up, if all run on devices and nothing but the devices decides
     /// whose turn it is.
     fn lanes(
@@ -233,7 +252,7 @@ impl VersionSpec {
         for placement in &self.placements {
             fleet.check_room(&self.outline.name, placement.device)?;
         }
-        if takes_turns || self.sequences.is_some() {
+        if takes_turns || self.sequences.is_some() || !self.allowed_batch_sizes.is_empty() {
             return Ok(None);
         }
         let on_devices = self.placements.iter().map(|placement| self.model.on_device(placement));
@@ -313,15 +332,14 @@ impl LoadedVersion {
         let takes_requests = instances
             .first()
             .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
-        if takes_requests && spec.sequences.as_ref().is_some_and(|setup| setup.has_states()) {
-            let detail =
-                format!("the back end of model '{}' cannot keep implicit state", spec.outline.name);
-            return Err(BackendError(detail).into());
+        if takes_requests {
+            spec.check_requests_suit()?;
         }
         let version = Arc::new(Self {
             decoupled: config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
             takes_requests,
             ragged: ragged.clone(),
+            allowed_batch_sizes: spec.allowed_batch_sizes.clone(),
             device_priority: device_priority(config),
             model: Some(spec.model.clone()),
             instances: spec.placements.len(),
@@ -394,6 +412,7 @@ impl LoadedVersion {
             host: site.host.clone(),
             takes_requests: false,
             ragged: Ragged::default(),
+            allowed_batch_sizes: Vec::new(),
             device_priority: 0,
             model: None,
             devices: Vec::new(),
@@ -503,6 +522,7 @@ impl LoadedVersion {
             cache_slot: None,
             account: parent.account,
             turn: None,
+            ticket: None,
         };
         match &self.cache {
             Some(cache) if is_cacheable => cache.look_up(job),
@@ -578,6 +598,14 @@ impl LoadedVersion {
     pub(super) fn run_again(&self, job: Job) {
         if let Some(Queue::Sequences(shard)) = self.queues.get() {
             shard.run_again(job);
+        }
+    }
+
+    /// Ends an answer when all before it have ended. Runs at home.
+    pub(super) fn end_in_order(&self, ticket: &AnswerTicket, end: End) {
+        match self.queues.get() {
+            Some(Queue::Batches(shard)) => shard.end_in_order(ticket, end),
+            _ => end(),
         }
     }
 

@@ -86,3 +86,14 @@ def ragged() -> bytes:
 def strings() -> bytes:
     """Strings as they come."""
     return model([node("Identity", ["x"], "y")], STRING, ["N"], ["N"])
+
+
+def rows() -> bytes:
+    """Numbers in rows of four, each plus four times how many rows there are in the batch."""
+    parts = [
+        node("Sub", ["x", "x"], "zeros"),
+        node("Cos", ["zeros"], "ones"),
+        node("ReduceSum", ["ones"], "all"),
+        node("Add", ["x", "all"], "y"),
+    ]
+    return model(parts, FLOAT, ["N", 4], ["N", 4])

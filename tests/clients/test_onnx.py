@@ -7,6 +7,7 @@ import concurrent.futures
 import numpy as np
 import onnxruntime
 import pytest
+import tritonclient.grpc as triton_grpc
 
 from . import models, onnx_file, triton
 
@@ -129,3 +130,56 @@ def test_version_policies(server):
 
     assert versions("versions") == ["1", "3"]
     assert versions("latest") == ["2"]
+
+
+ALLOWED = """
+    platform: "onnxruntime_onnx"
+    max_batch_size: 8
+    input { name: "x" data_type: TYPE_FP32 dims: 4 }
+    output { name: "y" data_type: TYPE_FP32 dims: 4 }
+    parameters { key: "allowed_batch_sizes" value { string_value: "3,8" } }
+"""
+
+
+@pytest.mark.parametrize("inline", ["on", "off"])
+def test_batches_are_filled_up_to_an_allowed_size(start, tmp_path, inline):
+    """The model sees zeros behind the client's rows, the client sees its own rows, and they alone are counted."""
+    config = ALLOWED + f'parameters {{ key: "inline_execution" value {{ string_value: "{inline}" }} }}'
+    server = start(models.write(tmp_path / "repository", {"rows": models.Model(config, {1: onnx_file.rows()})}))
+    for rows, seen in [(1, 3), (2, 3), (3, 3), (4, 8), (8, 8)]:
+        x = random(rows, 4)
+        got = triton.infer("grpc", server, "rows", x, input_name="x").as_numpy("y")
+        assert got.shape == (rows, 4)
+        np.testing.assert_allclose(got - x, 4 * seen, rtol=1e-4)
+    assert triton.executions(server, "rows") == (18, 5)
+    (told,) = server.get_json("/v2/models/rows/stats")["model_stats"]
+    sizes = {each["batch_size"]: each["compute_infer"]["count"] for each in told["batch_stats"]}
+    assert sizes == {3: 3, 8: 2}
+
+
+def test_requests_that_share_a_batch_share_what_fills_it(start, tmp_path):
+    """Two that come together are one batch of the next size."""
+    batching = "dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 5000000 }"
+    config = f'{ALLOWED} {batching} parameters {{ key: "inline_execution" value {{ string_value: "off" }} }}'
+    server = start(models.write(tmp_path / "repository", {"rows": models.Model(config, {1: onnx_file.rows()})}))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        inputs = [random(2, 4), 2 * random(2, 4)]
+        results = pool.map(lambda x: triton.infer("http", server, "rows", x, input_name="x").as_numpy("y"), inputs)
+        for x, got in zip(inputs, results):
+            np.testing.assert_allclose(got - x, 4 * 8, rtol=1e-4)
+    assert triton.executions(server, "rows") == (4, 1)
+
+
+def test_models_that_allowed_sizes_do_not_suit_are_not_served(start, tmp_path):
+    """Each is told why."""
+    variable = ALLOWED.replace("dims: 4", "dims: -1")
+    wrong = ALLOWED.replace("3,8", "3,4")
+    written = {
+        "variable": models.Model(variable, {1: onnx_file.relu()}),
+        "wrong": models.Model(wrong, {1: onnx_file.rows()}),
+    }
+    server = start(models.write(tmp_path / "repository", written), "--exit-on-error=false", "--strict-readiness=false")
+    with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+        reasons = {each.name: each.reason for each in client.get_model_repository_index().models}
+    assert "needs inputs of fixed shape, unlike 'x'" in reasons["variable"]
+    assert "must end with 'max_batch_size', 8" in reasons["wrong"]

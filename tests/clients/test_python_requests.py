@@ -6,6 +6,7 @@ import concurrent.futures
 import importlib.util
 import json
 import pathlib
+import queue
 import subprocess
 import sys
 import tarfile
@@ -416,3 +417,83 @@ def test_a_script_is_a_back_end_of_many_models(start, tmp_path):
         assert server.get_json(f"/v2/models/{model}/config")["runtime"] == "model.py"
     assert "unable to find backend 'missing' for model 'third'" in server.log.read_text()
     assert {"first_0", "second_0"} <= processes(server).keys()
+
+
+SLOW = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = [self.answer(request) for request in requests]
+        return None if DECOUPLED else responses
+
+    def answer(self, request):
+        seconds = pb_utils.get_input_tensor_by_name(request, "SECONDS")
+        response = pb_utils.InferenceResponse([pb_utils.Tensor("OUT", seconds.as_numpy())])
+        if DECOUPLED:
+            sender = request.get_response_sender()
+            sender.send(response)
+        time.sleep(float(seconds.as_numpy()[0][0]))
+        if DECOUPLED:
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return response
+"""
+SLOW_CONFIG = """
+backend: "python"
+max_batch_size: 1
+dynamic_batching {{ preserve_ordering: {ordered} }}
+model_transaction_policy {{ decoupled: {decoupled} }}
+instance_group [ {{ count: 2 }} ]
+input [ {{ name: "SECONDS" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+output [ {{ name: "OUT" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+"""
+
+
+def test_answers_keep_the_order_of_the_requests_where_that_is_wanted(start, tmp_path):
+    """A quick one waits for a slow one before it, with all of its responses."""
+    for ordered in ("true", "false"):
+        for decoupled in ("true", "false"):
+            config = SLOW_CONFIG.format(ordered=ordered, decoupled=decoupled)
+            source = f"DECOUPLED = {decoupled.title()}\n{SLOW}"
+            write(tmp_path / "repository", f"slow_{ordered}_{decoupled}", config, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+
+    def answered(model: str, is_decoupled: bool) -> list[str]:
+        answers: queue.Queue = queue.Queue()
+        tell = lambda result, error: answers.put(error or result)  # noqa: E731
+        with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+            if is_decoupled:
+                client.start_stream(tell)
+            for name, seconds in (("slow", 0.6), ("quick", 0)):
+                tensors = [cases.tensor("SECONDS", np.array([[seconds]], np.float32))]
+                if is_decoupled:
+                    client.async_stream_infer(model, tensors, request_id=name)
+                else:
+                    # On a stream such answers are in order by themselves.
+                    client.async_infer(model, tensors, tell, request_id=name)
+                threading.Event().wait(0.1)
+            return [answers.get(timeout=20).get_response().id for _ in range(4 if is_decoupled else 2)]
+
+    assert answered("slow_true_false", False) == ["slow", "quick"]
+    assert answered("slow_false_false", False) == ["quick", "slow"]
+    assert answered("slow_true_true", True) == ["slow", "slow", "quick", "quick"]
+    assert answered("slow_false_true", True) == ["slow", "quick", "quick", "slow"]
+
+
+def test_a_model_that_takes_single_requests_cannot_have_what_needs_batches(start, tmp_path):
+    allowed = 'parameters { key: "allowed_batch_sizes" value { string_value: "1" } }'
+    state = """sequence_batching { state [ {
+        input_name: "BEFORE" output_name: "AFTER" data_type: TYPE_FP32 dims: [ 1 ]
+        initial_state: { data_type: TYPE_FP32 dims: [ 1 ] zero_data: true name: "none" }
+    } ] }"""
+    plain = SLOW_CONFIG.format(ordered="false", decoupled="false")
+    dynamic = "dynamic_batching { preserve_ordering: false }"
+    write(tmp_path / "repository", "allowed", plain + allowed, f"DECOUPLED = False\n{SLOW}")
+    write(tmp_path / "repository", "state", plain.replace(dynamic, state), f"DECOUPLED = False\n{SLOW}")
+    server = start(tmp_path / "repository", INTERPRETER, "--exit-on-error=false", "--strict-readiness=false")
+    with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+        reasons = {each.name: each.reason for each in client.get_model_repository_index().models}
+    assert "takes single requests: it cannot fill batches up to 'allowed_batch_sizes'" in reasons["allowed"]
+    assert "takes single requests: it cannot keep implicit state" in reasons["state"]

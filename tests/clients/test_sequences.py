@@ -184,3 +184,68 @@ def test_rows_of_a_direct_batch_are_counted_with_their_gaps(start, tmp_path):
     assert (told["inference_count"], told["execution_count"]) == (7, 7)
     sizes = {each["batch_size"]: each["compute_infer"]["count"] for each in told["batch_stats"]}
     assert sizes == {1: 2, 2: 3, 3: 2}
+
+
+@pytest.mark.parametrize("strategy", ["direct { }", "oldest { max_candidate_sequences: 4 }"])
+def test_wrong_requests_take_no_slot(start, tmp_path, strategy):
+    """However many there were, as many sequences as there are slots begin at once."""
+    config = models.sequence(strategy).replace("idle_microseconds: 1000000", "idle_microseconds: 600000000")
+    server = start(models.write(tmp_path / "models", {"m": models.Model(config)}))
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+
+        def send(sequence, flags: str, shape=(1, 1)) -> None:
+            tensor = triton.tensor(triton_grpc, "INPUT0", "FP32", np.ones(shape, np.float32))
+            options = {"sequence_start": "s" in flags, "sequence_end": "e" in flags}
+            client.infer("m", [tensor], sequence_id=sequence, client_timeout=10, **options)
+
+        wrong = [(0, "s", (1, 1)), ("", "se", (1, 1)), ("text", "s", (1, 1)), (7, "s", (1, 2)), (7, "s", (2, 1))]
+        for number in range(20):
+            for sequence, flags, shape in [*wrong, (100 + number, "e", (1, 1)), (200 + number, "", (1, 1))]:
+                with pytest.raises(InferenceServerException) as refused:
+                    send(sequence, flags, shape)
+                assert "Deadline" not in str(refused.value)
+        for sequence in range(1, 5):
+            send(sequence, "s")
+        for sequence in range(1, 5):
+            send(sequence, "e")
+        for sequence in range(11, 15):
+            send(sequence, "s")
+
+
+def test_sequences_under_way_end_with_their_model_and_leave_nobody_waiting(start, tmp_path):
+    """What is answered is right, what is not is told why, while the model goes and comes again."""
+    written = models.write(tmp_path / "models", {"m": models.Model(models.sequence("direct { }"))})
+    server = start(written, "--model-control-mode=explicit", "--load-model=m")
+    stop = threading.Event()
+    answered, refused = [], []
+
+    def client(number: int) -> None:
+        with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as own:
+            index = 0
+            while not stop.is_set():
+                tensor = triton.tensor(triton_grpc, "INPUT0", "FP32", np.full((1, 1), index, np.float32))
+                options = {"sequence_start": index == 0, "sequence_end": index == 9}
+                try:
+                    result = own.infer("m", [tensor], sequence_id=number, client_timeout=20, **options)
+                    answered.append(result.as_numpy("OUTPUT0").item() == index)
+                    index = (index + 1) % 10
+                except InferenceServerException as error:
+                    refused.append(str(error))
+                    index = 0
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(1, 7)]
+    for thread in threads:
+        thread.start()
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as control:
+        for _ in range(3):
+            time.sleep(0.2)
+            control.unload_model("m")
+            control.load_model("m")
+    time.sleep(0.2)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert answered and all(answered)
+    known = ("is not found", "START flag", "is being unloaded", "no available versions")
+    assert all(any(words in text for words in known) for text in refused), set(refused)

@@ -38,7 +38,6 @@ pub enum Delay {
 pub struct Outcome {
     pub per_second: f64,
     pub p99: Duration,
-    pub rows_mean: f64,
 }
 
 const fn us(micros: u64) -> Duration {
@@ -164,7 +163,6 @@ struct Simulation<'a> {
     sequence: u64,
     step: usize,
     latencies: Vec<Vec<Duration>>,
-    batches: Vec<u64>,
     /// Of the times at which requests come whatever is answered, which so are the same for every delay.
     arrivals: Random,
     jitter: Random,
@@ -205,7 +203,6 @@ impl<'a> Simulation<'a> {
             sequence: 0,
             step: 0,
             latencies: vec![Vec::new(); loads.len()],
-            batches: vec![0; loads.len()],
             arrivals: Random::new(0),
             jitter: Random::new(1),
         }
@@ -251,7 +248,6 @@ impl<'a> Simulation<'a> {
                 let counted_from =
                     Timestamp::default() + self.each.mul_f64(self.step as f64 + SETTLING);
                 let counts = now >= counted_from;
-                self.batches[self.step] += u64::from(counts);
                 for Request { arrived, step } in requests {
                     if counts {
                         self.latencies[self.step].push(now - arrived);
@@ -297,19 +293,14 @@ impl<'a> Simulation<'a> {
 
     fn outcomes(mut self) -> Vec<Outcome> {
         let seconds = self.each.as_secs_f64() * (1.0 - SETTLING);
-        let batches = self.batches;
-        self.latencies
-            .iter_mut()
-            .zip(batches)
-            .map(|(latencies, batches)| {
-                latencies.sort_unstable();
-                let at = latencies.len() * 99 / 100;
-                Outcome {
-                    per_second: latencies.len() as f64 / seconds,
-                    p99: latencies.get(at).copied().unwrap_or_default(),
-                    rows_mean: latencies.len() as f64 / batches.max(1) as f64,
-                }
-            })
-            .collect()
+        let outcome = |latencies: &mut Vec<Duration>| {
+            latencies.sort_unstable();
+            let at = latencies.len() * 99 / 100;
+            Outcome {
+                per_second: latencies.len() as f64 / seconds,
+                p99: latencies.get(at).copied().unwrap_or_default(),
+            }
+        };
+        self.latencies.iter_mut().map(outcome).collect()
     }
 }

@@ -19,7 +19,7 @@ sys.path.insert(0, str(FOLDER.parents[1] / "benches" / "peer"))
 
 import servers  # noqa: E402
 
-from . import grpc_cases, http_cases, http_infer_cases, repository, restricted_cases  # noqa: E402
+from . import cache_cases, grpc_cases, http_cases, http_infer_cases, repository, restricted_cases  # noqa: E402
 
 GOLDEN = FOLDER / "triton-2.51.json"
 # Why a model's configuration was refused goes to the real server's log only.
@@ -31,6 +31,7 @@ SETUPS: dict[str, tuple[str, ...]] = {
     "explicit": ("--model-control-mode=explicit", "--load-model=identity"),
     "shared_memory": (),
     "restricted": restricted_cases.FLAGS,
+    "cache": (*cache_cases.FLAGS, f"--cache-directory={servers.TRITON.parents[1] / 'caches'}"),
 }
 # The release that was recorded has no such flag: it lets every client register memory.
 NEREID_FLAGS = ("--allow-client-shm=true", "--exit-on-error=false", "--strict-readiness=false")
@@ -48,6 +49,7 @@ def all_cases() -> list:
         *grpc_cases.loading(),
         *grpc_cases.shared_memory(),
         *restricted_cases.cases(),
+        *cache_cases.cases(),
     ]
     names = [each.name for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -67,7 +69,7 @@ def ask(name: str, binary: pathlib.Path, cases: list, flags: tuple[str, ...] = (
         if not chosen:
             continue
         folder = servers.ROOT / "build" / "differential" / f"{name}-{setup}"
-        repository.write(folder, broken=setup == "explicit")
+        repository.write(folder, broken=setup == "explicit", cached=setup == "cache")
         server = None
         floats = range(grpc_cases.SHARED_BYTES // 4)
         for file in SHARED_FILES:

@@ -394,10 +394,21 @@ BROKEN: dict[str, tuple[str | None, tuple[int, ...]]] = {
 }
 
 
-def write(folder: pathlib.Path, broken: bool = False) -> pathlib.Path:
-    """Writes the repository anew into `folder`, on request with the models that must not load."""
+# Models whose answers are kept, served where there is a cache only.
+CACHED: dict[str, tuple[str, tuple[int, ...]]] = {
+    "cached": (_ID + "response_cache { enable: true }\nmax_batch_size: 8\n" + FP32_PAIR, (1,)),
+    "cached_batched": (
+        _ID + "response_cache { enable: true }\nmax_batch_size: 8 dynamic_batching { }\n" + FP32_PAIR,
+        (1,),
+    ),
+}
+
+
+def write(folder: pathlib.Path, broken: bool = False, cached: bool = False) -> pathlib.Path:
+    """Writes the repository anew into `folder`, on request with the models that must not load, and with those
+    whose answers are kept."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name, (config, versions) in {**MODELS, **(BROKEN if broken else {})}.items():
+    for name, (config, versions) in {**MODELS, **(BROKEN if broken else {}), **(CACHED if cached else {})}.items():
         model = folder / name
         model.mkdir(parents=True)
         for version in versions:

@@ -10,6 +10,7 @@ from PIL import Image
 
 import classify_file
 
+PREPROCESS = "image_preprocess"
 SIDE = 224
 SHARE = 0.875
 # A level of 255 is this much after `(x - 127) / 128`.
@@ -50,7 +51,7 @@ def encoded(picture: Image.Image, form: str, **options) -> bytes:
 
 
 def preprocess(server, files: list[bytes]) -> np.ndarray:
-    return server.infer(classify_file.PREPROCESS, {"file": classify_file.as_tensor(files)}, "image")
+    return server.infer(PREPROCESS, {"file": classify_file.as_tensor(files)}, "image")
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""The example model in Python against a real server: it reads as its parts do when the client calls them."""
+"""The example models in Python against a real server: they read as their parts do when the client calls them,
+by calls of other models and as steps of an ensemble."""
 
 from __future__ import annotations
 
@@ -36,12 +37,12 @@ def address(examples, request, tmp_path_factory) -> Iterator[str]:
     next(running, None)
 
 
-def ask(address: str, file: bytes) -> tritonclient.grpc.InferResult:
+def ask(address: str, file: bytes, model: str = "read_text") -> tritonclient.grpc.InferResult:
     """The answer to a picture file."""
     tensor = tritonclient.grpc.InferInput("file", [1], "BYTES")
     tensor.set_data_from_numpy(np.array([file], np.object_))
     with tritonclient.grpc.InferenceServerClient(address) as client:
-        return client.infer("read_text", [tensor])
+        return client.infer(model, [tensor])
 
 
 def test_a_picture_is_read_as_from_the_client(address, direct, examples, images):
@@ -58,10 +59,24 @@ def test_a_picture_is_read_as_from_the_client(address, direct, examples, images)
         np.testing.assert_allclose(answer.as_numpy("confidence"), confidences, atol=TOLERANCE)
 
 
-def test_a_picture_without_text_has_no_lines(address):
+@pytest.mark.parametrize("form", ["png", "jpeg"])
+def test_the_ensemble_reads_the_same_lines(address, direct, examples, images, form):
+    """At the same places, but for how the server scales the picture before it looks for text."""
+    picture = Image.open(images / "sign.png").convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, form)
+    answer = ask(address, file.getvalue(), "ocr")
+    expected = reading.read(direct, reading.load_charset(examples / "assets"), picture)
+    assert [text.decode() for text in answer.as_numpy("text")] == [line.text for line in expected]
+    assert answer.as_numpy("confidence").min() > 0.9
+    np.testing.assert_allclose(answer.as_numpy("box"), [line.box for line in expected], atol=8)
+
+
+@pytest.mark.parametrize("model", ["read_text", "ocr"])
+def test_a_picture_without_text_has_no_lines(address, model):
     blank = io.BytesIO()
     Image.new("RGB", (320, 200), "white").save(blank, "png")
-    answer = ask(address, blank.getvalue())
+    answer = ask(address, blank.getvalue(), model)
     assert answer.as_numpy("text").shape == (0,) and answer.as_numpy("box").shape == (0, 4)
 
 
@@ -71,8 +86,10 @@ def test_what_is_no_picture_is_the_clients_fault(address):
     assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-def test_the_program_prints_the_lines(address, images: Path):
+@pytest.mark.parametrize("model", ["read_text", "ocr"])
+def test_the_program_prints_the_lines(address, images: Path, model):
     program = [sys.executable, str(images.parent / "clients" / "read_file.py"), "--protocol=grpc", f"--url={address}"]
-    run = subprocess.run([*program, str(images / "sign.png")], capture_output=True, text=True, timeout=60)
+    program += [f"--model={model}", str(images / "sign.png")]
+    run = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert "NEREID" in run.stdout and "TICKETS" in run.stdout

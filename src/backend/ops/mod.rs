@@ -76,7 +76,8 @@ impl Backend for Ops {
         let plan = plan(source, &steps, &inputs, sole_output(config))?;
         // Rows are independent, so whatever has been left open can have a batch dimension.
         let has_batch = config.max_batch_size > 0 || config.input.is_empty();
-        Ok(Some(describe(&plan, &inputs, has_batch)))
+        let wanted = config.output.iter().map(|output| &output.name);
+        Ok(Some(describe(&plan, &inputs, wanted, has_batch)))
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
@@ -168,13 +169,20 @@ fn implied_inputs(steps: &[Step]) -> Option<Vec<(String, Form)>> {
     Some(inputs)
 }
 
-fn describe(plan: &Plan, inputs: &[(String, Form)], has_batch: bool) -> ModelIo {
+fn describe<'a>(
+    plan: &'a Plan,
+    inputs: &[(String, Form)],
+    wanted: impl Iterator<Item = &'a String>,
+    has_batch: bool,
+) -> ModelIo {
     let tensor = |name: &String, form: &Form| ModelIoTensor {
         name: name.clone(),
         datatype: form.datatype,
         dims: if has_batch { form.dims.with_batch(-1) } else { form.dims.clone() },
     };
-    let outputs = plan.results.iter().filter_map(|name| {
+    // What a later step takes is an output only where the configuration says so.
+    let taken = wanted.filter(|name| !plan.results.contains(name));
+    let outputs = plan.results.iter().chain(taken).filter_map(|name| {
         let form = plan.forms.get(*plan.names.get(name)?)?;
         Some(tensor(name, form))
     });

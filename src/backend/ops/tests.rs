@@ -440,6 +440,20 @@ fn an_instance_runs_whole_batches() {
     assert_eq!((made.shape.clone(), made.data.clone()), tensor(&[2, 1], &[1i64, 0]));
 }
 
+#[test]
+fn what_a_later_step_takes_is_an_output_too_where_the_configuration_says_so() {
+    let chain = r#"[{"op": "decode", "output": "picture"},
+        {"op": "resize", "input": "picture", "size": [2, 2], "output": "small"}]"#;
+    let names = |outputs: &[(&str, DataType, &[i64])]| -> Vec<String> {
+        let told = ops().inspect(&source(chain, 0, &[FILE], outputs)).unwrap().unwrap();
+        told.outputs.into_iter().map(|output| output.name).collect()
+    };
+    let picture: (&str, DataType, &[i64]) = ("picture", DataType::Uint8, &[-1, -1, 3]);
+    assert_eq!(names(&[]), ["small"]);
+    assert_eq!(names(&[picture]), ["small", "picture"]);
+    assert_eq!(names(&[("other", DataType::Uint8, &[1])]), ["small"]);
+}
+
 /// Keeps what a model answers.
 struct Kept(std::sync::mpsc::Sender<Result<ModelResponse, ResponseError>>);
 

@@ -1,6 +1,5 @@
 //! A batch of sequences, from its rows to the answers and what the sequences carry on.
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{
@@ -130,7 +129,7 @@ fn filler(setup: &SequenceSetup, like: &Admitted) -> Admitted {
     let told = Told { id: &id, start: false, end: false, ready: false };
     let zeros = |input: &AdmittedInput| AdmittedInput {
         shape: input.shape.clone(),
-        data: zeros(input.data.len()),
+        data: Rope::zeros(input.data.len()),
     };
     let clients = setup.signature.inputs.len() - setup.hidden_count();
     let states = like.inputs.iter().skip(like.inputs.len() - setup.states.len()).flatten();
@@ -142,17 +141,6 @@ fn filler(setup: &SequenceSetup, like: &Admitted) -> Admitted {
         outputs: SmallVec::new(),
         classes: SmallVec::new(),
     }
-}
-
-fn zeros(mut len: usize) -> Rope {
-    static ZEROS: [u8; 4096] = [0; 4096];
-    let mut rope = Rope::default();
-    while len > 0 {
-        let piece = len.min(ZEROS.len());
-        rope.push(Bytes::from_static(&ZEROS[..piece]));
-        len -= piece;
-    }
-    rope
 }
 
 /// Takes the states out of the outputs of a run. They are copied where the run had several rows: one of

@@ -134,7 +134,7 @@ impl SequenceSetup {
         let Some(sequence) = &job.sequence else { return Ok(()) };
         let CorrelationId::Text(text) = &sequence.id else { return Ok(()) };
         if text.len() > TEXT_ID_MAX {
-            return Err(Error::LongCorrelationId { limit: TEXT_ID_MAX, got: text.len() });
+            return Err(Error::LongCorrelationId { limit: TEXT_ID_MAX });
         }
         let numeric = |control: &&Control| {
             control.kind == SequenceControlKind::CorrelationId
