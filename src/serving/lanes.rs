@@ -1,5 +1,7 @@
-//! Batches that run on devices: the lanes of all of them, which live on one reactor, and the way of a
-//! sealed batch through them and back.
+//! The lanes of all devices, which live on one reactor. `journey` is the way of a sealed batch through
+//! them and back.
+
+mod journey;
 
 use std::{
     cell::RefCell,
@@ -8,25 +10,18 @@ use std::{
     sync::{Arc, OnceLock, mpsc},
 };
 
-use smallvec::SmallVec;
-
-use super::{
-    batch::{self, Outputs},
-    execution::{Executed, SealedBatch},
-    job::Job,
-    rows::SharedRows,
-};
+use self::journey::Journey;
+use super::execution::SealedBatch;
 use crate::{
-    backend::{DeviceInstance, DeviceModel, PlacementDevice, returned},
+    backend::{DeviceInstance, DeviceModel, PlacementDevice},
     device::{
         Device, DeviceError, Devices,
         streams::{
-            self, BatchParts, Compute, Finished, Lanes, ModelPlan, OpenModel, Outcome, Place,
-            Refused, SchedulerSettings, Timeline,
+            self, Compute, Finished, Lanes, ModelPlan, OpenModel, Place, SchedulerSettings,
+            Timeline,
         },
     },
-    inference::{Admitted, Error, Shape, Timestamp},
-    observe::BatchTimes,
+    inference::Timestamp,
     runtime::{PerReactor, ReactorHandle, reply_channel, spawn},
 };
 
@@ -208,9 +203,14 @@ impl Fleet {
         if let Some(driver) = self.driver.get() {
             driver.with(|lanes| lanes.completed(completion, Timestamp::now()));
         }
-        if let Err(error) = &completion.report.outcome
-            && error.is_lost()
-        {
+        if let Err(error) = &completion.report.outcome {
+            self.heed(error);
+        }
+    }
+
+    /// The first to bring the news that a device is lost has it told.
+    fn heed(&self, error: &DeviceError) {
+        if error.is_lost() {
             self.lost.get_or_init(|| (self.on_loss)(error));
         }
     }
@@ -293,17 +293,7 @@ impl ModelLanes {
     pub fn run(&mut self, batch: SealedBatch, began: Timestamp) {
         self.in_flight += 1;
         let SealedBatch { jobs, rows, ticket, .. } = batch;
-        let journey = Journey {
-            route: self.route.clone(),
-            ticket,
-            began,
-            jobs,
-            shapes: Vec::new(),
-            later: Vec::new(),
-            back: Vec::new(),
-            outputs: Vec::new(),
-            times: BatchTimes::default(),
-        };
+        let journey = Journey::new(self.route.clone(), ticket, jobs, began);
         if rows.is_soon_filled() {
             return journey.depart(rows);
         }
@@ -323,172 +313,6 @@ impl Drop for ModelLanes {
     fn drop(&mut self) {
         if let Some(driver) = self.route.fleet.driver.get() {
             driver.with(|lanes| lanes.remove_model(self.route.number));
-        }
-    }
-}
-
-/// A sealed batch on its way. Where the device has no memory for all of it, its requests go in
-/// several parts, one after the other.
-struct Journey {
-    route: Route,
-    /// The batch's place among those of its queue.
-    ticket: u64,
-    began: Timestamp,
-    /// The requests that are on their way now, and the shapes of their outputs.
-    jobs: Vec<Job>,
-    shapes: Vec<Shape>,
-    /// Those that go after them, the next last.
-    later: Vec<Vec<Job>>,
-    /// Those that are back, with their outputs.
-    back: Vec<Job>,
-    outputs: Vec<Outputs>,
-    times: BatchTimes,
-}
-
-impl Journey {
-    /// Brings the requests into lanes.
-    fn depart(mut self, rows: SharedRows) {
-        if self.jobs.iter().all(|job| job.reply.is_abandoned()) {
-            return self.end(Err(Error::Cancelled));
-        }
-        let parts = match self.lay_out(rows) {
-            Ok((parts, shapes)) => {
-                self.shapes = shapes;
-                parts
-            }
-            Err(error) => return self.end(Err(error)),
-        };
-        let (fleet, model) = (self.route.fleet.clone(), self.route.number);
-        let (priority, deadline) = (self.priority(), self.deadline());
-        let Some(driver) = fleet.driver.get() else {
-            let detail = "the lanes of the devices have ended".to_owned();
-            return self.end(Err(Error::Internal { detail }));
-        };
-        let ended = driver.ended.clone();
-        let journey = Rc::new(RefCell::new(Some(self)));
-        let travels = journey.clone();
-        let done = Box::new(move |finished| {
-            let journey = travels.borrow_mut().take();
-            ended.borrow_mut().extend(journey.map(|journey| (journey, finished)));
-        });
-        let job = streams::Job { model, parts, priority, deadline, done };
-        let taken = driver.with(|lanes| lanes.submit(job, Timestamp::now()));
-        if let Err(refused) = taken {
-            let journey = journey.borrow_mut().take();
-            journey.into_iter().for_each(|journey| {
-                let error = journey.refusal(&refused);
-                journey.end(Err(error));
-            });
-        }
-    }
-
-    fn lay_out(&self, shared: SharedRows) -> Result<(BatchParts, Vec<Shape>), Error> {
-        let Some(version) = self.jobs.first().map(|job| &job.version) else {
-            return Ok((BatchParts::default(), Vec::new()));
-        };
-        let pool = &version.host.pool;
-        let requests: SmallVec<[&Admitted; 8]> =
-            self.jobs.iter().map(|job| &job.admitted).collect();
-        let inputs = batch::assemble(&version.signature, &version.ragged, &requests, shared, pool)?;
-        let rows = requests.iter().map(|request| request.batch_size).sum();
-        let laid = self.route.model.lay_out(rows, &inputs);
-        let laid = laid.map_err(|error| Error::Backend { detail: error.0 })?;
-        Ok(laid.parts(rows, pool)?)
-    }
-
-    /// Smaller goes first: what the model's configuration says.
-    fn priority(&self) -> u32 {
-        let version = self.jobs.first().map(|job| &job.version);
-        version.map_or(0, |version| version.device_priority)
-    }
-
-    /// When none of the requests is wanted any more.
-    fn deadline(&self) -> Option<Timestamp> {
-        let deadlines: Option<Vec<Timestamp>> = self.jobs.iter().map(|job| job.deadline).collect();
-        deadlines?.into_iter().max()
-    }
-
-    /// What was on its way has come back, or will not.
-    fn ended(mut self, finished: Finished) {
-        let Finished { outcome, outputs } = finished;
-        match outcome {
-            Outcome::Done(took) => {
-                self.times.compute_infer += took.execute;
-                self.times.compute_output += took.copy_out;
-                match self.split(outputs) {
-                    Ok(outputs) => self.outputs.extend(outputs),
-                    Err(error) => return self.end(Err(error)),
-                }
-                let back = std::mem::take(&mut self.jobs);
-                self.back.extend(back);
-                match self.later.pop() {
-                    Some(jobs) => {
-                        self.jobs = jobs;
-                        self.depart(SharedRows::default());
-                    }
-                    None => {
-                        let outputs = std::mem::take(&mut self.outputs);
-                        self.end(Ok(outputs));
-                    }
-                }
-            }
-            Outcome::TooLarge(_) if self.jobs.len() > 1 => {
-                let second = self.jobs.split_off(self.jobs.len() / 2);
-                self.later.push(second);
-                self.depart(SharedRows::default());
-            }
-            Outcome::TooLarge(error) | Outcome::Failed(error) if !error.is_lost() => {
-                self.end(Err(Error::Backend { detail: error.to_string() }));
-            }
-            Outcome::TooLarge(error) | Outcome::Failed(error) | Outcome::Unavailable(error) => {
-                let error = self.unavailable(&error);
-                self.end(Err(error));
-            }
-            Outcome::Expired => self.end(Err(Error::DeadlineExpired)),
-            Outcome::Cancelled => self.end(Err(Error::Cancelled)),
-        }
-    }
-
-    fn split(&mut self, outputs: Vec<bytes::Bytes>) -> Result<Vec<Outputs>, Error> {
-        let began = Timestamp::now();
-        let tensors = returned(std::mem::take(&mut self.shapes), outputs);
-        let Some(version) = self.jobs.first().map(|job| &job.version) else {
-            return Ok(Vec::new());
-        };
-        let requests: SmallVec<[&Admitted; 8]> =
-            self.jobs.iter().map(|job| &job.admitted).collect();
-        let split = batch::split(&version.signature, &version.ragged, &requests, &tensors);
-        self.times.compute_output += Timestamp::now() - began;
-        split
-    }
-
-    fn refusal(&self, refused: &Refused) -> Error {
-        match refused {
-            Refused::Full { .. } => Error::QueueFull,
-            Refused::Unavailable { source, .. } => self.unavailable(source),
-            Refused::NoModel { .. } => Error::Internal { detail: refused.to_string() },
-        }
-    }
-
-    fn unavailable(&self, error: &DeviceError) -> Error {
-        let version = self.jobs.first().map(|job| &job.version);
-        let model = version.map(|version| version.name.to_string()).unwrap_or_default();
-        Error::ModelUnavailable { model, reason: error.to_string() }
-    }
-
-    /// Hands the requests back to their version, as one batch again. It may be at work with its queue
-    /// just now, so it gets a message.
-    fn end(self, outcome: Result<Vec<Outputs>, Error>) {
-        let Self { route, ticket, began, jobs, later, back, mut times, .. } = self;
-        let all: Vec<Job> =
-            back.into_iter().chain(jobs).chain(later.into_iter().rev().flatten()).collect();
-        let Some(version) = all.first().map(|job| job.version.clone()) else { return };
-        // What the batch waited for, between its stages too, is time before the run.
-        let whole = Timestamp::now() - began;
-        times.compute_input = whole.saturating_sub(times.compute_infer + times.compute_output);
-        let executed = Executed::batch(all, ticket, outcome, began, times);
-        if route.fleet.home.send(Box::new(move || version.executed(executed))).is_err() {
-            log::debug!("a batch has come back from a device after its reactor had ended");
         }
     }
 }

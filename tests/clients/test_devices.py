@@ -169,9 +169,10 @@ def test_a_lost_device_leaves_the_others_serving(on_devices, strict):
         check(server, "http", "second", rows(3, seed))
 
 
-def test_the_server_can_end_with_a_device(on_devices):
+@pytest.mark.parametrize("kind", ["copy", "allocation"])
+def test_the_server_can_end_with_a_device(on_devices, kind):
     """For whoever starts it anew; what is answered before is answered."""
-    server = on_devices("--host-device=lose=1:copy:0", "--exit-on-device-loss")
+    server = on_devices(f"--host-device=lose=1:{kind}:0", "--exit-on-device-loss")
     check(server, "grpc", "first", rows(1, 1))
     assert "device 1 is lost" in refusal(server, "grpc", "second").message()
     server.process.wait(STOP_SECONDS_MAX)
