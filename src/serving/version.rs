@@ -1,86 +1,29 @@
-use std::{
-    io,
-    sync::{Arc, mpsc},
-    time::Duration,
-};
+mod start;
 
+use std::{sync::Arc, time::Duration};
+
+pub use self::start::{Outline, Site, VersionError, VersionSpec};
 use super::{
     answer_order::{AnswerTicket, End},
-    cache::{Caches, VersionCache},
+    cache::VersionCache,
     ensemble::{self, EnsembleSteps, Parent},
     execution::Executed,
-    inline::{self, Pace},
-    instance_cores::InstanceCores,
-    instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::{Job, Reply},
-    lanes::{Fleet, OpenLanes, TooFull},
-    limiter::{Limiter, Seat},
-    sequences::{Instances, Ran, SequenceSetup, SequenceShard, SequenceShardHandle},
-    server::Observers,
-    shard::{Executor, InlineInstance, Shard, ShardHandle},
-    warm_up::{WarmUp, WarmUpError},
+    sequences::{Ran, SequenceShardHandle},
+    shard::ShardHandle,
 };
 use crate::{
-    backend::{
-        BackendError, DeviceInstance, Direct, Host, Model, ModelInstance, Placement,
-        PlacementDevice,
-    },
-    device::{Device, DeviceError},
+    backend::{Host, Model},
+    device::Device,
     inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
     observe::{
         ModelStatistics,
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
     proto,
-    repository::{AgentChain, Labels, Ragged, RateLimit, TemporaryFolder},
+    repository::{AgentChain, Labels, Ragged, TemporaryFolder},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
-    scheduler::{BatchingPolicy, LimitError, ModelIdentity},
 };
-
-/// What is known of a version before anything is made to run it.
-#[derive(Clone)]
-pub struct Outline {
-    /// The model's name.
-    pub name: Arc<str>,
-    /// The repository that it is from, where names are not unique; else empty.
-    pub namespace: Arc<str>,
-    /// The version.
-    pub version: i64,
-    /// Its configuration, complete.
-    pub config: Arc<proto::ModelConfig>,
-    /// Its tensors.
-    pub signature: Arc<Signature>,
-    /// The names of classes, for outputs that have them.
-    pub labels: Arc<Labels>,
-    /// What tells its answers from those of others, if they are to be kept.
-    pub identity: Option<ModelIdentity>,
-    /// When loading it began.
-    pub began: Timestamp,
-    /// Its folder, when it is not in a repository.
-    pub folder: Option<Arc<TemporaryFolder>>,
-    /// The agents that look after its folder.
-    pub agents: Option<Arc<AgentChain>>,
-}
-
-/// Everything that a version of a model needs to be served.
-pub struct VersionSpec {
-    /// What is known of it.
-    pub outline: Outline,
-    /// How its requests are put together.
-    pub policy: BatchingPolicy,
-    /// The sizes that its batches may have, ascending; empty for any.
-    pub allowed_batch_sizes: Vec<u32>,
-    /// How its requests form sequences, if they do.
-    pub sequences: Option<Arc<SequenceSetup>>,
-    /// Where its instances run.
-    pub placements: Vec<Placement>,
-    /// How each of them takes turns with others.
-    pub rate_limits: Vec<RateLimit>,
-    /// What each instance is run with before it serves.
-    pub warm_ups: Vec<WarmUp>,
-    /// What runs it.
-    pub model: Arc<dyn Model>,
-}
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
 /// instances live on reactors and threads, and end when the last request has been answered.
@@ -132,63 +75,6 @@ pub struct LoadedVersion {
     pub(super) steps: Option<Arc<EnsembleSteps>>,
 }
 
-/// What versions of models are started on.
-pub struct Site<'a> {
-    /// All reactors.
-    pub reactors: &'a [ReactorHandle],
-    /// The one that is to own the queue of a model that does not run inline.
-    pub home: &'a ReactorHandle,
-    /// Where instance threads run.
-    pub instance_cores: &'a InstanceCores,
-    /// What instances may use: tensor memory, other models.
-    pub host: &'a Arc<Host>,
-    /// What watches them.
-    pub observers: &'a Observers,
-    /// Where answers are kept, if they are.
-    pub cache: Option<&'a Arc<Caches>>,
-    /// What makes instances take turns, if anything does.
-    pub limiter: Option<&'a Arc<Limiter>>,
-    /// The devices' lanes, if models can run on devices.
-    pub fleet: Option<&'a Arc<Fleet>>,
-}
-
-/// Why a version could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum VersionError {
-    /// The back end gave no instance.
-    #[error("{0}")]
-    Backend(#[from] BackendError),
-    /// A device gave no lanes.
-    #[error("{0}")]
-    Device(#[from] DeviceError),
-    /// A device is too full.
-    #[error("{0}")]
-    Full(#[from] TooFull),
-    /// The system gave no thread.
-    #[error("cannot start the thread of instance '{name}': {source}")]
-    Thread {
-        /// The instance.
-        name: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// An instance could never have its turn.
-    #[error("{0}")]
-    Limit(#[from] LimitError),
-    /// An instance could not be warmed up.
-    #[error("{0}")]
-    WarmUp(#[from] WarmUpError),
-    /// The server is stopping.
-    #[error("the reactors have ended")]
-    Stopped,
-}
-
-impl From<NoThread> for VersionError {
-    fn from(NoThread { name, source }: NoThread) -> Self {
-        Self::Thread { name, source }
-    }
-}
-
 /// A reactor's queue of a version, and the instances that it feeds.
 enum Queue {
     Batches(ShardHandle),
@@ -204,233 +90,7 @@ impl Queue {
     }
 }
 
-impl VersionSpec {
-    /// An instance's place among those that share resources, if it needs any.
-    fn seat(
-        &self,
-        index: usize,
-        placement: &Placement,
-        limiter: Option<&Arc<Limiter>>,
-    ) -> Result<Option<Seat>, LimitError> {
-        let (Some(limiter), Some(limit)) = (limiter, self.rate_limits.get(index)) else {
-            return Ok(None);
-        };
-        if limit.resources.is_empty() {
-            return Ok(None);
-        }
-        let device = match placement.device {
-            PlacementDevice::Gpu(id) => id,
-            // As Triton has it, the host has what the first device has.
-            PlacementDevice::Cpu | PlacementDevice::Model => 0,
-        };
-        limiter.join(&limit.resources, limit.priority, device).map(Some)
-    }
-
-    /// Whether what it wants can be had of instances that take requests one by one.
-    fn check_requests_suit(&self) -> Result<(), BackendError> {
-        let has_states = self.sequences.as_ref().is_some_and(|setup| setup.has_states());
-        let wish = match (has_states, self.allowed_batch_sizes.is_empty()) {
-            (true, _) => "keep implicit state",
-            (false, false) => "fill batches up to 'allowed_batch_sizes'",
-            (false, true) => return Ok(()),
-        };
-        let model = &self.outline.name;
-        let detail =
-            format!("the back end of model '{model}' takes single requests: it cannot {wish}");
-        Err(BackendError(detail))
-    }
-
-    /// The lanes of its instances, warmed up, if all run on devices and nothing but the devices decides
-    /// whose turn it is.
-    fn lanes(
-        &self,
-        takes_turns: bool,
-        ragged: &Ragged,
-        site: &Site<'_>,
-    ) -> Result<Option<OpenLanes>, VersionError> {
-        let Some(fleet) = site.fleet else { return Ok(None) };
-        for placement in &self.placements {
-            fleet.check_room(&self.outline.name, placement.device)?;
-        }
-        if takes_turns || self.sequences.is_some() || !self.allowed_batch_sizes.is_empty() {
-            return Ok(None);
-        }
-        let on_devices = self.placements.iter().map(|placement| self.model.on_device(placement));
-        let on_devices: Option<Vec<DeviceInstance>> = on_devices.collect::<Result<_, _>>()?;
-        let Some(mut instances) = on_devices.filter(|instances| !instances.is_empty()) else {
-            return Ok(None);
-        };
-        for instance in instances.iter_mut().filter(|_| !self.warm_ups.is_empty()) {
-            let mut lent = Direct::with(instance)?;
-            for warm_up in &self.warm_ups {
-                warm_up.run_on(&self.outline.signature, ragged, &mut lent, site.host)?;
-            }
-        }
-        let Outline { name, config, .. } = &self.outline;
-        let cuda = config.optimization.as_ref().and_then(|it| it.cuda.as_ref());
-        let graphs = cuda.is_some_and(|cuda| cuda.graphs);
-        Ok(Some(fleet.open(name, graphs, instances)?))
-    }
-
-    /// Makes an instance and warms it up.
-    fn instance(
-        &self,
-        placement: &Placement,
-        ragged: &Ragged,
-        host: &Arc<Host>,
-    ) -> Result<ModelInstance, VersionError> {
-        let mut instance = self.model.instance(placement, host)?;
-        let (signature, hidden) = match &self.sequences {
-            Some(setup) => (&setup.signature, setup.warm_up_inputs()),
-            None => (&self.outline.signature, Vec::new()),
-        };
-        for warm_up in &self.warm_ups {
-            warm_up.run(signature, ragged, &hidden, &mut instance, host)?;
-        }
-        Ok(instance)
-    }
-}
-
 impl LoadedVersion {
-    /// Makes the instances and starts queues for them. Blocks, so not for reactors.
-    ///
-    /// # Errors
-    /// When an instance or its thread cannot be had.
-    pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
-        let Outline { config, signature, .. } = &spec.outline;
-        let ragged = Ragged::new(config, signature);
-        let placements = spec.placements.iter().enumerate();
-        let seats = placements.map(|(index, placement)| spec.seat(index, placement, site.limiter));
-        let seats: Vec<Option<Seat>> = seats.collect::<Result<_, _>>()?;
-        let takes_turns = seats.iter().any(Option::is_some);
-        let lanes = spec.lanes(takes_turns, &ragged, site)?;
-        let mut instances = Vec::new();
-        for (placement, seat) in spec.placements.iter().zip(seats).filter(|_| lanes.is_none()) {
-            instances.push(PlacedInstance {
-                name: placement.name.clone(),
-                cores: site.instance_cores.of(&placement.host_policy).to_vec(),
-                seat,
-                instance: spec.instance(placement, &ragged, site.host)?,
-            });
-        }
-        // Who wants an instance on a device or on certain processors does not want it on those of
-        // reactors.
-        let is_placed = |placement: &Placement| {
-            matches!(placement.device, PlacementDevice::Gpu(_))
-                || site.instance_cores.wanted(&placement.host_policy).is_some()
-        };
-        let runs_inline = !takes_turns
-            && spec.sequences.is_none()
-            && !spec.placements.iter().any(is_placed)
-            && inline::suits(&spec, &mut instances, &site.host.pool);
-        let home = lanes.as_ref().map_or(site.home, OpenLanes::home).clone();
-        // What is not served on a reactor takes no memory there.
-        let is_cached = site.cache.is_some() && spec.outline.identity.is_some();
-        let is_everywhere = runs_inline || is_cached;
-        let is_served = |reactor: &ReactorHandle| is_everywhere || reactor.index() == home.index();
-        let served = site.reactors.iter().map(is_served);
-        let takes_requests = instances
-            .first()
-            .is_some_and(|placed| matches!(placed.instance, ModelInstance::Requests(_)));
-        if takes_requests {
-            spec.check_requests_suit()?;
-        }
-        let version = Arc::new(Self {
-            decoupled: config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
-            takes_requests,
-            ragged: ragged.clone(),
-            allowed_batch_sizes: spec.allowed_batch_sizes.clone(),
-            device_priority: device_priority(config),
-            model: Some(spec.model.clone()),
-            instances: spec.placements.len(),
-            devices: lanes.as_ref().map_or(Vec::new(), |lanes| lanes.devices().to_vec()),
-            home: home.clone(),
-            runs_inline,
-            ..Self::of_outline(spec.outline.clone(), site, served)
-        });
-        if runs_inline {
-            let pace = Pace::of(spec.model.inline_fitness());
-            let mut instances = instances.into_iter();
-            for reactor in site.reactors {
-                let placed = match (instances.next(), spec.placements.first()) {
-                    (Some(made), _) => made,
-                    (None, Some(placement)) => PlacedInstance {
-                        name: placement.name.clone(),
-                        cores: site.instance_cores.others().to_vec(),
-                        seat: None,
-                        instance: spec.instance(placement, &ragged, site.host)?,
-                    },
-                    (None, None) => break,
-                };
-                let instance = InlineInstance { placed, pace: pace.clone() };
-                let policy = spec.policy.clone();
-                version.place(reactor, move || {
-                    Queue::Batches(Shard::start(policy, Executor::Inline(Some(instance))))
-                })?;
-            }
-        } else if let Some(setup) = spec.sequences {
-            let instances = Instances::start(instances, &setup, &home)?;
-            version.place(&home, || Queue::Sequences(SequenceShard::start(setup, instances)))?;
-        } else if let Some(lanes) = lanes {
-            version.place(&home, || {
-                Queue::Batches(Shard::start(spec.policy, Executor::Lanes(lanes.start())))
-            })?;
-        } else {
-            let threads = InstanceThreads::start(instances, &home)?;
-            version.place(&home, || {
-                Queue::Batches(Shard::start(spec.policy, Executor::Threads(threads)))
-            })?;
-        }
-        Ok(version)
-    }
-
-    /// An ensemble of `steps`, which is served wherever its requests come in.
-    pub fn of_steps(outline: Outline, steps: Arc<EnsembleSteps>, site: &Site<'_>) -> Arc<Self> {
-        let served = site.reactors.iter().map(|_| true);
-        Arc::new(Self {
-            decoupled: steps.are_decoupled(),
-            steps: Some(steps),
-            ..Self::of_outline(outline, site, served)
-        })
-    }
-
-    /// A version that nothing runs yet, counted on the reactors where it is `served`.
-    fn of_outline(outline: Outline, site: &Site<'_>, served: impl Iterator<Item = bool>) -> Self {
-        let plan = site.observers.metrics.plan(&outline.config);
-        let statistics = ModelStatistics::new(served, outline.signature.max_batch_size, &plan);
-        Self {
-            tracer: site.observers.tracer.of_model(&outline.name),
-            name: outline.name,
-            namespace: outline.namespace,
-            version: outline.version,
-            config: outline.config,
-            signature: outline.signature,
-            labels: outline.labels,
-            statistics: Arc::new(statistics),
-            load_time: Timestamp::now() - outline.began,
-            decoupled: false,
-            host: site.host.clone(),
-            takes_requests: false,
-            ragged: Ragged::default(),
-            allowed_batch_sizes: Vec::new(),
-            device_priority: 0,
-            model: None,
-            devices: Vec::new(),
-            // Any number of requests are on their way through what has no instances.
-            instances: usize::MAX,
-            _folder: outline.folder,
-            agents: outline.agents,
-            home: site.home.clone(),
-            runs_inline: true,
-            queues: PerReactor::new(site.reactors),
-            cache: site
-                .cache
-                .zip(outline.identity)
-                .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
-            steps: None,
-        }
-    }
-
     /// Bytes of the host's memory that its model takes, where that is known.
     pub fn memory_bytes(&self) -> Option<u64> {
         self.model.as_ref()?.memory_bytes()
@@ -446,23 +106,6 @@ impl LoadedVersion {
             }
             Some(steps) => steps.are_ready(),
         }
-    }
-
-    /// Starts a queue on `reactor` and waits until it is there.
-    fn place(
-        self: &Arc<Self>,
-        reactor: &ReactorHandle,
-        start: impl FnOnce() -> Queue + Send + 'static,
-    ) -> Result<(), VersionError> {
-        let (report, placed) = mpsc::channel();
-        let version = self.clone();
-        let message = Box::new(move || {
-            version.queues.set(start());
-            drop(version);
-            let _ = report.send(());
-        });
-        reactor.send(message).map_err(|_| VersionError::Stopped)?;
-        placed.recv().map_err(|mpsc::RecvError| VersionError::Stopped)
     }
 
     /// Takes a request in. The answer comes to the reactor that calls, which must be one.
@@ -614,16 +257,5 @@ impl LoadedVersion {
         if let Some(Queue::Sequences(shard)) = self.queues.get() {
             shard.finished(ran);
         }
-    }
-}
-
-/// What goes first on a device by a model's `optimization.priority`.
-fn device_priority(config: &proto::ModelConfig) -> u32 {
-    use proto::model_optimization_policy::ModelPriority;
-    let optimization = config.optimization.as_ref();
-    match optimization.map(proto::ModelOptimizationPolicy::priority) {
-        Some(ModelPriority::PriorityMax) => 0,
-        Some(ModelPriority::PriorityMin) => 2,
-        Some(ModelPriority::PriorityDefault) | None => 1,
     }
 }
