@@ -23,26 +23,6 @@ impl Queued for Request {
     fn rows(&self) -> u32 {
         1
     }
-
-    fn fits_with(&self, _: &Self) -> bool {
-        true
-    }
-
-    fn priority(&self) -> u64 {
-        0
-    }
-
-    fn queue_timeout(&self) -> Option<Duration> {
-        None
-    }
-
-    fn deadline(&self) -> Option<Timestamp> {
-        None
-    }
-
-    fn is_cancelled(&self) -> bool {
-        false
-    }
 }
 
 impl Sequenced for Request {

@@ -10,25 +10,36 @@ use crate::{
 
 use auto_delay::AutoDelay;
 
-/// What the queue must know of a request.
+/// What the queue must know of a request. What is not said is that of one that fits with all others, has no
+/// wishes and is waited for.
 pub trait Queued {
     /// Rows that it adds to a batch.
     fn rows(&self) -> u32;
 
-    /// Whether it can be in one batch with `other`: same shapes but for the rows.
-    fn fits_with(&self, other: &Self) -> bool;
+    /// Whether it can be in one batch with `_other`: same shapes but for the rows.
+    fn fits_with(&self, _other: &Self) -> bool {
+        true
+    }
 
     /// Its level, 1 being the most urgent; 0 leaves it to the policy.
-    fn priority(&self) -> u64;
+    fn priority(&self) -> u64 {
+        0
+    }
 
     /// How long it may wait by the client's wish.
-    fn queue_timeout(&self) -> Option<Duration>;
+    fn queue_timeout(&self) -> Option<Duration> {
+        None
+    }
 
     /// When its client stops waiting.
-    fn deadline(&self) -> Option<Timestamp>;
+    fn deadline(&self) -> Option<Timestamp> {
+        None
+    }
 
     /// Whether its client has left.
-    fn is_cancelled(&self) -> bool;
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// How requests are put together.

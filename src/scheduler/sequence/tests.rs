@@ -17,18 +17,6 @@ impl Queued for Fake {
     fn rows(&self) -> u32 {
         self.rows
     }
-    fn fits_with(&self, _: &Self) -> bool {
-        true
-    }
-    fn priority(&self) -> u64 {
-        0
-    }
-    fn queue_timeout(&self) -> Option<Duration> {
-        None
-    }
-    fn deadline(&self) -> Option<Timestamp> {
-        None
-    }
     fn is_cancelled(&self) -> bool {
         self.cancelled
     }
