@@ -183,7 +183,11 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
             had_turn = true;
             runtime::label(infer::LABEL);
             for Call { terms, body, respond } in arrived.drain(..) {
-                first_poll.give(infer::LABEL, infer::answer(connection.clone(), terms, body, respond), cx);
+                first_poll.give(
+                    infer::LABEL,
+                    infer::answer(connection.clone(), terms, body, respond),
+                    cx,
+                );
             }
         }
     })
