@@ -159,15 +159,20 @@ impl VersionSpec {
 
     /// Whether what it wants can be had of instances that take requests one by one.
     fn check_requests_suit(&self) -> Result<(), BackendError> {
-        let has_states = self.sequences.as_ref().is_some_and(|setup| setup.has_states());
-        let wish = match (has_states, self.allowed_batch_sizes.is_empty()) {
-            (true, _) => "keep implicit state",
-            (false, false) => "fill batches up to 'allowed_batch_sizes'",
-            (false, true) => return Ok(()),
-        };
         let model = &self.outline.name;
-        let detail =
-            format!("the back end of model '{model}' takes single requests: it cannot {wish}");
+        if self.sequences.as_ref().is_some_and(|setup| setup.has_states()) {
+            log::warn!(
+                "model '{model}': its back end takes single requests and gives no state back: as in \
+                 Triton, every request is given the states that a sequence begins with"
+            );
+        }
+        if self.allowed_batch_sizes.is_empty() {
+            return Ok(());
+        }
+        let detail = format!(
+            "the back end of model '{model}' takes single requests: it cannot fill batches up to \
+             'allowed_batch_sizes'"
+        );
         Err(BackendError(detail))
     }
 
