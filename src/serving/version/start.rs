@@ -271,6 +271,10 @@ impl LoadedVersion {
         if takes_requests {
             spec.check_requests_suit()?;
         }
+        let devices = match &lanes {
+            Some(lanes) => lanes.devices().to_vec(),
+            None => instances.iter().filter_map(|it| it.instance.device().cloned()).collect(),
+        };
         let version = Arc::new(Self {
             decoupled: config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
             takes_requests,
@@ -279,7 +283,8 @@ impl LoadedVersion {
             device_priority: device_priority(config),
             model: Some(spec.model.clone()),
             instances: spec.placements.len(),
-            devices: lanes.as_ref().map_or(Vec::new(), |lanes| lanes.devices().to_vec()),
+            devices,
+            fleet: site.fleet.cloned(),
             home: home.clone(),
             runs_inline,
             ..Self::of_outline(spec.outline.clone(), site, served)
@@ -352,6 +357,7 @@ impl LoadedVersion {
             device_priority: 0,
             model: None,
             devices: Vec::new(),
+            fleet: None,
             // Any number of requests are on their way through what has no instances.
             instances: usize::MAX,
             _folder: outline.folder,
