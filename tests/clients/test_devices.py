@@ -38,13 +38,13 @@ def tensors(rest: str = "") -> str:
 
 
 SEQUENCES = "max_batch_size: 8 sequence_batching { max_sequence_idle_microseconds: 60000000 }"
-LIMITED = 'rate_limiter { resources [{ name: "R" count: 1 }] }'
+LIMITED = ' rate_limiter { resources [{ name: "R" count: 1 }] }'
 
 
 def softmax(device: int = 0, options: str = models.batched(), limit: str = "") -> models.Model:
     """A chain of one step on a device."""
     chain = r"""parameters { key: "chain" value: { string_value: "[{\"op\": \"softmax\"}]" } }"""
-    group = f"instance_group {{ gpus: [ {device} ] {limit} }}"
+    group = f"instance_group {{ gpus: [ {device} ]{limit} }}"
     return models.Model(f'backend: "ops"\n{options}\n{chain}\n{group}\n{tensors()}')
 
 
