@@ -25,7 +25,7 @@ use smallvec::SmallVec;
 use crate::{inference::Shape, memory::BufferPool, proto::ModelConfig};
 
 pub use self::{
-    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, returned},
+    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, Expected},
     host::{Answer, AnswerTo, AskModels, Asked, ControlModels, Done, Host},
     identity::Identity,
     ops::Ops,

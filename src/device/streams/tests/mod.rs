@@ -36,7 +36,7 @@ struct Inverting {
     per_row: Duration,
 }
 
-fn inverting(device: &dyn Device, fixed: Duration, per_row: Duration) -> Box<dyn Compute> {
+fn inverting(device: &dyn Device, fixed: Duration, per_row: Duration) -> Runner {
     let source = KernelSource {
         name: "invert".into(),
         image: None,
@@ -50,7 +50,8 @@ fn inverting(device: &dyn Device, fixed: Duration, per_row: Duration) -> Box<dyn
             Ok(())
         })),
     };
-    Box::new(Inverting { kernel: device.kernel(&source).unwrap(), fixed, per_row })
+    let model = Inverting { kernel: device.kernel(&source).unwrap(), fixed, per_row };
+    Runner::open(device, Box::new(model)).unwrap()
 }
 
 impl Compute for Inverting {
