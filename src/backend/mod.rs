@@ -16,6 +16,7 @@ pub mod python;
 pub mod pytorch;
 mod repeat;
 mod request;
+mod voyage;
 
 use std::sync::Arc;
 

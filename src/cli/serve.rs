@@ -290,7 +290,11 @@ pub fn find_backends(
         let opened = OnnxRuntime::open(known(place.as_deref())?)?;
         Ok(Arc::new(opened.on(there.clone())))
     });
-    backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));
+    let there = devices.clone();
+    backends.add("pytorch", move || {
+        let opened = PyTorch::open(known(directory.as_deref())?)?;
+        Ok(Arc::new(opened.on(there.clone())))
+    });
     backends
 }
 

@@ -60,6 +60,16 @@ pub struct LibraryMemory {
 }
 
 impl LibraryMemory {
+    /// The number of bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The bytes from `address` on.
     ///
     /// # Safety
@@ -71,11 +81,13 @@ impl LibraryMemory {
 }
 
 /// Why a visit failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VisitError {
     /// The library found no memory; a smaller batch may have enough.
+    #[error("{0}")]
     OutOfMemory(String),
     /// In the library's words.
+    #[error("{0}")]
     Failed(String),
 }
 

@@ -4,6 +4,9 @@ do without devices, and what fails there fails as it does for other models."""
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,10 +14,17 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.utils.shared_memory as system_memory
 from tritonclient.utils import InferenceServerException
 
-from . import models, onnx_file, triton
+from . import models, onnx_file, torch_models, triton
 
 needs_onnxruntime = pytest.mark.skipif(
     not models.has_onnxruntime(), reason="the ONNX Runtime back end is not installed: NEREID_BACKEND_DIR names it"
+)
+BRIDGE = pathlib.Path(
+    os.environ.get("NEREID_BACKEND_DIR") or os.path.expanduser("~/.local/share/nereid/backends"),
+    "pytorch/libnereid_pytorch.so",
+)
+needs_torch = pytest.mark.skipif(
+    not BRIDGE.is_file(), reason=f"there is no {BRIDGE}: `make backend-pytorch` builds it (NEREID_BACKEND_DIR names it)"
 )
 COLUMNS = 4
 
@@ -175,3 +185,55 @@ def test_a_device_that_is_not_there_is_named(start, tmp_path):
     server = start(models.write(tmp_path / "anywhere", {"m": anywhere}), "--device=none")
     assert kinds(server, "m") == [("KIND_CPU", [])]
     check(server, "http", "m", rows(2, 1))
+
+
+def torch_models_in_lanes() -> dict[str, torch_models.TorchModel]:
+    """Those of all conventions, with all instances on the device; two whose results' shapes are known."""
+    chosen = torch_models.conventions() | torch_models.states()
+    for model in chosen.values():
+        model.config = model.config.replace("KIND_CPU", "KIND_GPU")
+    batched = models.batched(20_000)
+    known = torch_models.config("x", "OUTPUT__0", batched, dims=str(COLUMNS))
+    return chosen | {
+        "known": torch_models.TorchModel(known, *torch_models.DOUBLE),
+        "here": torch_models.TorchModel(known + "instance_group { kind: KIND_CPU }", *torch_models.DOUBLE),
+    }
+
+
+def doubled(server, model: str, array: np.ndarray) -> np.ndarray:
+    """What a model with one input makes of it."""
+    return triton.infer("grpc", server, model, array, input_name="x").as_numpy("OUTPUT__0")
+
+
+@needs_torch
+def test_torchscript_models_run_in_lanes(start, tmp_path):
+    """By every convention, and what they keep of one run they have in the next."""
+    server = start(torch_models.write(tmp_path / "own", torch_models_in_lanes()), "--device=host")
+    assert kinds(server, "known") == kinds(server, "by_index") == kinds(server, "counter") == [("KIND_GPU", [0])]
+    assert kinds(server, "here") == [("KIND_CPU", [])]
+    for model in ("known", "here", "batched"):
+        arrays = [rows(1 + seed % 4, seed) for seed in range(24)]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for array, got in zip(arrays, pool.map(lambda array: doubled(server, model, array), arrays)):
+                np.testing.assert_array_equal(got, array * 2)
+    x = np.array([1, -2, 3], dtype=np.float32)
+    names = (("by_index", "A__0", "B__1", "DIFFERENCE__0"), ("by_name", "a", "b", "DIFFERENCE"))
+    for model, first, second, wanted in names:
+        with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+            given = [triton.tensor(triton_grpc, first, "FP32", x), triton.tensor(triton_grpc, second, "FP32", x[::-1])]
+            np.testing.assert_array_equal(client.infer(model, given).as_numpy(wanted), x - x[::-1])
+    assert [doubled(server, "counter", x).tolist() for _ in range(3)] == [[n] * 3 for n in (1, 2, 3)]
+    # What it keeps is its own, whatever the lane holds next.
+    for number in range(1, 6):
+        last = doubled(server, "keeps_input", np.full(3, number, dtype=np.float32))
+        assert last.tolist() == ([0] if number == 1 else [number - 1] * 3)
+    np.testing.assert_array_equal(doubled(server, "writes_input", x), x * 2)
+    np.testing.assert_array_equal(doubled(server, "gives_input", x), x)
+    for datatype in ("INT64", "FP16", "BOOL", "UINT8", "FP64"):
+        array = triton.values(datatype, (5,))
+        got = triton.infer("http", server, f"of_{datatype.lower()}", array, datatype, input_name="x")
+        np.testing.assert_array_equal(got.as_numpy("OUTPUT__0"), np.concatenate([array, array]))
+    # Strings lie on the host, whatever the instance group says.
+    texts = np.array([b"a", b"b"], dtype=np.object_)
+    got = triton.infer("grpc", server, "strings", texts, "BYTES", input_name="texts").as_numpy("OUTPUT__0")
+    assert got.tolist() == [b"a!", b"b!"]

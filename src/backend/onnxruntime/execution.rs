@@ -21,8 +21,7 @@ use super::{
     strings,
 };
 use crate::{
-    backend::{Batch, BatchOutputs, BatchTensor},
-    device::VisitError,
+    backend::{Batch, BatchOutputs, BatchTensor, voyage::NotBrought},
     inference::{DataType, Shape},
     memory::{Buffer, Exhausted},
 };
@@ -42,8 +41,8 @@ pub(super) enum RunError {
     OutputType { output: Arc<str>, expected: DataType, got: i32 },
     #[error("output '{output}' has shape {shape}, which is too large")]
     OutputShape { output: Arc<str>, shape: Shape },
-    #[error("an output cannot be brought to the host: {0:?}")]
-    Brought(VisitError),
+    #[error(transparent)]
+    NotBrought(#[from] NotBrought),
 }
 
 /// A session with the plan for its signature: what instances share.

@@ -4,12 +4,7 @@
 //! On a GPU the run puts its work onto the session's stream and does not wait for it. On a device of
 //! the host all is the same but the memory's description and the execution provider.
 
-use std::{
-    any::Any,
-    ffi::c_void,
-    ptr::NonNull,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{ffi::c_void, ptr::NonNull, sync::Arc};
 
 use bytes::Bytes;
 use ort_sys::{OrtIoBinding, OrtMemoryInfo, OrtValue};
@@ -21,16 +16,14 @@ use super::{
 };
 use crate::{
     backend::{
-        BackendError, Batch, BatchOutputs, BatchTensor, DeviceBatch, DeviceModel, DeviceOutput,
-        Expected,
+        BackendError, Batch, BatchOutputs, DeviceBatch, DeviceModel, Expected,
+        voyage::{Awaited, NotBrought, Voyage},
     },
     device::{
-        Destination, DeviceError, DeviceSlice, Landing, LibraryMemory, Stream, Visit, VisitError,
-        Visited,
+        DeviceError, DeviceSlice, LibraryMemory, Stream, Visit, VisitError, Visited,
         streams::{Compute, PlacedBatch},
     },
     inference::Shape,
-    memory::BufferPool,
 };
 
 /// Graphs that a session keeps; it gives none back.
@@ -54,105 +47,45 @@ pub(super) struct OnDevice {
 /// What one graph serves.
 type Capture = Vec<(u64, Shape)>;
 
-/// What is to know of a batch on its way, and what its run finds out.
-struct Voyage {
-    /// The inputs that are there: which of the plan, and their shapes for ONNX Runtime.
-    inputs: Vec<(usize, Shape)>,
-    /// One for each output of the plan.
-    outputs: Vec<Awaited>,
-    /// Where to take memory for outputs from whose size only the run tells.
-    pool: BufferPool,
-    /// The outputs that came apart from the lane.
-    late: Mutex<Vec<(usize, Shape, Landing)>>,
-}
-
-/// An output before the run.
-enum Awaited {
-    /// Nobody wants it.
-    Unwanted,
-    /// It is an input.
-    Echo(Option<BatchTensor>),
-    /// It has a place in the lane, for this shape.
-    Placed(Shape),
-    /// Only the run tells its shape.
-    Unknown,
-}
-
 impl DeviceModel for Batches {
     fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
         let plan = self.execution.plan();
-        let mut laid = DeviceBatch::default();
+        let mut voyage = Voyage::new(batch.pool);
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for (index, (input, tensor)) in plan.inputs.iter().zip(batch.inputs).enumerate() {
             let Some(tensor) = tensor else { continue };
-            inputs.push((index, value_shape(input, tensor).into()));
-            laid.inputs.push(tensor.data.clone());
+            voyage.inputs.push((index, value_shape(input, tensor).into()));
+            inputs.push(tensor.data.clone());
         }
-        let mut outputs = Vec::with_capacity(plan.outputs.len());
-        for (index, output) in plan.outputs.iter().enumerate() {
-            let (awaited, bytes) = self.awaited(index, output, batch);
-            let shape = match &awaited {
-                Awaited::Placed(shape) => shape.clone(),
-                _ => Shape::default(),
-            };
-            laid.outputs.push(DeviceOutput { shape, bytes });
-            outputs.push(awaited);
+        let outputs = plan.outputs.iter().enumerate();
+        voyage.outputs.extend(outputs.map(|(index, output)| self.awaited(index, output, batch)));
+        let mut laid = voyage.embark(inputs);
+        for (output, plan) in laid.outputs.iter_mut().zip(&plan.outputs) {
+            plan.scalar.iter().for_each(|shape| output.shape = shape.clone());
         }
-        let (pool, late) = (batch.pool.clone(), Mutex::default());
-        laid.own = Some(Arc::new(Voyage { inputs, outputs, pool, late }));
         Ok(laid)
     }
 
     fn outputs(&self, batch: Expected, returned: Vec<Bytes>) -> Result<BatchOutputs, BackendError> {
-        let voyage = batch.own.and_then(|own| own.downcast::<Voyage>().ok());
-        let voyage = voyage.ok_or_else(|| BackendError("a batch has lost its plan".to_owned()))?;
-        let plans = self.execution.plan().outputs.iter();
-        let tensor = |shape: &Shape, plan: &OutputPlan, data| {
-            let shape = plan.scalar.as_ref().unwrap_or(shape).clone();
-            Some(BatchTensor { shape, data })
-        };
-        let mut outputs: BatchOutputs = plans
-            .clone()
-            .zip(&voyage.outputs)
-            .zip(returned)
-            .map(|((plan, awaited), data)| match awaited {
-                Awaited::Echo(input) => input.clone(),
-                Awaited::Placed(shape) => tensor(shape, plan, data),
-                Awaited::Unwanted | Awaited::Unknown => None,
-            })
-            .collect();
-        for (index, shape, landing) in voyage.take_late() {
-            let plan = plans.clone().nth(index);
-            if let (Some(plan), Some(place)) = (plan, outputs.get_mut(index)) {
-                let unread = || BackendError(format!("output '{}' is missing", plan.tensor.label));
-                *place = tensor(&shape, plan, landing.finish().ok_or_else(unread)?);
-            }
-        }
-        Ok(outputs)
+        Voyage::disembark(batch, returned)
     }
 }
 
 impl Batches {
-    /// An output before the run, and the bytes of its place in the lane.
-    fn awaited(&self, index: usize, output: &OutputPlan, batch: &Batch<'_>) -> (Awaited, usize) {
+    /// An output before the run.
+    fn awaited(&self, index: usize, output: &OutputPlan, batch: &Batch<'_>) -> Awaited {
         if batch.wanted.get(index) != Some(&true) {
-            return (Awaited::Unwanted, 0);
+            return Awaited::Unwanted;
         }
         if let Some(input) = output.echo {
-            return (Awaited::Echo(batch.inputs.get(input).cloned().flatten()), 0);
+            return Awaited::Echo(batch.inputs.get(input).cloned().flatten());
         }
         let known = match output.is_guess() && !self.execution.guesses() {
             true => None,
             false => output.shape(batch.rows, batch.inputs),
         };
         let sized = known.and_then(|shape| Some((output.bytes(&shape)?, shape)));
-        sized.map_or((Awaited::Unknown, 0), |(bytes, shape)| (Awaited::Placed(shape), bytes))
-    }
-}
-
-impl Voyage {
-    fn take_late(&self) -> Vec<(usize, Shape, Landing)> {
-        std::mem::take(&mut *self.late.lock().unwrap_or_else(PoisonError::into_inner))
+        sized.map_or(Awaited::Unknown, |(bytes, shape)| Awaited::Placed(shape, bytes))
     }
 }
 
@@ -172,13 +105,13 @@ impl OnDevice {
     /// the first time; none for a batch that is to run without.
     fn graph(&mut self, batch: &PlacedBatch<'_>, voyage: &Voyage) -> Option<usize> {
         let graphs = self.graphs.as_mut()?;
-        let placed = |awaited: &Awaited| matches!(awaited, Awaited::Placed(_) | Awaited::Unwanted);
+        let placed = |awaited: &Awaited| matches!(awaited, Awaited::Placed(..) | Awaited::Unwanted);
         if !voyage.outputs.iter().all(placed) {
             return None;
         }
         let inputs = voyage.inputs.iter().map(|(_, shape)| shape.clone());
         let outputs = voyage.outputs.iter().map(|awaited| match awaited {
-            Awaited::Placed(shape) => shape.clone(),
+            Awaited::Placed(shape, _) => shape.clone(),
             _ => Shape::default(),
         });
         let places = batch.inputs.iter().chain(batch.outputs).map(DeviceSlice::address);
@@ -199,15 +132,8 @@ impl Compute for OnDevice {
         stream: &mut dyn Stream,
         batch: &PlacedBatch<'_>,
     ) -> Result<(), DeviceError> {
-        let own: Option<Arc<dyn Any + Send + Sync>> = batch.own.cloned();
         let who: Arc<str> = format!("model '{}'", self.model).into();
-        let voyage = own.and_then(|own| own.downcast::<Voyage>().ok());
-        let voyage = voyage.ok_or_else(|| DeviceError::Visit {
-            device: 0,
-            who: who.to_string(),
-            reason: "a batch has lost its plan".to_owned(),
-            out_of_memory: false,
-        })?;
+        let voyage = Voyage::of(batch.own, &who)?;
         let (reads, writes) = (batch.inputs.to_vec(), batch.outputs.to_vec());
         let run = Run {
             graph: self.graph(batch, &voyage),
@@ -248,7 +174,7 @@ impl Run {
             RunError::Ort(error) if error.is_out_of_memory() => {
                 VisitError::OutOfMemory(error.to_string())
             }
-            RunError::Brought(error) => error,
+            RunError::NotBrought(NotBrought::Device(error)) => error,
             error => VisitError::Failed(error.to_string()),
         })
     }
@@ -283,8 +209,8 @@ impl Run {
             let name = output.tensor.name.as_ptr();
             let placed = match awaited {
                 Awaited::Unwanted | Awaited::Echo(_) => continue,
-                Awaited::Placed(shape) if guess || !output.is_guess() => Some(shape),
-                Awaited::Placed(_) | Awaited::Unknown => None,
+                Awaited::Placed(shape, _) if guess || !output.is_guess() => Some(shape),
+                Awaited::Placed(..) | Awaited::Unknown => None,
             };
             let status = match placed {
                 Some(shape) => {
@@ -329,7 +255,6 @@ impl Run {
     ) -> Result<(), RunError> {
         let session = self.execution.session();
         let runtime = session.runtime;
-        let mut late = Vec::new();
         for (value, (index, is_late)) in bound_values(session, binding)?.into_iter().zip(bound) {
             let Some(plan) = self.execution.plan().outputs.get(*index).filter(|_| *is_late) else {
                 continue;
@@ -345,16 +270,14 @@ impl Run {
             unsafe {
                 runtime.check((runtime.api.GetTensorMutableData)(value.as_ptr(), &mut first))
             }?;
-            let (landing, target) = Landing::new(self.voyage.pool.allocate(len)?);
             let keeper = Box::new((value, session.clone()));
             let address = first.expose_provenance() as u64;
             // SAFETY: the value has this much memory on the session's device, written by work on the
             // session's stream, and the keeper holds it and the session, whose arena it is of.
             let memory = unsafe { LibraryMemory::new(address, len, keeper) };
-            visited.bring(memory, Destination::Host(target)).map_err(RunError::Brought)?;
-            late.push((*index, shape, landing));
+            let shape = plan.scalar.clone().unwrap_or(shape);
+            self.voyage.bring(visited, *index, shape, memory)?;
         }
-        *self.voyage.late.lock().unwrap_or_else(PoisonError::into_inner) = late;
         Ok(())
     }
 }

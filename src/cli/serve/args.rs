@@ -12,7 +12,7 @@ use super::{
     observe_args::ObserveArgs, ring::RingArgs, sharing_args::SharingArgs, wires::WireArgs,
 };
 use crate::{
-    backend::{directory, onnxruntime},
+    backend::{directory, onnxruntime, pytorch},
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
     device::Devices,
     observe::logging::{LogFormat, LogSettings},
@@ -323,7 +323,8 @@ impl ServeArgs {
         let has = |has_cuda: fn(&Path) -> bool| {
             self.devices.stand_in() || directory.as_deref().is_some_and(has_cuda)
         };
-        let libraries = [("onnxruntime", has(onnxruntime::has_cuda))];
+        let libraries =
+            [("onnxruntime", has(onnxruntime::has_cuda)), ("pytorch", has(pytorch::has_cuda))];
         let able = libraries.into_iter().filter_map(|(name, able)| able.then_some(name));
         able.chain(["cuda", "ops"]).collect()
     }
