@@ -139,4 +139,8 @@ impl<R: BorrowMut<Runner> + Send> Instance for Direct<R> {
         let outputs = self.alone.run(parts).map_err(|error| BackendError(error.to_string()))?;
         self.model.outputs(expected, outputs)
     }
+
+    fn device(&self) -> Option<&Arc<dyn Device>> {
+        Some(self.alone.device())
+    }
 }

@@ -28,6 +28,11 @@ impl<R: BorrowMut<Runner>> Alone<R> {
         Ok(Self { device, lane, runner })
     }
 
+    /// Where it runs.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
     /// Runs a batch and gives its outputs.
     ///
     /// # Errors
