@@ -76,7 +76,7 @@ def test_configurations_are_completed_as_far_as_a_file_tells(torch_server):
     assert told == [("texts", "TYPE_STRING", [-1]), ("times", "TYPE_INT64", [1])]
     texts = np.array([b"ab", b"c"], dtype=np.object_)
     got = infer(torch_server, "untold", texts=texts, times=np.array([2]))
-    assert got["OUTPUT__0"].tolist() == [b"abab", b"cc"]
+    assert got["OUTPUT__0"].tolist() == [b"ab", b"ab", b"c", b"c"]
     np.testing.assert_array_equal(doubled(torch_server, "half_told"), X * 2)
 
 

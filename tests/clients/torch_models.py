@@ -91,7 +91,7 @@ def conventions() -> dict[str, TorchModel]:
             "texts: List[str], times: int",
             "List[str]",
             'out = annotate(List[str], [])\nfor i in range(torch.len(texts)):\n'
-            "  _0 = torch.append(out, torch.mul(texts[i], times))\nreturn out",
+            "  for j in range(times):\n    _0 = torch.append(out, texts[i])\nreturn out",
         ),
         "half_told": TorchModel(
             'platform: "pytorch_libtorch"\ninput [ { data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
