@@ -329,17 +329,17 @@ impl Visited for CudaStream {
         }
         let LibraryMemory { address, len, keeper } = from;
         match to {
-            // SAFETY: both ends are as long, and alive until the stream has passed this; the target's
-            // bytes are its alone.
             Destination::Host(target) => {
                 let first = target.pointer().cast::<c_void>();
+                // SAFETY: both ends are as long, and alive until the stream has passed this; the
+                // target's bytes are its alone.
                 self.operate("cuMemcpyDtoHAsync", (keeper, target), |stream| unsafe {
                     sys::cuMemcpyDtoHAsync_v2(first, address, len, stream).result()
                 })
             }
-            // SAFETY: as above; the slice is the visit's to write.
             Destination::Device(slice) => {
                 let held = (keeper, slice.clone());
+                // SAFETY: as above; the slice is the visit's to write.
                 self.operate("cuMemcpyDtoDAsync", held, |stream| unsafe {
                     result::memcpy_dtod_async(slice.address(), address, len, stream)
                 })
