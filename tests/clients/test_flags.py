@@ -33,7 +33,7 @@ def test_flags_without_effect_are_named_in_the_log(start, small):
     flags = (
         "--cuda-memory-pool-byte-size", "0:67108864", "--cuda-memory-pool-byte-size=1:67108864",
         "--grpc-infer-allocation-pool-size=8",
-        "--grpc-http2-max-ping-strikes=2", "--min-supported-compute-capability=7.5", "--enable-peer-access=0",
+        "--buffer-manager-thread-count=2", "--min-supported-compute-capability=7.5", "--enable-peer-access=0",
         "--model-load-gpu-limit=0:0.9", "--device=none",
     )  # fmt: skip
     server = start(small, *flags)

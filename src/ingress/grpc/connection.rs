@@ -12,10 +12,11 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
-use h2::{RecvStream, server::SendResponse};
+use h2::{Reason, RecvStream, server::SendResponse};
 use http::{Method, Request, header::CONTENT_TYPE};
 
 use super::{
+    client_pings::{ClientPings, Counted},
     compression::{self, Packing, ResponsePacking},
     infer,
     keep_alive::{self, KeepAlive, Order, Orders, Pings},
@@ -99,6 +100,8 @@ pub struct Connection {
 
 /// Serves a connection until it ends.
 pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSettings>) {
+    let client_pings = ClientPings::new(&settings.keep_alive);
+    let stream = Counted::new(stream, client_pings.clone());
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -151,7 +154,15 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
                 }
             }
             pings.look(&connection.orders, cx);
-            wire.poll_accept(cx)
+            let accepted = wire.poll_accept(cx);
+            // One reference is the connection's own; each call has one.
+            let idle = || Rc::strong_count(&connection) <= 1;
+            if accepted.is_pending() && client_pings.are_too_many(idle, Timestamp::now) {
+                log::debug!("a gRPC connection ends: its client pings too often");
+                wire.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                return wire.poll_accept(cx);
+            }
+            accepted
         });
         match accepted.await {
             Some(Ok((request, respond))) => dispatch(&connection, request, respond),
