@@ -186,7 +186,8 @@ def test_rapid_reset_does_no_harm(server):
 
 def test_a_flood_of_pings_is_answered(start, tmp_path):
     """Where any number is allowed; their answers are read, late."""
-    server = start(models.write(tmp_path / "repository", {}), "--grpc-http2-max-ping-strikes=0")
+    chosen = {"fp32": models.identity_models()["fp32"]}
+    server = start(models.write(tmp_path / "repository", chosen), "--grpc-http2-max-ping-strikes=0")
     with wire.Connection(server) as connection:
         for _ in range(20):
             connection.send(frame(PING, 0, 0, bytes(8)) * 500)
