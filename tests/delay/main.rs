@@ -43,8 +43,8 @@ fn share_of_best(auto: &Outcome, fixed: &[Outcome], target: Duration) -> f64 {
     if best == 0.0 { 1.0 } else { auto.per_second / best }
 }
 
-/// Models of which batches take longer in steps, as any of their tiles, pages or shards would have it, under
-/// loads of all kinds: seldom more than a tenth behind, and never much.
+/// Models of which batches take longer in steps of rows, under loads of all kinds: seldom more than a tenth
+/// behind, and never far.
 #[test]
 fn steps_in_the_time_of_a_run_are_found() {
     const SEEDS: u64 = 40;
@@ -63,8 +63,9 @@ fn steps_in_the_time_of_a_run_are_found() {
         let site = Site { name: "steps", instances: 1, rows_max: 16 << below(3), run };
         let loads = [(); LOADS].map(|()| match below(4) {
             0 => Load::Rate((100 << below(7)) as f64),
-            1 => Load::Clients(1 + below(12) as usize),
-            _ => Load::Clients(1 + below(64) as usize),
+            1 => Load::Clients(1 + below(64) as usize),
+            // As many as go into whole steps: there it matters most that they go together.
+            _ => Load::Clients(run.step as usize * (1 + below(4) as usize)),
         });
         let target = Duration::from_millis(3 + below(12));
         let played = |delay| simulate(&site, delay, &loads, EACH);
@@ -78,5 +79,5 @@ fn steps_in_the_time_of_a_run_are_found() {
         }
     }
     assert!(far_behind.is_empty(), "{}", far_behind.join("\n"));
-    assert!(behind.len() <= SEEDS as usize * LOADS / 50, "{}", behind.join("\n"));
+    assert!(behind.len() <= SEEDS as usize * LOADS / 100, "{}", behind.join("\n"));
 }

@@ -3,17 +3,14 @@
 
 use std::{
     cell::{Cell, RefCell},
-    io::{self, IoSlice},
-    pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::Bytes;
 
 use super::keep_alive::KeepAlive;
-use crate::inference::Timestamp;
+use crate::{inference::Timestamp, runtime::Watch};
 
 /// How far pings must be apart on a connection without calls, where those are not permitted; from
 /// gRPC's own servers.
@@ -86,7 +83,9 @@ impl ClientPings {
         self.is_over.set(self.strikes.get() > self.strikes_max);
         self.is_over.get()
     }
+}
 
+impl Watch for ClientPings {
     fn read(&self, bytes: &[u8]) {
         // Without a limit nobody counts.
         if self.strikes_max > 0 {
@@ -111,19 +110,16 @@ impl ClientPings {
         }
     }
 
-    /// What takes the place of the frame that ends the connection, if `next` is that.
-    fn last_frame(&self, next: &[u8]) -> Option<[u8; GOAWAY_LEN + REASON.len()]> {
+    /// The frame that ends the connection says why.
+    fn in_place_of(&self, next: &[u8]) -> Option<(Bytes, usize)> {
         let is_next = self.is_over.get() && self.outgoing.borrow().is_between();
         let plain: &[u8; GOAWAY_LEN] = next.first_chunk().filter(|_| is_next)?;
         if plain[..4] != [0, 0, 8, GOAWAY] {
             return None;
         }
-        let mut frame = [0; GOAWAY_LEN + REASON.len()];
-        let (head, reason) = frame.split_at_mut(GOAWAY_LEN);
-        head.copy_from_slice(plain);
+        let mut head = *plain;
         head[2] += REASON.len() as u8;
-        reason.copy_from_slice(REASON);
-        Some(frame)
+        Some(([&head, REASON].concat().into(), GOAWAY_LEN))
     }
 }
 
@@ -165,75 +161,6 @@ impl Frames {
     /// Whether the next byte begins a frame.
     fn is_between(&self) -> bool {
         self.skip == 0 && self.head_len == 0
-    }
-}
-
-/// A stream whose pings are counted.
-pub struct Counted<S> {
-    stream: S,
-    pings: Rc<ClientPings>,
-}
-
-impl<S> Counted<S> {
-    /// Of `stream`, in `pings`.
-    pub fn new(stream: S, pings: Rc<ClientPings>) -> Self {
-        Self { stream, pings }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.pings.read(&buf.filled()[before..]);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let first = bufs.iter().find(|buf| !buf.is_empty());
-        if let Some(frame) = first.and_then(|first| self.pings.last_frame(first)) {
-            // The socket has taken all that was before; one too full for this ends without a reason.
-            ready!(Pin::new(&mut self.stream).poll_write(cx, &frame))?;
-            return Poll::Ready(Ok(GOAWAY_LEN));
-        }
-        let count = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
-        let mut left = count;
-        for buf in bufs {
-            let written = left.min(buf.len());
-            self.pings.wrote(&buf[..written]);
-            left -= written;
-        }
-        Poll::Ready(Ok(count))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -303,12 +230,12 @@ mod tests {
         counted.wrote(&frame(WINDOW_UPDATE, 0, 0, 4));
         counted.wrote(&frame(PING, ACK, 0, 8));
         assert!(three());
-        assert_eq!(counted.last_frame(&frame(PING, ACK, 0, 8)), None);
-        let told = counted.last_frame(&frame(GOAWAY, 0, 0, 8)).unwrap();
-        assert_eq!((told[2], &told[GOAWAY_LEN..]), (8 + REASON.len() as u8, REASON));
+        assert_eq!(counted.in_place_of(&frame(PING, ACK, 0, 8)), None);
+        let (told, len) = counted.in_place_of(&frame(GOAWAY, 0, 0, 8)).unwrap();
+        assert_eq!((told[2], &told[len..]), (8 + REASON.len() as u8, REASON));
         // In the midst of another frame it would be something else.
         counted.wrote(&[0, 0, 9]);
-        assert_eq!(counted.last_frame(&frame(GOAWAY, 0, 0, 8)), None);
+        assert_eq!(counted.in_place_of(&frame(GOAWAY, 0, 0, 8)), None);
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use h2::{Reason, RecvStream, server::SendResponse};
 use http::{Method, Request, header::CONTENT_TYPE};
 
 use super::{
-    client_pings::{ClientPings, Counted},
+    client_pings::ClientPings,
     compression::{self, Packing, ResponsePacking},
     infer,
     keep_alive::{self, KeepAlive, Order, Orders, Pings},
@@ -30,7 +30,7 @@ use crate::{
         forward::{HeaderPattern, TRACE_PARENT},
         restricted::Restrictions,
     },
-    runtime::{TcpStream, draining, sleep, spawn},
+    runtime::{TcpStream, Watched, draining, sleep, spawn},
     serving::Server,
 };
 
@@ -101,7 +101,7 @@ pub struct Connection {
 /// Serves a connection until it ends.
 pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSettings>) {
     let client_pings = ClientPings::new(&settings.keep_alive);
-    let stream = Counted::new(stream, client_pings.clone());
+    let stream = Watched::new(stream, client_pings.clone());
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
