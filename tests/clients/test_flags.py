@@ -53,6 +53,24 @@ def test_the_server_is_called_what_it_is_told(start, small):
         assert client.get_server_metadata().name == "mine"
 
 
+def test_a_flag_may_be_given_twice(start, small):
+    """As in the real server: the last counts, lists grow, a folder is read once and levels of traces add up."""
+    flags = (
+        f"--model-repository={small}", "--id=one", "--id=two", "--log-verbose=1", "--log-verbose=0",
+        "--trace-config=triton,file=/dev/null", "--trace-config=rate=10", "--trace-config=rate=20",
+        "--trace-config=level=TIMESTAMPS", "--trace-config=level=TENSORS", "--trace-config=level=OFF",
+        "--model-control-mode=explicit", "--model-control-mode=none",
+    )  # fmt: skip
+    server = start(small, *flags)
+    assert server.get_json("/v2")["name"] == "two"
+    assert server.get_json("/v2/logging")["log_verbose_level"] == 0
+    traced = server.get_json("/v2/trace/setting")
+    assert (traced["trace_rate"], traced["trace_level"]) == ("20", ["TIMESTAMPS", "TENSORS"])
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        told = [(model["name"], model["state"]) for model in client.get_model_repository_index()]
+    assert told == [("fp32", "READY")]
+
+
 def test_a_port_may_be_shared_by_servers(start, small, monkeypatch):
     """With the flags that allow it; each of the two is asked in time."""
     http, grpc, *metrics = servers.free_ports(4)
