@@ -68,7 +68,7 @@ fn steps_in_the_time_of_a_run_are_found() {
             _ => Load::Clients(run.step as usize * (1 + below(4) as usize)),
         });
         let target = Duration::from_millis(3 + below(12));
-        let played = |delay| simulate(&site, delay, &loads, EACH);
+        let played = |delay| simulate(&site, delay, &loads, EACH / 2);
         let fixed = FIXED_US.map(|us| played(Delay::Fixed(Duration::from_micros(us))));
         for (step, auto) in played(Delay::Auto { target }).iter().enumerate() {
             let fixed = fixed.each_ref().map(|of_delay| of_delay[step]);
