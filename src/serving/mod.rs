@@ -34,6 +34,7 @@ mod limiter;
 mod load;
 mod padding;
 mod ragged;
+mod registry;
 mod respond;
 mod rows;
 mod sequences;
