@@ -1,13 +1,15 @@
 //! Tensors that lie in shared memory: what a request names becomes bytes, and outputs go where they are
 //! to go.
 
+use std::sync::Arc;
+
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::away::away;
 use crate::{
-    inference::{DataType, Error, InferRequest, InferResponse},
-    memory::{BufferPool, RegionView, Regions},
+    inference::{Error, InferRequest, InferResponse},
+    memory::{BufferPool, OutputPlaces, RegionView, Regions, SharedView},
 };
 
 /// Tensors of up to so many bytes are copied on the reactor: some 100 µs.
@@ -21,6 +23,8 @@ pub struct SharedTensors(Option<Box<Places>>);
 struct Places {
     inputs: SmallVec<[RegionView; 1]>,
     outputs: SmallVec<[(CompactString, RegionView); 1]>,
+    /// Those of the outputs that a model may write itself.
+    lent: Option<Arc<OutputPlaces>>,
 }
 
 impl SharedTensors {
@@ -46,7 +50,7 @@ impl SharedTensors {
             let Some(range) = input.source.take() else { continue };
             let view = regions.view(&range)?;
             let bytes = match input.datatype {
-                DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
+                datatype if datatype.is_float() => {
                     request.inputs_may_change = true;
                     view.in_place()
                 }
@@ -72,7 +76,13 @@ impl SharedTensors {
             }
             places.outputs.push((output.name.clone(), view));
         }
+        places.lent = places.lendable();
         Ok(Self(Some(places)))
+    }
+
+    /// Where the model may write outputs itself.
+    pub fn outputs(&self) -> Option<Arc<OutputPlaces>> {
+        self.0.as_ref()?.lent.clone()
     }
 
     /// Whether a request names any.
@@ -97,6 +107,10 @@ impl SharedTensors {
             let output = response.outputs.iter_mut().find(|output| *output.name == **name);
             let Some(output) = output else { continue };
             let data = std::mem::take(&mut output.data);
+            if view.begins_with(&data) && data.len() <= view.len() {
+                view.check_whole()?;
+                continue;
+            }
             if data.len() > view.len() {
                 let (expected, got) = (data.len(), view.len());
                 return Err(Error::OutputRegionTooSmall {
@@ -127,5 +141,18 @@ impl SharedTensors {
             input.check_whole()?;
         }
         Ok(response)
+    }
+}
+
+impl Places {
+    /// The outputs that lie over no input, so that to write one changes nothing that is still to be read.
+    fn lendable(&self) -> Option<Arc<OutputPlaces>> {
+        let mut lent = OutputPlaces::new();
+        for (name, view) in &self.outputs {
+            if !self.inputs.iter().any(|input| view.overlaps(input)) {
+                lent.put(name.clone(), SharedView::Region(view.clone()));
+            }
+        }
+        (!lent.is_empty()).then(|| Arc::new(lent))
     }
 }

@@ -247,7 +247,7 @@ impl Asked {
             let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
             self.shared = shared.await?;
         }
-        server.infer(request)
+        server.infer(request, self.shared.outputs())
     }
 }
 
