@@ -133,4 +133,8 @@ impl<C: Compute> Instance for Direct<C> {
         let outputs = self.alone.run(parts).map_err(|error| BackendError(error.to_string()))?;
         Ok(returned(shapes, outputs))
     }
+
+    fn device(&self) -> Option<&Arc<dyn Device>> {
+        Some(self.alone.device())
+    }
 }

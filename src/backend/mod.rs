@@ -23,6 +23,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::{
+    device::Device,
     inference::{DataType, Shape},
     memory::{BufferPool, Exhausted, OutputMemory, OutputPlaces},
     proto::ModelConfig,
@@ -135,6 +136,14 @@ impl ModelInstance {
             Self::Requests(_) => None,
         }
     }
+
+    /// [`Instance::device`].
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
+        match self {
+            Self::Batches(instance) => instance.device(),
+            Self::Requests(_) => None,
+        }
+    }
 }
 
 /// Whether a model's instances can run on a reactor between two polls.
@@ -157,6 +166,11 @@ pub trait Instance: Send {
     /// # Errors
     /// The whole batch fails with the message.
     fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError>;
+
+    /// The device that it cannot run without, where the server knows of it.
+    fn device(&self) -> Option<&Arc<dyn Device>> {
+        None
+    }
 }
 
 /// The outputs of a batch, one entry per output of the signature.

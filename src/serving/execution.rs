@@ -162,13 +162,24 @@ pub fn run(
     let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places };
     let outputs = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)))
         .unwrap_or_else(|panic| Err(BackendError(describe(&*panic))))
-        .map_err(|error| Error::Backend { detail: error.0 })?;
+        .map_err(|error| failure(instance, signature, error))?;
     let ran = Timestamp::now();
     times.compute_infer = ran - assembled;
 
     let responses = batch::split(signature, ragged, requests, &outputs)?;
     times.compute_output = Timestamp::now() - ran;
     Ok(responses)
+}
+
+/// What a run that failed is to its clients.
+fn failure(instance: &dyn Instance, signature: &Signature, error: BackendError) -> Error {
+    match instance.device().and_then(|device| device.lost()) {
+        Some(lost) => {
+            let (model, reason) = (signature.model.to_string(), lost.to_string());
+            Error::ModelUnavailable { model, reason }
+        }
+        None => Error::Backend { detail: error.0 },
+    }
 }
 
 /// Notes how a request ran, and what came of it.

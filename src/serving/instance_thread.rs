@@ -1,4 +1,4 @@
-use std::{cell::RefCell, io, thread};
+use std::{cell::RefCell, io, sync::Arc, thread};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     backend::ModelInstance,
+    device::Device,
     inference::Timestamp,
     runtime::{ReactorHandle, pin_to},
 };
@@ -55,11 +56,14 @@ impl InstanceThreads {
     pub fn start(instances: Vec<PlacedInstance>, home: &ReactorHandle) -> Result<Self, NoThread> {
         let count = instances.len();
         let (batches, receive) = bounded(count * LANES);
+        let devices = instances.iter().map(|placed| placed.instance.device().cloned());
+        let devices: Arc<[_]> = devices.collect();
         for PlacedInstance { name, cores, seat, instance } in instances {
             let (receive, home) = (receive.clone(), home.clone());
+            let devices = devices.clone();
             thread::Builder::new()
                 .name(name.clone())
-                .spawn(move || run(instance, seat.as_ref(), &cores, &receive, &home))
+                .spawn(move || run(instance, seat.as_ref(), &cores, &receive, &home, &devices))
                 .map_err(|source| NoThread { name, source })?;
         }
         Ok(Self { batches, count, in_flight: 0 })
@@ -107,6 +111,7 @@ fn run(
     cores: &[usize],
     batches: &Receiver<SealedBatch>,
     home: &ReactorHandle,
+    devices: &[Option<Arc<dyn Device>>],
 ) {
     if let Err(error) = pin_to(cores) {
         log::warn!("an instance thread cannot be bound to cores {cores:?}: {error}");
@@ -135,6 +140,10 @@ fn run(
         if home.send(Box::new(move || version.executed(executed))).is_err() {
             return;
         }
+        // An instance that cannot run any more leaves what comes to those that can.
+        if is_lost(instance.device()) && !devices.iter().all(|other| is_lost(other.as_ref())) {
+            return;
+        }
     }
 }
 
@@ -144,6 +153,10 @@ fn run_batch(instance: &mut ModelInstance, batch: SealedBatch, home: &ReactorHan
         true => Executed::cancelled(batch),
         false => execute(instance, batch, home, Timestamp::now()),
     }
+}
+
+fn is_lost(device: Option<&Arc<dyn Device>>) -> bool {
+    device.is_some_and(|device| device.lost().is_some())
 }
 
 fn all_left(jobs: &[Job]) -> bool {

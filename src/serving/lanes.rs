@@ -209,7 +209,7 @@ impl Fleet {
     }
 
     /// The first to bring the news that a device is lost has it told.
-    fn heed(&self, error: &DeviceError) {
+    pub(super) fn heed(&self, error: &DeviceError) {
         if error.is_lost() {
             self.lost.get_or_init(|| (self.on_loss)(error));
         }

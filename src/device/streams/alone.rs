@@ -29,6 +29,11 @@ impl<C: Compute> Alone<C> {
         Ok(Self { device, compute, lane, model })
     }
 
+    /// Where it runs.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
     /// Runs a batch and gives its outputs.
     ///
     /// # Errors
