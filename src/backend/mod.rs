@@ -16,6 +16,7 @@ pub mod python;
 pub mod pytorch;
 mod repeat;
 mod request;
+mod voyage;
 
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ use crate::{
 };
 
 pub use self::{
-    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, returned},
+    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, Expected},
     host::{Answer, AnswerTo, AskModels, Asked, ControlModels, Done, Host},
     identity::Identity,
     ops::Ops,
