@@ -283,11 +283,11 @@ def _registered(client) -> set[str]:
     return set(status.regions) if hasattr(status, "regions") else {each["name"] for each in status}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="who may open everything cannot be refused")
 @every_protocol
-def test_an_object_of_others_is_not_registered(sharing, protocol):
+def test_an_object_of_others_is_not_registered(start, obedient, repository, protocol):
     """The server opens what it may, for reading and writing."""
-    with _client(sharing, protocol) as client, Region(client, PAGE) as region:
+    server = start(repository, "--allow-client-shm=true", program=obedient)
+    with _client(server, protocol) as client, Region(client, PAGE) as region:
         client.unregister_system_shared_memory()
         region.path.chmod(0o400)
         with pytest.raises(InferenceServerException, match="Unable to open shared memory region"):
