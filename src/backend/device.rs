@@ -37,6 +37,12 @@ pub trait DeviceModel: Send + Sync {
         rows: u32,
         inputs: &[Option<BatchTensor>],
     ) -> Result<DeviceBatch, BackendError>;
+
+    /// Whether inputs may come without their bytes, which are brought to their places on the device
+    /// meanwhile. Then what goes to the device begins with the inputs given, in their order, as they are.
+    fn takes_resident(&self) -> bool {
+        false
+    }
 }
 
 /// A batch as a device has it.
@@ -75,7 +81,8 @@ impl DeviceBatch {
         let buffers = outputs.iter().map(|output| pool.allocate(output.bytes));
         let buffers = buffers.collect::<Result<_, _>>()?;
         let shapes = outputs.into_iter().map(|output| output.shape).collect();
-        Ok((BatchParts { rows, inputs, outputs: buffers, scratch, numbers }, shapes))
+        let resident = None;
+        Ok((BatchParts { rows, inputs, outputs: buffers, scratch, numbers, resident }, shapes))
     }
 }
 

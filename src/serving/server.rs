@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use super::{
     ask::FromInside,
     cache::Caches,
+    device_regions::DeviceRegions,
     ensemble::{EnsembleSteps, Parent, StepVersion},
     instance_cores::InstanceCores,
     job::Reply,
@@ -23,6 +24,7 @@ use super::{
 };
 use crate::{
     backend::Host,
+    device::Devices,
     inference::{Error, InferRequest},
     memory::{BufferPool, Regions},
     observe::{
@@ -64,6 +66,7 @@ pub struct Server {
     cache: OnceLock<Arc<Caches>>,
     limiter: OnceLock<Arc<Limiter>>,
     fleet: OnceLock<Arc<Fleet>>,
+    device_regions: OnceLock<DeviceRegions>,
     name: OnceLock<String>,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
@@ -110,6 +113,7 @@ impl Server {
             cache: OnceLock::new(),
             limiter: OnceLock::new(),
             fleet: OnceLock::new(),
+            device_regions: OnceLock::new(),
             name: OnceLock::new(),
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
@@ -235,6 +239,19 @@ impl Server {
     /// The devices that models run on, if they do.
     pub fn fleet(&self) -> Option<&Arc<Fleet>> {
         self.fleet.get()
+    }
+
+    /// The memory of devices that clients have registered.
+    pub fn device_regions(&self) -> &DeviceRegions {
+        self.device_regions.get_or_init(|| {
+            let devices = self.fleet().map(|fleet| fleet.devices().clone());
+            DeviceRegions::new(devices.unwrap_or_else(|| Arc::new(Devices::none("no devices"))))
+        })
+    }
+
+    /// The device whose memory the tensors of a model's requests may lie in, if there is one.
+    pub fn resident_on(&self, model: &str, version: &str) -> Option<usize> {
+        find(&self.models.load(), model, version).ok()?.resident_on()
     }
 
     /// What it says it is called.

@@ -28,6 +28,10 @@ pub(super) fn dims(spec: &TensorSpec) -> &Shape {
 }
 
 impl DeviceModel for Batches {
+    fn takes_resident(&self) -> bool {
+        true
+    }
+
     fn lay_out(
         &self,
         rows: u32,

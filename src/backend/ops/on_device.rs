@@ -119,6 +119,10 @@ struct Made {
 }
 
 impl DeviceModel for Launches {
+    fn takes_resident(&self) -> bool {
+        true
+    }
+
     fn lay_out(
         &self,
         rows: u32,

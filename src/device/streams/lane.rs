@@ -3,7 +3,10 @@ use std::ops::Range;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::lanes::{BatchParts, Compute, PlacedBatch};
+use super::{
+    lanes::{BatchParts, Compute, PlacedBatch},
+    resident::Resident,
+};
 use crate::device::{
     Device, DeviceError, DeviceMemory, DeviceSlice, Event, Graph, HostTarget, Landing, Stream,
     Urgency,
@@ -36,6 +39,8 @@ pub(super) struct Lane {
     inputs: Option<DeviceMemory>,
     outputs: Option<DeviceMemory>,
     scratch: Option<DeviceMemory>,
+    /// For the tables of launches that bring what lies on the device.
+    tables: Option<DeviceMemory>,
     graphs: Vec<(Layout, Graph)>,
     /// Whether something of the model cannot be captured.
     refuses_graphs: bool,
@@ -52,6 +57,8 @@ pub(super) struct Cargo {
     scratch: Vec<usize>,
     placed_scratch: Vec<DeviceSlice>,
     numbers: Vec<u64>,
+    resident: Option<Resident>,
+    placed_tables: Vec<DeviceSlice>,
 }
 
 /// What a graph holds good for: so many rows and these numbers, with tensors in these places of a
@@ -83,6 +90,8 @@ impl Cargo {
             scratch: parts.scratch,
             placed_scratch: Vec::new(),
             numbers: parts.numbers,
+            resident: parts.resident,
+            placed_tables: Vec::new(),
         }
     }
 
@@ -90,6 +99,20 @@ impl Cargo {
     pub fn bytes(&self) -> (usize, usize) {
         let outputs = self.outputs.iter().map(|(_, target)| target.len());
         (self.inputs.iter().map(Bytes::len).sum(), outputs.sum())
+    }
+
+    /// The sizes of all inputs on the device.
+    fn input_sizes(&self) -> Vec<usize> {
+        let resident = self.resident.as_ref();
+        let size = |(index, input): (usize, &Bytes)| {
+            resident.and_then(|it| it.input_bytes(index)).unwrap_or(input.len())
+        };
+        self.inputs.iter().enumerate().map(size).collect()
+    }
+
+    /// The size of an output on the device, if nothing of it is copied to the host.
+    fn stays(&self, output: usize) -> Option<usize> {
+        self.resident.as_ref()?.output_bytes(output)
     }
 
     /// The outputs, when no copy into them is under way any more.
@@ -114,6 +137,7 @@ impl Lane {
             inputs: None,
             outputs: None,
             scratch: None,
+            tables: None,
             graphs: Vec::new(),
             refuses_graphs: false,
             in_use: false,
@@ -122,17 +146,24 @@ impl Lane {
 
     /// Gives its memory back.
     pub fn reclaim(&mut self) {
-        (self.inputs, self.outputs, self.scratch) = (None, None, None);
+        (self.inputs, self.outputs) = (None, None);
+        (self.scratch, self.tables) = (None, None);
         self.graphs.clear();
     }
 
     /// Gives the batch its places in the lane's memory, more of which is taken if it is too small.
     pub fn prepare(&mut self, device: &dyn Device, cargo: &mut Cargo) -> Result<(), DeviceError> {
-        let inputs: Vec<usize> = cargo.inputs.iter().map(Bytes::len).collect();
-        let outputs: Vec<usize> = cargo.outputs.iter().map(|(_, target)| target.len()).collect();
+        let inputs = cargo.input_sizes();
+        let outputs = cargo.outputs.iter().enumerate();
+        let outputs: Vec<usize> = outputs
+            .map(|(index, (_, target))| cargo.stays(index).unwrap_or(target.len()))
+            .collect();
+        let tables: Vec<usize> = cargo.resident.iter().map(Resident::table_bytes).collect();
         cargo.placed_inputs = place(&mut self.inputs, &inputs, device, &mut self.graphs)?;
         cargo.placed_outputs = place(&mut self.outputs, &outputs, device, &mut self.graphs)?;
         cargo.placed_scratch = place(&mut self.scratch, &cargo.scratch, device, &mut self.graphs)?;
+        // No graph names these.
+        cargo.placed_tables = place(&mut self.tables, &tables, device, &mut Vec::new())?;
         Ok(())
     }
 
@@ -158,10 +189,17 @@ impl Lane {
         graph: bool,
     ) -> Result<(), DeviceError> {
         compute.wait(&self.there)?;
-        let ran = match graph && !self.refuses_graphs {
+        let resident = cargo.resident.as_ref().zip(cargo.placed_tables.first());
+        if let Some((resident, table)) = resident {
+            resident.bring(compute, &cargo.placed_inputs, table)?;
+        }
+        let mut ran = match graph && !self.refuses_graphs {
             true => self.replay(compute, model, cargo),
             false => enqueue(compute, model, cargo),
         };
+        if let Some((resident, table)) = resident.filter(|_| ran.is_ok()) {
+            ran = resident.take_out(compute, &cargo.placed_outputs, table);
+        }
         // Also behind what failed half way: the outputs are not read before it has ended.
         let recorded = compute.record(&self.computed);
         ran.and(recorded)
@@ -202,7 +240,10 @@ impl Lane {
     pub fn copy_out(&mut self, cargo: &mut Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
         self.copies_out.wait(&self.computed)?;
         let mut start = 0;
-        for ((_, target), placed) in cargo.outputs.iter_mut().zip(&cargo.placed_outputs) {
+        let Cargo { outputs, placed_outputs, resident, .. } = cargo;
+        let stays = |index| resident.as_ref().and_then(|it| it.output_bytes(index)).is_some();
+        let outputs = outputs.iter_mut().zip(placed_outputs).enumerate();
+        for (_, ((_, target), placed)) in outputs.filter(|(index, _)| !stays(*index)) {
             let part = overlap(range, start, placed.len());
             if !part.is_empty() {
                 // Ranges come in order, so the target's first bytes are the next.

@@ -5,6 +5,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     lane::{Cargo, Instance, Lane},
+    resident::Resident,
     scheduler::Scheduler,
     work::{
         BatchId, Command, Completion, ModelSpec, Outcome, Place, Refused, SchedulerSettings, Stage,
@@ -77,6 +78,8 @@ pub struct BatchParts {
     pub scratch: Vec<usize>,
     /// What the model has to know of the batch beside sizes. A graph serves batches with the same.
     pub numbers: Vec<u64>,
+    /// What of it lies on the device already: of such inputs and outputs there are no bytes above.
+    pub resident: Option<Resident>,
 }
 
 /// A model that is to run in lanes.

@@ -275,15 +275,17 @@ impl Calls {
                     json(http_regions::status(&regions::status(server.regions(), region)?))
                 }
                 (SharedMemoryKind::Cuda, SharedMemoryAction::Status) => {
-                    regions::cuda_status(region)?;
-                    json(Bytes::from_static(b"[]"))
+                    let status = regions::cuda_status(server.device_regions(), region)?;
+                    json(http_regions::cuda_status(&status))
                 }
                 (SharedMemoryKind::System, _) => {
                     regions::unregister(server.regions(), region);
                     with_type(Segments::default(), "application/json")
                 }
-                // There are none that could be forgotten.
-                (SharedMemoryKind::Cuda, _) => with_type(Segments::default(), "application/json"),
+                (SharedMemoryKind::Cuda, _) => {
+                    server.device_regions().unregister(server.regions(), region);
+                    with_type(Segments::default(), "application/json")
+                }
             },
             Route::Logging(Access::Read) => json(settings::log_settings(&logging::settings())),
             Route::Trace { model, access: Access::Read } => {
@@ -357,7 +359,7 @@ impl Calls {
             }
             SharedMemoryKind::Cuda => {
                 let request = http_regions::cuda_register(region, &body)?;
-                return Err(regions::cuda_register(&request));
+                regions::cuda_register(&self.server, request).await?;
             }
         }
         Ok(with_type(Segments::default(), "application/json"))
@@ -390,7 +392,7 @@ impl Calls {
         head: &request::Parts,
     ) -> Result<Response<Segments>, Error> {
         let server = &self.server;
-        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
+        let shared = SharedTensors::resolve(&mut request, server);
         let shared = shared.await?;
         let mut answer = self.server.infer_one(request, ENDPOINT)?;
         let reply = answer.receive().await;

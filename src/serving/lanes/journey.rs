@@ -3,7 +3,7 @@ use std::{cell::RefCell, rc::Rc};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::Route;
+use super::{Route, resident};
 use crate::{
     backend::returned,
     device::{
@@ -101,7 +101,9 @@ impl Journey {
         let rows = requests.iter().map(|request| request.batch_size).sum();
         let laid = self.route.model.lay_out(rows, &inputs);
         let laid = laid.map_err(|error| Error::Backend { detail: error.0 })?;
-        Ok(laid.parts(rows, pool)?)
+        let (mut parts, shapes) = laid.parts(rows, pool)?;
+        resident::place(&self.jobs, &mut parts, pool)?;
+        Ok((parts, shapes))
     }
 
     /// Smaller goes first: what the model's configuration says.
@@ -159,13 +161,27 @@ impl Journey {
 
     fn split(&mut self, outputs: Vec<Bytes>) -> Result<Vec<Outputs>, Error> {
         let began = Timestamp::now();
-        let tensors = returned(std::mem::take(&mut self.shapes), outputs);
+        let shapes = std::mem::take(&mut self.shapes);
+        let staying = self.jobs.first().and_then(|job| job.resident.as_deref());
+        let staying = staying.into_iter().flat_map(|tensors| &tensors.outputs);
+        let staying = staying.filter_map(|(index, _)| {
+            shapes.get(usize::from(*index)).map(|shape| (*index, shape.clone()))
+        });
+        let staying: Vec<(u16, Shape)> = staying.collect();
+        let mut tensors = returned(shapes, outputs);
+        for (index, _) in &staying {
+            tensors.get_mut(usize::from(*index)).into_iter().for_each(|tensor| *tensor = None);
+        }
         let Some(version) = self.jobs.first().map(|job| &job.version) else {
             return Ok(Vec::new());
         };
         let requests: SmallVec<[&Admitted; 8]> =
             self.jobs.iter().map(|job| &job.admitted).collect();
         let split = batch::split(&version.signature, &version.ragged, &requests, &tensors);
+        let split = split.map(|mut outputs| {
+            resident::add_outputs(&self.jobs, &staying, &version.signature, &mut outputs);
+            outputs
+        });
         self.times.compute_output += Timestamp::now() - began;
         split
     }
