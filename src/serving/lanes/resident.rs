@@ -1,3 +1,5 @@
+use smallvec::SmallVec;
+
 use crate::{
     device::{
         DeviceError,
@@ -56,11 +58,11 @@ fn internal(error: DeviceError) -> Error {
     Error::Internal { detail: error.to_string() }
 }
 
-fn find<'a>(
-    job: &'a Job,
-    tensors: impl FnOnce(&ResidentTensors) -> &smallvec::SmallVec<[(u16, DeviceView); 1]>,
+fn find(
+    job: &Job,
+    tensors: impl FnOnce(&ResidentTensors) -> &SmallVec<[(u16, DeviceView); 1]>,
     index: u16,
-) -> Option<&'a DeviceView> {
+) -> Option<&DeviceView> {
     let tensors = tensors(job.resident.as_deref()?);
     tensors.iter().find(|(number, _)| *number == index).map(|(_, view)| view)
 }
