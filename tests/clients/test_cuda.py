@@ -73,7 +73,6 @@ def test_a_kernel_of_a_model_is_compiled_loaded_and_captured(gpu_server, tmp_pat
 def test_a_call_that_fails_fails_its_batch_alone(gpu_server, repository, struck, told):
     """With the driver's words, and the next batch runs."""
     server, accounts = gpu_server(repository, "--model-control-mode=explicit", "--load-model=first", fail=struck)
-    # Loading has run a batch of its own, which is not counted by what the requests do.
     answers = []
     for seed in range(3):
         try:
