@@ -16,6 +16,7 @@ pub mod python;
 pub mod pytorch;
 mod repeat;
 mod request;
+mod voyage;
 
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ use smallvec::SmallVec;
 use crate::{device::Device, inference::Shape, memory::BufferPool, proto::ModelConfig};
 
 pub use self::{
-    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, returned},
+    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, Expected},
     host::{Answer, AnswerTo, AskModels, Asked, ControlModels, Done, Host},
     identity::Identity,
     ops::Ops,

@@ -13,17 +13,21 @@ use crate::{
         cuda_shared_memory_status_response::RegionStatus as CudaRegionStatus,
         system_shared_memory_status_response::RegionStatus,
     },
-    serving::{DeviceRegion, DeviceRegions, Server},
+    serving::{DeviceRegion, Server},
 };
 
 /// The region `name`, or all of them when it is empty.
 ///
 /// # Errors
 /// When there is none of that name.
-pub fn status(regions: &Regions, name: &str) -> Result<SystemSharedMemoryStatusResponse, Error> {
-    let mut all = regions.all();
+pub fn status(server: &Server, name: &str) -> Result<SystemSharedMemoryStatusResponse, Error> {
+    let mut all = server.regions().all();
     if !name.is_empty() {
         all.retain(|region| *region.name == *name);
+        if server.device_regions().all().iter().any(|region| *region.name == *name) {
+            let (name, is, asked) = (name.to_owned(), "CUDA", "system");
+            return Err(Error::RegionOfOtherKind { name, is, asked });
+        }
         if all.is_empty() {
             return Err(Error::UnknownRegion { kind: "system ", name: name.to_owned() });
         }
@@ -64,13 +68,14 @@ pub fn unregister(regions: &Regions, name: &str) {
 ///
 /// # Errors
 /// When there is none of that name.
-pub fn cuda_status(
-    regions: &DeviceRegions,
-    name: &str,
-) -> Result<CudaSharedMemoryStatusResponse, Error> {
-    let mut all = regions.all();
+pub fn cuda_status(server: &Server, name: &str) -> Result<CudaSharedMemoryStatusResponse, Error> {
+    let mut all = server.device_regions().all();
     if !name.is_empty() {
         all.retain(|region| *region.name == *name);
+        if server.regions().all().iter().any(|region| *region.name == *name) {
+            let (name, is, asked) = (name.to_owned(), "system", "CUDA");
+            return Err(Error::RegionOfOtherKind { name, is, asked });
+        }
         if all.is_empty() {
             return Err(Error::UnknownRegion { kind: "cuda ", name: name.to_owned() });
         }

@@ -149,9 +149,7 @@ pub fn run(
     let assembled = Timestamp::now();
     times.compute_input = assembled - began;
 
-    let wanted: SmallVec<[bool; 4]> = (0..signature.outputs.len())
-        .map(|index| requests.iter().any(|request| request.outputs.contains(&(index as u16))))
-        .collect();
+    let wanted = wanted(signature, requests);
     let rows = requests.iter().map(|request| request.batch_size).sum();
     let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool };
     let outputs = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)))
@@ -163,6 +161,13 @@ pub fn run(
     let responses = batch::split(signature, ragged, requests, &outputs)?;
     times.compute_output = Timestamp::now() - ran;
     Ok(responses)
+}
+
+/// For each output of the signature, whether any of the requests asks for it.
+pub fn wanted(signature: &Signature, requests: &[&Admitted]) -> SmallVec<[bool; 4]> {
+    (0..signature.outputs.len())
+        .map(|index| requests.iter().any(|request| request.outputs.contains(&(index as u16))))
+        .collect()
 }
 
 /// What a run that failed is to its clients.

@@ -18,8 +18,7 @@ use crate::{
     device::{
         Device, DeviceError, Devices,
         streams::{
-            self, Compute, Finished, Lanes, ModelPlan, OpenModel, Place, SchedulerSettings,
-            Timeline,
+            self, Finished, Lanes, ModelPlan, OpenModel, Place, Runner, SchedulerSettings, Timeline,
         },
     },
     inference::Timestamp,
@@ -137,10 +136,9 @@ impl Fleet {
             let found = all.iter().position(|device| device.properties().index == number);
             let device =
                 found.ok_or(DeviceError::Foreign { device: number, what: "an instance" })?;
-            Ok((Place { device, lanes: self.settings.lanes }, instance.compute))
+            Ok((Place { device, lanes: self.settings.lanes }, instance.runner))
         });
-        let instances: Vec<(Place, Box<dyn Compute>)> =
-            placed.collect::<Result<_, DeviceError>>()?;
+        let instances: Vec<(Place, Runner)> = placed.collect::<Result<_, DeviceError>>()?;
         let plan = ModelPlan { name: name.clone(), share: 1.0, graphs, instances };
         let none = DeviceError::Foreign { device: 0, what: "a model without instances" };
         Ok(OpenLanes {

@@ -166,6 +166,12 @@ def test_regions_are_told_and_forgotten(sharing, protocol):
                 assert told in caught.value.message(), caught.value.message()
             with pytest.raises(InferenceServerException, match="'a' already in manager"):
                 client.register_system_shared_memory("a", key, 64)
+            told = "The region named 's' is registered as system shared memory, not CUDA shared memory"
+            with pytest.raises(InferenceServerException, match=told):
+                client.get_cuda_shared_memory_status("s")
+            told = "The region named 'a' is registered as CUDA shared memory, not system shared memory"
+            with pytest.raises(InferenceServerException, match=told):
+                client.get_system_shared_memory_status("a")
             client.unregister_cuda_shared_memory("a")
             assert status() == {"b": (0, 100)}
             with pytest.raises(InferenceServerException, match="Unable to find cuda shared memory region: 'a'"):

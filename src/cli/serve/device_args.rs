@@ -202,6 +202,11 @@ impl DeviceArgs {
         }
     }
 
+    /// Whether the processors stand in for devices.
+    pub fn stand_in(&self) -> bool {
+        self.device == "host"
+    }
+
     /// The devices as configurations see them.
     pub fn gpus(devices: &Arc<Devices>) -> Gpus {
         let devices = devices.clone();

@@ -1,4 +1,4 @@
-use std::ops::Range;
+use std::{any::Any, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use super::{
     lanes::{BatchParts, Compute, PlacedBatch},
     resident::Resident,
+    worker::{Runner, Worker},
 };
 use crate::device::{
     Device, DeviceError, DeviceMemory, DeviceSlice, Event, Graph, HostTarget, Landing, Stream,
@@ -23,8 +24,7 @@ const GRAPHS_MAX: usize = 16;
 /// An instance of a model on a device, with its lanes.
 pub(super) struct Instance {
     pub device: usize,
-    pub compute: Box<dyn Stream>,
-    pub model: Box<dyn Compute>,
+    pub worker: Worker,
     pub lanes: Vec<Lane>,
 }
 
@@ -49,16 +49,23 @@ pub(super) struct Lane {
 
 /// The tensors of a batch on its way.
 pub(super) struct Cargo {
-    pub rows: u32,
     inputs: Vec<Bytes>,
     outputs: Vec<(Landing, HostTarget)>,
-    placed_inputs: Vec<DeviceSlice>,
-    placed_outputs: Vec<DeviceSlice>,
     scratch: Vec<usize>,
-    placed_scratch: Vec<DeviceSlice>,
-    numbers: Vec<u64>,
+    placed: Placed,
     resident: Option<Resident>,
     placed_tables: Vec<DeviceSlice>,
+}
+
+/// A batch in a lane's memory.
+#[derive(Clone)]
+pub(super) struct Placed {
+    rows: u32,
+    inputs: Vec<DeviceSlice>,
+    outputs: Vec<DeviceSlice>,
+    scratch: Vec<DeviceSlice>,
+    numbers: Vec<u64>,
+    own: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// What a graph holds good for: so many rows and these numbers, with tensors in these places of a
@@ -72,27 +79,26 @@ struct Layout {
 
 impl Cargo {
     fn layout(&self) -> Layout {
-        let tensors = self.placed_inputs.iter().chain(&self.placed_outputs);
+        let Placed { rows, inputs, outputs, scratch, numbers, .. } = &self.placed;
+        let tensors = inputs.iter().chain(outputs).chain(scratch);
         Layout {
-            rows: self.rows,
-            numbers: self.numbers.clone(),
-            ranges: tensors.chain(&self.placed_scratch).map(DeviceSlice::range).collect(),
+            rows: *rows,
+            numbers: numbers.clone(),
+            ranges: tensors.map(DeviceSlice::range).collect(),
         }
     }
 
     pub fn new(parts: BatchParts) -> Self {
-        Self {
-            rows: parts.rows,
-            inputs: parts.inputs,
-            outputs: parts.outputs.into_iter().map(Landing::new).collect(),
-            placed_inputs: Vec::new(),
-            placed_outputs: Vec::new(),
-            scratch: parts.scratch,
-            placed_scratch: Vec::new(),
-            numbers: parts.numbers,
-            resident: parts.resident,
-            placed_tables: Vec::new(),
-        }
+        let BatchParts { rows, inputs, outputs, scratch, numbers, own, resident } = parts;
+        let (none, outputs) = (Vec::new, outputs.into_iter().map(Landing::new).collect());
+        let placed =
+            Placed { rows, inputs: none(), outputs: none(), scratch: none(), numbers, own };
+        Self { inputs, outputs, scratch, placed, resident, placed_tables: Vec::new() }
+    }
+
+    /// The batch in its lane's memory.
+    pub fn placed(&self) -> &Placed {
+        &self.placed
     }
 
     /// Bytes of all inputs, and of all outputs.
@@ -159,9 +165,10 @@ impl Lane {
             .map(|(index, (_, target))| cargo.stays(index).unwrap_or(target.len()))
             .collect();
         let tables: Vec<usize> = cargo.resident.iter().map(Resident::table_bytes).collect();
-        cargo.placed_inputs = place(&mut self.inputs, &inputs, device, &mut self.graphs)?;
-        cargo.placed_outputs = place(&mut self.outputs, &outputs, device, &mut self.graphs)?;
-        cargo.placed_scratch = place(&mut self.scratch, &cargo.scratch, device, &mut self.graphs)?;
+        let (placed, graphs) = (&mut cargo.placed, &mut self.graphs);
+        placed.inputs = place(&mut self.inputs, &inputs, device, graphs)?;
+        placed.outputs = place(&mut self.outputs, &outputs, device, graphs)?;
+        placed.scratch = place(&mut self.scratch, &cargo.scratch, device, graphs)?;
         // No graph names these.
         cargo.placed_tables = place(&mut self.tables, &tables, device, &mut Vec::new())?;
         Ok(())
@@ -170,7 +177,7 @@ impl Lane {
     /// Copies a range of the inputs, which come one behind the other.
     pub fn copy_in(&mut self, cargo: &Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
         let mut start = 0;
-        for (input, placed) in cargo.inputs.iter().zip(&cargo.placed_inputs) {
+        for (input, placed) in cargo.inputs.iter().zip(&cargo.placed.inputs) {
             let part = overlap(range, start, input.len());
             if !part.is_empty() {
                 self.copies_in.copy_in(input.slice(part.clone()), &placed.slice(part)?)?;
@@ -183,22 +190,22 @@ impl Lane {
     /// Runs the model, behind the copies of its inputs.
     pub fn execute(
         &mut self,
-        compute: &mut dyn Stream,
-        model: &mut dyn Compute,
+        runner: &mut Runner,
         cargo: &Cargo,
         graph: bool,
     ) -> Result<(), DeviceError> {
+        let (compute, model) = (&mut *runner.stream, &mut *runner.model);
         compute.wait(&self.there)?;
         let resident = cargo.resident.as_ref().zip(cargo.placed_tables.first());
         if let Some((resident, table)) = resident {
-            resident.bring(compute, &cargo.placed_inputs, table)?;
+            resident.bring(compute, &cargo.placed.inputs, table)?;
         }
         let mut ran = match graph && !self.refuses_graphs {
             true => self.replay(compute, model, cargo),
-            false => enqueue(compute, model, cargo),
+            false => enqueue(compute, model, &cargo.placed),
         };
         if let Some((resident, table)) = resident.filter(|_| ran.is_ok()) {
-            ran = resident.take_out(compute, &cargo.placed_outputs, table);
+            ran = resident.take_out(compute, &cargo.placed.outputs, table);
         }
         // Also behind what failed half way: the outputs are not read before it has ended.
         let recorded = compute.record(&self.computed);
@@ -216,7 +223,7 @@ impl Lane {
             return compute.replay(graph);
         }
         compute.begin_capture()?;
-        let enqueued = enqueue(compute, model, cargo);
+        let enqueued = enqueue(compute, model, &cargo.placed);
         let captured = compute.end_capture();
         match enqueued.and(captured) {
             Ok(graph) => {
@@ -231,7 +238,7 @@ impl Lane {
             Err(error) => {
                 log::warn!("a model runs without graphs: {error}");
                 self.refuses_graphs = true;
-                enqueue(compute, model, cargo)
+                enqueue(compute, model, &cargo.placed)
             }
         }
     }
@@ -240,9 +247,9 @@ impl Lane {
     pub fn copy_out(&mut self, cargo: &mut Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
         self.copies_out.wait(&self.computed)?;
         let mut start = 0;
-        let Cargo { outputs, placed_outputs, resident, .. } = cargo;
+        let Cargo { outputs, placed, resident, .. } = cargo;
         let stays = |index| resident.as_ref().and_then(|it| it.output_bytes(index)).is_some();
-        let outputs = outputs.iter_mut().zip(placed_outputs).enumerate();
+        let outputs = outputs.iter_mut().zip(&placed.outputs).enumerate();
         for (_, ((_, target), placed)) in outputs.filter(|(index, _)| !stays(*index)) {
             let part = overlap(range, start, placed.len());
             if !part.is_empty() {
@@ -255,6 +262,11 @@ impl Lane {
         Ok(())
     }
 
+    /// What tells that a batch's inputs are there, and what tells that it has run.
+    pub fn events(&self) -> (Event, Event) {
+        (self.there.clone(), self.computed.clone())
+    }
+
     pub fn copies_in(&mut self) -> &mut dyn Stream {
         &mut *self.copies_in
     }
@@ -264,22 +276,18 @@ impl Lane {
     }
 }
 
-fn enqueue(
+/// Puts a batch's work onto a stream.
+pub(super) fn enqueue(
     compute: &mut dyn Stream,
     model: &mut dyn Compute,
-    cargo: &Cargo,
+    batch: &Placed,
 ) -> Result<(), DeviceError> {
-    for output in &cargo.placed_outputs {
+    let Placed { rows, inputs, outputs, scratch, numbers, own } = batch;
+    for output in outputs.iter().filter(|output| !output.is_empty()) {
         compute.fill(output, UNWRITTEN)?;
     }
-    let batch = PlacedBatch {
-        rows: cargo.rows,
-        inputs: &cargo.placed_inputs,
-        outputs: &cargo.placed_outputs,
-        scratch: &cargo.placed_scratch,
-        numbers: &cargo.numbers,
-    };
-    model.enqueue(compute, &batch)
+    let (rows, own) = (*rows, own.as_ref());
+    model.enqueue(compute, &PlacedBatch { rows, inputs, outputs, scratch, numbers, own })
 }
 
 /// Places for tensors of the given sizes in `memory`, which grows if it must.

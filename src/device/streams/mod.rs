@@ -20,6 +20,7 @@ mod resident;
 mod scheduler;
 mod timeline;
 mod work;
+mod worker;
 
 pub use self::{
     alone::Alone,
@@ -31,6 +32,7 @@ pub use self::{
         BatchId, Command, Completion, ModelSpec, Order, Outcome, Place, Refused, SchedulerSettings,
         Stage, Ticket, Times, Work,
     },
+    worker::Runner,
 };
 
 #[cfg(test)]

@@ -212,7 +212,7 @@ impl GrpcInferenceService for Calls {
         &self,
         request: tonic::Request<SystemSharedMemoryStatusRequest>,
     ) -> Answer<SystemSharedMemoryStatusResponse> {
-        answer(regions::status(self.server.regions(), &request.into_inner().name))
+        answer(regions::status(&self.server, &request.into_inner().name))
     }
 
     async fn system_shared_memory_register(
@@ -235,8 +235,7 @@ impl GrpcInferenceService for Calls {
         &self,
         request: tonic::Request<CudaSharedMemoryStatusRequest>,
     ) -> Answer<CudaSharedMemoryStatusResponse> {
-        let regions = self.server.device_regions();
-        answer(regions::cuda_status(regions, &request.into_inner().name))
+        answer(regions::cuda_status(&self.server, &request.into_inner().name))
     }
 
     async fn cuda_shared_memory_register(

@@ -272,10 +272,10 @@ impl Calls {
             }
             Route::SharedMemory { kind, action, region } => match (kind, action) {
                 (SharedMemoryKind::System, SharedMemoryAction::Status) => {
-                    json(http_regions::status(&regions::status(server.regions(), region)?))
+                    json(http_regions::status(&regions::status(server, region)?))
                 }
                 (SharedMemoryKind::Cuda, SharedMemoryAction::Status) => {
-                    let status = regions::cuda_status(server.device_regions(), region)?;
+                    let status = regions::cuda_status(server, region)?;
                     json(http_regions::cuda_status(&status))
                 }
                 (SharedMemoryKind::System, _) => {
