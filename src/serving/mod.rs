@@ -38,6 +38,7 @@ mod limiter;
 mod load;
 mod padding;
 mod ragged;
+mod registry;
 mod respond;
 mod rows;
 mod sequences;

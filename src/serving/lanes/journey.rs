@@ -56,7 +56,7 @@ impl Journey {
 
     /// Brings the requests into lanes.
     pub fn depart(mut self, rows: SharedRows) {
-        if self.jobs.iter().all(|job| job.reply.is_abandoned()) {
+        if self.is_moot() {
             return self.end(Err(Error::Cancelled));
         }
         let parts = match self.lay_out(rows) {
@@ -79,7 +79,9 @@ impl Journey {
             let journey = travels.borrow_mut().take();
             ended.borrow_mut().extend(journey.map(|journey| (journey, finished)));
         });
-        let job = streams::Job { model, parts, priority, deadline, done };
+        let asked = journey.clone();
+        let is_moot = Box::new(move || asked.borrow().as_ref().is_some_and(Self::is_moot));
+        let job = streams::Job { model, parts, priority, deadline, is_moot, done };
         let taken = driver.with(|lanes| lanes.submit(job, Timestamp::now()));
         if let Err(refused) = taken {
             let journey = journey.borrow_mut().take();
@@ -88,6 +90,11 @@ impl Journey {
                 journey.end(Err(error));
             });
         }
+    }
+
+    /// Whether all clients have left of what is on its way now.
+    fn is_moot(&self) -> bool {
+        self.jobs.iter().all(|job| job.reply.is_abandoned())
     }
 
     fn lay_out(&self, shared: SharedRows) -> Result<(BatchParts, Expected), Error> {
