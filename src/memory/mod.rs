@@ -9,6 +9,7 @@
 mod fault;
 mod gather;
 mod heap;
+mod objects;
 mod places;
 mod pool;
 mod regions;
@@ -16,6 +17,7 @@ mod ring;
 
 pub use gather::{Destination, Filler, Gather, WrongLength};
 pub use heap::{give_back_free_pages, keep_freed_memory};
+pub use objects::{OwnObject, SharedObject};
 pub use places::{OutputMemory, OutputPlaces, SharedView};
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};
 pub use regions::{Region, RegionView, Regions};
