@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 
@@ -18,6 +19,8 @@ def run(connection: int, memory: int, size: int) -> None:
 
     from . import arena, channel, host
 
+    # What is loaded by now stays; the collector need not look at it again and again.
+    gc.freeze()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
     host.ignore_signals()

@@ -1,14 +1,22 @@
 use std::{
     collections::VecDeque,
-    io::{self, Write as _},
+    io,
+    net::Shutdown,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
         unix::net::UnixStream,
     },
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+        eventfd::{EfdFlags, EventFd},
+        socket::{MsgFlags, recv, send},
+    },
+};
 
 use super::wire::Writer;
 
@@ -17,10 +25,12 @@ use super::wire::Writer;
 const FREED_BYTES_MAX: u64 = 4 << 20;
 
 /// The way to a process. Any thread may send, and none waits: what the socket does not take is kept
-/// until the thread that reads can write it. The lock is held for one system call.
+/// until the supervisor can write it. The lock is held for one system call.
 pub struct Line {
     socket: UnixStream,
     bell: EventFd,
+    /// Readable when the socket is, save while another thread than the supervisor's waits for it.
+    ear: Epoll,
     out: Mutex<Out>,
 }
 
@@ -34,14 +44,16 @@ struct Out {
 }
 
 impl Line {
-    /// Over a socket that does not block.
+    /// Over a socket that may block.
     ///
     /// # Errors
     /// When the system has no more files.
     pub fn new(socket: UnixStream) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let bell = EventFd::from_value_and_flags(0, flags)?;
-        Ok(Self { socket, bell, out: Mutex::default() })
+        let ear = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        ear.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        Ok(Self { socket, bell, ear, out: Mutex::default() })
     }
 
     fn out(&self) -> MutexGuard<'_, Out> {
@@ -94,14 +106,45 @@ impl Line {
         }
     }
 
-    /// Drops what is sent from now on: nobody reads it.
+    /// Drops what is sent from now on: nobody reads it. Whoever waits for the process waits no longer.
     pub fn close(&self) {
         let mut out = self.out();
         out.is_closed = true;
         out.kept.clear();
+        self.hang_up();
     }
 
-    /// Wakes the thread that reads.
+    /// Ends what can be received with what has been sent, even if something still has the other end.
+    pub fn hang_up(&self) {
+        if let Err(error) = self.socket.shutdown(Shutdown::Read) {
+            log::debug!("a socket cannot be shut down: {error}");
+        }
+    }
+
+    /// Reads what the process has sent: nothing when it has closed its end.
+    ///
+    /// # Errors
+    /// When there is nothing, unless it `waits`, and when the system has another reason.
+    pub fn receive(&self, buffer: &mut [u8], waits: bool) -> io::Result<usize> {
+        let flags = if waits { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
+        Ok(recv(self.socket.as_raw_fd(), buffer, flags)?)
+    }
+
+    /// What is readable when the process has sent something and nobody else waits for it.
+    pub fn ear(&self) -> BorrowedFd<'_> {
+        self.ear.0.as_fd()
+    }
+
+    /// Whether [`Self::ear`] hears the process.
+    pub fn listen(&self, listens: bool) {
+        let flags = if listens { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        if let Err(error) = self.ear.modify(&self.socket, &mut EpollEvent::new(flags, 0)) {
+            // Then two threads wake where one would do.
+            log::debug!("a socket cannot be watched otherwise: {error}");
+        }
+    }
+
+    /// Wakes the supervisor.
     pub fn ring(&self) {
         if let Err(error) = self.bell.write(1) {
             log::debug!("a thread cannot be woken: {error}");
@@ -119,20 +162,21 @@ impl Line {
         self.bell.as_fd()
     }
 
-    /// The socket, to be read.
-    pub fn socket(&self) -> &UnixStream {
-        &self.socket
+    /// The socket, to be waited for until it can be written.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// How many of `bytes` the socket takes. One whose other end is gone takes all: the thread that
     /// reads learns it from the socket too.
     fn write(&self, bytes: &[u8]) -> usize {
         let mut written = 0;
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
-            match (&self.socket).write(rest) {
+            match send(self.socket.as_raw_fd(), rest, flags) {
                 Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
                 Err(_) => return bytes.len(),
             }
         }
@@ -149,7 +193,6 @@ mod tests {
     #[test]
     fn what_the_socket_does_not_take_is_written_later_and_in_order() {
         let (mine, mut theirs) = UnixStream::pair().unwrap();
-        mine.set_nonblocking(true).unwrap();
         let line = Line::new(mine).unwrap();
         let text = "x".repeat(1 << 20);
         for _ in 0..3 {

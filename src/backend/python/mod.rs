@@ -10,6 +10,7 @@
 
 mod arena;
 mod environment;
+mod inbox;
 mod json;
 mod line;
 mod output;
@@ -304,8 +305,7 @@ impl RequestInstance for PythonInstance {
             }
             return;
         };
-        // What failed has been answered.
-        let _ = session.execute(&self.outline, requests);
+        session.execute(&self.outline, requests, |said| self.seat.hear(&session, said));
     }
 }
 

@@ -38,7 +38,6 @@ impl Process {
         arena: &Arena,
     ) -> io::Result<(Self, UnixStream)> {
         let (mine, theirs) = UnixStream::pair()?;
-        mine.set_nonblocking(true)?;
         let files = [text.as_raw_fd(), theirs.as_raw_fd(), arena.file().as_raw_fd()];
         let mut command = Command::new(&interpreter.path);
         command.arg("-c").arg(sources::BOOTSTRAP);

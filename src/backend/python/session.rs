@@ -2,7 +2,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -15,9 +15,10 @@ use smallvec::SmallVec;
 use super::{
     Outline,
     arena::{Arena, NotThere},
+    inbox::{Broken, Inbox},
     json,
     line::Line,
-    wire::{self, Correlation, Executed, Place, Writer},
+    wire::{self, Correlation, Executed, Place, Said, Writer},
 };
 use crate::{
     backend::{
@@ -51,6 +52,11 @@ pub struct Session {
     pub is_stopped: AtomicBool,
     /// Whether the model's `execute` has ended at least once.
     pub has_executed: AtomicBool,
+    /// Whether the model's `finalize` has returned.
+    pub has_finalized: AtomicBool,
+    inbox: Mutex<Inbox>,
+    /// Why the process cannot be trusted any more, if the instance's thread found that out.
+    misdeed: Mutex<Option<String>>,
     next: AtomicU64,
     requests: Mutex<FxHashMap<u64, Taken>>,
     calls: Mutex<FxHashMap<u64, Option<Asked>>>,
@@ -75,9 +81,6 @@ enum Execution {
     Dead,
 }
 
-/// The process has ended.
-pub struct Dead;
-
 impl Session {
     /// Over a line to a process, by its number, and the memory that goes with it.
     pub fn new(line: Arc<Line>, arena: Arc<Arena>, process: u32) -> Self {
@@ -88,6 +91,9 @@ impl Session {
             is_ready: AtomicBool::new(true),
             is_stopped: AtomicBool::new(false),
             has_executed: AtomicBool::new(false),
+            has_finalized: AtomicBool::new(false),
+            inbox: Mutex::default(),
+            misdeed: Mutex::default(),
             next: AtomicU64::new(1),
             requests: Mutex::default(),
             calls: Mutex::default(),
@@ -99,11 +105,14 @@ impl Session {
         }
     }
 
-    /// Runs requests: returns when the model's `execute` has, or the process has ended.
-    ///
-    /// # Errors
-    /// When the process has ended.
-    pub fn execute(&self, outline: &Outline, requests: Vec<ModelRequest>) -> Result<(), Dead> {
+    /// Runs requests: returns when the model's `execute` has, or the process has ended. Meanwhile what the
+    /// process says is read here, and given to `hear`, so that no other thread has to wake for it.
+    pub fn execute(
+        &self,
+        outline: &Outline,
+        requests: Vec<ModelRequest>,
+        hear: impl FnMut(Said) -> Result<(), String>,
+    ) {
         let mut body = Writer::default();
         body.begin_execute();
         let mut numbers = Vec::with_capacity(requests.len().min(REQUESTS_MAX));
@@ -122,19 +131,22 @@ impl Session {
             }
         }
         if numbers.is_empty() {
-            return Ok(());
+            return;
         }
         body.end_execute(numbers.len());
         {
             let mut execution = lock(&self.execution);
             if matches!(*execution, Execution::Dead) {
+                drop(execution);
                 return self.gone(outline);
             }
             *execution = Execution::Running;
         }
+        self.line.listen(false);
         self.line.send(body);
-        let ended = self.wait_for_end();
-        match ended {
+        self.read_until_ended(hear);
+        self.line.listen(true);
+        match self.wait_for_end() {
             Execution::Ended(Ok(Executed { let_go, again })) => {
                 for number in let_go {
                     self.fail(number, Code::Internal, outline.let_go());
@@ -143,23 +155,62 @@ impl Session {
                     .into_iter()
                     .filter_map(|it| self.take_request(it))
                     .for_each(Responder::run_again);
-                Ok(())
             }
             Execution::Ended(Err(message)) => {
                 let message = outline.failed(&message);
                 for number in numbers {
                     self.fail(number, Code::Internal, message.clone());
                 }
-                Ok(())
             }
             Execution::Running | Execution::Dead => self.gone(outline),
         }
     }
 
-    fn gone(&self, outline: &Outline) -> Result<(), Dead> {
+    fn gone(&self, outline: &Outline) {
         // Requests that were added after the process ended have nobody else to end them.
         self.die(&outline.is_unhealthy());
-        Err(Dead)
+    }
+
+    /// Reads until `execute` has ended, or the process has.
+    fn read_until_ended(&self, mut hear: impl FnMut(Said) -> Result<(), String>) {
+        let mut inbox = lock(&self.inbox);
+        loop {
+            // What came along with the end is heard before somebody else reads.
+            let next = match *lock(&self.execution) {
+                Execution::Running => inbox.next(&self.line, true),
+                Execution::Ended(_) => inbox.kept(),
+                Execution::Dead => return,
+            };
+            let heard = match next {
+                Ok(Some(said)) => hear(said),
+                Ok(None) => return,
+                Err(Broken::Closed) => return,
+                Err(Broken::Malformed(error)) => Err(error.to_string()),
+            };
+            if let Err(misdeed) = heard {
+                *lock(&self.misdeed) = Some(misdeed);
+                return self.line.ring();
+            }
+        }
+    }
+
+    /// What the process has sent, unless another thread reads it.
+    pub fn inbox_if_free(&self) -> Option<MutexGuard<'_, Inbox>> {
+        match self.inbox.try_lock() {
+            Ok(inbox) => Some(inbox),
+            Err(TryLockError::Poisoned(inbox)) => Some(inbox.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The same, once the other thread no longer does.
+    pub fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        lock(&self.inbox)
+    }
+
+    /// Why the process cannot be trusted any more, if it cannot.
+    pub fn misdeed(&self) -> Option<String> {
+        lock(&self.misdeed).take()
     }
 
     fn wait_for_end(&self) -> Execution {
@@ -196,6 +247,19 @@ impl Session {
             let message = message.to_owned();
             responder.finish(Err(ResponseError { code: Code::Unavailable, message }));
         }
+    }
+
+    /// Takes memory back that the process no longer needs.
+    ///
+    /// # Errors
+    /// When it was not lent.
+    pub fn take_back(&self, offsets: &[u64]) -> Result<(), NotThere> {
+        offsets.iter().try_for_each(|&offset| self.arena.take_back(offset))?;
+        if !lock(&self.answers).is_empty() {
+            // There may be room for them now.
+            self.line.ring();
+        }
+        Ok(())
     }
 
     /// Whether requests would be answered.
@@ -409,7 +473,7 @@ impl Session {
     }
 
     /// Sends an answer of another model to the process. Runs on a reactor, so large tensors are left to
-    /// the thread that reads from the process.
+    /// the supervisor.
     pub fn answer_call(&self, number: u64, model: &str, mut answer: Answer) {
         answer.response = answer.response.map(|it| it.map_err(|error| of_call(model, error)));
         if answer.is_last {

@@ -117,6 +117,13 @@ impl Writer {
         self.end();
     }
 
+    /// Asks for the pages of free memory from an offset on.
+    pub fn trim(&mut self, from: u64) {
+        self.begin(kind::TRIM);
+        self.u64(from);
+        self.end();
+    }
+
     /// Gives memory back, by offset.
     pub fn free(&mut self, offsets: &[u64]) {
         self.begin(kind::FREE);
