@@ -9,8 +9,8 @@ import sys
 NUMPY_MISSING = "the Python environment {} ({}) has no NumPy, which models of the back end 'python' need: {}"
 
 
-def run(connection: int, memory: int, size: int) -> None:
-    """Serves the server at the other end of the socket `connection`, with `size` bytes of shared memory."""
+def run(inbound: int, outbound: int, memory: int, size: int) -> None:
+    """Serves the server, which is at the other ends of two sockets, with `size` bytes of shared memory."""
     try:
         import numpy  # noqa: F401
     except ImportError as error:
@@ -24,4 +24,5 @@ def run(connection: int, memory: int, size: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
     host.ignore_signals()
-    host.Host(channel.Channel(socket.socket(fileno=connection), arena.Arena(memory, size))).run()
+    sockets = (socket.socket(fileno=file) for file in (inbound, outbound))
+    host.Host(channel.Channel(*sockets, arena.Arena(memory, size))).run()

@@ -1,4 +1,4 @@
-"""The socket to the server, read by whichever thread waits for something.
+"""The sockets from and to the server, read by whichever thread waits for something.
 
 No thread exists for reading alone: the first that waits reads for all, and hands over when it has what it
 waited for. So a request that comes to an idle process is read by the thread that runs it.
@@ -60,12 +60,13 @@ class Waiter:
 class Channel:
     """The way to the server and back."""
 
-    def __init__(self, connection: socket.socket, arena: Arena):
+    def __init__(self, inbound: socket.socket, outbound: socket.socket, arena: Arena):
         self.arena = arena
         self.requests: collections.deque = collections.deque()
         # What nothing refers to any more: the frame that says so, the number, and how many bytes it has.
         self.gone: list = arena.returned
-        self._connection = connection
+        self._inbound = inbound
+        self._outbound = outbound
         self._sending = threading.Lock()
         self._leading = threading.Lock()
         self._waiters: set = set()
@@ -82,7 +83,8 @@ class Channel:
 
     def _leave(self) -> None:
         # What the model forks has nothing to say to the server.
-        self._connection.close()
+        self._inbound.close()
+        self._outbound.close()
         self.gone.clear()
 
     # --- Out
@@ -92,7 +94,7 @@ class Channel:
         with self._sending:
             if self.gone:
                 self._add_gone(writer)
-            self._connection.sendall(writer.bytes)
+            self._outbound.sendall(writer.bytes)
 
     def _add_gone(self, writer: wire.Writer) -> None:
         # Destructors append at any moment; what is taken here is what was there at the start.
@@ -175,7 +177,7 @@ class Channel:
         count = self._listening.get(loop, 0)
         self._listening[loop] = count + 1
         if count == 0:
-            loop.add_reader(self._connection.fileno(), self._read_if_free)
+            loop.add_reader(self._inbound.fileno(), self._read_if_free)
 
     def unlisten(self, loop) -> None:
         """Takes a `listen` back."""
@@ -184,7 +186,7 @@ class Channel:
             self._listening[loop] = count
         else:
             del self._listening[loop]
-            loop.remove_reader(self._connection.fileno())
+            loop.remove_reader(self._inbound.fileno())
 
     def _read_if_free(self) -> None:
         if self._leading.acquire(False):
@@ -195,9 +197,9 @@ class Channel:
 
     def _read(self, seconds_max=None) -> bool:
         """Reads what has come, waiting if nothing has; false when nothing came in time."""
-        if seconds_max is not None and not select.select([self._connection], [], [], seconds_max)[0]:
+        if seconds_max is not None and not select.select([self._inbound], [], [], seconds_max)[0]:
             return False
-        count = self._connection.recv_into(self._received)
+        count = self._inbound.recv_into(self._received)
         if count == 0:
             # The server is gone: there is nobody to finish for.
             os._exit(0)

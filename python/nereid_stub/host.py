@@ -174,6 +174,9 @@ class Host:
         writer = wire.Writer()
         if returned is not None:
             self._check(taken, returned)
+        # Before the responses, so that the execution is counted when their clients have them.
+        self._let_go(writer, taken, returned)
+        if returned is not None:
             writer.begin(wire.RESPONSES)
             at = len(writer.bytes)
             writer.pack(wire.COUNT, 0)
@@ -187,7 +190,6 @@ class Host:
                 count += 1
             wire.COUNT.pack_into(writer.bytes, at, count)
             writer.end()
-        self._let_go(writer, taken, returned)
         self._channel.send(writer)
 
     def _let_go(self, writer: wire.Writer, taken: list, returned) -> None:

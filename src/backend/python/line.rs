@@ -2,10 +2,7 @@ use std::{
     collections::VecDeque,
     io,
     net::Shutdown,
-    os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -18,7 +15,7 @@ use nix::{
     },
 };
 
-use super::wire::Writer;
+use super::{process::Sockets, wire::Writer};
 
 /// So many bytes that the server no longer needs are told to the process at once, fewer with the next
 /// message.
@@ -27,9 +24,9 @@ const FREED_BYTES_MAX: u64 = 4 << 20;
 /// The way to a process. Any thread may send, and none waits: what the socket does not take is kept
 /// until the supervisor can write it. The lock is held for one system call.
 pub struct Line {
-    socket: UnixStream,
+    sockets: Sockets,
     bell: EventFd,
-    /// Readable when the socket is, save while another thread than the supervisor's waits for it.
+    /// Readable when something has come, save while another thread than the supervisor's waits for it.
     ear: Epoll,
     out: Mutex<Out>,
 }
@@ -44,16 +41,16 @@ struct Out {
 }
 
 impl Line {
-    /// Over a socket that may block.
+    /// Over sockets that may block.
     ///
     /// # Errors
     /// When the system has no more files.
-    pub fn new(socket: UnixStream) -> io::Result<Self> {
+    pub fn new(sockets: Sockets) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let bell = EventFd::from_value_and_flags(0, flags)?;
         let ear = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        ear.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        Ok(Self { socket, bell, ear, out: Mutex::default() })
+        ear.add(&sockets.inbound, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        Ok(Self { sockets, bell, ear, out: Mutex::default() })
     }
 
     fn out(&self) -> MutexGuard<'_, Out> {
@@ -116,7 +113,7 @@ impl Line {
 
     /// Ends what can be received with what has been sent, even if something still has the other end.
     pub fn hang_up(&self) {
-        if let Err(error) = self.socket.shutdown(Shutdown::Read) {
+        if let Err(error) = self.sockets.inbound.shutdown(Shutdown::Read) {
             log::debug!("a socket cannot be shut down: {error}");
         }
     }
@@ -127,7 +124,7 @@ impl Line {
     /// When there is nothing, unless it `waits`, and when the system has another reason.
     pub fn receive(&self, buffer: &mut [u8], waits: bool) -> io::Result<usize> {
         let flags = if waits { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
-        Ok(recv(self.socket.as_raw_fd(), buffer, flags)?)
+        Ok(recv(self.sockets.inbound.as_raw_fd(), buffer, flags)?)
     }
 
     /// What is readable when the process has sent something and nobody else waits for it.
@@ -138,7 +135,7 @@ impl Line {
     /// Whether [`Self::ear`] hears the process.
     pub fn listen(&self, listens: bool) {
         let flags = if listens { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
-        if let Err(error) = self.ear.modify(&self.socket, &mut EpollEvent::new(flags, 0)) {
+        if let Err(error) = self.ear.modify(&self.sockets.inbound, &mut EpollEvent::new(flags, 0)) {
             // Then two threads wake where one would do.
             log::debug!("a socket cannot be watched otherwise: {error}");
         }
@@ -164,7 +161,7 @@ impl Line {
 
     /// The socket, to be waited for until it can be written.
     pub fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.sockets.outbound.as_fd()
     }
 
     /// How many of `bytes` the socket takes. One whose other end is gone takes all: the thread that
@@ -173,7 +170,7 @@ impl Line {
         let mut written = 0;
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
-            match send(self.socket.as_raw_fd(), rest, flags) {
+            match send(self.sockets.outbound.as_raw_fd(), rest, flags) {
                 Ok(count) => written += count,
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
@@ -186,14 +183,15 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use std::{io::Read as _, os::unix::net::UnixStream};
 
     use super::*;
 
     #[test]
     fn what_the_socket_does_not_take_is_written_later_and_in_order() {
-        let (mine, mut theirs) = UnixStream::pair().unwrap();
-        let line = Line::new(mine).unwrap();
+        let (outbound, mut theirs) = UnixStream::pair().unwrap();
+        let (inbound, _) = UnixStream::pair().unwrap();
+        let line = Line::new(Sockets { outbound, inbound }).unwrap();
         let text = "x".repeat(1 << 20);
         for _ in 0..3 {
             let mut writer = Writer::default();

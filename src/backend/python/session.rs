@@ -75,10 +75,28 @@ struct Taken {
 }
 
 /// What the instance's thread waits for.
-enum Execution {
-    Running,
-    Ended(Result<Executed, String>),
-    Dead,
+#[derive(Default)]
+struct Execution {
+    /// Batches that were sent and have not ended.
+    running: usize,
+    /// How those before them ended, as far as nobody has looked.
+    outcomes: VecDeque<Result<Executed, String>>,
+    is_dead: bool,
+}
+
+impl Execution {
+    /// Notes that batches are about to be sent; false when the process has ended.
+    fn begin(&mut self, batches: usize) -> bool {
+        self.outcomes.clear();
+        self.running = batches;
+        !self.is_dead
+    }
+}
+
+/// A batch that the process has.
+struct Sent {
+    numbers: Vec<u64>,
+    callers: Arc<Callers>,
 }
 
 impl Session {
@@ -99,29 +117,73 @@ impl Session {
             calls: Mutex::default(),
             answers: Mutex::default(),
             sending_answers: Mutex::default(),
-            execution: Mutex::new(Execution::Ended(Ok(Executed::default()))),
+            execution: Mutex::default(),
             execution_ended: Condvar::new(),
             callers: Mutex::default(),
         }
     }
 
-    /// Runs requests: returns when the model's `execute` has, or the process has ended. Meanwhile what the
-    /// process says is read here, and given to `hear`, so that no other thread has to wake for it.
+    /// Runs batches, one after the other: returns when the model's last `execute` has, or the process has
+    /// ended. Meanwhile what the process says is read here and given to `hear`, so that no other thread
+    /// has to wake for it. The end of each batch is told to `ended`.
     pub fn execute(
         &self,
         outline: &Outline,
-        requests: Vec<ModelRequest>,
-        hear: impl FnMut(Said) -> Result<(), String>,
+        series: Vec<Vec<ModelRequest>>,
+        hear: &mut dyn FnMut(Said) -> Result<(), String>,
+        ended: &mut dyn FnMut(),
     ) {
         let mut body = Writer::default();
+        let mut batches: VecDeque<Sent> =
+            series.into_iter().map(|batch| self.write_batch(&mut body, outline, batch)).collect();
+        let running = batches.iter().filter(|batch| !batch.numbers.is_empty()).count();
+        if !lock(&self.execution).begin(running) {
+            // Requests that were added after the process ended have nobody else to end them.
+            return self.die(&outline.is_unhealthy());
+        }
+        let mut inbox = None;
+        let mut body = Some(body).filter(|_| running > 0);
+        while let Some(batch) = batches.pop_front() {
+            *lock(&self.callers) = Some(batch.callers);
+            if let Some(body) = body.take() {
+                self.line.listen(false);
+                self.line.send(body);
+                inbox = Some(lock(&self.inbox));
+            }
+            if !batch.numbers.is_empty() {
+                let Some(outcome) = self.next_outcome(&mut inbox, hear) else {
+                    return self.die(&outline.is_unhealthy());
+                };
+                self.end_batch(outline, batch.numbers, outcome);
+            }
+            ended();
+        }
+        // What came along with the end is heard before somebody else reads.
+        while let Some(said) = inbox.as_mut().and_then(|inbox| self.heard(inbox.kept())) {
+            if let Err(misdeed) = hear(said) {
+                self.distrust(misdeed);
+                break;
+            }
+        }
+        if inbox.take().is_some() {
+            self.line.listen(true);
+        }
+    }
+
+    fn write_batch(
+        &self,
+        body: &mut Writer,
+        outline: &Outline,
+        requests: Vec<ModelRequest>,
+    ) -> Sent {
+        let before = body.mark();
         body.begin_execute();
         let mut numbers = Vec::with_capacity(requests.len().min(REQUESTS_MAX));
         let callers = requests.iter().filter_map(|request| request.callers.as_deref());
         let callers = Callers::of(&outline.signature.model, outline.version, callers);
-        *lock(&self.callers) = Some(Arc::new(callers));
         for request in requests {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            match self.write_request(&mut body, outline, &request, number) {
+            match self.write_request(body, outline, &request, number) {
                 Ok(()) => {
                     let ModelRequest { responder, trace, .. } = request;
                     lock(&self.requests).insert(number, Taken { responder, trace });
@@ -130,24 +192,21 @@ impl Session {
                 Err(error) => request.responder.finish(Err(error)),
             }
         }
-        if numbers.is_empty() {
-            return;
+        match numbers.is_empty() {
+            true => body.undo(before),
+            false => body.end_execute(numbers.len()),
         }
-        body.end_execute(numbers.len());
-        {
-            let mut execution = lock(&self.execution);
-            if matches!(*execution, Execution::Dead) {
-                drop(execution);
-                return self.gone(outline);
-            }
-            *execution = Execution::Running;
-        }
-        self.line.listen(false);
-        self.line.send(body);
-        self.read_until_ended(hear);
-        self.line.listen(true);
-        match self.wait_for_end() {
-            Execution::Ended(Ok(Executed { let_go, again })) => {
+        Sent { numbers, callers: Arc::new(callers) }
+    }
+
+    fn end_batch(
+        &self,
+        outline: &Outline,
+        numbers: Vec<u64>,
+        outcome: Result<Executed, String>,
+    ) {
+        match outcome {
+            Ok(Executed { let_go, again }) => {
                 for number in let_go {
                     self.fail(number, Code::Internal, outline.let_go());
                 }
@@ -156,42 +215,63 @@ impl Session {
                     .filter_map(|it| self.take_request(it))
                     .for_each(Responder::run_again);
             }
-            Execution::Ended(Err(message)) => {
+            Err(message) => {
                 let message = outline.failed(&message);
                 for number in numbers {
                     self.fail(number, Code::Internal, message.clone());
                 }
             }
-            Execution::Running | Execution::Dead => self.gone(outline),
         }
     }
 
-    fn gone(&self, outline: &Outline) {
-        // Requests that were added after the process ended have nobody else to end them.
-        self.die(&outline.is_unhealthy());
-    }
-
-    /// Reads until `execute` has ended, or the process has.
-    fn read_until_ended(&self, mut hear: impl FnMut(Said) -> Result<(), String>) {
-        let mut inbox = lock(&self.inbox);
+    /// Reads until another `execute` has ended; `None` when the process has.
+    fn next_outcome(
+        &self,
+        inbox: &mut Option<MutexGuard<'_, Inbox>>,
+        hear: &mut dyn FnMut(Said) -> Result<(), String>,
+    ) -> Option<Result<Executed, String>> {
         loop {
-            // What came along with the end is heard before somebody else reads.
-            let next = match *lock(&self.execution) {
-                Execution::Running => inbox.next(&self.line, true),
-                Execution::Ended(_) => inbox.kept(),
-                Execution::Dead => return,
+            let mut execution = lock(&self.execution);
+            if let Some(outcome) = execution.outcomes.pop_front() {
+                return Some(outcome);
+            }
+            if execution.is_dead {
+                return None;
+            }
+            let Some(open) = inbox else {
+                // The supervisor finds out what became of the process.
+                let waited = self.execution_ended.wait(execution);
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                continue;
             };
-            let heard = match next {
-                Ok(Some(said)) => hear(said),
-                Ok(None) => return,
-                Err(Broken::Closed) => return,
-                Err(Broken::Malformed(error)) => Err(error.to_string()),
-            };
-            if let Err(misdeed) = heard {
-                *lock(&self.misdeed) = Some(misdeed);
-                return self.line.ring();
+            drop(execution);
+            let heard = self.heard(open.next(&self.line, true)).map(&mut *hear);
+            if !matches!(heard, Some(Ok(()))) {
+                if let Some(Err(misdeed)) = heard {
+                    self.distrust(misdeed);
+                }
+                *inbox = None;
+                self.line.listen(true);
             }
         }
+    }
+
+    /// What the process said; `None` when it says nothing more.
+    fn heard(&self, said: Result<Option<Said>, Broken>) -> Option<Said> {
+        match said {
+            Ok(said) => said,
+            Err(Broken::Closed) => None,
+            Err(Broken::Malformed(error)) => {
+                self.distrust(error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Has the supervisor end the process.
+    fn distrust(&self, misdeed: String) {
+        *lock(&self.misdeed) = Some(misdeed);
+        self.line.ring();
     }
 
     /// What the process has sent, unless another thread reads it.
@@ -213,24 +293,13 @@ impl Session {
         lock(&self.misdeed).take()
     }
 
-    fn wait_for_end(&self) -> Execution {
-        let mut execution = lock(&self.execution);
-        while matches!(*execution, Execution::Running) {
-            execution =
-                self.execution_ended.wait(execution).unwrap_or_else(PoisonError::into_inner);
-        }
-        match &mut *execution {
-            Execution::Dead => Execution::Dead,
-            ended => std::mem::replace(ended, Execution::Ended(Ok(Executed::default()))),
-        }
-    }
-
     /// The model's `execute` has ended.
     pub fn executed(&self, outcome: Result<Executed, String>) {
         self.has_executed.store(true, Ordering::Relaxed);
         let mut execution = lock(&self.execution);
-        if matches!(*execution, Execution::Running) {
-            *execution = Execution::Ended(outcome);
+        if execution.running > 0 {
+            execution.running -= 1;
+            execution.outcomes.push_back(outcome);
             self.execution_ended.notify_all();
         }
     }
@@ -238,7 +307,7 @@ impl Session {
     /// Ends all that is under way, because the process has ended: `message` is what clients read.
     pub fn die(&self, message: &str) {
         self.line.close();
-        *lock(&self.execution) = Execution::Dead;
+        lock(&self.execution).is_dead = true;
         self.execution_ended.notify_all();
         let calls = std::mem::take(&mut *lock(&self.calls));
         drop(calls);
@@ -347,7 +416,7 @@ impl Session {
             if let Some(range) = self.arena.lend(length, pieces()) {
                 return Ok(range);
             }
-            let is_dead = matches!(*lock(&self.execution), Execution::Dead);
+            let is_dead = lock(&self.execution).is_dead;
             if length > self.arena.half() || is_dead || Instant::now() >= deadline {
                 let message = self.no_room(length);
                 return Err(ResponseError { code: Code::Unavailable, message });

@@ -257,14 +257,14 @@ impl Seat {
         let system = |error: io::Error| refuse(format!("cannot be started: {error}"));
         let slot = Arc::new(OnceLock::new());
         let arena = arena_and_line(outline.memory_bytes, &slot).map_err(system)?;
-        let (process, socket) = Process::start(
+        let (process, sockets) = Process::start(
             &outline.interpreter,
             &outline.instance,
             outline.sources.as_fd(),
             &arena,
         )
         .map_err(system)?;
-        let line = Arc::new(Line::new(socket).map_err(system)?);
+        let line = Arc::new(Line::new(sockets).map_err(system)?);
         let line = slot.get_or_init(|| line).clone();
         let session = Arc::new(Session::new(line, arena, process.id()));
         let mut run = Run {

@@ -156,10 +156,11 @@ impl Writer {
         self.bytes.extend_from_slice(&[0; 4]);
     }
 
-    /// Ends the frame of `count` requests, which is the only one so far.
+    /// Ends the frame of `count` requests.
     pub fn end_execute(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes();
-        if let Some(place) = self.bytes.get_mut(HEADER_BYTES..HEADER_BYTES + count.len()) {
+        let begin = self.start + HEADER_BYTES;
+        if let Some(place) = self.bytes.get_mut(begin..begin + count.len()) {
             place.copy_from_slice(&count);
         }
         self.end();
