@@ -199,12 +199,7 @@ impl Session {
         Sent { numbers, callers: Arc::new(callers) }
     }
 
-    fn end_batch(
-        &self,
-        outline: &Outline,
-        numbers: Vec<u64>,
-        outcome: Result<Executed, String>,
-    ) {
+    fn end_batch(&self, outline: &Outline, numbers: Vec<u64>, outcome: Result<Executed, String>) {
         match outcome {
             Ok(Executed { let_go, again }) => {
                 for number in let_go {
