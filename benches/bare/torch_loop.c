@@ -15,7 +15,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { VERSION = 1, HOST = -1, UNCHANGED = -1, ON = 1, KIND_TENSOR = 1, FLOAT32 = 6 };
+enum { VERSION = 2, HOST = -1, UNCHANGED = -1, ON = 1, KIND_TENSOR = 1, FLOAT32 = 6 };
 enum { ROUNDS = 3, WARM_UP_RUNS = 4, SIZES_MAX = 64, PATH_BYTES_MAX = 4096 };
 
 struct text {
@@ -25,7 +25,8 @@ struct text {
 
 struct options {
     int32_t device;
-    bool dictionary, inference_mode, optimized_execution, cache_cleaning;
+    uint64_t stream;
+    bool copied_arguments, dictionary, inference_mode, optimized_execution, cache_cleaning;
     int32_t intra_op_threads, inter_op_threads, tensor_fuser, jit_profiling, jit_executor, cudnn;
 };
 

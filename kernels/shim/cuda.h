@@ -66,11 +66,22 @@ int launch(void (*kernel)(Parameters...), const Grid& grid, void** pointers) {
     return run(grid, Call<Parameters...>::body, &call);
 }
 
+// Writes the sizes of a kernel's parameters, and gives how many there are.
+template <class... Parameters>
+unsigned parameters(void (*)(Parameters...), std::size_t* sizes) {
+    unsigned count = 0;
+    ((sizes[count++] = sizeof(Parameters)), ...);
+    return count;
+}
+
 }  // namespace shim
 
 #define ENTRY(name)                                                                                \
     extern "C" int shim_##name(const shim::Grid* grid, void** arguments) {                         \
         return shim::launch(name, *grid, arguments);                                               \
+    }                                                                                              \
+    extern "C" unsigned shim_parameters_##name(std::size_t* sizes) {                               \
+        return shim::parameters(name, sizes);                                                      \
     }
 
 extern thread_local uint3 threadIdx, blockIdx;

@@ -1,7 +1,7 @@
 //! Instances on a device whose batches the server brings there and back: it copies one batch while
 //! another runs. All that the model does is to lay a batch out and to put its launches on a stream.
 
-use std::sync::Arc;
+use std::{any::Any, borrow::BorrowMut, sync::Arc};
 
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ use super::{BackendError, Batch, BatchOutputs, BatchTensor, Instance};
 use crate::{
     device::{
         Device,
-        streams::{Alone, BatchParts, Compute},
+        streams::{Alone, BatchParts, Runner},
     },
     inference::Shape,
     memory::{BufferPool, Exhausted},
@@ -21,26 +21,30 @@ pub struct DeviceInstance {
     pub device: Arc<dyn Device>,
     /// How batches of the model look there, the same at all its places.
     pub model: Arc<dyn DeviceModel>,
-    /// What puts its launches on a stream.
-    pub compute: Box<dyn Compute>,
+    /// What puts its work on a stream, and that stream.
+    pub runner: Runner,
 }
 
 /// What a model whose batches run on devices says of a batch before it is copied.
 pub trait DeviceModel: Send + Sync {
-    /// Lays a batch out: what goes to the device, and what comes back. The inputs are as in
-    /// [`Batch::inputs`].
+    /// Lays a batch out: what goes to the device, and what comes back.
     ///
     /// # Errors
     /// The whole batch fails with the message.
-    fn lay_out(
-        &self,
-        rows: u32,
-        inputs: &[Option<BatchTensor>],
-    ) -> Result<DeviceBatch, BackendError>;
+    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError>;
+
+    /// The outputs of a batch that has come back, as [`Instance::execute`] would give them.
+    ///
+    /// # Errors
+    /// The whole batch fails with the message.
+    fn outputs(&self, batch: Expected, returned: Vec<Bytes>) -> Result<BatchOutputs, BackendError> {
+        let tensors = batch.shapes.into_iter().zip(returned);
+        Ok(tensors.map(|(shape, data)| Some(BatchTensor { shape, data })).collect())
+    }
 }
 
 /// A batch as a device has it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default)]
 pub struct DeviceBatch {
     /// What is copied to the device.
     pub inputs: Vec<Bytes>,
@@ -50,6 +54,17 @@ pub struct DeviceBatch {
     pub scratch: Vec<usize>,
     /// What the launches depend on beside the sizes of these.
     pub numbers: Vec<u64>,
+    /// What the model itself wants to know of the batch when it runs, and when it is back.
+    pub own: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// What is known of a batch's outputs before they are back.
+#[derive(Default)]
+pub struct Expected {
+    /// The shape of each.
+    pub shapes: Vec<Shape>,
+    /// [`DeviceBatch::own`].
+    pub own: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// An output before it is there.
@@ -62,75 +77,70 @@ pub struct DeviceOutput {
 }
 
 impl DeviceBatch {
-    /// The batch as lanes take it, with memory for its outputs, and the shapes of those.
+    /// The batch as lanes take it, with memory for its outputs, and what is expected of those.
     ///
     /// # Errors
     /// When the pool is used up.
-    pub fn parts(
-        self,
-        rows: u32,
-        pool: &BufferPool,
-    ) -> Result<(BatchParts, Vec<Shape>), Exhausted> {
-        let Self { inputs, outputs, scratch, numbers } = self;
+    pub fn parts(self, rows: u32, pool: &BufferPool) -> Result<(BatchParts, Expected), Exhausted> {
+        let Self { inputs, outputs, scratch, numbers, own } = self;
         let buffers = outputs.iter().map(|output| pool.allocate(output.bytes));
         let buffers = buffers.collect::<Result<_, _>>()?;
         let shapes = outputs.into_iter().map(|output| output.shape).collect();
-        Ok((BatchParts { rows, inputs, outputs: buffers, scratch, numbers }, shapes))
+        let expected = Expected { shapes, own: own.clone() };
+        Ok((BatchParts { rows, inputs, outputs: buffers, scratch, numbers, own }, expected))
     }
 }
 
-/// The outputs of a batch that has come back.
-pub fn returned(shapes: Vec<Shape>, outputs: Vec<Bytes>) -> BatchOutputs {
-    let tensors = shapes.into_iter().zip(outputs);
-    tensors.map(|(shape, data)| Some(BatchTensor { shape, data })).collect()
-}
-
 /// An instance on a device for who runs one batch at a time and waits for it.
-pub struct Direct<C> {
-    alone: Alone<C>,
+pub struct Direct<R> {
+    alone: Alone<R>,
     model: Arc<dyn DeviceModel>,
 }
 
-impl Direct<Box<dyn Compute>> {
+impl Direct<Runner> {
     /// Of the whole instance.
     ///
     /// # Errors
     /// When the device refuses.
     pub fn of(instance: DeviceInstance) -> Result<Self, BackendError> {
-        let DeviceInstance { device, model, compute } = instance;
-        Self::open(device, model, compute)
+        let DeviceInstance { device, model, runner } = instance;
+        Self::open(device, model, runner)
     }
 }
 
-impl<'a> Direct<&'a mut dyn Compute> {
+impl<'a> Direct<&'a mut Runner> {
     /// For as long as the instance is lent.
     ///
     /// # Errors
     /// When the device refuses.
     pub fn with(instance: &'a mut DeviceInstance) -> Result<Self, BackendError> {
-        let DeviceInstance { device, model, compute } = instance;
-        Self::open(device.clone(), model.clone(), &mut **compute)
+        let DeviceInstance { device, model, runner } = instance;
+        Self::open(device.clone(), model.clone(), runner)
     }
 }
 
-impl<C: Compute> Direct<C> {
+impl<R: BorrowMut<Runner>> Direct<R> {
     fn open(
         device: Arc<dyn Device>,
         model: Arc<dyn DeviceModel>,
-        compute: C,
+        runner: R,
     ) -> Result<Self, BackendError> {
-        let alone = Alone::open(device, compute);
+        let alone = Alone::open(device, runner);
         Ok(Self { alone: alone.map_err(|error| BackendError(error.to_string()))?, model })
     }
 }
 
-impl<C: Compute> Instance for Direct<C> {
+impl<R: BorrowMut<Runner> + Send> Instance for Direct<R> {
     fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
-        let laid = self.model.lay_out(batch.rows, batch.inputs)?;
-        let (parts, shapes) = laid
+        let laid = self.model.lay_out(batch)?;
+        let (parts, expected) = laid
             .parts(batch.rows, batch.pool)
             .map_err(|exhausted| BackendError(exhausted.to_string()))?;
         let outputs = self.alone.run(parts).map_err(|error| BackendError(error.to_string()))?;
-        Ok(returned(shapes, outputs))
+        self.model.outputs(expected, outputs)
+    }
+
+    fn device(&self) -> Option<&Arc<dyn Device>> {
+        Some(self.alone.device())
     }
 }

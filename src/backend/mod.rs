@@ -16,16 +16,17 @@ pub mod python;
 pub mod pytorch;
 mod repeat;
 mod request;
+mod voyage;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::{inference::Shape, memory::BufferPool, proto::ModelConfig};
+use crate::{device::Device, inference::Shape, memory::BufferPool, proto::ModelConfig};
 
 pub use self::{
-    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, returned},
+    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, Expected},
     host::{Answer, AnswerTo, AskModels, Asked, ControlModels, Done, Host},
     identity::Identity,
     ops::Ops,
@@ -131,6 +132,14 @@ impl ModelInstance {
             Self::Requests(_) => None,
         }
     }
+
+    /// [`Instance::device`].
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
+        match self {
+            Self::Batches(instance) => instance.device(),
+            Self::Requests(_) => None,
+        }
+    }
 }
 
 /// Whether a model's instances can run on a reactor between two polls.
@@ -153,6 +162,11 @@ pub trait Instance: Send {
     /// # Errors
     /// The whole batch fails with the message.
     fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError>;
+
+    /// The device that it cannot run without, where the server knows of it.
+    fn device(&self) -> Option<&Arc<dyn Device>> {
+        None
+    }
 }
 
 /// The outputs of a batch, one entry per output of the signature.

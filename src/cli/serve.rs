@@ -285,9 +285,16 @@ pub fn find_backends(
     });
     let (compilers, there) = (directory.clone(), devices.clone());
     backends.add("cuda", move || Ok(Arc::new(Cuda::new(compilers.clone(), there.clone()))));
-    let place = directory.clone();
-    backends.add("onnxruntime", move || Ok(Arc::new(OnnxRuntime::open(known(place.as_deref())?)?)));
-    backends.add("pytorch", move || Ok(Arc::new(PyTorch::open(known(directory.as_deref())?)?)));
+    let (place, there) = (directory.clone(), devices.clone());
+    backends.add("onnxruntime", move || {
+        let opened = OnnxRuntime::open(known(place.as_deref())?)?;
+        Ok(Arc::new(opened.on(there.clone())))
+    });
+    let there = devices.clone();
+    backends.add("pytorch", move || {
+        let opened = PyTorch::open(known(directory.as_deref())?)?;
+        Ok(Arc::new(opened.on(there.clone())))
+    });
     backends
 }
 

@@ -42,6 +42,18 @@ pub enum DeviceError {
         /// Why.
         reason: String,
     },
+    /// Work of a library failed.
+    #[error("{who} failed on device {device}: {reason}")]
+    Visit {
+        /// The device.
+        device: usize,
+        /// Whose work it was.
+        who: String,
+        /// Why.
+        reason: String,
+        /// Whether the library found no memory for it.
+        out_of_memory: bool,
+    },
     /// The device has no code for a kernel.
     #[error("device {device} cannot load kernel '{kernel}': {reason}")]
     Kernel {
@@ -120,6 +132,6 @@ impl DeviceError {
 
     /// Whether the same could work once memory has come free.
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::OutOfMemory { .. })
+        matches!(self, Self::OutOfMemory { .. } | Self::Visit { out_of_memory: true, .. })
     }
 }

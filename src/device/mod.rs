@@ -18,6 +18,7 @@ pub mod kernels;
 mod launch;
 mod memory;
 pub mod streams;
+mod visit;
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,6 +31,7 @@ pub use self::{
     error::DeviceError,
     launch::{Argument, HostArgument, Kernel, KernelSource, Launch, Scalar, TABLE_LEN, Twin},
     memory::{Allocation, DeviceMemory, DeviceSlice, HostTarget, Landing},
+    visit::{Destination, LibraryMemory, Visit, VisitError, VisitWork, Visited},
 };
 
 /// A GPU, or its twin on the host. Handles that it gives keep it alive.
@@ -126,6 +128,15 @@ pub trait Stream: Send {
     /// # Errors
     /// When an argument is another device's, the shape is not possible, or the device refuses.
     fn launch(&mut self, launch: Launch) -> Result<(), DeviceError>;
+
+    /// Has a library do work of its own on the stream. It cannot be captured.
+    ///
+    /// # Errors
+    /// When memory is another device's, the device refuses, or, on a GPU, the library fails.
+    fn visit(&mut self, visit: Visit) -> Result<(), DeviceError>;
+
+    /// What CUDA's libraries know the stream by; none on the host.
+    fn handle(&self) -> Option<u64>;
 
     /// Records an event: it happens when all before it has run.
     ///

@@ -24,7 +24,7 @@ pub struct Options {
     /// The GPUs of the machine.
     pub gpus: Gpus,
     /// The back ends whose models run on GPUs where there are any and the configuration leaves it open.
-    pub gpu_backends: &'static [&'static str],
+    pub gpu_backends: Vec<&'static str>,
     /// `--min-supported-compute-capability`.
     pub min_compute_capability: f64,
     /// The settings of `--backend-config` by back end; those under the empty name hold for all.
@@ -75,7 +75,7 @@ impl Default for Options {
             rename: false,
             default_max_batch_size: 4,
             gpus: Vec::new().into(),
-            gpu_backends: &["onnxruntime", "cuda", "ops"],
+            gpu_backends: vec!["onnxruntime", "pytorch", "cuda", "ops"],
             min_compute_capability: 6.0,
             backend_settings: BTreeMap::new(),
         }

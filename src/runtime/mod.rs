@@ -35,7 +35,7 @@ pub use reactor::{
     Message, ReactorHandle, ReactorSettings, Reactors, StartError, current, spawn, try_current,
 };
 pub use reply::{End, ReplyReceiver, ReplySender, Unread, reply_channel};
-pub use stall::{Label, label};
+pub use stall::{Label, label, polls};
 pub use tcp::TcpStream;
 pub use timer::{HyperTimer, Sleep, sleep, sleep_until};
 pub use topology::{Topology, pin_to};

@@ -55,8 +55,9 @@ impl Activity {
     }
 }
 
-/// How often the current reactor has begun or ended to poll a task; 0 elsewhere.
-pub(super) fn polls() -> u64 {
+/// How often the current reactor has begun or ended to poll a task, which is the same from the beginning
+/// of a poll to its end; 0 elsewhere.
+pub fn polls() -> u64 {
     try_current().map_or(0, |reactor| reactor.shared().activity.edge.load(Ordering::Relaxed))
 }
 

@@ -234,20 +234,36 @@ pub fn run(
     let assembled = Timestamp::now();
     times.compute_input = assembled - began;
 
-    let wanted: SmallVec<[bool; 4]> = (0..signature.outputs.len())
-        .map(|index| requests.iter().any(|request| request.outputs.contains(&(index as u16))))
-        .collect();
+    let wanted = wanted(signature, requests);
     let rows = requests.iter().map(|request| request.batch_size).sum();
     let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool };
     let outputs = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)))
         .unwrap_or_else(|panic| Err(BackendError(describe(&*panic))))
-        .map_err(|error| Error::Backend { detail: error.0 })?;
+        .map_err(|error| failure(instance, signature, error))?;
     let ran = Timestamp::now();
     times.compute_infer = ran - assembled;
 
     let responses = batch::split(signature, ragged, requests, &outputs)?;
     times.compute_output = Timestamp::now() - ran;
     Ok(responses)
+}
+
+/// For each output of the signature, whether any of the requests asks for it.
+pub fn wanted(signature: &Signature, requests: &[&Admitted]) -> SmallVec<[bool; 4]> {
+    (0..signature.outputs.len())
+        .map(|index| requests.iter().any(|request| request.outputs.contains(&(index as u16))))
+        .collect()
+}
+
+/// What a run that failed is to its clients.
+fn failure(instance: &dyn Instance, signature: &Signature, error: BackendError) -> Error {
+    match instance.device().and_then(|device| device.lost()) {
+        Some(lost) => {
+            let (model, reason) = (signature.model.to_string(), lost.to_string());
+            Error::ModelUnavailable { model, reason }
+        }
+        None => Error::Backend { detail: error.0 },
+    }
 }
 
 /// Notes how a request ran, and what came of it.

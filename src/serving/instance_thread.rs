@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     backend::{ModelInstance, RequestInstance},
+    device::Device,
     inference::Timestamp,
     runtime::{ReactorHandle, pin_to},
 };
@@ -62,11 +63,14 @@ impl InstanceThreads {
     pub fn start(instances: Vec<PlacedInstance>, home: &ReactorHandle) -> Result<Self, NoThread> {
         let count = instances.len();
         let (batches, receive) = bounded(count * LANES_WHEN_QUICK);
+        let devices = instances.iter().map(|placed| placed.instance.device().cloned());
+        let devices: Arc<[_]> = devices.collect();
         for PlacedInstance { name, cores, seat, instance } in instances {
             let (receive, home) = (receive.clone(), home.clone());
+            let devices = devices.clone();
             thread::Builder::new()
                 .name(name.clone())
-                .spawn(move || run(instance, seat.as_ref(), &cores, &receive, &home, count))
+                .spawn(move || run(instance, seat.as_ref(), &cores, &receive, &home, &devices))
                 .map_err(|source| NoThread { name, source })?;
         }
         Ok(Self { batches, count, in_flight: 0, lanes: LANES })
@@ -115,7 +119,7 @@ fn run(
     cores: &[usize],
     batches: &Receiver<SealedBatch>,
     home: &ReactorHandle,
-    count: usize,
+    devices: &[Option<Arc<dyn Device>>],
 ) {
     if let Err(error) = pin_to(cores) {
         log::warn!("an instance thread cannot be bound to cores {cores:?}: {error}");
@@ -124,7 +128,7 @@ fn run(
     for batch in batches {
         if let (ModelInstance::Requests(instance), None) = (&mut instance, seat) {
             // What waits while all are busy is shared out among them.
-            let others = if is_quick { batches.len().div_ceil(count) } else { 0 };
+            let others = if is_quick { batches.len().div_ceil(devices.len()) } else { 0 };
             let series = std::iter::once(batch).chain(batches.try_iter().take(others));
             let mut is_gone = false;
             run_series(&mut **instance, series.collect(), home, |version, executed| {
@@ -159,6 +163,10 @@ fn run(
         if home.send(Box::new(move || version.executed(executed))).is_err() {
             return;
         }
+        // An instance that cannot run any more leaves what comes to those that can.
+        if is_lost(instance.device()) && !devices.iter().all(|other| is_lost(other.as_ref())) {
+            return;
+        }
     }
 }
 
@@ -184,6 +192,10 @@ fn run_batch(instance: &mut ModelInstance, batch: SealedBatch, home: &ReactorHan
         true => Executed::cancelled(batch),
         false => execute(instance, batch, home, Timestamp::now()),
     }
+}
+
+fn is_lost(device: Option<&Arc<dyn Device>>) -> bool {
+    device.is_some_and(|device| device.lost().is_some())
 }
 
 fn all_left(jobs: &[Job]) -> bool {

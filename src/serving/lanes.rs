@@ -17,8 +17,7 @@ use crate::{
     device::{
         Device, DeviceError, Devices,
         streams::{
-            self, Compute, Finished, Lanes, ModelPlan, OpenModel, Place, SchedulerSettings,
-            Timeline,
+            self, Finished, Lanes, ModelPlan, OpenModel, Place, Runner, SchedulerSettings, Timeline,
         },
     },
     inference::Timestamp,
@@ -136,10 +135,9 @@ impl Fleet {
             let found = all.iter().position(|device| device.properties().index == number);
             let device =
                 found.ok_or(DeviceError::Foreign { device: number, what: "an instance" })?;
-            Ok((Place { device, lanes: self.settings.lanes }, instance.compute))
+            Ok((Place { device, lanes: self.settings.lanes }, instance.runner))
         });
-        let instances: Vec<(Place, Box<dyn Compute>)> =
-            placed.collect::<Result<_, DeviceError>>()?;
+        let instances: Vec<(Place, Runner)> = placed.collect::<Result<_, DeviceError>>()?;
         let plan = ModelPlan { name: name.clone(), share: 1.0, graphs, instances };
         let none = DeviceError::Foreign { device: 0, what: "a model without instances" };
         Ok(OpenLanes {
@@ -209,7 +207,7 @@ impl Fleet {
     }
 
     /// The first to bring the news that a device is lost has it told.
-    fn heed(&self, error: &DeviceError) {
+    pub(super) fn heed(&self, error: &DeviceError) {
         if error.is_lost() {
             self.lost.get_or_init(|| (self.on_loss)(error));
         }

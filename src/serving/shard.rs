@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     inference::{Admitted, Error, Timestamp},
-    runtime::{ReactorHandle, Sleep, current, sleep_until, spawn, yield_now},
+    runtime::{self, ReactorHandle, Sleep, current, sleep_until, spawn, yield_now},
     scheduler::{BatchingPolicy, Decision, DynamicQueue, InOrder},
 };
 
@@ -38,8 +38,8 @@ pub struct Shard {
     answer_order: AnswerOrder,
     /// Whether requests form batches, and so have to wait for each other.
     batches: bool,
-    /// How long requests have run at once since the task last had its turn.
-    ran_at_once: Cell<Duration>,
+    /// How long requests have run at once in one poll of a task of this reactor, and in which.
+    ran_at_once: Cell<(Duration, u64)>,
     bell: Bell,
     closed: Cell<bool>,
 }
@@ -97,15 +97,16 @@ impl Shard {
     /// Queues a request, or runs it at once if nothing is in its way.
     pub fn submit(&self, job: Job) {
         let statistics = job.version.statistics.clone();
+        if self.can_run_at_once() {
+            statistics.enqueued(self.home.index());
+            return self.run_at_once(job);
+        }
         let arrived = job.arrived;
         let queued = self.queue.borrow_mut().push(job, arrived);
         match queued {
             Ok(()) => {
                 statistics.enqueued(self.home.index());
-                match self.can_run_at_once() {
-                    true => self.run_at_once(),
-                    false => self.bell.ring(),
-                }
+                self.bell.ring();
             }
             Err((job, error)) => {
                 let error = error.in_request(&job.id);
@@ -145,28 +146,36 @@ impl Shard {
         self.queue.borrow_mut().finished(executed.rows(), executed.took());
     }
 
-    /// Whether the request that was queued last need not wait for the shard's task: no other can join it,
-    /// none is in front of it, and what ran this way has not kept the reactor too long.
+    /// Whether a request need not wait for the shard's task: no other can join it, none is in front of
+    /// it, and what ran this way has not kept the reactor too long.
     fn can_run_at_once(&self) -> bool {
         !self.batches
-            && self.ran_at_once.get() < INLINE_TICK
-            && self.queue.borrow().len() == 1
+            && self.ran_in_this_poll() < INLINE_TICK
+            && self.queue.borrow().is_empty()
             && matches!(*self.executor.borrow(), Executor::Inline(Some(_)))
     }
 
-    fn run_at_once(&self) {
+    fn run_at_once(&self, job: Job) {
         let began = Timestamp::now();
-        self.drop_hopeless(began);
-        let decision = self.queue.borrow_mut().next(began);
-        if let Decision::Run(jobs) = decision {
-            let ended = self.run(jobs, began);
-            self.ran_at_once.set(self.ran_at_once.get() + (ended - began));
+        if job.deadline.is_some_and(|deadline| deadline <= began) {
+            job.version.statistics.dequeued(self.home.index());
+            return job.fail(self.home.index(), Error::DeadlineExpired);
+        }
+        let ran = self.ran_in_this_poll();
+        let ended = self.run(vec![job], began);
+        self.ran_at_once.set((ran + (ended - began), runtime::polls()));
+    }
+
+    /// How long requests have run at once since a task of this reactor last gave others their turn.
+    fn ran_in_this_poll(&self) -> Duration {
+        match self.ran_at_once.get() {
+            (ran, poll) if poll == runtime::polls() => ran,
+            _ => Duration::ZERO,
         }
     }
 
     /// Starts every batch that can start. Returns when to be called again, though nothing arrives.
     async fn pump(&self) -> Option<Timestamp> {
-        self.ran_at_once.set(Duration::ZERO);
         let mut inline_since = Timestamp::now();
         loop {
             let now = Timestamp::now();

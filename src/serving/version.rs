@@ -9,6 +9,7 @@ use super::{
     ensemble::{self, EnsembleSteps, Parent},
     execution::Executed,
     job::{Job, Reply},
+    lanes::Fleet,
     sequences::{Ran, SequenceShardHandle},
     shard::ShardHandle,
 };
@@ -61,6 +62,8 @@ pub struct LoadedVersion {
     instances: usize,
     /// Where its instances run, if it is on devices.
     devices: Vec<Arc<dyn Device>>,
+    /// Who is to hear that one of them is lost.
+    fleet: Option<Arc<Fleet>>,
     /// Kept as long as the version, whose back end may still read from it.
     _folder: Option<Arc<TemporaryFolder>>,
     /// Told of the end of the model when no version of it is left.
@@ -232,8 +235,19 @@ impl LoadedVersion {
 
     /// Takes back a batch that an instance thread has run. Runs at home.
     pub(super) fn executed(&self, executed: Executed) {
+        self.heed_loss(&executed);
         if let Some(Queue::Batches(shard)) = self.queues.get() {
             shard.finished(executed);
+        }
+    }
+
+    /// After a batch that failed looks whether that is because a device is lost.
+    fn heed_loss(&self, executed: &Executed) {
+        if let Some(fleet) = &self.fleet
+            && executed.took().is_none()
+        {
+            let lost = self.devices.iter().filter_map(|device| device.lost());
+            lost.for_each(|error| fleet.heed(&error));
         }
     }
 
@@ -254,6 +268,7 @@ impl LoadedVersion {
 
     /// Takes back a batch of sequences that their instance has run. Runs at home.
     pub(super) fn ran(&self, ran: Ran) {
+        self.heed_loss(&ran.executed);
         if let Some(Queue::Sequences(shard)) = self.queues.get() {
             shard.finished(ran);
         }

@@ -75,6 +75,18 @@ CALLS = (
 )
 COROUTINES = ("many", "decoupled", "sleep")
 AGAIN = (1, 2, 5)
+# Sequence, flags, what it counts, and the outputs asked for by name. The real server gives such models no state
+# but the one that a sequence begins with.
+STATES = (
+    (1, "s", 1, ()),
+    (1, "", 2, ()),
+    (2, "s", 3, ()),
+    (1, "", 0, ()),
+    (2, "e", 4, ("TOLD",)),
+    (1, "", 5, ("TOLD", "COUNTED")),
+    (1, "e", 6, ()),
+    (1, "", 7, ()),
+)
 REPEATS = ([1, 2, 3], [1, 13, 3], [], [-1])
 
 
@@ -102,12 +114,12 @@ def read(result) -> dict:
     return outputs
 
 
-def infer(server, model: str, **inputs) -> dict:
+def infer(server, model: str, options: dict | None = None, **inputs) -> dict:
     """The answer of a model, or its error."""
     with triton_grpc.InferenceServerClient(server.grpc_address) as client:
         try:
             tensors = [tensor(name, array) for name, array in inputs.items()]
-            return read(client.infer(model, tensors, client_timeout=WAIT_SECONDS_MAX))
+            return read(client.infer(model, tensors, client_timeout=WAIT_SECONDS_MAX, **(options or {})))
         except triton_grpc.InferenceServerException as error:
             return {"error": error.message(), "status": str(error.status())}
 
@@ -115,6 +127,14 @@ def infer(server, model: str, **inputs) -> dict:
 def way(server, model: str, text: str) -> dict:
     """The answer of a model that is told what to do."""
     return infer(server, model, WAY=np.array([text.encode()], np.object_))
+
+
+def in_sequence(server, model: str, sequence: int, flags: str, value: int, outputs: tuple[str, ...]) -> dict:
+    """The answer to a request of a sequence."""
+    options = {"sequence_id": sequence, "sequence_start": "s" in flags, "sequence_end": "e" in flags}
+    if outputs:
+        options["outputs"] = [triton_grpc.InferRequestedOutput(name) for name in outputs]
+    return infer(server, model, options, IN=np.array([[value]], np.int32))
 
 
 def stream(server, model: str, until: int = 0, **inputs) -> list:
@@ -150,6 +170,8 @@ def ask_all(server, folder: pathlib.Path) -> dict:
     for count in AGAIN:
         answers[f"again: {count}"] = stream(server, "again", IN=np.array([[count]], np.int32))
         answers[f"again_once: {count}"] = infer(server, "again_once", IN=np.array([count], np.int32))
+    for each in STATES:
+        answers[f"state: {each}"] = in_sequence(server, "state", *each)
     rows = np.array([[1, 2], [3, 5]], np.float32)
     answers["add_sub"] = infer(server, "add_sub", INPUT0=rows, INPUT1=rows[::-1].copy())
     texts = np.array([[b"abc", "été".encode(), b"", b"longer"]], np.object_)

@@ -37,10 +37,14 @@ def tensors(rest: str = "") -> str:
     )
 
 
-def softmax(device: int = 0, options: str = models.batched()) -> models.Model:
+SEQUENCES = "max_batch_size: 8 sequence_batching { max_sequence_idle_microseconds: 60000000 }"
+LIMITED = ' rate_limiter { resources [{ name: "R" count: 1 }] }'
+
+
+def softmax(device: int = 0, options: str = models.batched(), limit: str = "") -> models.Model:
     """A chain of one step on a device."""
     chain = r"""parameters { key: "chain" value: { string_value: "[{\"op\": \"softmax\"}]" } }"""
-    group = f"instance_group {{ gpus: [ {device} ] }}"
+    group = f"instance_group {{ gpus: [ {device} ]{limit} }}"
     return models.Model(f'backend: "ops"\n{options}\n{chain}\n{group}\n{tensors()}')
 
 
@@ -82,16 +86,16 @@ def rows(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, COLUMNS), dtype=np.float32)
 
 
-def check(server, way: str, model: str, array: np.ndarray) -> None:
+def check(server, way: str, model: str, array: np.ndarray, **options) -> None:
     """That a model answers as it should."""
-    output = triton.infer(way, server, model, array).as_numpy("OUTPUT0")
+    output = triton.infer(way, server, model, array, **options).as_numpy("OUTPUT0")
     np.testing.assert_allclose(output, expected(array), rtol=1e-5)
 
 
-def refusal(server, way: str, model: str) -> InferenceServerException:
+def refusal(server, way: str, model: str, **options) -> InferenceServerException:
     """Why a model does not answer."""
     with pytest.raises(InferenceServerException) as caught:
-        triton.infer(way, server, model, rows(1, 0))
+        triton.infer(way, server, model, rows(1, 0), **options)
     return caught.value
 
 
@@ -167,6 +171,58 @@ def test_a_lost_device_leaves_the_others_serving(on_devices, strict):
         assert client.is_server_live() and client.is_server_ready() == (strict == "false")
     for seed in range(3):
         check(server, "http", "second", rows(3, seed))
+
+
+@pytest.mark.parametrize(
+    "options,limit,request_options",
+    [
+        (SEQUENCES, "", {"sequence_id": 5, "sequence_start": True, "sequence_end": True}),
+        (models.batched(), LIMITED, {}),
+    ],
+    ids=["sequences", "limited"],
+)
+def test_a_lost_device_is_told_by_models_outside_lanes_too(start, tmp_path, options, limit, request_options):
+    """Those of sequences, and those that take turns: an instance of theirs waits for its batch."""
+    chosen = {name: softmax(device, options, limit) for device, name in enumerate(("first", "second"))}
+    folder = models.write(tmp_path / "own", chosen)
+    flags = ["--device=host", "--host-device=count=2", "--rate-limit=execution_count"]
+    server = start(folder, *flags, "--host-device=lose=0:launch:2")
+    for seed in range(2):
+        check(server, "grpc", "first", rows(1, seed), **request_options)
+    told = "model 'first' is unavailable: device 0 is lost: an injected fault"
+    for _ in range(3):
+        error = refusal(server, "grpc", "first", **request_options)
+        assert (error.message(), error.status()) == (told, "StatusCode.UNAVAILABLE")
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        ready = {name: client.is_model_ready(name) for name in ("first", "second")}
+        assert ready == {"first": False, "second": True}
+        assert client.is_server_live() and not client.is_server_ready()
+    for seed in range(3):
+        check(server, "http", "second", rows(1, seed), **request_options)
+    server = start(folder, *flags, "--host-device=lose=0:launch:0", "--exit-on-device-loss")
+    assert "device 0 is lost" in refusal(server, "grpc", "first", **request_options).message()
+    server.process.wait(STOP_SECONDS_MAX)
+    assert server.process.returncode == 1
+
+
+def test_instances_that_take_turns_go_on_where_a_device_is_left(start, tmp_path):
+    """The instance on the device that is lost takes no request away from the other."""
+    both = softmax(limit=LIMITED)
+    both.config = both.config.replace("gpus: [ 0 ]", "gpus: [ 0, 1 ]")
+    folder = models.write(tmp_path / "own", {"both": both})
+    server = start(
+        folder, "--device=host", "--host-device=count=2", "--rate-limit=execution_count", "--host-device=lose=0:launch:0"
+    )
+    failures = 0
+    for seed in range(30):
+        try:
+            check(server, "grpc", "both", rows(1, seed))
+        except InferenceServerException as error:
+            assert error.status() == "StatusCode.UNAVAILABLE"
+            failures += 1
+    assert failures == 1
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        assert client.is_model_ready("both")
 
 
 @pytest.mark.parametrize("kind", ["copy", "allocation"])

@@ -484,16 +484,9 @@ def test_answers_keep_the_order_of_the_requests_where_that_is_wanted(start, tmp_
 
 def test_a_model_that_takes_single_requests_cannot_have_what_needs_batches(start, tmp_path):
     allowed = 'parameters { key: "allowed_batch_sizes" value { string_value: "1" } }'
-    state = """sequence_batching { state [ {
-        input_name: "BEFORE" output_name: "AFTER" data_type: TYPE_FP32 dims: [ 1 ]
-        initial_state: { data_type: TYPE_FP32 dims: [ 1 ] zero_data: true name: "none" }
-    } ] }"""
     plain = SLOW_CONFIG.format(ordered="false", decoupled="false")
-    dynamic = "dynamic_batching { preserve_ordering: false }"
     write(tmp_path / "repository", "allowed", plain + allowed, f"DECOUPLED = False\n{SLOW}")
-    write(tmp_path / "repository", "state", plain.replace(dynamic, state), f"DECOUPLED = False\n{SLOW}")
     server = start(tmp_path / "repository", INTERPRETER, "--exit-on-error=false", "--strict-readiness=false")
     with triton_grpc.InferenceServerClient(server.grpc_address) as client:
         reasons = {each.name: each.reason for each in client.get_model_repository_index().models}
     assert "takes single requests: it cannot fill batches up to 'allowed_batch_sizes'" in reasons["allowed"]
-    assert "takes single requests: it cannot keep implicit state" in reasons["state"]

@@ -69,6 +69,17 @@ def test_tensors_find_arguments_and_results(torch_server, model, a, b, differenc
     np.testing.assert_array_equal(got[product], left * right)
 
 
+def test_configurations_are_completed_as_far_as_a_file_tells(torch_server):
+    """Names, and what is no tensor."""
+    config = torch_server.get_json("/v2/models/untold/config")
+    told = [(each["name"], each["data_type"], [int(dim) for dim in each["dims"]]) for each in config["input"]]
+    assert told == [("texts", "TYPE_STRING", [-1]), ("times", "TYPE_INT64", [1])]
+    texts = np.array([b"ab", b"c"], dtype=np.object_)
+    got = infer(torch_server, "untold", texts=texts, times=np.array([2]))
+    assert got["OUTPUT__0"].tolist() == [b"ab", b"ab", b"c", b"c"]
+    np.testing.assert_array_equal(doubled(torch_server, "half_told"), X * 2)
+
+
 def test_dictionaries_are_keyed_by_name(torch_server):
     """As the only argument, and as the result."""
     got = infer(torch_server, "dictionary", right=X, left=X * 3)
@@ -225,6 +236,7 @@ BROKEN = {
     "other_type": "configuration expects datatype TYPE_STRING for input 'x'",
     "unusable": "an input of type 'List.Tensor.' was detected in the model",
     "bad_parameter": "expected true or false, got 'maybe'",
+    "nameless": "expected 'data_type' and 'dims' of input 'x', 'data_type' and 'dims' of output 'OUTPUT__0'",
     "on_gpu": "gpu",
 }
 

@@ -86,6 +86,18 @@ def conventions() -> dict[str, TorchModel]:
         "dictionary_out": TorchModel(
             config("x", "twice once"), "x: Tensor", "Dict[str, Tensor]", 'return {"once": x, "twice": torch.mul(x, 2)}'
         ),
+        "untold": TorchModel(
+            'platform: "pytorch_libtorch"\n',
+            "texts: List[str], times: int",
+            "List[str]",
+            'out = annotate(List[str], [])\nfor i in range(torch.len(texts)):\n'
+            "  for j in range(times):\n    _0 = torch.append(out, texts[i])\nreturn out",
+        ),
+        "half_told": TorchModel(
+            'platform: "pytorch_libtorch"\ninput [ { data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
+            + tensors("output", "OUTPUT__0"),
+            *DOUBLE,
+        ),
         "list_out": TorchModel(
             config("x", "OUTPUT__0 OUTPUT__1"), "x: Tensor", "List[Tensor]", "return [x, torch.neg(x)]"
         ),
@@ -205,6 +217,7 @@ def broken() -> dict[str, TorchModel]:
             config("x", "OUTPUT__0"), "x: List[Tensor]", "Tensor", "return x[0]"
         ),
         "bad_parameter": TorchModel(config("x", "OUTPUT__0", parameter("INFERENCE_MODE", "maybe")), *DOUBLE),
+        "nameless": TorchModel('platform: "pytorch_libtorch"\n', *DOUBLE),
         "on_gpu": TorchModel(config("x", "OUTPUT__0", on_gpu), *DOUBLE),
     }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a machine with a GPU is to show, from a built binary alone:
 #   tests/gpu/run.sh target/release/nereid
-# Prints the machine, then the parts of the bound that lanes reach on the GPU, and on the host beside it.
+# Prints the machine, then the parts of the bound that lanes reach on the GPU, and on the host beside it,
+# and what models of frameworks do there (python3 with numpy writes them).
 # `nereid bench gpu` compares every warm-up batch with what went in, so wrong results end it.
 set -euo pipefail
 nereid=${1:?"which binary? usage: tests/gpu/run.sh BINARY"}
@@ -27,6 +28,9 @@ used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | past
 before=$(used)
 "$nereid" bench gpu --device=cuda --batches=10000 --bytes=65536 --lanes=3 --models=1 --execute-us=20
 echo "MiB in use on all GPUs before and after: $before, $(used)"
+
+echo "== ONNX and TorchScript models end to end, of the back ends in ${NEREID_BACKEND_DIR:-the usual place}"
+python3 "$(dirname "$0")/frameworks.py" "$nereid"
 
 echo "== the host's engines and virtual time"
 "$nereid" bench gpu --device=host --device=virtual

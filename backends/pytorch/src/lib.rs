@@ -146,13 +146,14 @@ unsafe extern "C" fn free_results(results: *mut Results) {
 struct Inspected {
     // First, so that a pointer to one is a pointer to the other.
     arguments: Arguments,
-    list: Vec<Argument>,
-    found: Vec<libtorch::Argument>,
+    _list: Vec<Argument>,
+    _found: libtorch::Forward,
 }
 
 impl Inspected {
-    fn new(found: Vec<libtorch::Argument>) -> Self {
+    fn new(found: libtorch::Forward) -> Self {
         let list: Vec<Argument> = found
+            .arguments
             .iter()
             .map(|argument| Argument {
                 name: Text::of(&argument.name),
@@ -162,8 +163,14 @@ impl Inspected {
                 is_written: argument.is_written,
             })
             .collect();
-        let arguments = Arguments { data: list.as_ptr(), len: list.len() };
-        Self { arguments, list, found }
+        let arguments = Arguments {
+            data: list.as_ptr(),
+            len: list.len(),
+            results: found.results.as_ptr(),
+            results_len: found.results.len(),
+            stateful: found.stateful,
+        };
+        Self { arguments, _list: list, _found: found }
     }
 }
 

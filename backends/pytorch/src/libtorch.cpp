@@ -55,6 +55,26 @@ uint32_t kind_of(const c10::TypePtr& given) {
   }
 }
 
+// Whether what runs may keep something until its next run.
+bool keeps_something(const torch::jit::Block* block) {
+  for (const auto* node : block->nodes()) {
+    auto kind = node->kind();
+    // What is called but not in sight may do anything.
+    if (kind == c10::prim::SetAttr || kind == c10::prim::CallMethod || kind == c10::prim::CallFunction) return true;
+    if (node->hasAttribute(c10::attr::Subgraph)) return true;
+    if (const auto* schema = node->maybeSchema()) {
+      for (const auto& argument : schema->arguments()) {
+        const auto* alias = argument.alias_info();
+        if (alias && alias->isWrite() && argument.type()->kind() != c10::TypeKind::TensorType) return true;
+      }
+    }
+    for (const auto* inner : node->blocks()) {
+      if (keeps_something(inner)) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 extern "C" {
@@ -62,7 +82,9 @@ extern "C" {
 using Visit = void (*)(void* context, const char* name, const char* type_name, uint32_t kind, bool has_default,
                        bool is_written);
 
-char* nereid_torch_inspect(const char* path, void* context, Visit visit) {
+// `returns` is told the kind of each result, as far as their number is known.
+char* nereid_torch_inspect(const char* path, void* context, Visit visit, void (*returns)(void*, uint32_t),
+                           bool* stateful) {
   return message_of([&] {
     // Without the weights: on this device tensors are shapes only.
     auto module = torch::jit::load(path, c10::Device(c10::kMeta));
@@ -70,6 +92,7 @@ char* nereid_torch_inspect(const char* path, void* context, Visit visit) {
     auto graph = forward.graph()->copy();
     torch::jit::Inline(*graph);
     torch::jit::AliasDb aliases(graph);
+    *stateful = keeps_something(graph->block());
     const auto& arguments = forward.function().getSchema().arguments();
     for (size_t index = 1; index < arguments.size(); ++index) {
       const auto& argument = arguments[index];
@@ -77,25 +100,39 @@ char* nereid_torch_inspect(const char* path, void* context, Visit visit) {
       visit(context, argument.name().c_str(), type->annotation_str().c_str(), kind_of(type),
             argument.default_value().has_value(), aliases.hasWriters(graph->inputs().at(index)));
     }
+    for (const auto& result : forward.function().getSchema().returns()) {
+      if (auto tuple = result.type()->cast<c10::TupleType>()) {
+        for (const auto& element : tuple->elements()) returns(context, kind_of(element));
+      } else if (kind_of(result.type()) == 1 || kind_of(result.type()) == 2) {
+        returns(context, kind_of(result.type()));
+      }
+    }
   });
 }
 
-// A tensor over memory that stays until `release` is called with `owner`, which happens in any case.
-char* nereid_torch_tensor(const void* data, const int64_t* dims, size_t rank, int element, void* owner,
-                          void (*release)(void*), at::Tensor** tensor) {
+// A tensor over memory of a GPU, or of the host where there is none, that stays until `release` is called with
+// `owner`, which happens in any case; or a copy of it.
+char* nereid_torch_tensor(const void* data, const int64_t* dims, size_t rank, int element, int gpu, bool copied,
+                          void* owner, void (*release)(void*), at::Tensor** tensor) {
   std::shared_ptr<void> kept(owner, release);
   return message_of([&] {
     auto options = at::TensorOptions().dtype(static_cast<c10::ScalarType>(element));
+    auto device = gpu < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, gpu);
     auto deleter = [kept](void*) {};
-    *tensor = new at::Tensor(
-        at::from_blob(const_cast<void*>(data), c10::IntArrayRef(dims, rank), deleter, options));
+    auto over = at::from_blob(const_cast<void*>(data), c10::IntArrayRef(dims, rank), deleter, options.device(device),
+                              device);
+    *tensor = new at::Tensor(copied ? over.clone() : std::move(over));
   });
 }
 
-// The tensor on the host and in order, in memory that only the result refers to: what a module keeps
-// or hands out twice it may write on its next run.
-char* nereid_torch_own(const at::Tensor* given, at::Tensor** result) {
+// The tensor in order, on a GPU, where the next run's work comes behind whatever reads it; or on the host, in memory
+// that only the result refers to: what a module keeps or hands out twice it may write on its next run.
+char* nereid_torch_own(const at::Tensor* given, int gpu, at::Tensor** result) {
   return message_of([&] {
+    if (gpu >= 0) {
+      *result = new at::Tensor(given->to(c10::Device(c10::kCUDA, gpu)).contiguous());
+      return;
+    }
     auto own = given->to(at::kCPU).contiguous();
     size_t handles = own.is_same(*given) ? 2 : 1;
     if (own.use_count() > handles || own.storage().use_count() > 1) own = own.clone();
@@ -128,7 +165,8 @@ char* nereid_torch_new_stream(int gpu, c10::StreamId* stream) {
   });
 }
 
-// Makes the stream, and its GPU, the current ones of this thread.
+// Makes the stream, and its GPU, the current ones of this thread. Torch numbers a stream that it has not made by its
+// CUDA handle.
 char* nereid_torch_use_stream(int gpu, c10::StreamId stream) {
   return message_of([&] {
     c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);

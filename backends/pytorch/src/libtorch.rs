@@ -8,18 +8,26 @@ use torch_sys::C_tensor;
 use crate::Failure;
 
 unsafe extern "C" {
-    fn nereid_torch_inspect(path: *const c_char, context: *mut c_void, visit: Visit)
-    -> *mut c_char;
+    fn nereid_torch_inspect(
+        path: *const c_char,
+        context: *mut c_void,
+        visit: Visit,
+        returns: unsafe extern "C" fn(*mut c_void, u32),
+        stateful: *mut bool,
+    ) -> *mut c_char;
     fn nereid_torch_tensor(
         data: *const c_void,
         dims: *const i64,
         rank: usize,
         element: c_int,
+        gpu: c_int,
+        copied: bool,
         owner: *mut c_void,
         release: unsafe extern "C" fn(*mut c_void),
         tensor: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn nereid_torch_own(given: *const C_tensor, own: *mut *mut C_tensor) -> *mut c_char;
+    fn nereid_torch_own(given: *const C_tensor, gpu: c_int, own: *mut *mut C_tensor)
+    -> *mut c_char;
     fn nereid_torch_gpu_count() -> c_int;
     fn nereid_torch_enter(inference_mode: bool) -> *mut c_void;
     fn nereid_torch_leave(mode: *mut c_void);
@@ -42,8 +50,19 @@ pub struct Argument {
     pub is_written: bool,
 }
 
-/// The arguments of the `forward` of a model file, without the module itself.
-pub fn inspect(path: &str) -> Result<Vec<Argument>, Failure> {
+/// What a model file says of its `forward`.
+#[derive(Default)]
+pub struct Forward {
+    /// Its arguments, without the module itself.
+    pub arguments: Vec<Argument>,
+    /// The kinds of its results, if their number is known.
+    pub results: Vec<u32>,
+    /// Whether it may keep something from one run to the next.
+    pub stateful: bool,
+}
+
+/// Reads a model file, but not the weights.
+pub fn inspect(path: &str) -> Result<Forward, Failure> {
     unsafe extern "C" fn visit(
         context: *mut c_void,
         name: *const c_char,
@@ -54,7 +73,7 @@ pub fn inspect(path: &str) -> Result<Vec<Argument>, Failure> {
     ) {
         // SAFETY: `nereid_torch_inspect` passes its context on, and strings that live through the call.
         let (arguments, name, type_name) = unsafe {
-            let arguments = &mut *context.cast::<Vec<Argument>>();
+            let arguments = &mut (*context.cast::<Forward>()).arguments;
             (arguments, CStr::from_ptr(name), CStr::from_ptr(type_name))
         };
         let text = |text: &CStr| text.to_string_lossy().into_owned();
@@ -62,11 +81,26 @@ pub fn inspect(path: &str) -> Result<Vec<Argument>, Failure> {
         arguments.push(Argument { name, type_name, kind, has_default, is_written });
     }
 
+    unsafe extern "C" fn returns(context: *mut c_void, kind: u32) {
+        // SAFETY: `nereid_torch_inspect` passes its context on.
+        unsafe { (*context.cast::<Forward>()).results.push(kind) };
+    }
+
     let path = CString::new(path).map_err(|_| Failure("its path holds a zero byte".to_owned()))?;
-    let mut arguments: Vec<Argument> = Vec::new();
-    // SAFETY: `visit` is called with this context, during this call only.
-    check(unsafe { nereid_torch_inspect(path.as_ptr(), (&raw mut arguments).cast(), visit) })?;
-    Ok(arguments)
+    let (mut forward, mut stateful) = (Forward::default(), false);
+    let context = (&raw mut forward).cast();
+    // SAFETY: both functions are called with this context, during this call only, which writes the switch.
+    check(unsafe { nereid_torch_inspect(path.as_ptr(), context, visit, returns, &mut stateful) })?;
+    Ok(Forward { stateful, ..forward })
+}
+
+/// Where arguments and results are.
+#[derive(Clone, Copy)]
+pub struct Memory {
+    /// The GPU; less than zero on the host.
+    pub gpu: c_int,
+    /// Whether arguments are copied before they are used.
+    pub copied: bool,
 }
 
 /// A tensor over memory that `release(owner)` gives back, which happens in any case.
@@ -78,6 +112,7 @@ pub unsafe fn tensor_over(
     data: *const u8,
     dims: &[i64],
     element: c_int,
+    memory: Memory,
     owner: *mut c_void,
     release: unsafe extern "C" fn(*mut c_void),
 ) -> Result<Tensor, Failure> {
@@ -89,6 +124,8 @@ pub unsafe fn tensor_over(
             dims.as_ptr(),
             dims.len(),
             element,
+            memory.gpu,
+            memory.copied,
             owner,
             release,
             &mut tensor,
@@ -97,12 +134,12 @@ pub unsafe fn tensor_over(
     }
 }
 
-/// The tensor on the host, in row-major order, in memory that nobody else refers to.
-pub fn own(given: &Tensor) -> Result<Tensor, Failure> {
+/// The tensor in row-major order, on a GPU; or on the host, in memory that nobody else refers to.
+pub fn own(given: &Tensor, memory: Memory) -> Result<Tensor, Failure> {
     let mut own = std::ptr::null_mut();
     // SAFETY: the tensor is alive; the call writes the place.
     unsafe {
-        check(nereid_torch_own(given.as_ptr(), &mut own))?;
+        check(nereid_torch_own(given.as_ptr(), memory.gpu, &mut own))?;
         Ok(Tensor::from_ptr(own))
     }
 }
@@ -139,7 +176,7 @@ pub fn set_cudnn(enabled: bool) {
     unsafe { nereid_torch_set_cudnn(enabled) };
 }
 
-/// A stream of torch's pool on a GPU.
+/// A stream on a GPU.
 #[derive(Clone, Copy)]
 pub struct GpuStream {
     gpu: i32,
@@ -154,9 +191,16 @@ impl GpuStream {
         Ok(Self { gpu, id })
     }
 
+    /// One that torch has not made.
+    pub fn of(gpu: i32, handle: u64) -> Self {
+        // Handles are addresses, with the highest bit clear.
+        Self { gpu, id: handle.cast_signed() }
+    }
+
     /// Makes it the current stream of this thread.
     pub fn make_current(self) -> Result<(), Failure> {
-        // SAFETY: torch has made the stream, and never destroys those of its pool.
+        // SAFETY: torch never destroys the streams of its pool, and whoever gave another keeps it as long
+        // as the module.
         check(unsafe { nereid_torch_use_stream(self.gpu, self.id) })
     }
 }

@@ -6,7 +6,7 @@ use tch::{CModule, Device, IValue};
 
 use crate::{
     Failure,
-    libtorch::{self, GpuStream, Mode},
+    libtorch::{self, GpuStream, Memory, Mode},
     table::{self, Options},
     values::{Outputs, input, outputs},
 };
@@ -16,6 +16,7 @@ pub struct Module {
     options: Options,
     device: Option<Device>,
     stream: Option<GpuStream>,
+    memory: Memory,
 }
 
 impl Module {
@@ -37,6 +38,9 @@ impl Module {
             }
         };
         let stream = match device {
+            Some(Device::Cuda(_)) if options.stream != 0 => {
+                Some(GpuStream::of(options.device, options.stream))
+            }
             Some(Device::Cuda(_)) => Some(GpuStream::new(options.device)?),
             _ => None,
         };
@@ -44,19 +48,22 @@ impl Module {
             Some(device) => CModule::load_on_device(path, device),
             None => CModule::load(path),
         }?;
-        Ok(Self { module, options, device, stream })
+        let gpu = if options.stream == 0 { table::HOST } else { options.device };
+        let memory = Memory { gpu, copied: options.copied_arguments };
+        Ok(Self { module, options, device, stream, memory })
     }
 
     pub fn forward(&self, inputs: Vec<table::Value>) -> Result<Box<Outputs>, Failure> {
         let _mode = Mode::enter(self.options.inference_mode);
         let _no_gradient = tch::no_grad_guard();
-        // All of them before anything can fail, because each has memory to give back.
+        let switched = self.set_switches();
+        // All of them before anything fails, because each has memory to give back.
         let arguments: Vec<_> = inputs
             .into_iter()
             // SAFETY: the caller of the table's `forward` vouches for the values.
-            .map(|value| unsafe { input(value) })
+            .map(|value| unsafe { input(value, self.memory) })
             .collect();
-        self.set_switches()?;
+        switched?;
         let arguments = arguments.into_iter();
         let arguments = if self.options.dictionary {
             let entry = |(name, value)| Ok((IValue::String(name), self.moved_in(value)?));
@@ -66,7 +73,7 @@ impl Module {
         };
         let returned = self.module.forward_is(&arguments);
         drop(arguments);
-        let results = outputs(returned?)?;
+        let results = outputs(returned?, self.memory)?;
         if self.options.cache_cleaning && libtorch::gpu_count() > 0 {
             libtorch::empty_cache()?;
         }
@@ -132,5 +139,10 @@ fn set_inter_op_threads(threads: i32) -> Result<(), Failure> {
 }
 
 fn no_gpu(gpu: i32, count: i32) -> String {
-    format!("GPU {gpu} is not there: torch finds {count} of them")
+    match count {
+        0 => format!(
+            "GPU {gpu} cannot be used: this torch is built for the host alone, or finds no driver"
+        ),
+        _ => format!("GPU {gpu} is not there: torch finds {count} of them"),
+    }
 }

@@ -6,7 +6,7 @@ use tch::{IValue, Tensor};
 
 use crate::{
     Failure,
-    libtorch::{own, tensor_over},
+    libtorch::{Memory, own, tensor_over},
     table::{self, Results, Text, Value},
 };
 
@@ -14,17 +14,19 @@ use crate::{
 ///
 /// # Safety
 /// The value is as the table's `forward` wants it, and not used again.
-pub unsafe fn input(value: Value) -> (String, Result<IValue, Failure>) {
+pub unsafe fn input(value: Value, memory: Memory) -> (String, Result<IValue, Failure>) {
     // SAFETY: the caller's promise.
-    let (name, bytes) = unsafe { (value.name.to_string(), slice(value.data, value.len)) };
+    let name = unsafe { value.name.to_string() };
     if value.kind == table::KIND_TENSOR {
         // SAFETY: the caller's promise.
         let tensor = unsafe {
             let dims = slice(value.dims, value.rank);
-            tensor_over(value.data, dims, value.element, value.owner, value.release)
+            tensor_over(value.data, dims, value.element, memory, value.owner, value.release)
         };
         return (name, tensor.map(IValue::Tensor));
     }
+    // SAFETY: the caller's promise; what is no tensor lies on the host.
+    let bytes = unsafe { slice(value.data, value.len) };
     let argument = match value.kind {
         table::KIND_STRINGS => strings(bytes).map(IValue::StringList),
         table::KIND_INTEGER => word(bytes).map(i64::from_le_bytes).map(IValue::Int),
@@ -86,21 +88,23 @@ enum Data {
 }
 
 /// What `forward` returned, as one result, or as those in its tuple, list or dictionary.
-pub fn outputs(returned: IValue) -> Result<Box<Outputs>, Failure> {
+pub fn outputs(returned: IValue, memory: Memory) -> Result<Box<Outputs>, Failure> {
     let dictionary = matches!(returned, IValue::GenericDict(_));
     let held = match returned {
-        IValue::Tuple(values) => values.into_iter().map(held).collect(),
-        IValue::TensorList(tensors) => tensors.into_iter().map(tensor).collect(),
+        IValue::Tuple(values) => values.into_iter().map(|value| held(value, memory)).collect(),
+        IValue::TensorList(tensors) => {
+            tensors.into_iter().map(|given| tensor(given, memory)).collect()
+        }
         IValue::GenericDict(entries) => entries
             .into_iter()
             .map(|(key, value)| {
                 let IValue::String(name) = key else {
                     return Ok(Held::other("Dict without strings for keys"));
                 };
-                Ok(Held { name, ..held(value)? })
+                Ok(Held { name, ..held(value, memory)? })
             })
             .collect(),
-        one => held(one).map(|held| vec![held]),
+        one => held(one, memory).map(|held| vec![held]),
     };
     let held: Vec<Held> = held?;
     let values: Vec<Value> = held.iter().map(Held::value).collect();
@@ -108,9 +112,9 @@ pub fn outputs(returned: IValue) -> Result<Box<Outputs>, Failure> {
     Ok(Box::new(Outputs { results, values, held }))
 }
 
-fn held(value: IValue) -> Result<Held, Failure> {
+fn held(value: IValue, memory: Memory) -> Result<Held, Failure> {
     Ok(match value {
-        IValue::Tensor(value) => return tensor(value),
+        IValue::Tensor(value) => return tensor(value, memory),
         IValue::StringList(strings) => Held::strings(strings.iter().map(String::as_str)),
         // What tch makes of a list of strings that torch returns.
         IValue::GenericList(values) => {
@@ -142,11 +146,11 @@ fn as_string(value: &IValue) -> Option<&str> {
     }
 }
 
-fn tensor(given: Tensor) -> Result<Held, Failure> {
+fn tensor(given: Tensor, memory: Memory) -> Result<Held, Failure> {
     if given.is_sparse() || given.is_mkldnn() {
         return Ok(Held::other("Tensor that is not dense"));
     }
-    let tensor = own(&given)?;
+    let tensor = own(&given, memory)?;
     // SAFETY: the tensor is alive. Its type may be one that tch has no name for.
     let element = unsafe { torch_sys::at_scalar_type(tensor.as_ptr().cast_mut()) };
     let dims = tensor.size();

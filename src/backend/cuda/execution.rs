@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::launch::{Grid, LaunchPlan, Source, Tensor};
 use crate::{
-    backend::{BackendError, BatchTensor, DeviceBatch, DeviceModel, DeviceOutput},
+    backend::{BackendError, Batch, BatchTensor, DeviceBatch, DeviceModel, DeviceOutput},
     device::{
         Argument, Device, DeviceError, DeviceSlice, Kernel, KernelSource, Scalar, Stream,
         streams::{Compute, PlacedBatch},
@@ -28,15 +28,11 @@ pub(super) fn dims(spec: &TensorSpec) -> &Shape {
 }
 
 impl DeviceModel for Batches {
-    fn lay_out(
-        &self,
-        rows: u32,
-        inputs: &[Option<BatchTensor>],
-    ) -> Result<DeviceBatch, BackendError> {
-        let given: Option<Vec<&BatchTensor>> = inputs.iter().map(Option::as_ref).collect();
+    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
+        let given: Option<Vec<&BatchTensor>> = batch.inputs.iter().map(Option::as_ref).collect();
         let given =
             given.ok_or_else(|| BackendError("a kernel needs all of its inputs".to_owned()))?;
-        let outputs = self.0.outputs.iter().map(|spec| self.output(spec, &given, rows));
+        let outputs = self.0.outputs.iter().map(|spec| self.output(spec, &given, batch.rows));
         Ok(DeviceBatch {
             outputs: outputs.collect::<Result<_, _>>()?,
             inputs: given.iter().map(|tensor| tensor.data.clone()).collect(),

@@ -32,7 +32,7 @@ use super::{
     Placement, PlacementDevice,
 };
 use crate::{
-    device::{Device, Devices, KernelSource, Twin},
+    device::{Device, Devices, KernelSource, Twin, streams::Runner},
     inference::{DataType, Signature},
 };
 
@@ -223,8 +223,9 @@ impl Loaded {
         })?;
         let (plan, signature) = (self.plan.clone(), self.batches.0.clone());
         let loaded = OnDevice::load(&**device, &self.kernel, plan, signature);
-        let compute = Box::new(loaded.map_err(|error| BackendError(error.to_string()))?);
-        Ok(DeviceInstance { device: device.clone(), model: self.batches.clone(), compute })
+        let runner = loaded.and_then(|loaded| Runner::open(&**device, Box::new(loaded)));
+        let runner = runner.map_err(|error| BackendError(error.to_string()))?;
+        Ok(DeviceInstance { device: device.clone(), model: self.batches.clone(), runner })
     }
 
     /// A kernel runs on a device even where the configuration says the host.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ort_sys::OrtValue;
+use ort_sys::{OrtMemoryInfo, OrtValue};
 use smallvec::SmallVec;
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     strings,
 };
 use crate::{
-    backend::{Batch, BatchOutputs, BatchTensor},
+    backend::{Batch, BatchOutputs, BatchTensor, voyage::NotBrought},
     inference::{DataType, Shape},
     memory::{Buffer, Exhausted},
 };
@@ -41,6 +41,8 @@ pub(super) enum RunError {
     OutputType { output: Arc<str>, expected: DataType, got: i32 },
     #[error("output '{output}' has shape {shape}, which is too large")]
     OutputShape { output: Arc<str>, shape: Shape },
+    #[error(transparent)]
+    NotBrought(#[from] NotBrought),
 }
 
 /// A session with the plan for its signature: what instances share.
@@ -74,6 +76,24 @@ impl Execution {
         Self { session: Arc::new(session), plan, guesses_fail: AtomicBool::new(false) }
     }
 
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Whether outputs may be placed by sizes that do not stand in the file.
+    pub fn guesses(&self) -> bool {
+        !self.guesses_fail.load(Ordering::Relaxed)
+    }
+
+    /// Notes that such sizes have proved wrong.
+    pub fn guess_no_more(&self) {
+        self.guesses_fail.store(true, Ordering::Relaxed);
+    }
+
     /// Runs one batch.
     pub fn run(&self, batch: &Batch<'_>) -> Result<BatchOutputs, RunError> {
         let mut outputs = BatchOutputs::new();
@@ -87,7 +107,7 @@ impl Execution {
         if self.computed(batch).next().is_none() {
             return Ok(outputs);
         }
-        let guess = !self.guesses_fail.load(Ordering::Relaxed);
+        let guess = self.guesses();
         let result = self.attempt(batch, guess, &mut outputs);
         let Err(RunError::Ort(error)) = &result else { return result.map(|()| outputs) };
         let guessed = guess
@@ -96,7 +116,7 @@ impl Execution {
             return result.map(|()| outputs);
         }
         self.attempt(batch, false, &mut outputs)?;
-        self.guesses_fail.store(true, Ordering::Relaxed);
+        self.guess_no_more();
         Ok(outputs)
     }
 
@@ -193,16 +213,14 @@ impl Execution {
         if output.is_guess() && !guess {
             return Ok(None);
         }
-        let size = output.tensor.datatype.size();
-        let shape = output.shape(batch.rows, batch.inputs);
-        let (Some(size), Some(shape)) = (size, shape) else { return Ok(None) };
-        let count = shape.element_count().and_then(|count| usize::try_from(count).ok());
-        let Some(len) = count.and_then(|count| count.checked_mul(size)) else { return Ok(None) };
+        let Some(shape) = output.shape(batch.rows, batch.inputs) else { return Ok(None) };
+        let Some(len) = output.bytes(&shape) else { return Ok(None) };
         let mut buffer = batch.pool.allocate(len)?;
         // SAFETY: `Placed` drops the value before the buffer, which nobody else holds.
         let value = unsafe {
             value_over(
                 self.session.runtime,
+                &self.session.runtime.host,
                 &output.tensor,
                 &shape,
                 buffer.as_mut_ptr().cast(),
@@ -220,32 +238,10 @@ impl Execution {
         batch: &Batch<'_>,
     ) -> Result<BatchTensor, RunError> {
         let runtime = self.session.runtime;
-        let (mut element, mut dims, mut rank) = (0_i32, std::ptr::null(), 0);
-        // SAFETY: the value is alive; all places are written, the enumeration being as wide as an
-        // `i32`. What `dims` points to lives as long as the value.
-        unsafe {
-            runtime.check((runtime.api.GetTensorElementTypeAndShapeDataReference)(
-                value.as_ptr(),
-                (&raw mut element).cast(),
-                &mut dims,
-                &mut rank,
-            ))
-        }?;
-        let expected = plan.tensor.datatype;
-        if datatype_of(element) != Some(expected) {
-            let output = plan.tensor.label.clone();
-            return Err(RunError::OutputType { output, expected, got: element });
-        }
-        let shape = match rank {
-            0 => Shape::scalar(),
-            // SAFETY: there are `rank` dimensions, alive as said above.
-            _ => Shape::from(unsafe { std::slice::from_raw_parts(dims, rank) }),
-        };
+        let (shape, count) = described(runtime, plan, &value)?;
         let too_large =
             || RunError::OutputShape { output: plan.tensor.label.clone(), shape: shape.clone() };
-        let count = shape.element_count().and_then(|count| usize::try_from(count).ok());
-        let count = count.ok_or_else(too_large)?;
-        let data = match expected.size() {
+        let data = match plan.tensor.datatype.size() {
             None => {
                 // SAFETY: the type was compared above, and the count is that of the value's shape.
                 unsafe { strings::from_value(runtime, &value, count, batch.pool) }?.freeze()
@@ -305,30 +301,70 @@ impl Placed {
     }
 }
 
+/// The shape of a value that ONNX Runtime has made for an output, and the number of its elements,
+/// which are of the type that is planned.
+pub(super) fn described(
+    runtime: &Runtime,
+    plan: &OutputPlan,
+    value: &Handle<OrtValue>,
+) -> Result<(Shape, usize), RunError> {
+    let (mut element, mut dims, mut rank) = (0_i32, std::ptr::null(), 0);
+    // SAFETY: the value is alive; all places are written, the enumeration being as wide as an `i32`.
+    // What `dims` points to lives as long as the value.
+    unsafe {
+        runtime.check((runtime.api.GetTensorElementTypeAndShapeDataReference)(
+            value.as_ptr(),
+            (&raw mut element).cast(),
+            &mut dims,
+            &mut rank,
+        ))
+    }?;
+    let expected = plan.tensor.datatype;
+    if datatype_of(element) != Some(expected) {
+        let output = plan.tensor.label.clone();
+        return Err(RunError::OutputType { output, expected, got: element });
+    }
+    let shape = match rank {
+        0 => Shape::scalar(),
+        // SAFETY: there are `rank` dimensions, alive as said above.
+        _ => Shape::from(unsafe { std::slice::from_raw_parts(dims, rank) }),
+    };
+    match shape.element_count().and_then(|count| usize::try_from(count).ok()) {
+        Some(count) => Ok((shape, count)),
+        None => Err(RunError::OutputShape { output: plan.tensor.label.clone(), shape }),
+    }
+}
+
+/// The shape of an input as the file has it.
+pub(super) fn value_shape<'a>(plan: &InputPlan, input: &'a BatchTensor) -> &'a [i64] {
+    match plan.scalar && input.shape.element_count() == Some(1) {
+        true => &[],
+        false => &input.shape,
+    }
+}
+
 fn input_value(
     runtime: &Runtime,
     plan: &InputPlan,
     input: &BatchTensor,
 ) -> Result<Handle<OrtValue>, RunError> {
-    let shape: &[i64] = match plan.scalar && input.shape.element_count() == Some(1) {
-        true => &[],
-        false => &input.shape,
-    };
+    let shape = value_shape(plan, input);
     if plan.tensor.datatype == DataType::Bytes {
         return strings::to_value(runtime, shape, &input.data);
     }
     let data = input.data.as_ptr().cast_mut().cast();
     // SAFETY: the batch outlives the value. ONNX Runtime does not write to inputs of a run.
-    Ok(unsafe { value_over(runtime, &plan.tensor, shape, data, input.data.len()) }?)
+    Ok(unsafe { value_over(runtime, &runtime.host, &plan.tensor, shape, data, input.data.len()) }?)
 }
 
-/// A value over memory on the host that it does not own. ONNX Runtime refuses memory too short for
+/// A value over memory that it does not own, where `memory` says. ONNX Runtime refuses memory too short for
 /// the shape.
 ///
 /// # Safety
 /// The memory is there as long as the value, and may be written if the value is an output.
-unsafe fn value_over(
+pub(super) unsafe fn value_over(
     runtime: &Runtime,
+    memory: &Handle<OrtMemoryInfo>,
     plan: &TensorPlan,
     shape: &[i64],
     data: *mut c_void,
@@ -340,7 +376,7 @@ unsafe fn value_over(
     unsafe {
         Handle::create(api, api.ReleaseValue, |out| {
             (api.CreateTensorWithDataAsOrtValue)(
-                runtime.host.as_ptr(),
+                memory.as_ptr(),
                 data,
                 len,
                 shape.as_ptr(),
@@ -354,6 +390,6 @@ unsafe fn value_over(
 
 /// Whether a run failed because an output turned out to have another shape than the value given for
 /// it. The C API has no code of its own for that.
-fn is_shape_mismatch(error: &OrtError) -> bool {
+pub(super) fn is_shape_mismatch(error: &OrtError) -> bool {
     error.message.contains("The output OrtValue provided for output")
 }

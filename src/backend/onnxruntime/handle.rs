@@ -12,6 +12,13 @@ pub(super) struct OrtError {
     pub message: String,
 }
 
+impl OrtError {
+    /// Whether it says that a device has no memory left; the C API has no code of its own for that.
+    pub fn is_out_of_memory(&self) -> bool {
+        ["Failed to allocate memory", "out of memory"].iter().any(|it| self.message.contains(it))
+    }
+}
+
 /// Turns a status into a result, and releases it.
 ///
 /// # Safety

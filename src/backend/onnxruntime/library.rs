@@ -132,12 +132,39 @@ impl Runtime {
         unsafe { check(self.api, status) }
     }
 
+    /// Describes the memory of a GPU.
+    pub fn memory_of_gpu(&self, ordinal: i32) -> Result<Handle<OrtMemoryInfo>, OrtError> {
+        let kind = OrtAllocatorType::OrtDeviceAllocator;
+        let (name, usage) = (c"Cuda".as_ptr(), OrtMemType::OrtMemTypeDefault);
+        // SAFETY: creating function and release belong together; the name is a static string.
+        unsafe {
+            Handle::create(self.api, self.api.ReleaseMemoryInfo, |out| {
+                (self.api.CreateMemoryInfo)(name, kind, ordinal, usage, out)
+            })
+        }
+    }
+
     /// Whether the library has an execution provider, named without its suffix
     /// `ExecutionProvider`.
     pub fn offers(&self, provider: &str) -> bool {
         self.providers
             .iter()
             .any(|name| name.strip_suffix("ExecutionProvider").is_some_and(|name| name == provider))
+    }
+
+    /// # Errors
+    /// When the library has no such execution provider; the message names those that it has.
+    pub fn check_offers(&self, provider: &str) -> Result<(), OrtError> {
+        if self.offers(provider) {
+            return Ok(());
+        }
+        let (path, others) = (self.path.display(), self.providers.join(", "));
+        Err(OrtError {
+            code: ort_sys::OrtErrorCode::ORT_NOT_FOUND as i32,
+            message: format!(
+                "the library at {path} has no {provider}ExecutionProvider, only {others}"
+            ),
+        })
     }
 }
 

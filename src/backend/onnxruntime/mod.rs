@@ -5,12 +5,14 @@
 //! This room knows the library, model files, tensors and memory. It must not know requests,
 //! schedulers or wire formats. The library is opened at run time (`library`); what the
 //! configuration asks of a session is read by `settings` and applied by `options`; `plan` ties a
-//! model's signature to the tensors of its file; `execution` runs a batch.
+//! model's signature to the tensors of its file; `execution` runs a batch on the host, `on_device` where a
+//! lane has it.
 
 mod execution;
 mod handle;
 mod library;
 mod model;
+mod on_device;
 mod options;
 mod plan;
 mod session;
@@ -24,10 +26,11 @@ use std::{path::Path, sync::Arc};
 
 use self::{
     library::Runtime,
-    model::{OnnxModel, first_device, inspect_file},
+    model::{OnnxModel, inspect_file, place_to_inspect},
     settings::SessionSettings,
 };
 use super::{Backend, BackendError, Model, ModelIo, ModelSource};
+use crate::device::Devices;
 
 /// The version of ONNX Runtime that this back end is made for, which
 /// `nereid backend install onnxruntime` brings.
@@ -37,7 +40,15 @@ pub const VERSION: &str = "1.31.1";
 pub const ANY_VERSION: &str = "NEREID_ONNXRUNTIME_ANY_VERSION";
 
 /// The back end `onnxruntime`.
-pub struct OnnxRuntime(&'static Runtime);
+pub struct OnnxRuntime {
+    runtime: &'static Runtime,
+    devices: Arc<Devices>,
+}
+
+/// Whether the library in `{directory}/onnxruntime/` brings what runs models on GPUs.
+pub fn has_cuda(directory: &Path) -> bool {
+    directory.join("onnxruntime/libonnxruntime_providers_cuda.so").is_file()
+}
 
 impl OnnxRuntime {
     /// Opens the library in `{directory}/onnxruntime/`. A library once open stays so until the
@@ -47,7 +58,13 @@ impl OnnxRuntime {
     /// When there is no library, it cannot be opened or it is not of [`VERSION`]; the message names
     /// the command that installs it.
     pub fn open(directory: &Path) -> Result<Self, BackendError> {
-        Runtime::open(&directory.join("onnxruntime")).map(Self)
+        let devices = Arc::new(Devices::none("models were given no devices to run on"));
+        Runtime::open(&directory.join("onnxruntime")).map(|runtime| Self { runtime, devices })
+    }
+
+    /// The same, with devices that models can run on.
+    pub fn on(self, devices: Arc<Devices>) -> Self {
+        Self { devices, ..self }
     }
 }
 
@@ -57,7 +74,7 @@ impl Backend for OnnxRuntime {
     }
 
     fn version(&self) -> String {
-        self.0.version.clone()
+        self.runtime.version.clone()
     }
 
     fn default_model_filename(&self) -> Option<&'static str> {
@@ -66,10 +83,11 @@ impl Backend for OnnxRuntime {
 
     fn inspect(&self, source: &ModelSource) -> Result<Option<ModelIo>, BackendError> {
         let settings = SessionSettings::read(source)?;
-        inspect_file(self.0, source, &settings, first_device(&source.config)).map(Some)
+        let place = place_to_inspect(&source.config, &self.devices);
+        inspect_file(self.runtime, source, &settings, place).map(Some)
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
-        Ok(Arc::new(OnnxModel::load(self.0, source)?))
+        Ok(Arc::new(OnnxModel::load(self.runtime, self.devices.clone(), source)?))
     }
 }

@@ -10,15 +10,18 @@ use ort_sys::GraphOptimizationLevel;
 use super::{
     execution::Execution,
     library::Runtime,
+    on_device::{Batches, OnDevice},
     plan::Plan,
-    session::{Device, Port, Session},
+    session::{Device, OnStream, Port, Session},
     settings::SessionSettings,
 };
 use crate::{
     backend::{
-        BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model, ModelInstance,
-        ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice,
+        BackendError, Batch, BatchOutputs, DeviceInstance, Direct, Host, InlineFitness, Instance,
+        Model, ModelInstance, ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice,
     },
+    device::{self, Devices, Urgency, streams::Runner},
+    inference::DataType,
     proto::{ModelConfig, model_instance_group::Kind},
     repository::Ragged,
 };
@@ -26,6 +29,7 @@ use crate::{
 /// One version of a model: its settings, and a session per device.
 pub(super) struct OnnxModel {
     runtime: &'static Runtime,
+    devices: Arc<Devices>,
     source: ModelSource,
     settings: SessionSettings,
     /// Sessions that instances to come can use; few, so a list.
@@ -34,7 +38,11 @@ pub(super) struct OnnxModel {
 
 impl OnnxModel {
     /// Reads the settings and, unless all instances are to be on GPUs, opens the file on the host.
-    pub fn load(runtime: &'static Runtime, source: &ModelSource) -> Result<Self, BackendError> {
+    pub fn load(
+        runtime: &'static Runtime,
+        devices: Arc<Devices>,
+        source: &ModelSource,
+    ) -> Result<Self, BackendError> {
         let settings = SessionSettings::read(source)?;
         let groups = &source.config.instance_group;
         let all_on_gpu = !groups.is_empty() && groups.iter().all(|group| group.kind() == Kind::Gpu);
@@ -44,18 +52,22 @@ impl OnnxModel {
                 "setting 'enable-global-threadpool' has no effect: sessions have pools of their own"
             );
         }
-        let model =
-            Self { runtime, source: source.clone(), settings, sessions: Mutex::new(Vec::new()) };
+        let (source, sessions) = (source.clone(), Mutex::default());
+        let model = Self { runtime, devices, source, settings, sessions };
         if !all_on_gpu {
-            let execution = model.open(Device::Host)?;
+            let execution = model.open(Device::Host, None)?;
             let sessions = model.sessions.lock();
             sessions.unwrap_or_else(PoisonError::into_inner).push((Device::Host, execution));
         }
         Ok(model)
     }
 
-    fn open(&self, device: Device) -> Result<Arc<Execution>, BackendError> {
-        let session = open_session(self.runtime, &self.source, &self.settings, device)?;
+    fn open(
+        &self,
+        device: Device,
+        on_stream: Option<OnStream>,
+    ) -> Result<Arc<Execution>, BackendError> {
+        let session = open_session(self.runtime, &self.source, &self.settings, device, on_stream)?;
         // What sequences and batch inputs add is not the client's to give.
         let config = &self.source.config;
         let all_inputs = config.batch_input.is_empty()
@@ -86,11 +98,54 @@ impl OnnxModel {
             Some(index) => return Ok(sessions.swap_remove(index).1),
             None => {}
         }
-        let execution = self.open(device)?;
+        let execution = self.open(device, None)?;
         if shared {
             sessions.push((device, execution.clone()));
         }
         Ok(execution)
+    }
+
+    /// Why batches cannot be bound in a device's memory, if they cannot.
+    fn off_devices(&self, device: Device) -> Option<&'static str> {
+        let signature = &self.source.signature;
+        let mut tensors = signature.inputs.iter().chain(&signature.outputs);
+        if tensors.any(|spec| spec.datatype == DataType::Bytes) {
+            return Some("strings lie on the host");
+        }
+        let shares = device != Device::Host && self.settings.shared == Some(true);
+        shares.then_some("a session that instances share has no stream of its own")
+    }
+
+    /// The compute step of an instance: on a GPU a session of its own, which puts its work on the
+    /// instance's stream.
+    fn runner(
+        &self,
+        there: &dyn device::Device,
+        device: Device,
+    ) -> Result<(Arc<Execution>, Runner), BackendError> {
+        let refused = |error: String| BackendError(self.failed(device, &error));
+        let stream = there.stream(Urgency::Normal).map_err(|error| refused(error.to_string()))?;
+        let (execution, memory, graphs) = match (device, stream.handle()) {
+            (Device::Gpu(ordinal), Some(handle)) => {
+                let memory = self.runtime.memory_of_gpu(ordinal);
+                let memory = memory.map_err(|error| refused(error.to_string()))?;
+                let graphs = self.wants_graphs();
+                let execution = self.open(device, Some(OnStream { handle, graphs }))?;
+                (execution, Some(memory), graphs)
+            }
+            _ => (self.execution(Device::Host)?, None, false),
+        };
+        let model = OnDevice::new(self.source.name.clone(), execution.clone(), memory, graphs);
+        Ok((execution, Runner { stream, model: Box::new(model) }))
+    }
+
+    fn wants_graphs(&self) -> bool {
+        let optimization = self.source.config.optimization.as_ref();
+        optimization.and_then(|it| it.cuda.as_ref()).is_some_and(|cuda| cuda.graphs)
+    }
+
+    fn failed(&self, device: Device, error: &str) -> String {
+        failed(&self.source.name, device, error)
     }
 }
 
@@ -100,13 +155,37 @@ impl Model for OnnxModel {
         placement: &Placement,
         _: &Arc<Host>,
     ) -> Result<ModelInstance, BackendError> {
+        if let Some(instance) = self.on_device(placement)? {
+            return Ok(ModelInstance::Batches(Box::new(Direct::of(instance)?)));
+        }
         let device = match placement.device {
             PlacementDevice::Cpu | PlacementDevice::Model => Device::Host,
-            PlacementDevice::Gpu(ordinal) => Device::Gpu(ordinal),
+            PlacementDevice::Gpu(ordinal) => on(&self.devices, ordinal),
         };
         let execution = self.execution(device)?;
         let model = self.source.name.clone();
         Ok(ModelInstance::Batches(Box::new(OnnxInstance { model, execution })))
+    }
+
+    fn on_device(&self, placement: &Placement) -> Result<Option<DeviceInstance>, BackendError> {
+        let PlacementDevice::Gpu(ordinal) = placement.device else { return Ok(None) };
+        let device = on(&self.devices, ordinal);
+        let (model, instance) = (&self.source.name, &placement.name);
+        if let Some(reason) = self.off_devices(device) {
+            log::info!(
+                "tensors of instance '{instance}' of model '{model}' stay on the host: {reason}"
+            );
+            return Ok(None);
+        }
+        if device != Device::Host {
+            let offered = self.runtime.check_offers("CUDA");
+            offered.map_err(|error| BackendError(self.failed(device, &error.to_string())))?;
+        }
+        let there = self.devices.get(usize::try_from(ordinal).unwrap_or(usize::MAX));
+        let there = there.map_err(|reason| BackendError(self.failed(device, &reason)))?;
+        let (execution, runner) = self.runner(&**there, device)?;
+        let model = Arc::new(Batches { execution });
+        Ok(Some(DeviceInstance { device: there.clone(), model, runner }))
     }
 
     fn inline_fitness(&self) -> InlineFitness {
@@ -142,7 +221,7 @@ pub(super) fn inspect_file(
         optimization: GraphOptimizationLevel::ORT_DISABLE_ALL,
         ..settings.clone()
     };
-    let session = open_session(runtime, source, &settings, device)?;
+    let session = open_session(runtime, source, &settings, device, None)?;
     let tensors = |ports: &[Port]| -> Result<Vec<ModelIoTensor>, BackendError> {
         ports
             .iter()
@@ -162,9 +241,28 @@ pub(super) fn inspect_file(
 }
 
 /// The device to inspect a model on: some models run on no other than they ask for.
-pub(super) fn first_device(config: &ModelConfig) -> Device {
+pub(super) fn place_to_inspect(config: &ModelConfig, devices: &Devices) -> Device {
     let on_gpu = config.instance_group.iter().find(|group| group.kind() == Kind::Gpu);
-    on_gpu.map_or(Device::Host, |group| Device::Gpu(group.gpus.first().copied().unwrap_or(0)))
+    on_gpu.map_or(Device::Host, |group| on(devices, group.gpus.first().copied().unwrap_or(0)))
+}
+
+/// Where a session for the device of a number runs: a device may only stand in for a GPU.
+fn on(devices: &Devices, ordinal: i32) -> Device {
+    let there = devices.get(usize::try_from(ordinal).unwrap_or(usize::MAX));
+    let stands_in =
+        |there: &Arc<dyn device::Device>| there.properties().compute_capability.is_none();
+    match there.is_ok_and(stands_in) {
+        true => Device::Host,
+        false => Device::Gpu(ordinal),
+    }
+}
+
+fn failed(name: &str, device: Device, error: &str) -> String {
+    let place = match device {
+        Device::Host => String::new(),
+        Device::Gpu(ordinal) => format!(" on GPU {ordinal}"),
+    };
+    format!("failed to load model '{name}'{place}: {error}")
 }
 
 fn open_session(
@@ -172,6 +270,7 @@ fn open_session(
     source: &ModelSource,
     settings: &SessionSettings,
     device: Device,
+    on_stream: Option<OnStream>,
 ) -> Result<Session, BackendError> {
     let name = &source.name;
     let path = model_file(source);
@@ -189,13 +288,8 @@ fn open_session(
     static CUSTOM_OPERATORS: Mutex<()> = Mutex::new(());
     let _guard = (!settings.custom_op_libraries.is_empty())
         .then(|| CUSTOM_OPERATORS.lock().unwrap_or_else(PoisonError::into_inner));
-    Session::open(runtime, name, &path, settings, device).map_err(|error| {
-        let place = match device {
-            Device::Host => String::new(),
-            Device::Gpu(ordinal) => format!(" on GPU {ordinal}"),
-        };
-        BackendError(format!("failed to load model '{name}'{place}: {error}"))
-    })
+    Session::open(runtime, name, &path, settings, device, on_stream)
+        .map_err(|error| BackendError(failed(name, device, &error.to_string())))
 }
 
 /// The model file; a folder in its place holds it as `model.onnx`, beside external weights.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::{CString, c_char},
+    ffi::{CStr, CString, c_char},
     os::unix::ffi::OsStrExt as _,
 };
 
@@ -11,7 +11,7 @@ use ort_sys::{ExecutionMode, OrtRunOptions, OrtSessionOptions};
 use super::{
     handle::{Handle, OrtError},
     library::Runtime,
-    session::Device,
+    session::{Device, OnStream},
     settings::{Provider, ProviderKind, SessionSettings},
 };
 
@@ -41,6 +41,7 @@ impl Options {
         name: &str,
         settings: &SessionSettings,
         device: Device,
+        on_stream: Option<OnStream>,
     ) -> Result<Self, OrtError> {
         let api = runtime.api;
         // SAFETY: creating function and release belong together.
@@ -78,30 +79,20 @@ impl Options {
         }
         if let Device::Gpu(ordinal) = device {
             for provider in &settings.gpu_providers {
-                options.add(provider, Some(ordinal))?;
+                options.add(provider, &on_gpu(provider.kind, ordinal, on_stream))?;
             }
         }
         for provider in &settings.host_providers {
-            options.add(provider, None)?;
+            options.add(provider, &[])?;
         }
         Ok(options)
     }
 
-    fn add(&self, provider: &Provider, ordinal: Option<i32>) -> Result<(), OrtError> {
+    fn add(&self, provider: &Provider, added: &[(&str, String)]) -> Result<(), OrtError> {
         let api = self.runtime.api;
-        if !self.runtime.offers(provider.kind.name()) {
-            return Err(OrtError {
-                code: ort_sys::OrtErrorCode::ORT_NOT_FOUND as i32,
-                message: format!(
-                    "the library at {} has no {}ExecutionProvider, only {}",
-                    self.runtime.path.display(),
-                    provider.kind.name(),
-                    self.runtime.providers.join(", ")
-                ),
-            });
-        }
+        self.runtime.check_offers(provider.kind.name())?;
         let mut settings = provider.options.clone();
-        settings.extend(ordinal.map(|ordinal| ("device_id".to_owned(), ordinal.to_string())));
+        settings.extend(added.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         let settings = Settings::new(&settings)?;
         let (keys, values, count) =
             (settings.keys.as_ptr(), settings.values.as_ptr(), settings.len());
@@ -175,21 +166,38 @@ impl Settings {
     }
 }
 
-/// Options of a run that give back the unused arena memory of `devices` after it.
-pub(super) fn shrink_after_run(
+/// What a provider is told of the GPU that it is to work on, and of the stream.
+fn on_gpu(
+    kind: ProviderKind,
+    ordinal: i32,
+    on_stream: Option<OnStream>,
+) -> Vec<(&'static str, String)> {
+    let mut settings = vec![("device_id", ordinal.to_string())];
+    if let Some(OnStream { handle, graphs }) = on_stream {
+        settings.push(("user_compute_stream", handle.to_string()));
+        if graphs && kind == ProviderKind::Cuda {
+            settings.push(("enable_cuda_graph", "1".to_owned()));
+        }
+    }
+    settings
+}
+
+/// Options of a run, from ONNX Runtime's own names for them to their values.
+pub(super) fn run_options(
     runtime: &Runtime,
-    devices: &str,
+    entries: &[(&CStr, &str)],
 ) -> Result<Handle<OrtRunOptions>, OrtError> {
     let api = runtime.api;
-    let devices = c_string(devices.as_bytes())?;
     // SAFETY: creating function and release belong together.
     let options =
         unsafe { Handle::create(api, api.ReleaseRunOptions, |out| (api.CreateRunOptions)(out)) }?;
-    let key = c"memory.enable_memory_arena_shrinkage";
-    // SAFETY: the options are alive, and both strings are through the call; the status is its own.
-    unsafe {
-        runtime.check((api.AddRunConfigEntry)(options.as_ptr(), key.as_ptr(), devices.as_ptr()))
-    }?;
+    for (key, value) in entries {
+        let value = c_string(value.as_bytes())?;
+        // SAFETY: the options are alive, and both strings are through the call.
+        unsafe {
+            runtime.check((api.AddRunConfigEntry)(options.as_ptr(), key.as_ptr(), value.as_ptr()))
+        }?;
+    }
     Ok(options)
 }
 

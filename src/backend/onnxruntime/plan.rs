@@ -121,6 +121,12 @@ impl OutputPlan {
             .collect::<Option<Shape>>()
     }
 
+    /// The size of this output with a shape; none where it has no fixed size, or one that is too large.
+    pub fn bytes(&self, shape: &Shape) -> Option<usize> {
+        let count = usize::try_from(shape.element_count()?).ok()?;
+        count.checked_mul(self.tensor.datatype.size()?)
+    }
+
     /// Whether a run may well show other sizes than those foreseen, because not all stand in the
     /// file.
     pub fn is_guess(&self) -> bool {

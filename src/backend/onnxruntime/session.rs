@@ -10,16 +10,24 @@ use ort_sys::{
 use super::{
     handle::{Handle, OrtError},
     library::Runtime,
-    options::{Options, c_string, shrink_after_run},
+    options::{Options, c_string, run_options},
     settings::SessionSettings,
 };
 use crate::inference::{DataType, Shape};
+
+/// What ONNX Runtime calls the settings of a run.
+const SHRINKAGE: &CStr = c"memory.enable_memory_arena_shrinkage";
+const DO_NOT_WAIT: &CStr = c"disable_synchronize_execution_providers";
+const GRAPH: &CStr = c"gpu_graph_id";
 
 /// A model opened on one device. `Run` may be called on it from many threads at once.
 pub(super) struct Session {
     pub runtime: &'static Runtime,
     session: Handle<OrtSession>,
     run_options: Option<Handle<OrtRunOptions>>,
+    /// The devices whose unused arena memory is given back after a run.
+    shrunk: Option<String>,
+    on_stream: Option<OnStream>,
     /// The inputs that the file declares, in its order.
     pub inputs: Vec<Port>,
     /// The outputs that the file declares, in its order.
@@ -63,6 +71,15 @@ impl PortTensor {
     }
 }
 
+/// The stream that a session on a GPU puts its work on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OnStream {
+    /// Its CUDA handle.
+    pub handle: u64,
+    /// Whether runs are captured in graphs.
+    pub graphs: bool,
+}
+
 /// Where a session runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Device {
@@ -71,16 +88,18 @@ pub(super) enum Device {
 }
 
 impl Session {
-    /// Opens `path`. The name is that of the model, for log messages.
+    /// Opens `path`. The name is that of the model, for log messages. A session without a stream waits for
+    /// its work.
     pub fn open(
         runtime: &'static Runtime,
         name: &str,
         path: &Path,
         settings: &SessionSettings,
         device: Device,
+        on_stream: Option<OnStream>,
     ) -> Result<Self, OrtError> {
         let api = runtime.api;
-        let options = Options::new(runtime, name, settings, device)?;
+        let options = Options::new(runtime, name, settings, device, on_stream)?;
         let path = c_string(path.as_os_str().as_bytes())?;
         // SAFETY: creating function and release belong together; the path lives through the call.
         let session = unsafe {
@@ -93,16 +112,33 @@ impl Session {
                 )
             })
         }?;
-        let run_options =
-            settings.arena_shrinkage.as_deref().map(|devices| shrink_after_run(runtime, devices));
+        let shrunk = settings.arena_shrinkage.clone();
+        let options =
+            shrunk.as_deref().map(|devices| run_options(runtime, &[(SHRINKAGE, devices)]));
         let inputs = ports(runtime, &session, Side::Input)?;
         let outputs = ports(runtime, &session, Side::Output)?;
-        Ok(Self { runtime, session, run_options: run_options.transpose()?, inputs, outputs })
+        let run_options = options.transpose()?;
+        Ok(Self { runtime, session, run_options, shrunk, on_stream, inputs, outputs })
     }
 
     /// The session for a call of `Run`.
     pub fn as_ptr(&self) -> *mut OrtSession {
         self.session.as_ptr()
+    }
+
+    /// The options for a run that leaves its work on the session's stream, by the graph of a number if
+    /// one is given; none where the session has no stream.
+    pub fn options_on_device(
+        &self,
+        graph: Option<usize>,
+    ) -> Result<Option<Handle<OrtRunOptions>>, OrtError> {
+        let Some(OnStream { graphs, .. }) = self.on_stream else { return Ok(None) };
+        // ONNX Runtime captures nothing under the number -1.
+        let graph = graph.map_or_else(|| "-1".to_owned(), |number| (number + 1).to_string());
+        let mut entries = vec![(DO_NOT_WAIT, "1")];
+        entries.extend(graphs.then_some((GRAPH, &*graph)));
+        entries.extend(self.shrunk.as_deref().map(|devices| (SHRINKAGE, devices)));
+        run_options(self.runtime, &entries).map(Some)
     }
 
     /// The options for a call of `Run`; null for none.

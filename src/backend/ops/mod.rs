@@ -38,7 +38,7 @@ use super::{
     ResponseTensor,
 };
 use crate::{
-    device::Devices,
+    device::{Devices, streams::Runner},
     inference::{DataType, Shape, Signature, TensorSpec},
     memory::{BufferPool, Exhausted},
     proto::ModelConfig,
@@ -269,8 +269,9 @@ impl Model for Chain {
             BackendError(format!("instance '{instance}' of model '{name}': {reason}"))
         })?;
         let compute = Launches::load(launches, &**device);
-        let compute = compute.map_err(|error| BackendError(error.to_string()))?;
-        Ok(Some(DeviceInstance { device: device.clone(), model: launches.clone(), compute }))
+        let runner = compute.and_then(|compute| Runner::open(&**device, compute));
+        let runner = runner.map_err(|error| BackendError(error.to_string()))?;
+        Ok(Some(DeviceInstance { device: device.clone(), model: launches.clone(), runner }))
     }
 
     fn inline_fitness(&self) -> InlineFitness {

@@ -15,7 +15,7 @@ use super::{
     run::columns,
 };
 use crate::{
-    backend::{BackendError, BatchTensor, DeviceBatch, DeviceModel, DeviceOutput},
+    backend::{BackendError, Batch, DeviceBatch, DeviceModel, DeviceOutput},
     device::{
         Argument, Device, DeviceError, DeviceSlice, Kernel, Launch, Scalar, Stream,
         kernels::{
@@ -119,16 +119,12 @@ struct Made {
 }
 
 impl DeviceModel for Launches {
-    fn lay_out(
-        &self,
-        rows: u32,
-        inputs: &[Option<BatchTensor>],
-    ) -> Result<DeviceBatch, BackendError> {
+    fn lay_out(&self, given: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
         let Loaded { plan, results, has_batch } = &*self.chain;
-        let rows = if *has_batch { rows as usize } else { 1 };
+        let rows = if *has_batch { given.rows as usize } else { 1 };
         let mut dims: Vec<Shape> = vec![Shape::default(); plan.forms.len()];
         let mut batch = DeviceBatch::default();
-        for (tensor, place) in inputs.iter().flatten().zip(&mut dims) {
+        for (tensor, place) in given.inputs.iter().flatten().zip(&mut dims) {
             *place = tensor.shape.iter().skip(usize::from(*has_batch)).copied().collect();
             batch.inputs.push(tensor.data.clone());
         }
@@ -372,7 +368,7 @@ mod tests {
     use super::*;
     use crate::{
         backend::{
-            Batch, Direct, Instance as _, Placement, PlacementDevice,
+            Batch, BatchTensor, Direct, Instance as _, Placement, PlacementDevice,
             ops::{
                 Backend as _, Ops,
                 tests::{pool, run, source},

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
-    elements::{datatype_of, element_of},
+    elements::datatype_of,
     module::{Input, Module, Output, Outputs, TorchError, share},
     plan::{InputPlan, OutputPlan, Plan},
     table::{KIND_BOOLEAN, KIND_INTEGER, KIND_NUMBER, KIND_STRINGS, KIND_TENSOR},
@@ -62,12 +62,22 @@ pub(super) fn run(
 /// The arguments of a call. What is left out at the end is left to torch, which has a default for it
 /// or says that it is missing.
 fn arguments<'a>(plan: &'a Plan, batch: &'a Batch<'_>) -> Result<Vec<Input<'a>>, RunError> {
-    let mut arguments = Vec::with_capacity(plan.inputs.len());
+    let given = given(plan, batch.inputs)?.into_iter();
+    let inputs = given.filter_map(|(index, tensor)| Some((plan.inputs.get(index)?, tensor)));
+    inputs.map(|(input, tensor)| argument(input, tensor, batch.pool)).collect()
+}
+
+/// The inputs that are there, by their indices in the plan.
+pub(super) fn given<'a>(
+    plan: &Plan,
+    inputs: &'a [Option<BatchTensor>],
+) -> Result<Vec<(usize, &'a BatchTensor)>, RunError> {
+    let mut all = Vec::with_capacity(plan.inputs.len());
     let mut left_out = None;
-    for input in &plan.inputs {
-        let given = batch.inputs.get(input.index).and_then(Option::as_ref);
+    for (index, input) in plan.inputs.iter().enumerate() {
+        let given = inputs.get(input.index).and_then(Option::as_ref);
         match (given, &left_out) {
-            (Some(tensor), None) => arguments.push(argument(input, tensor, batch.pool)?),
+            (Some(tensor), None) => all.push((index, tensor)),
             (Some(_), Some(missing)) => {
                 let (missing, given) = (Arc::clone(missing), input.name.clone());
                 return Err(RunError::Gap { missing, given });
@@ -76,7 +86,7 @@ fn arguments<'a>(plan: &'a Plan, batch: &'a Batch<'_>) -> Result<Vec<Input<'a>>,
             (None, _) => {}
         }
     }
-    Ok(arguments)
+    Ok(all)
 }
 
 fn argument<'a>(
@@ -94,8 +104,7 @@ fn argument<'a>(
         }
         _ => tensor.data.clone(),
     };
-    let element = element_of(plan.datatype).unwrap_or_default();
-    Ok(Input { name: &plan.name, kind: plan.kind, element, dims: &tensor.shape, data })
+    Ok(Input::new(&plan.name, plan.kind, plan.datatype, &tensor.shape, data))
 }
 
 /// The one element of a tensor, as wide as the table's numbers are.
@@ -128,6 +137,13 @@ fn one_value(plan: &InputPlan, tensor: &BatchTensor) -> Result<Bytes, RunError> 
 }
 
 fn take(plan: &OutputPlan, outputs: &Arc<Outputs>) -> Result<BatchTensor, RunError> {
+    let index = locate(plan, outputs)?;
+    let shape = outputs.get(index).map_or_else(Shape::scalar, |output| output.dims().into());
+    Ok(BatchTensor { shape, data: share(outputs, index) })
+}
+
+/// The index of the result that an output is.
+pub(super) fn locate(plan: &OutputPlan, outputs: &Outputs) -> Result<usize, RunError> {
     let index = match outputs.are_dictionary() {
         true => outputs.iter().position(|output| output.name() == *plan.name).ok_or_else(|| {
             let keys: Vec<String> = outputs.iter().map(|output| output.name()).collect();
@@ -142,7 +158,7 @@ fn take(plan: &OutputPlan, outputs: &Arc<Outputs>) -> Result<BatchTensor, RunErr
     if output.dims().is_empty() {
         return Err(RunError::Scalar { output: plan.name.clone() });
     }
-    Ok(BatchTensor { shape: output.dims().into(), data: share(outputs, index) })
+    Ok(index)
 }
 
 fn check_type(plan: &OutputPlan, output: &Output<'_>) -> Result<(), RunError> {

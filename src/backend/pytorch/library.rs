@@ -79,7 +79,7 @@ fn refusal(path: &Path, detail: &str, command: &str) -> BackendError {
 
 /// The folder of torch's libraries: that of an installation elsewhere if the back end's folder names
 /// one, else its own.
-fn torch_libraries(folder: &Path) -> Result<PathBuf, BackendError> {
+pub(super) fn torch_libraries(folder: &Path) -> Result<PathBuf, BackendError> {
     let elsewhere = fs::read_to_string(folder.join(INSTALLATION)).ok();
     let torch = elsewhere.map_or_else(|| folder.to_owned(), |path| PathBuf::from(path.trim()));
     let libraries = torch.join("lib");

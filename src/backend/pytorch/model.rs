@@ -5,15 +5,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{
     execution,
     library::Library,
-    module::{Module, inspect},
+    module::{Forward, Module, TorchError, inspect},
+    on_device::{Batches, OnDevice},
     plan::Plan,
     settings::Settings,
+    table::{KIND_TENSOR, Options},
 };
 use crate::{
     backend::{
-        BackendError, Batch, BatchOutputs, Host, InlineFitness, Instance, Model, ModelInstance,
-        ModelSource, Placement, PlacementDevice,
+        BackendError, Batch, BatchOutputs, DeviceInstance, Direct, Host, InlineFitness, Instance,
+        Model, ModelInstance, ModelSource, Placement, PlacementDevice,
     },
+    device::{Device, Devices, Urgency, streams::Runner},
+    inference::DataType,
     proto::model_instance_group::Kind,
     repository::Ragged,
 };
@@ -21,64 +25,133 @@ use crate::{
 /// One version of a model.
 pub(super) struct TorchModel {
     library: &'static Library,
+    devices: Arc<Devices>,
     source: ModelSource,
     settings: Settings,
     plan: Arc<Plan>,
+    /// Whether `forward` may keep something from one run to the next.
+    is_stateful: bool,
     /// Modules that instances share, by device.
     shared: Mutex<Vec<(PlacementDevice, Arc<Module>)>>,
 }
 
 impl TorchModel {
     /// Reads the settings, and the arguments of `forward` out of the file.
-    pub fn load(library: &'static Library, source: &ModelSource) -> Result<Self, BackendError> {
+    pub fn load(
+        library: &'static Library,
+        devices: Arc<Devices>,
+        source: &ModelSource,
+    ) -> Result<Self, BackendError> {
         let settings = Settings::read(source)?;
-        let (name, path) = (&source.name, &source.model_path);
-        if !path.is_file() {
-            return Err(BackendError(format!(
-                "unable to find '{}' for model '{name}'",
-                path.display()
-            )));
-        }
-        let arguments = inspect(library, path).map_err(|error| load_error(source, "", &error))?;
+        let Forward { arguments, is_stateful, .. } = inspect_file(library, source)?;
         let declared: Vec<&str> =
             source.config.input.iter().map(|input| input.name.as_str()).collect();
         let ragged = Ragged::new(&source.config, &source.signature);
         let plan = Arc::new(Plan::new(&source.signature, &ragged, &declared, &arguments)?);
-        Ok(Self { library, source: source.clone(), settings, plan, shared: Mutex::default() })
+        let (source, shared) = (source.clone(), Mutex::default());
+        Ok(Self { library, devices, source, settings, plan, is_stateful, shared })
     }
 
     /// The module for a further instance: one of its own, with its own state and weights, unless the
     /// configuration has those on one device share one.
     fn module(&self, device: PlacementDevice) -> Result<Arc<Module>, BackendError> {
-        if !self.settings.weight_sharing {
-            return self.open(device);
+        match self.settings.weight_sharing {
+            true => self.shared_module(device, &self.options(device)),
+            false => self.open(device, &self.options(device)),
         }
+    }
+
+    fn shared_module(
+        &self,
+        device: PlacementDevice,
+        options: &Options,
+    ) -> Result<Arc<Module>, BackendError> {
         // Held while a module loads, so that two instances do not load one each.
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, module)) = shared.iter().find(|(of, _)| *of == device) {
             return Ok(module.clone());
         }
-        let module = self.open(device)?;
+        let module = self.open(device, options)?;
         shared.push((device, module.clone()));
         Ok(module)
     }
 
-    fn open(&self, device: PlacementDevice) -> Result<Arc<Module>, BackendError> {
-        let options = self.settings.options(device, self.plan.dictionary);
-        let module = Module::load(self.library, &self.source.model_path, &options);
+    fn options(&self, device: PlacementDevice) -> Options {
+        self.settings.options(device, self.plan.dictionary)
+    }
+
+    fn open(
+        &self,
+        device: PlacementDevice,
+        options: &Options,
+    ) -> Result<Arc<Module>, BackendError> {
+        let module = Module::load(self.library, &self.source.model_path, options);
+        module.map(Arc::new).map_err(|error| self.refusal(device, &error))
+    }
+
+    fn refusal(&self, device: PlacementDevice, error: &TorchError) -> BackendError {
         let place = match device {
             PlacementDevice::Gpu(ordinal) => format!(" on GPU {ordinal}"),
             PlacementDevice::Cpu | PlacementDevice::Model => String::new(),
         };
-        module.map(Arc::new).map_err(|error| load_error(&self.source, &place, &error))
+        load_error(&self.source, &place, error)
+    }
+
+    /// Why batches cannot lie in a device's memory, if they cannot.
+    fn off_devices(&self, device: PlacementDevice) -> Option<&'static str> {
+        let signature = &self.source.signature;
+        let mut tensors = signature.inputs.iter().chain(&signature.outputs);
+        let has_strings = tensors.any(|spec| spec.datatype == DataType::Bytes);
+        if has_strings || self.plan.inputs.iter().any(|input| input.kind != KIND_TENSOR) {
+            return Some("not all that goes in and comes out are tensors of numbers");
+        }
+        let shares = device != PlacementDevice::Cpu && self.settings.weight_sharing;
+        shares.then_some("a module that instances share has no stream of its own")
+    }
+
+    /// Where a module for a placement is: a device may only stand in for a GPU.
+    fn place(&self, placement: &Placement) -> PlacementDevice {
+        let PlacementDevice::Gpu(ordinal) = placement.device else { return placement.device };
+        let there = self.devices.get(usize::try_from(ordinal).unwrap_or(usize::MAX));
+        let stands_in = |there: &Arc<dyn Device>| there.properties().compute_capability.is_none();
+        if there.is_ok_and(stands_in) { PlacementDevice::Cpu } else { placement.device }
+    }
+
+    /// The compute step of an instance: on a GPU a module of its own, which puts its work on the
+    /// instance's stream.
+    fn runner(&self, there: &dyn Device, device: PlacementDevice) -> Result<Runner, BackendError> {
+        let stream = there.stream(Urgency::Normal);
+        let stream =
+            stream.map_err(|error| self.refusal(device, &TorchError(error.to_string())))?;
+        let options = Options {
+            stream: stream.handle().unwrap_or_default(),
+            copied_arguments: self.is_stateful,
+            ..self.options(device)
+        };
+        let module = match self.settings.weight_sharing {
+            // On the host, all with the same options.
+            true => self.shared_module(device, &options)?,
+            false => self.open(device, &options)?,
+        };
+        let (model, plan) = (self.source.name.clone(), self.plan.clone());
+        Ok(Runner { stream, model: Box::new(OnDevice { model, module, plan }) })
     }
 }
 
-fn load_error(
+/// What a model's file says of its `forward`.
+pub(super) fn inspect_file(
+    library: &Library,
     source: &ModelSource,
-    place: &str,
-    error: &super::module::TorchError,
-) -> BackendError {
+) -> Result<Forward, BackendError> {
+    let (name, path) = (&source.name, &source.model_path);
+    if !path.is_file() {
+        let shown = path.display();
+        return Err(BackendError(format!("unable to find '{shown}' for model '{name}'")));
+    }
+    inspect(library, path).map_err(|error| load_error(source, "", &error))
+}
+
+fn load_error(source: &ModelSource, place: &str, error: &TorchError) -> BackendError {
     BackendError(format!("failed to load model '{}'{place}: {error}", source.name))
 }
 
@@ -88,9 +161,31 @@ impl Model for TorchModel {
         placement: &Placement,
         _: &Arc<Host>,
     ) -> Result<ModelInstance, BackendError> {
-        let module = self.module(placement.device)?;
+        if let Some(instance) = self.on_device(placement)? {
+            return Ok(ModelInstance::Batches(Box::new(Direct::of(instance)?)));
+        }
+        let module = self.module(self.place(placement))?;
         let (model, plan) = (self.source.name.clone(), self.plan.clone());
         Ok(ModelInstance::Batches(Box::new(TorchInstance { model, module, plan })))
+    }
+
+    fn on_device(&self, placement: &Placement) -> Result<Option<DeviceInstance>, BackendError> {
+        let PlacementDevice::Gpu(ordinal) = placement.device else { return Ok(None) };
+        let device = self.place(placement);
+        let (model, instance) = (&self.source.name, &placement.name);
+        if let Some(reason) = self.off_devices(device) {
+            log::info!(
+                target: "pytorch",
+                "tensors of instance '{instance}' of model '{model}' stay on the host: {reason}"
+            );
+            return Ok(None);
+        }
+        let there = self.devices.get(usize::try_from(ordinal).unwrap_or(usize::MAX));
+        let there = there.map_err(|reason| self.refusal(device, &TorchError(reason)))?;
+        let runner = self.runner(&**there, device)?;
+        let batches = self.source.signature.max_batch_size > 0;
+        let model = Arc::new(Batches { plan: self.plan.clone(), batches });
+        Ok(Some(DeviceInstance { device: there.clone(), model, runner }))
     }
 
     /// A module may keep something from one call to the next, which instances on every reactor would

@@ -11,14 +11,36 @@ use std::{
 use bytes::Bytes;
 
 use super::{
+    elements::element_of,
     library::Library,
     table::{self, Options, Outcome, Results, Text, Value},
+};
+use crate::{
+    device::{DeviceSlice, LibraryMemory},
+    inference::{DataType, Shape},
 };
 
 /// What torch itself says of a failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct TorchError(pub String);
+
+impl TorchError {
+    /// Whether it says that a device has no memory left.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.0.contains("out of memory")
+    }
+}
+
+/// What a model file says of its `forward`.
+pub(super) struct Forward {
+    pub arguments: Vec<Argument>,
+    /// What its results are, each one of the table's `KIND_…`; none where the file does not tell their
+    /// number.
+    pub results: Vec<u32>,
+    /// Whether it may keep something from one run to the next.
+    pub is_stateful: bool,
+}
 
 /// One argument of a `forward`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +55,8 @@ pub(super) struct Argument {
     pub is_written: bool,
 }
 
-/// The arguments that the `forward` of a model file takes.
-pub(super) fn inspect(library: &Library, path: &Path) -> Result<Vec<Argument>, TorchError> {
+/// Reads a model file, but not the weights.
+pub(super) fn inspect(library: &Library, path: &Path) -> Result<Forward, TorchError> {
     let table = library.table;
     let path = path.to_string_lossy();
     let mut arguments = null_mut();
@@ -54,9 +76,14 @@ pub(super) fn inspect(library: &Library, path: &Path) -> Result<Vec<Argument>, T
             has_default: argument.has_default,
             is_written: argument.is_written,
         });
-        let copied = copied.collect();
+        let is_stateful = (*arguments).stateful;
+        let results = match (*arguments).results_len {
+            0 => Vec::new(),
+            len => slice::from_raw_parts((*arguments).results, len).to_vec(),
+        };
+        let arguments_there = copied.collect();
         (table.free_arguments)(arguments);
-        Ok(copied)
+        Ok(Forward { arguments: arguments_there, results, is_stateful })
     }
 }
 
@@ -117,19 +144,40 @@ impl Drop for Module {
 
 /// One argument of a call, or one entry of the dictionary that is its only argument.
 pub(super) struct Input<'a> {
-    pub name: &'a str,
+    name: &'a str,
     /// One of the table's `KIND_…`.
-    pub kind: u32,
-    pub element: i32,
-    pub dims: &'a [i64],
+    kind: u32,
+    element: i32,
+    dims: &'a [i64],
+    start: *const u8,
+    len: usize,
     /// Stays until torch lets go of it, which for what a module keeps may be long after the call.
-    pub data: Bytes,
+    keeper: Box<dyn Send>,
 }
 
-impl Input<'_> {
-    fn into_value(self) -> Value {
-        let Self { name, kind, element, dims, data } = self;
+impl<'a> Input<'a> {
+    /// Of bytes on the host.
+    pub fn new(name: &'a str, kind: u32, datatype: DataType, dims: &'a [i64], data: Bytes) -> Self {
+        let element = element_of(datatype).unwrap_or_default();
         let (start, len) = (data.as_ptr(), data.len());
+        Self { name, kind, element, dims, start, len, keeper: Box::new(data) }
+    }
+
+    /// A tensor in memory of the device that the module is on.
+    pub fn on_device(
+        name: &'a str,
+        datatype: DataType,
+        dims: &'a [i64],
+        slice: &DeviceSlice,
+    ) -> Self {
+        let (kind, element) = (table::KIND_TENSOR, element_of(datatype).unwrap_or_default());
+        let start = std::ptr::with_exposed_provenance(slice.address() as usize);
+        let (len, keeper) = (slice.len(), Box::new(slice.clone()));
+        Self { name, kind, element, dims, start, len, keeper }
+    }
+
+    fn into_value(self) -> Value {
+        let Self { name, kind, element, dims, start, len, keeper } = self;
         Value {
             name: Text::of(name),
             kind,
@@ -138,7 +186,7 @@ impl Input<'_> {
             len,
             dims: dims.as_ptr(),
             rank: dims.len(),
-            owner: Box::into_raw(Box::new(data)).cast(),
+            owner: Box::into_raw(Box::new(keeper)).cast(),
             release,
         }
     }
@@ -146,7 +194,7 @@ impl Input<'_> {
 
 unsafe extern "C" fn release(owner: *mut c_void) {
     // SAFETY: `into_value` made it, and it is called once.
-    drop(unsafe { Box::from_raw(owner.cast::<Bytes>()) });
+    drop(unsafe { Box::from_raw(owner.cast::<Box<dyn Send>>()) });
 }
 
 /// What a `forward` returned.
@@ -232,6 +280,17 @@ pub(super) fn share(outputs: &Arc<Outputs>, index: usize) -> Bytes {
         }
     }
     Bytes::from_owner(Owner(outputs.clone(), index))
+}
+
+/// The shape of result `index` and its memory, which keeps all of them alive.
+pub(super) fn memory(outputs: &Arc<Outputs>, index: usize) -> Option<(Shape, LibraryMemory)> {
+    let output = outputs.get(index)?;
+    let (start, len) = (output.0.data, output.0.len);
+    let address = start.expose_provenance() as u64;
+    // SAFETY: the result has this much memory where its module is, which `forward` has written or, on a
+    // stream, will have, and stays as long as the results.
+    let memory = unsafe { LibraryMemory::new(address, len, Box::new(outputs.clone())) };
+    Some((output.dims().into(), memory))
 }
 
 fn check(library: &Library, outcome: Outcome) -> Result<(), TorchError> {

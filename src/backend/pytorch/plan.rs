@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     backend::BackendError,
-    inference::{DataType, Signature, TensorSpec},
+    inference::{DataType, Shape, Signature, TensorSpec},
     repository::Ragged,
 };
 
@@ -47,6 +47,17 @@ pub(super) struct OutputPlan {
     pub datatype: DataType,
     /// Its place among the results, unless they are a dictionary.
     pub position: usize,
+    /// Its dimensions as `forward` gives them, without those of the batch, where the configuration
+    /// leaves none open.
+    pub dims: Option<Shape>,
+}
+
+impl OutputPlan {
+    /// The size of this output with a shape; none where it has no fixed size, or one that is too large.
+    pub fn bytes(&self, shape: &Shape) -> Option<usize> {
+        let count = usize::try_from(shape.element_count()?).ok()?;
+        count.checked_mul(self.datatype.size()?)
+    }
 }
 
 impl Plan {
@@ -70,7 +81,7 @@ impl Plan {
         for (side, spec) in of_signature {
             check_strings(signature, side, spec)?;
         }
-        let outputs = output_plans(signature);
+        let outputs = output_plans(signature, ragged);
         if let [argument @ Argument { kind: KIND_DICTIONARY, .. }] = arguments {
             let inputs = specs.into_iter().enumerate();
             let inputs = inputs
@@ -208,16 +219,21 @@ fn input_plan(
     })
 }
 
-fn output_plans(signature: &Signature) -> Vec<OutputPlan> {
+fn output_plans(signature: &Signature, ragged: &Ragged) -> Vec<OutputPlan> {
     let outputs = &signature.outputs;
     let indexed: Option<Vec<usize>> = outputs.iter().map(|spec| index_in(&spec.name)).collect();
     let positions = indexed.unwrap_or_else(|| (0..outputs.len()).collect());
-    let plan = |(spec, position): (&TensorSpec, usize)| OutputPlan {
-        name: spec.name.clone(),
-        datatype: spec.datatype,
-        position,
+    let plan = |(index, (spec, position)): (usize, (&TensorSpec, usize))| {
+        let dims = spec.reshape.as_ref().unwrap_or(&spec.dims);
+        let is_known = dims.is_fixed() && ragged.output(index).is_none();
+        OutputPlan {
+            name: spec.name.clone(),
+            datatype: spec.datatype,
+            position,
+            dims: is_known.then(|| dims.clone()),
+        }
     };
-    outputs.iter().zip(positions).map(plan).collect()
+    outputs.iter().zip(positions).enumerate().map(plan).collect()
 }
 
 /// A list of strings has one dimension.
@@ -368,7 +384,7 @@ mod tests {
     #[test]
     fn outputs_go_by_their_index_or_by_their_order() {
         for (outputs, expected) in [(["Y__1", "Z__0"], [1, 0]), (["Y__1", "Z"], [0, 1])] {
-            let plans = output_plans(&signature(&["x"], &outputs));
+            let plans = output_plans(&signature(&["x"], &outputs), &Ragged::default());
             let positions: Vec<usize> = plans.iter().map(|plan| plan.position).collect();
             assert_eq!(positions, expected);
         }

@@ -59,6 +59,8 @@ impl Settings {
                 PlacementDevice::Gpu(ordinal) => ordinal,
                 PlacementDevice::Model => table::AS_SAVED,
             },
+            stream: 0,
+            copied_arguments: false,
             dictionary,
             inference_mode: self.inference_mode,
             optimized_execution: self.optimized_execution,

@@ -7,7 +7,7 @@
 use std::ffi::c_void;
 
 /// The version of everything in this file.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The symbol of the function that returns the table, of type [`Entry`].
 pub const ENTRY: &std::ffi::CStr = c"nereid_pytorch_table";
@@ -83,6 +83,12 @@ pub struct Text {
 pub struct Options {
     /// A GPU by its ordinal, [`HOST`] or [`AS_SAVED`].
     pub device: i32,
+    /// The CUDA handle of the stream that `forward` is to put its work on; arguments and results then lie in
+    /// the GPU's memory, and nothing waits for the work. Zero for a call that gives and takes memory of
+    /// the host, and waits.
+    pub stream: u64,
+    /// Whether `forward` gets copies of its arguments, because it may keep them for its next run.
+    pub copied_arguments: bool,
     /// Whether the one argument of `forward` is a dictionary from names to tensors.
     pub dictionary: bool,
     /// Whether it runs in torch's inference mode.
@@ -127,6 +133,12 @@ pub struct Arguments {
     pub data: *const Argument,
     /// Their number.
     pub len: usize,
+    /// What its results are, each one of the `KIND_…`; none where the file does not tell their number.
+    pub results: *const u32,
+    /// The number of results.
+    pub results_len: usize,
+    /// Whether `forward` may keep something from one run to the next.
+    pub stateful: bool,
 }
 
 /// One argument of a `forward`.

@@ -1,6 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use super::{
     observe_args::ObserveArgs, ring::RingArgs, sharing_args::SharingArgs, wires::WireArgs,
 };
 use crate::{
-    backend::directory,
+    backend::{directory, onnxruntime, pytorch},
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
     device::Devices,
     observe::logging::{LogFormat, LogSettings},
@@ -310,11 +310,23 @@ impl ServeArgs {
                 .map(|(backend, settings)| (backend, Arc::new(settings)))
                 .collect(),
             gpus: DeviceArgs::gpus(devices),
-            // The library of ONNX Runtime that can be installed runs on the host alone.
-            gpu_backends: &["cuda", "ops"],
+            gpu_backends: self.gpu_backends(),
             min_compute_capability: self.devices.min_compute_capability(),
             ..Options::default()
         }
+    }
+
+    /// The back ends whose models run on devices unless they are told otherwise: those that can. A
+    /// library that runs on the host alone shall not keep models from loading where there is a GPU.
+    fn gpu_backends(&self) -> Vec<&'static str> {
+        let directory = self.backend_directory();
+        let has = |has_cuda: fn(&Path) -> bool| {
+            self.devices.stand_in() || directory.as_deref().is_some_and(has_cuda)
+        };
+        let libraries =
+            [("onnxruntime", has(onnxruntime::has_cuda)), ("pytorch", has(pytorch::has_cuda))];
+        let able = libraries.into_iter().filter_map(|(name, able)| able.then_some(name));
+        able.chain(["cuda", "ops"]).collect()
     }
 
     pub fn log_settings(&self) -> LogSettings {

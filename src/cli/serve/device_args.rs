@@ -50,6 +50,10 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     timeline_entries: usize,
 
+    /// A fatbin of kernels/all.cu, for a program that was built without one
+    #[arg(long, value_name = "FILE")]
+    gpu_kernels: Option<PathBuf>,
+
     /// Bytes of freed memory that a GPU keeps for tensors to come, as <DEVICE>:<BYTES>; may be given
     /// several times [default: 64 MiB on each]
     #[arg(long, value_name = "DEVICE:BYTES")]
@@ -169,9 +173,18 @@ impl DeviceArgs {
             }
             _ => {
                 let (settings, pool) = (self.cuda_settings(), pool.clone());
+                let kernels = self.gpu_kernels.clone();
                 // They stay pinned as long as the devices can be asked for.
                 let pinned = Mutex::new(Vec::new());
                 Devices::new(move || {
+                    let mut settings = settings.clone();
+                    if let Some(path) = &kernels {
+                        let read = std::fs::read(path);
+                        let read = read.map_err(|error| {
+                            format!("the kernels '{}' cannot be read: {error}", path.display())
+                        });
+                        settings.kernels = Some(read?.into());
+                    }
                     let gpus = cuda::open(&settings).map_err(|reason| reason.to_string())?;
                     // Pinned by one it is for all of them.
                     match gpus.first().map(|gpu| gpu.pin(&pool)) {
@@ -187,6 +200,11 @@ impl DeviceArgs {
                 })
             }
         }
+    }
+
+    /// Whether the processors stand in for devices.
+    pub fn stand_in(&self) -> bool {
+        self.device == "host"
     }
 
     /// The devices as configurations see them.
@@ -251,6 +269,7 @@ impl DeviceArgs {
             compute_capability_min: (major, minor),
             pool_bytes: pools.map(|pool| (pool.device, pool.value)).collect(),
             peer_access: self.enable_peer_access,
+            kernels: None,
         }
     }
 

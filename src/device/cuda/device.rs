@@ -1,5 +1,6 @@
 use std::{ffi::CString, os::raw::c_void, sync::Arc};
 
+use bytes::Bytes;
 use cudarc::driver::{result, sys};
 
 use super::{
@@ -21,6 +22,8 @@ pub struct CudaDevice {
     properties: DeviceProperties,
     shop: Arc<Shop>,
     calls: Arc<Calls>,
+    /// For kernels of ours that came without code.
+    kernels: Option<Bytes>,
 }
 
 /// A function of a module that is loaded.
@@ -70,7 +73,7 @@ impl CudaDevice {
             compute_capability: Some(capability),
             wants_pinned: true,
         };
-        Ok(Self { properties, shop, calls })
+        Ok(Self { properties, shop, calls, kernels: settings.kernels.clone() })
     }
 
     fn context(&self) -> &Arc<Context> {
@@ -165,7 +168,7 @@ impl Device for CudaDevice {
             kernel: source.name.to_string(),
             reason,
         };
-        let image = source.image.as_ref();
+        let image = source.image.as_ref().or(self.kernels.as_ref());
         let image = image.ok_or_else(|| refused("it has no code for GPUs".to_owned()))?;
         let name = CString::new(&*source.name)
             .map_err(|_| refused("its name holds a zero byte".to_owned()))?;

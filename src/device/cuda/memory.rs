@@ -130,7 +130,7 @@ impl IpcAllocation {
     pub fn open(context: &Arc<Context>, handle: IpcHandle) -> Result<DeviceMemory, DeviceError> {
         let raw = sys::CUipcMemHandle { reserved: handle.0.map(|byte| byte as std::ffi::c_char) };
         let (address, len) = context.call("cuIpcOpenMemHandle", || {
-            let (mut address, mut base, mut len) = (0, 0, 0);
+            let (mut address, mut base, mut len): (_, _, usize) = (0, 0, 0);
             let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
             // SAFETY: the calls write the places given; the handle is data that the driver checks.
             unsafe {
@@ -141,7 +141,9 @@ impl IpcAllocation {
                     return Err(error);
                 }
             }
-            Ok((address, len))
+            // A small allocation may be a part of a larger block, all of which was opened.
+            let before = usize::try_from(address.saturating_sub(base)).unwrap_or(usize::MAX);
+            Ok((address, len.saturating_sub(before)))
         })?;
         let context = context.clone();
         Ok(DeviceMemory::new(Arc::new(Self { context, address, len })))

@@ -14,6 +14,7 @@ mod stream;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use cudarc::driver::{result, sys};
 
 pub use self::{
@@ -32,6 +33,8 @@ pub struct CudaSettings {
     pub pool_bytes: Vec<(usize, u64)>,
     /// Whether GPUs may read and write each other's memory.
     pub peer_access: bool,
+    /// The image of [`kernels`](crate::device::kernels), where the program has none of its own.
+    pub kernels: Option<Bytes>,
 }
 
 /// What each device keeps of freed memory unless told otherwise, as Triton's pools have it.
@@ -41,7 +44,12 @@ const DRIVER_MIN: i32 = 13000;
 
 impl Default for CudaSettings {
     fn default() -> Self {
-        Self { compute_capability_min: (6, 0), pool_bytes: Vec::new(), peer_access: true }
+        Self {
+            compute_capability_min: (6, 0),
+            pool_bytes: Vec::new(),
+            peer_access: true,
+            kernels: None,
+        }
     }
 }
 

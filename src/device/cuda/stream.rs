@@ -12,8 +12,8 @@ use super::{
     driver::Context,
 };
 use crate::device::{
-    Argument, DeviceError, DeviceSlice, Event, Graph, HostTarget, Launch, Part, Report, Stream,
-    TABLE_LEN, Urgency,
+    Argument, Destination, DeviceError, DeviceSlice, Event, Graph, HostTarget, Launch,
+    LibraryMemory, Part, Report, Stream, TABLE_LEN, Urgency, Visit, VisitError, Visited, visit,
 };
 
 /// A kernel may take this much dynamic shared memory without being asked first.
@@ -234,6 +234,22 @@ impl Stream for CudaStream {
         })
     }
 
+    fn visit(&mut self, given: Visit) -> Result<(), DeviceError> {
+        self.check_no_capture()?;
+        let Visit { who, reads, writes, work } = given;
+        reads.iter().chain(&writes).try_for_each(|slice| self.check_own(slice))?;
+        // The library finds the context current, and what it puts on the stream is timed and held.
+        self.operate("cuCtxSetCurrent", (reads, writes), |_| Ok(()))?;
+        let Err(failed) = visit::work(work, self) else { return Ok(()) };
+        // An error that has lost the context shows with any call.
+        self.context.call("cuMemGetInfo", result::mem_get_info)?;
+        Err(failed.on(self.device(), &who))
+    }
+
+    fn handle(&self) -> Option<u64> {
+        Some(self.raw.expose_provenance() as u64)
+    }
+
     fn record(&mut self, event: &Event) -> Result<(), DeviceError> {
         self.check_no_capture()?;
         let raw = self.own_event(event)?;
@@ -302,6 +318,34 @@ impl Stream for CudaStream {
         let raw = own.raw;
         // SAFETY: graph and stream are alive; the graph until the stream has passed this.
         self.operate("cuGraphLaunch", own, |stream| unsafe { result::graph::launch(raw, stream) })
+    }
+}
+
+impl Visited for CudaStream {
+    fn bring(&mut self, from: LibraryMemory, to: Destination<'_>) -> Result<(), VisitError> {
+        self.check_lengths(from.len, to.len())?;
+        if from.len == 0 {
+            return Ok(());
+        }
+        let LibraryMemory { address, len, keeper } = from;
+        match to {
+            Destination::Host(target) => {
+                let first = target.pointer().cast::<c_void>();
+                // SAFETY: both ends are as long, and alive until the stream has passed this; the
+                // target's bytes are its alone.
+                self.operate("cuMemcpyDtoHAsync", (keeper, target), |stream| unsafe {
+                    sys::cuMemcpyDtoHAsync_v2(first, address, len, stream).result()
+                })
+            }
+            Destination::Device(slice) => {
+                let held = (keeper, slice.clone());
+                // SAFETY: as above; the slice is the visit's to write.
+                self.operate("cuMemcpyDtoDAsync", held, |stream| unsafe {
+                    result::memcpy_dtod_async(slice.address(), address, len, stream)
+                })
+            }
+        }?;
+        Ok(())
     }
 }
 

@@ -76,7 +76,7 @@ unsafe impl Sync for HostAllocation {}
 
 impl Allocation for HostAllocation {
     fn address(&self) -> u64 {
-        self.first.as_ptr().addr() as u64
+        self.first.as_ptr().expose_provenance() as u64
     }
 
     fn size(&self) -> usize {

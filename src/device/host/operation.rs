@@ -9,20 +9,35 @@ use super::{
     faults::FaultKind,
 };
 use crate::device::{
-    Argument, DeviceError, DeviceSlice, HostArgument, HostTarget, Launch, Part, Report, Twin,
+    Argument, Destination, DeviceError, DeviceSlice, HostArgument, HostTarget, Launch,
+    LibraryMemory, Part, Report, Twin, Visit, VisitError, Visited, visit,
 };
 
 pub(super) type Call = Box<dyn FnOnce(Report) + Send>;
 
 /// What a stream holds.
 pub(super) enum Operation {
-    CopyIn { from: Bytes, to: DeviceSlice },
-    CopyOut { from: DeviceSlice, to: HostTarget },
+    CopyIn {
+        from: Bytes,
+        to: DeviceSlice,
+    },
+    CopyOut {
+        from: DeviceSlice,
+        to: HostTarget,
+    },
     Device(DeviceOperation),
     Replay(Arc<Captured>),
+    /// None once it has been done.
+    Visit(Option<Visit>),
     Call(Call),
-    Record { event: u64, generation: u64 },
-    Wait { event: u64, generation: u64 },
+    Record {
+        event: u64,
+        generation: u64,
+    },
+    Wait {
+        event: u64,
+        generation: u64,
+    },
 }
 
 /// What touches the device's memory only, and can be captured.
@@ -65,7 +80,7 @@ impl Operation {
         match self {
             Self::CopyIn { .. } => Some(Engine::CopyIn),
             Self::CopyOut { .. } => Some(Engine::CopyOut),
-            Self::Device(_) | Self::Replay(_) => Some(Engine::Compute),
+            Self::Device(_) | Self::Replay(_) | Self::Visit(_) => Some(Engine::Compute),
             Self::Call(_) => Some(Engine::Host),
             Self::Record { .. } | Self::Wait { .. } => None,
         }
@@ -90,6 +105,7 @@ impl Operation {
                 let own: Duration = graph.operations.iter().map(DeviceOperation::cost).sum();
                 Cost { fixed: settings.launch_latency + own, ..Cost::default() }
             }
+            Self::Visit(_) => Cost { fixed: settings.launch_latency, ..Cost::default() },
             Self::Call(_) | Self::Record { .. } | Self::Wait { .. } => Cost::default(),
         }
     }
@@ -98,7 +114,9 @@ impl Operation {
     pub fn fault_kind(&self) -> Option<FaultKind> {
         match self {
             Self::CopyIn { .. } | Self::CopyOut { .. } => Some(FaultKind::Copy),
-            Self::Device(DeviceOperation::Launch(_)) | Self::Replay(_) => Some(FaultKind::Launch),
+            Self::Device(DeviceOperation::Launch(_)) | Self::Replay(_) | Self::Visit(_) => {
+                Some(FaultKind::Launch)
+            }
             Self::Device(_) => Some(FaultKind::Copy),
             Self::Call(_) | Self::Record { .. } | Self::Wait { .. } => None,
         }
@@ -116,6 +134,7 @@ impl Operation {
             Self::Device(DeviceOperation::Copy { to, .. } | DeviceOperation::Fill { to, .. }) => {
                 DeviceError::Copy { device, bytes: to.len(), reason }
             }
+            Self::Visit(Some(visit)) => VisitError::Failed(reason).on(device, &visit.who),
             _ => DeviceError::Launch { device, kernel: "a graph".to_owned(), reason },
         }
     }
@@ -133,6 +152,7 @@ impl Operation {
             }
             Self::Device(operation) => operation.perform(device),
             Self::Replay(graph) => graph.operations.iter().try_for_each(|it| it.perform(device)),
+            Self::Visit(visit) => visit.take().map_or(Ok(()), |visit| receive(visit, device)),
             Self::Call(_) | Self::Record { .. } | Self::Wait { .. } => Ok(()),
         }
     }
@@ -159,6 +179,44 @@ impl DeviceOperation {
             Self::Launch(launch) => run_twin(launch, device),
         }
     }
+}
+
+/// The host as a library sees it that works here.
+struct Here;
+
+impl Visited for Here {
+    fn bring(&mut self, from: LibraryMemory, to: Destination<'_>) -> Result<(), VisitError> {
+        let (len, room) = (from.len, to.len());
+        if len != room {
+            return Err(VisitError::Failed(format!("{len} bytes do not fit {room} bytes")));
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let first = std::ptr::with_exposed_provenance::<u8>(from.address as usize);
+        // SAFETY: the memory is there, of the host, and its maker is through with it.
+        let bytes = unsafe { std::slice::from_raw_parts(first, len) };
+        match to {
+            Destination::Host(mut target) => target.write(bytes),
+            Destination::Device(slice) => {
+                let to = std::ptr::with_exposed_provenance_mut::<u8>(slice.address() as usize);
+                // SAFETY: the slice is as long, and claimed for this visit alone.
+                unsafe { std::ptr::copy(bytes.as_ptr(), to, len) };
+            }
+        }
+        drop(from.keeper);
+        Ok(())
+    }
+}
+
+/// Lets a library do its work, with claims on all bytes that it is to touch.
+fn receive(given: Visit, device: usize) -> Result<(), DeviceError> {
+    let Visit { who, reads, writes, work } = given;
+    let read = reads.iter().map(|slice| read(slice, device)).collect::<Result<Vec<_>, _>>()?;
+    let written = writes.iter().map(|slice| write(slice, device)).collect::<Result<Vec<_>, _>>()?;
+    let done = visit::work(work, &mut Here);
+    drop((read, written));
+    done.map_err(|error| error.on(device, &who))
 }
 
 /// An argument with the claim on its bytes.

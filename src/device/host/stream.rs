@@ -9,7 +9,7 @@ use super::{
 };
 use crate::device::{
     Argument, DeviceError, DeviceSlice, Event, Graph, HostTarget, Launch, Part, Report, Stream,
-    TABLE_LEN, Urgency,
+    TABLE_LEN, Urgency, Visit,
 };
 
 /// A stream of a host device.
@@ -152,6 +152,17 @@ impl Stream for HostStream {
     fn launch(&mut self, launch: Launch) -> Result<(), DeviceError> {
         self.check_launch(&launch)?;
         self.add(DeviceOperation::Launch(Box::new(launch)))
+    }
+
+    fn visit(&mut self, visit: Visit) -> Result<(), DeviceError> {
+        self.check_no_capture()?;
+        let mut slices = visit.reads.iter().chain(&visit.writes);
+        slices.try_for_each(|slice| own(slice, self.device()).map(drop))?;
+        self.submit(Operation::Visit(Some(visit)))
+    }
+
+    fn handle(&self) -> Option<u64> {
+        None
     }
 
     fn record(&mut self, event: &Event) -> Result<(), DeviceError> {

@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     device::{
         Argument, Device, DeviceError, DeviceMemory, HostArgument, Kernel, KernelSource, Landing,
-        Report, Scalar, Stream, Urgency,
+        Report, Scalar, Stream, Urgency, Visit, VisitError, VisitWork,
     },
     inference::Timestamp,
     memory::BufferPool,
@@ -287,4 +287,46 @@ fn engines_of_one_device_work_beside_each_other() {
     simulation.run();
     // Two copies in, one behind the other; the copy out and the launch beside them.
     assert_eq!((simulation.now() - Timestamp::default()).as_millis(), 2);
+}
+
+#[test]
+fn a_library_works_in_its_turn_and_its_errors_are_those_of_the_stream() {
+    on_both(&HostSettings::default(), |device, go| {
+        let mut stream = device.stream(Urgency::Normal).unwrap();
+        let memory = device.allocate(4).unwrap();
+        let (report, reports) = channel();
+        let mut visit = |work: VisitWork| {
+            stream.fill(&memory.whole(), 7).unwrap();
+            let (who, writes) = ("a library".into(), vec![memory.whole()]);
+            stream.visit(Visit { who, reads: Vec::new(), writes, work }).unwrap();
+            tell(&mut *stream, &report);
+            go();
+            reports.recv_timeout(PATIENCE).unwrap().outcome
+        };
+        let first = std::ptr::with_exposed_provenance::<u8>(memory.whole().address() as usize);
+        let address = first.addr();
+        // SAFETY: the visit reads these bytes, which the fill before it has written.
+        let read = move || unsafe { *std::ptr::with_exposed_provenance::<u8>(address) };
+        assert_eq!(
+            visit(Box::new(move |_| match read() {
+                7 => Ok(()),
+                other => Err(VisitError::Failed(format!("{other} is not what was filled in"))),
+            })),
+            Ok(())
+        );
+        let failed = |reason: &str, out_of_memory| {
+            let (who, reason) = ("a library".to_owned(), reason.to_owned());
+            Err(DeviceError::Visit { device: 0, who, reason, out_of_memory })
+        };
+        let full = Box::new(|_: &mut dyn crate::device::Visited| {
+            Err(VisitError::OutOfMemory("full".to_owned()))
+        });
+        assert_eq!(visit(full), failed("full", true));
+        assert_eq!(visit(Box::new(|_| panic!("oh"))), failed("it panicked: oh", false));
+        stream.begin_capture().unwrap();
+        let (reads, writes) = (Vec::new(), Vec::new());
+        let work = Box::new(|_: &mut dyn crate::device::Visited| Ok(()));
+        let visit = Visit { who: "a library".into(), reads, writes, work };
+        assert!(matches!(stream.visit(visit), Err(DeviceError::Capture { .. })));
+    });
 }

@@ -1,32 +1,36 @@
-use std::{ops::Range, sync::Arc};
+use std::{borrow::BorrowMut, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, unbounded};
 
 use super::{
     lane::{Cargo, Lane},
-    lanes::{BatchParts, Compute},
+    lanes::BatchParts,
+    worker::Runner,
 };
-use crate::device::{Device, DeviceError, Report, Stream, Urgency};
+use crate::device::{Device, DeviceError, Report, Stream};
 
 /// A model with a lane of its own, which no scheduler knows: for those who run one batch and wait for
 /// it, as trials before a model serves do.
-pub struct Alone<C> {
+pub struct Alone<R> {
     device: Arc<dyn Device>,
-    compute: Box<dyn Stream>,
     lane: Lane,
-    model: C,
+    runner: R,
 }
 
-impl<C: Compute> Alone<C> {
-    /// Opens the lane's streams on `device`.
+impl<R: BorrowMut<Runner>> Alone<R> {
+    /// Opens the lane's streams on `device`, which the runner is for.
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn open(device: Arc<dyn Device>, model: C) -> Result<Self, DeviceError> {
-        let compute = device.stream(Urgency::Normal)?;
+    pub fn open(device: Arc<dyn Device>, runner: R) -> Result<Self, DeviceError> {
         let lane = Lane::open(&*device)?;
-        Ok(Self { device, compute, lane, model })
+        Ok(Self { device, lane, runner })
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
     }
 
     /// Runs a batch and gives its outputs.
@@ -39,7 +43,7 @@ impl<C: Compute> Alone<C> {
         let given = self.give(&mut cargo);
         // Also after an error: what was given before it has to end before the lane is used again.
         let (tell, told) = unbounded();
-        let streams = [self.lane.copies_in(), &mut *self.compute];
+        let streams = [self.lane.copies_in(), &mut *self.runner.borrow_mut().stream];
         let mut called = streams.into_iter().try_for_each(|stream| report(stream, &tell));
         called = called.and(report(self.lane.copies_out(), &tell));
         drop(tell);
@@ -56,7 +60,7 @@ impl<C: Compute> Alone<C> {
         let all = |bytes: usize| -> Range<usize> { 0..bytes };
         let (bytes_in, bytes_out) = cargo.bytes();
         self.lane.copy_in(cargo, &all(bytes_in))?;
-        self.lane.execute(&mut *self.compute, &mut self.model, cargo, false)?;
+        self.lane.execute(self.runner.borrow_mut(), cargo, false)?;
         self.lane.copy_out(cargo, &all(bytes_out))
     }
 }

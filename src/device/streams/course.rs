@@ -30,6 +30,8 @@ pub(super) struct Course {
     pub expected: Times,
     /// Whether it runs by a graph.
     pub graph: bool,
+    /// Whether a thread gives its execution.
+    pub threaded: bool,
     /// Whether memory of idle lanes was given back for it.
     pub reclaimed: bool,
     given_in: usize,
@@ -56,6 +58,7 @@ impl Course {
             start: 0.0,
             expected: Times::default(),
             graph: false,
+            threaded: false,
             reclaimed: waiting.reclaimed,
             given_in: 0,
             given_execute: false,
@@ -83,7 +86,8 @@ impl Course {
             }
             Stage::CopyOut => {
                 let more = self.given_out < self.work.bytes_out;
-                (self.given_execute && more).then_some(self.done_execute)
+                let executes = if self.threaded { self.done_execute } else { self.given_execute };
+                (executes && more).then_some(self.done_execute)
             }
         }
     }

@@ -1,9 +1,12 @@
-use std::ops::Range;
+use std::{any::Any, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::lanes::{BatchParts, Compute, PlacedBatch};
+use super::{
+    lanes::{BatchParts, Compute, PlacedBatch},
+    worker::{Runner, Worker},
+};
 use crate::device::{
     Device, DeviceError, DeviceMemory, DeviceSlice, Event, Graph, HostTarget, Landing, Stream,
     Urgency,
@@ -20,8 +23,7 @@ const GRAPHS_MAX: usize = 16;
 /// An instance of a model on a device, with its lanes.
 pub(super) struct Instance {
     pub device: usize,
-    pub compute: Box<dyn Stream>,
-    pub model: Box<dyn Compute>,
+    pub worker: Worker,
     pub lanes: Vec<Lane>,
 }
 
@@ -44,14 +46,21 @@ pub(super) struct Lane {
 
 /// The tensors of a batch on its way.
 pub(super) struct Cargo {
-    pub rows: u32,
     inputs: Vec<Bytes>,
     outputs: Vec<(Landing, HostTarget)>,
-    placed_inputs: Vec<DeviceSlice>,
-    placed_outputs: Vec<DeviceSlice>,
     scratch: Vec<usize>,
-    placed_scratch: Vec<DeviceSlice>,
+    placed: Placed,
+}
+
+/// A batch in a lane's memory.
+#[derive(Clone)]
+pub(super) struct Placed {
+    rows: u32,
+    inputs: Vec<DeviceSlice>,
+    outputs: Vec<DeviceSlice>,
+    scratch: Vec<DeviceSlice>,
     numbers: Vec<u64>,
+    own: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// What a graph holds good for: so many rows and these numbers, with tensors in these places of a
@@ -65,25 +74,26 @@ struct Layout {
 
 impl Cargo {
     fn layout(&self) -> Layout {
-        let tensors = self.placed_inputs.iter().chain(&self.placed_outputs);
+        let Placed { rows, inputs, outputs, scratch, numbers, .. } = &self.placed;
+        let tensors = inputs.iter().chain(outputs).chain(scratch);
         Layout {
-            rows: self.rows,
-            numbers: self.numbers.clone(),
-            ranges: tensors.chain(&self.placed_scratch).map(DeviceSlice::range).collect(),
+            rows: *rows,
+            numbers: numbers.clone(),
+            ranges: tensors.map(DeviceSlice::range).collect(),
         }
     }
 
     pub fn new(parts: BatchParts) -> Self {
-        Self {
-            rows: parts.rows,
-            inputs: parts.inputs,
-            outputs: parts.outputs.into_iter().map(Landing::new).collect(),
-            placed_inputs: Vec::new(),
-            placed_outputs: Vec::new(),
-            scratch: parts.scratch,
-            placed_scratch: Vec::new(),
-            numbers: parts.numbers,
-        }
+        let BatchParts { rows, inputs, outputs, scratch, numbers, own } = parts;
+        let (none, outputs) = (Vec::new, outputs.into_iter().map(Landing::new).collect());
+        let placed =
+            Placed { rows, inputs: none(), outputs: none(), scratch: none(), numbers, own };
+        Self { inputs, outputs, scratch, placed }
+    }
+
+    /// The batch in its lane's memory.
+    pub fn placed(&self) -> &Placed {
+        &self.placed
     }
 
     /// Bytes of all inputs, and of all outputs.
@@ -130,16 +140,17 @@ impl Lane {
     pub fn prepare(&mut self, device: &dyn Device, cargo: &mut Cargo) -> Result<(), DeviceError> {
         let inputs: Vec<usize> = cargo.inputs.iter().map(Bytes::len).collect();
         let outputs: Vec<usize> = cargo.outputs.iter().map(|(_, target)| target.len()).collect();
-        cargo.placed_inputs = place(&mut self.inputs, &inputs, device, &mut self.graphs)?;
-        cargo.placed_outputs = place(&mut self.outputs, &outputs, device, &mut self.graphs)?;
-        cargo.placed_scratch = place(&mut self.scratch, &cargo.scratch, device, &mut self.graphs)?;
+        let (placed, graphs) = (&mut cargo.placed, &mut self.graphs);
+        placed.inputs = place(&mut self.inputs, &inputs, device, graphs)?;
+        placed.outputs = place(&mut self.outputs, &outputs, device, graphs)?;
+        placed.scratch = place(&mut self.scratch, &cargo.scratch, device, graphs)?;
         Ok(())
     }
 
     /// Copies a range of the inputs, which come one behind the other.
     pub fn copy_in(&mut self, cargo: &Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
         let mut start = 0;
-        for (input, placed) in cargo.inputs.iter().zip(&cargo.placed_inputs) {
+        for (input, placed) in cargo.inputs.iter().zip(&cargo.placed.inputs) {
             let part = overlap(range, start, input.len());
             if !part.is_empty() {
                 self.copies_in.copy_in(input.slice(part.clone()), &placed.slice(part)?)?;
@@ -152,15 +163,15 @@ impl Lane {
     /// Runs the model, behind the copies of its inputs.
     pub fn execute(
         &mut self,
-        compute: &mut dyn Stream,
-        model: &mut dyn Compute,
+        runner: &mut Runner,
         cargo: &Cargo,
         graph: bool,
     ) -> Result<(), DeviceError> {
+        let (compute, model) = (&mut *runner.stream, &mut *runner.model);
         compute.wait(&self.there)?;
         let ran = match graph && !self.refuses_graphs {
             true => self.replay(compute, model, cargo),
-            false => enqueue(compute, model, cargo),
+            false => enqueue(compute, model, &cargo.placed),
         };
         // Also behind what failed half way: the outputs are not read before it has ended.
         let recorded = compute.record(&self.computed);
@@ -178,7 +189,7 @@ impl Lane {
             return compute.replay(graph);
         }
         compute.begin_capture()?;
-        let enqueued = enqueue(compute, model, cargo);
+        let enqueued = enqueue(compute, model, &cargo.placed);
         let captured = compute.end_capture();
         match enqueued.and(captured) {
             Ok(graph) => {
@@ -193,7 +204,7 @@ impl Lane {
             Err(error) => {
                 log::warn!("a model runs without graphs: {error}");
                 self.refuses_graphs = true;
-                enqueue(compute, model, cargo)
+                enqueue(compute, model, &cargo.placed)
             }
         }
     }
@@ -202,7 +213,7 @@ impl Lane {
     pub fn copy_out(&mut self, cargo: &mut Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
         self.copies_out.wait(&self.computed)?;
         let mut start = 0;
-        for ((_, target), placed) in cargo.outputs.iter_mut().zip(&cargo.placed_outputs) {
+        for ((_, target), placed) in cargo.outputs.iter_mut().zip(&cargo.placed.outputs) {
             let part = overlap(range, start, placed.len());
             if !part.is_empty() {
                 // Ranges come in order, so the target's first bytes are the next.
@@ -214,6 +225,11 @@ impl Lane {
         Ok(())
     }
 
+    /// What tells that a batch's inputs are there, and what tells that it has run.
+    pub fn events(&self) -> (Event, Event) {
+        (self.there.clone(), self.computed.clone())
+    }
+
     pub fn copies_in(&mut self) -> &mut dyn Stream {
         &mut *self.copies_in
     }
@@ -223,22 +239,18 @@ impl Lane {
     }
 }
 
-fn enqueue(
+/// Puts a batch's work onto a stream.
+pub(super) fn enqueue(
     compute: &mut dyn Stream,
     model: &mut dyn Compute,
-    cargo: &Cargo,
+    batch: &Placed,
 ) -> Result<(), DeviceError> {
-    for output in &cargo.placed_outputs {
+    let Placed { rows, inputs, outputs, scratch, numbers, own } = batch;
+    for output in outputs.iter().filter(|output| !output.is_empty()) {
         compute.fill(output, UNWRITTEN)?;
     }
-    let batch = PlacedBatch {
-        rows: cargo.rows,
-        inputs: &cargo.placed_inputs,
-        outputs: &cargo.placed_outputs,
-        scratch: &cargo.placed_scratch,
-        numbers: &cargo.numbers,
-    };
-    model.enqueue(compute, &batch)
+    let (rows, own) = (*rows, own.as_ref());
+    model.enqueue(compute, &PlacedBatch { rows, inputs, outputs, scratch, numbers, own })
 }
 
 /// Places for tensors of the given sizes in `memory`, which grows if it must.

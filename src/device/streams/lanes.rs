@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::{any::Any, sync::Arc};
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -10,9 +10,10 @@ use super::{
         BatchId, Command, Completion, ModelSpec, Outcome, Place, Refused, SchedulerSettings, Stage,
         Ticket, Work,
     },
+    worker::{Errand, Runner, Worker, report_end, stillborn},
 };
 use crate::{
-    device::{Device, DeviceError, DeviceSlice, Report, Stream, Urgency},
+    device::{Device, DeviceError, DeviceSlice, Stream},
     inference::Timestamp,
     memory::Buffer,
 };
@@ -28,6 +29,12 @@ pub trait Compute: Send {
         stream: &mut dyn Stream,
         batch: &PlacedBatch<'_>,
     ) -> Result<(), DeviceError>;
+
+    /// Whether its work is a library's, a [`Visit`](crate::device::Visit): it takes its time to be
+    /// given, so a thread of the instance's own gives it, and it is not captured.
+    fn is_library(&self) -> bool {
+        false
+    }
 }
 
 /// A batch on a device.
@@ -42,26 +49,8 @@ pub struct PlacedBatch<'a> {
     pub scratch: &'a [DeviceSlice],
     /// [`BatchParts::numbers`].
     pub numbers: &'a [u64],
-}
-
-impl<C: Compute + ?Sized> Compute for &mut C {
-    fn enqueue(
-        &mut self,
-        stream: &mut dyn Stream,
-        batch: &PlacedBatch<'_>,
-    ) -> Result<(), DeviceError> {
-        (**self).enqueue(stream, batch)
-    }
-}
-
-impl<C: Compute + ?Sized> Compute for Box<C> {
-    fn enqueue(
-        &mut self,
-        stream: &mut dyn Stream,
-        batch: &PlacedBatch<'_>,
-    ) -> Result<(), DeviceError> {
-        (**self).enqueue(stream, batch)
-    }
+    /// [`BatchParts::own`].
+    pub own: Option<&'a Arc<dyn Any + Send + Sync>>,
 }
 
 /// What a batch is made of.
@@ -77,6 +66,8 @@ pub struct BatchParts {
     pub scratch: Vec<usize>,
     /// What the model has to know of the batch beside sizes. A graph serves batches with the same.
     pub numbers: Vec<u64>,
+    /// What the model itself keeps of the batch; no graph may depend on it.
+    pub own: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// A model that is to run in lanes.
@@ -88,7 +79,7 @@ pub struct ModelPlan {
     /// Whether its launches can be captured in graphs.
     pub graphs: bool,
     /// Its instances, and where they are.
-    pub instances: Vec<(Place, Box<dyn Compute>)>,
+    pub instances: Vec<(Place, Runner)>,
 }
 
 /// A batch that is to run.
@@ -154,22 +145,19 @@ impl OpenModel {
     pub fn open(plan: ModelPlan, devices: &[Arc<dyn Device>]) -> Result<Self, DeviceError> {
         let ModelPlan { name, share, graphs, instances } = plan;
         let places = instances.iter().map(|(place, _)| *place).collect();
+        let threads = instances.iter().any(|(_, runner)| runner.model.is_library());
         let opened = instances
             .into_iter()
-            .map(|(place, model)| {
+            .map(|(place, runner)| {
                 let device = place.device;
                 let there = devices.get(device);
                 let there = there.ok_or(DeviceError::Foreign { device, what: "a place" })?;
                 let lanes = (0..place.lanes.max(1)).map(|_| Lane::open(&**there));
-                Ok(Instance {
-                    device,
-                    compute: there.stream(Urgency::Normal)?,
-                    model,
-                    lanes: lanes.collect::<Result<_, _>>()?,
-                })
+                let lanes = lanes.collect::<Result<_, _>>()?;
+                Ok(Instance { device, worker: Worker::of(runner, device)?, lanes })
             })
             .collect::<Result<_, DeviceError>>()?;
-        Ok(Self { spec: ModelSpec { name, share, places, graphs }, instances: opened })
+        Ok(Self { spec: ModelSpec { name, share, places, graphs, threads }, instances: opened })
     }
 }
 
@@ -271,21 +259,13 @@ impl Lanes {
                 .filter(|lane| !lane.in_use)
                 .for_each(Lane::reclaim),
             Command::CopyIn { batch, range } => {
-                let bytes = range.len();
-                self.operate(batch, Stage::CopyIn, bytes, |lane, _, _, cargo| {
-                    lane.copy_in(cargo, &range)
-                });
+                let ticket = Ticket { batch, stage: Stage::CopyIn, bytes: range.len() };
+                self.copy(ticket, Lane::copies_in, |lane, cargo| lane.copy_in(cargo, &range));
             }
-            Command::Execute { batch, graph } => {
-                self.operate(batch, Stage::Execute, 0, |lane, compute, model, cargo| {
-                    lane.execute(compute, model, cargo, graph)
-                });
-            }
+            Command::Execute { batch, graph } => self.execute(batch, graph),
             Command::CopyOut { batch, range } => {
-                let bytes = range.len();
-                self.operate(batch, Stage::CopyOut, bytes, |lane, _, _, cargo| {
-                    lane.copy_out(cargo, &range)
-                });
+                let ticket = Ticket { batch, stage: Stage::CopyOut, bytes: range.len() };
+                self.copy(ticket, Lane::copies_out, |lane, cargo| lane.copy_out(cargo, &range));
             }
             Command::Finish { batch, outcome } => self.finish(batch, outcome),
         }
@@ -306,47 +286,41 @@ impl Lanes {
         Ok(())
     }
 
-    /// Gives a device an operation, and has its end reported.
-    fn operate(
+    /// Gives a device a copy, and has its end reported.
+    fn copy(
         &mut self,
-        batch: BatchId,
-        stage: Stage,
-        bytes: usize,
-        give: impl FnOnce(
-            &mut Lane,
-            &mut dyn Stream,
-            &mut dyn Compute,
-            &mut Cargo,
-        ) -> Result<(), DeviceError>,
+        ticket: Ticket,
+        stream: impl FnOnce(&mut Lane) -> &mut dyn Stream,
+        give: impl FnOnce(&mut Lane, &mut Cargo) -> Result<(), DeviceError>,
     ) {
-        let Some(Batch { model, at: Some((place, lane)), cargo, .. }) =
-            self.batches.get_mut(&batch)
-        else {
-            return;
-        };
-        let instance = self.models.get_mut(model).and_then(|model| model.get_mut(*place));
-        let Some(Instance { compute, model, lanes, .. }) = instance else { return };
-        let Some(lane) = lanes.get_mut(*lane) else { return };
-        let given = give(lane, &mut **compute, &mut **model, cargo);
-        let stream = match stage {
-            Stage::CopyIn => lane.copies_in(),
-            Stage::Execute => &mut **compute,
-            Stage::CopyOut => lane.copies_out(),
-        };
-        let ticket = Ticket { batch, stage, bytes };
-        let (notify, error) = (self.notify.clone(), given.err());
-        let first = error.clone();
-        // Also after an error: what was given before it has to end before the lane is used again.
-        let called = stream.call(Box::new(move |mut report| {
-            if let Some(error) = first {
-                report.outcome = Err(error);
+        let Some(batch) = self.batches.get_mut(&ticket.batch) else { return };
+        let Some((_, lane)) = on_its_way(&mut self.models, batch) else { return };
+        let given = give(lane, &mut batch.cargo);
+        self.stillborn.extend(report_end(stream(lane), given.err(), ticket, &self.notify));
+    }
+
+    /// Gives a device an execution, or has it given, and has its end reported.
+    fn execute(&mut self, batch: BatchId, graph: bool) {
+        let ticket = Ticket { batch, stage: Stage::Execute, bytes: 0 };
+        let Some(batch) = self.batches.get_mut(&batch) else { return };
+        let Some((worker, lane)) = on_its_way(&mut self.models, batch) else { return };
+        match worker {
+            Worker::Here(runner) => {
+                let given = lane.execute(runner, &batch.cargo, graph);
+                let told = report_end(&mut *runner.stream, given.err(), ticket, &self.notify);
+                self.stillborn.extend(told);
             }
-            notify(Completion { ticket, report });
-        }));
-        if let Err(refused) = called {
-            let (outcome, now) = (Err(error.unwrap_or(refused)), Timestamp::default());
-            let report = Report { outcome, began: now, ended: now, busy: Duration::ZERO };
-            self.stillborn.push(Completion { ticket, report });
+            Worker::Thread(thread) => {
+                let ((there, computed), batch) = (lane.events(), batch.cargo.placed().clone());
+                let notify = self.notify.clone();
+                let sent = thread.send(Errand { there, computed, batch, ticket, notify });
+                let ended = |_| DeviceError::Driver {
+                    device: 0,
+                    call: "giving an execution",
+                    reason: "the thread of its instance has ended".to_owned(),
+                };
+                self.stillborn.extend(sent.err().map(ended).map(|error| stillborn(error, ticket)));
+            }
         }
     }
 
@@ -372,4 +346,14 @@ impl Lanes {
         };
         done(finished);
     }
+}
+
+/// The instance and the lane that a batch is on.
+fn on_its_way<'a>(
+    models: &'a mut FxHashMap<usize, Vec<Instance>>,
+    batch: &Batch,
+) -> Option<(&'a mut Worker, &'a mut Lane)> {
+    let (place, lane) = batch.at?;
+    let instance = models.get_mut(&batch.model)?.get_mut(place)?;
+    Some((&mut instance.worker, instance.lanes.get_mut(lane)?))
 }

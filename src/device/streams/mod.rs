@@ -19,6 +19,7 @@ mod prediction;
 mod scheduler;
 mod timeline;
 mod work;
+mod worker;
 
 pub use self::{
     alone::Alone,
@@ -29,6 +30,7 @@ pub use self::{
         BatchId, Command, Completion, ModelSpec, Order, Outcome, Place, Refused, SchedulerSettings,
         Stage, Ticket, Times, Work,
     },
+    worker::Runner,
 };
 
 #[cfg(test)]

@@ -317,6 +317,7 @@ impl Scheduler {
         let mut course = Course::new(&waiting, place, number, lane);
         course.expected = expected(&work, state, device, chunk_bytes);
         course.start = self.fairness.begin(work.model, least, course.expected.longest());
+        course.threaded = model.spec.threads;
         if model.spec.graphs {
             // The first run may set up what cannot be captured.
             course.graph = state.runs_before(lane, work.rows).is_some_and(|runs| runs > 0);

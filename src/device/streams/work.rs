@@ -57,6 +57,9 @@ pub struct ModelSpec {
     pub places: Vec<Place>,
     /// Whether its launches can be captured in graphs.
     pub graphs: bool,
+    /// Whether a thread gives devices its executions: nothing may wait there for the end of one before
+    /// that end has been told.
+    pub threads: bool,
 }
 
 /// An instance of a model on a device: it runs one batch at a time, while those in its other lanes are

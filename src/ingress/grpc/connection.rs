@@ -17,6 +17,7 @@ use http::{Method, Request, header::CONTENT_TYPE};
 
 use super::{
     compression::{self, Packing, ResponsePacking},
+    first_poll::FirstPoll,
     infer,
     keep_alive::{self, KeepAlive, Order, Orders, Pings},
     restricted_group,
@@ -29,7 +30,7 @@ use crate::{
         forward::{HeaderPattern, TRACE_PARENT},
         restricted::Restrictions,
     },
-    runtime::{TcpStream, draining, sleep, spawn},
+    runtime::{self, TcpStream, draining, sleep, spawn},
     serving::Server,
 };
 
@@ -51,6 +52,9 @@ const STREAMS_MAX: u32 = 4096;
 const HEADERS_MAX: u32 = 16 << 10;
 /// Streams that a client may open and reset before the connection ends (rapid reset).
 const RESETS_MAX: usize = 256;
+
+/// `ModelInfer` calls that a connection begins to answer before it lets others have their turn.
+const CALLS_AT_ONCE: usize = 64;
 
 /// The header of a client that wants a stream to end with the code of a failure.
 const ERRORS: &str = "triton_grpc_error";
@@ -131,44 +135,78 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
     let _watch = keep_alive::watch(&connection);
     let mut pings = Pings::default();
     let mut drain = Some(draining());
-    loop {
-        let accepted = std::future::poll_fn(|cx| {
-            let begun = drain.as_mut().is_some_and(|drain| Pin::new(drain).poll(cx).is_ready());
-            if begun {
-                drain = None;
+    let mut arrived = Vec::new();
+    let mut first_poll = FirstPoll::default();
+    std::future::poll_fn(|cx| {
+        let begun = drain.as_mut().is_some_and(|drain| Pin::new(drain).poll(cx).is_ready());
+        if begun {
+            drain = None;
+            wire.graceful_shutdown();
+        }
+        let orders = connection.orders.take(cx);
+        if orders.any() {
+            if orders.has(Order::Close) {
+                return Poll::Ready(());
+            }
+            if orders.has(Order::Drain) {
                 wire.graceful_shutdown();
             }
-            let orders = connection.orders.take(cx);
-            if orders.any() {
-                if orders.has(Order::Close) {
-                    return Poll::Ready(None);
-                }
-                if orders.has(Order::Drain) {
-                    wire.graceful_shutdown();
-                }
-                if orders.has(Order::Ping) {
-                    pings.send(|| wire.ping_pong());
-                }
+            if orders.has(Order::Ping) {
+                pings.send(|| wire.ping_pong());
             }
-            pings.look(&connection.orders, cx);
-            wire.poll_accept(cx)
-        });
-        match accepted.await {
-            Some(Ok((request, respond))) => dispatch(&connection, request, respond),
-            Some(Err(error)) => {
-                log::debug!("a gRPC connection ended: {error}");
-                return;
-            }
-            None => return,
         }
-    }
+        pings.look(&connection.orders, cx);
+        let mut had_turn = false;
+        loop {
+            // Writes what has been answered, and reads.
+            match wire.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    arrived.extend(dispatch(&connection, request, respond));
+                    if arrived.len() < CALLS_AT_ONCE {
+                        continue;
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    log::debug!("a gRPC connection ended: {error}");
+                    return Poll::Ready(());
+                }
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending => {}
+            }
+            if arrived.is_empty() {
+                return Poll::Pending;
+            }
+            if had_turn {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            had_turn = true;
+            runtime::label(infer::LABEL);
+            for Call { terms, body, respond } in arrived.drain(..) {
+                first_poll.give(
+                    infer::LABEL,
+                    infer::answer(connection.clone(), terms, body, respond),
+                    cx,
+                );
+            }
+        }
+    })
+    .await;
 }
 
+/// A `ModelInfer` call that nobody has begun to answer.
+struct Call {
+    terms: Terms,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+}
+
+/// Sends a call where it belongs; gives it back if this connection is to begin it.
 fn dispatch(
     connection: &Rc<Connection>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
-) {
+) -> Option<Call> {
     let (head, body) = request.into_parts();
     let is_grpc = head
         .headers
@@ -176,7 +214,7 @@ fn dispatch(
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
     if head.method != Method::POST || !is_grpc {
         refuse(respond, head.method == Method::POST);
-        return;
+        return None;
     }
     let settings = &connection.settings;
     connection.orders.calls.set(connection.orders.calls.get() + 1);
@@ -185,7 +223,8 @@ fn dispatch(
         && let Some(header) = restrictions.missing(group, &head.headers)
     {
         let message = format!("This protocol is restricted, expecting header '{header}'");
-        return infer::send_trailers_only(respond, status::with_message(14, &message));
+        infer::send_trailers_only(respond, status::with_message(14, &message));
+        return None;
     }
     let path = head.uri.path();
     if path != MODEL_INFER && path != MODEL_STREAM_INFER {
@@ -194,7 +233,7 @@ fn dispatch(
         spawn(&"a gRPC call", async move {
             tonic_bridge::answer(&connection, service, request, respond).await;
         });
-        return;
+        return None;
     }
     let mut terms = match Terms::read(&head.headers, settings) {
         Ok(terms) => terms,
@@ -204,18 +243,18 @@ fn dispatch(
                 let name = compression::GRPC_ACCEPT_ENCODING.clone();
                 trailers.insert(name, compression::ACCEPTED);
             }
-            return infer::send_trailers_only(respond, trailers);
+            infer::send_trailers_only(respond, trailers);
+            return None;
         }
     };
-    let connection = connection.clone();
     if path == MODEL_INFER {
         let now = connection.server.tracer().now();
         terms.wire = now.map(|now| WireTimes::waiting(Wire::Grpc, now));
-        spawn(&"gRPC ModelInfer", infer::answer(connection, terms, body, respond));
-    } else {
-        let answer = stream_infer::answer(connection, terms, body, respond);
-        spawn(&"gRPC ModelStreamInfer", answer);
+        return Some(Call { terms, body, respond });
     }
+    let answer = stream_infer::answer(connection.clone(), terms, body, respond);
+    spawn(&"gRPC ModelStreamInfer", answer);
+    None
 }
 
 /// What the head of an inference call says of its messages.

@@ -22,13 +22,16 @@ use super::{
 use crate::{
     inference::{Error, InferResponse, Rope, Timestamp, WireTimes},
     ingress::shared_memory::SharedTensors,
-    runtime::{ReplyReceiver, sleep},
+    runtime::{Label, ReplyReceiver, sleep},
     serving::{Reply, Server},
 };
 
 /// How long a large response may lie in the batch's memory while its client does not read. After
 /// that it is copied out, so that a slow client holds up nobody's batch.
 const PATIENCE: Duration = Duration::from_millis(5);
+
+/// What the watchdog calls this work.
+pub const LABEL: Label = &"gRPC ModelInfer";
 
 /// How errors name this call.
 const ENDPOINT: &str = "ModelInfer RPC";

@@ -5,6 +5,7 @@ mod compression;
 mod connection;
 mod decode;
 mod encode;
+mod first_poll;
 mod infer;
 mod keep_alive;
 mod message;

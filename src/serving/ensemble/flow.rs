@@ -6,7 +6,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{Account, EnsembleSteps, Parent};
+use super::{Account, EnsembleSteps, Parent, Step};
 use crate::{
     inference::{
         CorrelationId, DataType, Error, InferInput, InferOutput, InferRequest, InferResponse,
@@ -106,16 +106,17 @@ impl Flow {
 
     fn begin_calls(&mut self) -> Result<(), Error> {
         while let Some((call, inputs)) = self.run.next_call() {
-            let Some(version) = self.steps.versions.get(call.step).cloned() else { continue };
-            let request = self.request(call, inputs);
-            let replies = version.infer_within(request, self.parent.clone())?;
+            let steps = self.steps.clone();
+            let Some(step) = steps.steps.get(call.step) else { continue };
+            let request = self.request(step, call, inputs);
+            let replies = step.version.infer_within(request, self.parent.clone())?;
             self.calls.push(OpenCall { call, replies });
         }
         Ok(())
     }
 
     /// What a step's model is asked.
-    fn request(&self, call: Call, inputs: Vec<Option<Tensor>>) -> InferRequest {
+    fn request(&self, step: &Step, call: Call, inputs: Vec<Option<Tensor>>) -> InferRequest {
         let job = &self.job;
         let mut request = InferRequest {
             id: job.id.clone(),
@@ -127,27 +128,22 @@ impl Flow {
             callers: job.callers.clone(),
             ..InferRequest::default()
         };
-        let (Some(step), Some(version)) =
-            (self.steps.plan.steps.get(call.step), self.steps.versions.get(call.step))
-        else {
-            return request;
-        };
-        let signature = &version.signature;
+        let names = self.steps.plan.steps.get(call.step).map_or(&[][..], |step| &step.inputs);
+        let signature = &step.version.signature;
         let batched = signature.max_batch_size > 0;
-        for (input, tensor) in step.inputs.iter().zip(inputs) {
+        for ((input, place), tensor) in names.iter().zip(&step.inputs).zip(inputs) {
             let Some(Tensor { datatype, shape, data, batched: was_batched }) = tensor else {
                 continue;
             };
-            let spec = signature.inputs.iter().find(|spec| spec.name == input.name);
-            let shape = match spec {
+            let shape = match place.and_then(|place| signature.inputs.get(place)) {
                 Some(spec) => fitted(shape, was_batched, &spec.dims, batched),
                 None => shape,
             };
             request.inputs.push(InferInput::new(&*input.name, datatype, shape, data));
         }
-        let names = self.steps.plan.output_names(call.step);
-        let wanted = names
-            .map(|name| RequestedOutput { name: (&**name).into(), ..RequestedOutput::default() });
+        let wanted = step.wanted.iter();
+        let wanted =
+            wanted.map(|name| RequestedOutput { name: name.clone(), ..RequestedOutput::default() });
         request.outputs = wanted.collect();
         request
     }
@@ -166,10 +162,8 @@ impl Flow {
                 Poll::Pending => at += 1,
                 Poll::Ready(Some(reply)) => {
                     any = true;
-                    let batched = steps
-                        .versions
-                        .get(call.step)
-                        .is_some_and(|version| version.signature.max_batch_size > 0);
+                    let step = steps.steps.get(call.step);
+                    let batched = step.is_some_and(|it| it.version.signature.max_batch_size > 0);
                     let mut outputs = reply?.outputs;
                     run.answered(*call, |name| {
                         let at = outputs.iter().position(|output| *output.name == *name)?;

@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use compact_str::CompactString;
+
 pub use self::flow::start;
 use super::{server::Server, version::LoadedVersion};
 use crate::{
@@ -27,8 +29,33 @@ use crate::{
 pub struct EnsembleSteps {
     plan: Arc<EnsemblePlan>,
     /// By step of the plan.
-    versions: Vec<Arc<LoadedVersion>>,
+    steps: Vec<Step>,
     ensemble: Ensemble,
+}
+
+/// What one step runs.
+struct Step {
+    version: Arc<LoadedVersion>,
+    /// By input of the step, which it is of the version's.
+    inputs: Vec<Option<usize>>,
+    /// The outputs to ask the version for; none asks for all.
+    wanted: Vec<CompactString>,
+}
+
+impl Step {
+    fn new(version: Arc<LoadedVersion>, plan: &EnsemblePlan, index: usize) -> Self {
+        let signature = &version.signature;
+        let place = |name: &str| signature.inputs.iter().position(|spec| *spec.name == *name);
+        let inputs = plan.steps[index].inputs.iter().map(|input| place(&input.name)).collect();
+        let names: Vec<_> = plan.output_names(index).collect();
+        let are_all =
+            signature.outputs.iter().all(|spec| names.iter().any(|name| **name == spec.name));
+        let wanted = match are_all {
+            true => Vec::new(),
+            false => names.iter().map(|name| (&***name).into()).collect(),
+        };
+        Self { version, inputs, wanted }
+    }
 }
 
 /// Why an ensemble cannot be served.
@@ -73,22 +100,24 @@ impl EnsembleSteps {
         let versions: Vec<_> = found.into_iter().map(|it| it.version).collect();
         let decoupled: Vec<bool> = versions.iter().map(|version| version.decoupled).collect();
         let plan = Arc::new(EnsemblePlan::new(ensemble, signature, &decoupled));
-        Ok(Self { plan, versions, ensemble: ensemble.clone() })
+        let steps = versions.into_iter().enumerate();
+        let steps = steps.map(|(index, version)| Step::new(version, &plan, index)).collect();
+        Ok(Self { plan, steps, ensemble: ensemble.clone() })
     }
 
     /// Whether a request may get any number of responses.
     pub fn are_decoupled(&self) -> bool {
-        self.versions.iter().any(|version| version.decoupled)
+        self.versions().any(|version| version.decoupled)
     }
 
     /// Whether all its models would answer now.
     pub fn are_ready(&self) -> bool {
-        self.versions.iter().all(|version| version.is_ready())
+        self.versions().all(|version| version.is_ready())
     }
 
     /// Whether composing the ensemble `id` again would give the same.
     pub fn are_current(&self, server: &Server, id: &ModelId) -> bool {
-        self.ensemble.steps.iter().zip(&self.versions).all(|(step, version)| {
+        self.ensemble.steps.iter().zip(self.versions()).all(|(step, version)| {
             let found = server.step_version(id, step);
             found.is_some_and(|found| found.is_wanted && Arc::ptr_eq(&found.version, version))
         })
@@ -96,8 +125,12 @@ impl EnsembleSteps {
 
     /// Whether these run the same versions as `other`.
     pub fn are_those_of(&self, other: &Self) -> bool {
-        self.versions.len() == other.versions.len()
-            && self.versions.iter().zip(&other.versions).all(|(a, b)| Arc::ptr_eq(a, b))
+        self.steps.len() == other.steps.len()
+            && self.versions().zip(other.versions()).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
+
+    fn versions(&self) -> impl Iterator<Item = &Arc<LoadedVersion>> {
+        self.steps.iter().map(|step| &step.version)
     }
 }
 

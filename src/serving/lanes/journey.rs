@@ -5,16 +5,16 @@ use smallvec::SmallVec;
 
 use super::Route;
 use crate::{
-    backend::returned,
+    backend::{Batch, Expected},
     device::{
         DeviceError,
         streams::{self, BatchParts, Finished, Outcome, Refused},
     },
-    inference::{Admitted, Error, Shape, Timestamp},
+    inference::{Admitted, Error, Timestamp},
     observe::BatchTimes,
     serving::{
         batch::{self, Outputs},
-        execution::Executed,
+        execution::{Executed, wanted},
         job::Job,
         rows::SharedRows,
     },
@@ -27,9 +27,9 @@ pub(super) struct Journey {
     /// The batch's place among those of its queue.
     ticket: u64,
     began: Timestamp,
-    /// The requests that are on their way now, and the shapes of their outputs.
+    /// The requests that are on their way now, and what is expected of their outputs.
     jobs: Vec<Job>,
-    shapes: Vec<Shape>,
+    expected: Expected,
     /// Those that go after them, the next last.
     later: Vec<Vec<Job>>,
     /// Those that are back, with their outputs.
@@ -46,7 +46,7 @@ impl Journey {
             ticket,
             began,
             jobs,
-            shapes: Vec::new(),
+            expected: Expected::default(),
             later: Vec::new(),
             back: Vec::new(),
             outputs: Vec::new(),
@@ -60,8 +60,8 @@ impl Journey {
             return self.end(Err(Error::Cancelled));
         }
         let parts = match self.lay_out(rows) {
-            Ok((parts, shapes)) => {
-                self.shapes = shapes;
+            Ok((parts, expected)) => {
+                self.expected = expected;
                 parts
             }
             Err(error) => return self.end(Err(error)),
@@ -90,16 +90,18 @@ impl Journey {
         }
     }
 
-    fn lay_out(&self, shared: SharedRows) -> Result<(BatchParts, Vec<Shape>), Error> {
+    fn lay_out(&self, shared: SharedRows) -> Result<(BatchParts, Expected), Error> {
         let Some(version) = self.jobs.first().map(|job| &job.version) else {
-            return Ok((BatchParts::default(), Vec::new()));
+            return Ok((BatchParts::default(), Expected::default()));
         };
         let pool = &version.host.pool;
         let requests: SmallVec<[&Admitted; 8]> =
             self.jobs.iter().map(|job| &job.admitted).collect();
         let inputs = batch::assemble(&version.signature, &version.ragged, &requests, shared, pool)?;
         let rows = requests.iter().map(|request| request.batch_size).sum();
-        let laid = self.route.model.lay_out(rows, &inputs);
+        let wanted = wanted(&version.signature, &requests);
+        let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool };
+        let laid = self.route.model.lay_out(&batch);
         let laid = laid.map_err(|error| Error::Backend { detail: error.0 })?;
         Ok(laid.parts(rows, pool)?)
     }
@@ -140,7 +142,9 @@ impl Journey {
                     }
                 }
             }
-            Outcome::TooLarge(_) if self.jobs.len() > 1 => {
+            Outcome::TooLarge(error) | Outcome::Failed(error)
+                if error.is_out_of_memory() && self.jobs.len() > 1 =>
+            {
                 let second = self.jobs.split_off(self.jobs.len() / 2);
                 self.later.push(second);
                 self.depart(SharedRows::default());
@@ -159,7 +163,9 @@ impl Journey {
 
     fn split(&mut self, outputs: Vec<Bytes>) -> Result<Vec<Outputs>, Error> {
         let began = Timestamp::now();
-        let tensors = returned(std::mem::take(&mut self.shapes), outputs);
+        let expected = std::mem::take(&mut self.expected);
+        let tensors = self.route.model.outputs(expected, outputs);
+        let tensors = tensors.map_err(|error| Error::Backend { detail: error.0 })?;
         let Some(version) = self.jobs.first().map(|job| &job.version) else {
             return Ok(Vec::new());
         };

@@ -40,10 +40,15 @@ pub fn run(
     let mut places: SmallVec<[usize; 8]> = SmallVec::new();
     let mut asked = Vec::with_capacity(batch.rows.len());
     let row_count = batch.rows.len();
+    // Who answers requests by itself gives no state back.
+    let batched = matches!(instance, ModelInstance::Batches(_));
     for (place, row) in batch.rows.into_iter().enumerate() {
         let Some(SequenceRow { key, mut request, start, end, carried }) = row else { continue };
         asked.push(request.admitted.outputs.clone());
         tell(setup, &mut request, start, end, &carried);
+        if batched {
+            ask_for_states(setup, &mut request);
+        }
         left.push((key, carried));
         if setup.policy.iterative {
             request.turn.get_or_insert_with(|| Turn { key, progress: Progress::default() });
@@ -76,7 +81,7 @@ pub fn run(
     (left, Executed::new(Ran::Batch { jobs, outcome, fillers }, began, times))
 }
 
-/// Gives a request the inputs of the server, and asks for the outputs that are states.
+/// Gives a request the inputs of the server.
 fn tell(setup: &SequenceSetup, job: &mut Job, start: bool, end: bool, states: &States) {
     let none = CorrelationId::default();
     let sequence = job.sequence.as_mut().map(|sequence| {
@@ -85,8 +90,11 @@ fn tell(setup: &SequenceSetup, job: &mut Job, start: bool, end: bool, states: &S
     });
     let id = sequence.map_or(&none, |sequence| &sequence.id);
     let told = Told { id, start, end, ready: true };
-    let inputs = &mut job.admitted.inputs;
-    inputs.extend(setup.hidden_inputs(&told, states).map(Some));
+    job.admitted.inputs.extend(setup.hidden_inputs(&told, states).map(Some));
+}
+
+/// Asks for the outputs that are states.
+fn ask_for_states(setup: &SequenceSetup, job: &mut Job) {
     let outputs = &mut job.admitted.outputs;
     for state in &setup.states {
         if !outputs.contains(&state.output) {

@@ -121,7 +121,7 @@ impl SequenceSetup {
         States(self.states.iter().map(|state| state.initial.clone()).collect())
     }
 
-    /// Whether a model that takes requests can be served so.
+    /// Whether its sequences carry anything.
     pub fn has_states(&self) -> bool {
         !self.states.is_empty()
     }

@@ -159,15 +159,20 @@ impl VersionSpec {
 
     /// Whether what it wants can be had of instances that take requests one by one.
     fn check_requests_suit(&self) -> Result<(), BackendError> {
-        let has_states = self.sequences.as_ref().is_some_and(|setup| setup.has_states());
-        let wish = match (has_states, self.allowed_batch_sizes.is_empty()) {
-            (true, _) => "keep implicit state",
-            (false, false) => "fill batches up to 'allowed_batch_sizes'",
-            (false, true) => return Ok(()),
-        };
         let model = &self.outline.name;
-        let detail =
-            format!("the back end of model '{model}' takes single requests: it cannot {wish}");
+        if self.sequences.as_ref().is_some_and(|setup| setup.has_states()) {
+            log::warn!(
+                "model '{model}': its back end takes single requests and gives no state back: as in \
+                 Triton, every request is given the states that a sequence begins with"
+            );
+        }
+        if self.allowed_batch_sizes.is_empty() {
+            return Ok(());
+        }
+        let detail = format!(
+            "the back end of model '{model}' takes single requests: it cannot fill batches up to \
+             'allowed_batch_sizes'"
+        );
         Err(BackendError(detail))
     }
 
@@ -266,6 +271,10 @@ impl LoadedVersion {
         if takes_requests {
             spec.check_requests_suit()?;
         }
+        let devices = match &lanes {
+            Some(lanes) => lanes.devices().to_vec(),
+            None => instances.iter().filter_map(|it| it.instance.device().cloned()).collect(),
+        };
         let version = Arc::new(Self {
             decoupled: config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
             takes_requests,
@@ -274,7 +283,8 @@ impl LoadedVersion {
             device_priority: device_priority(config),
             model: Some(spec.model.clone()),
             instances: spec.placements.len(),
-            devices: lanes.as_ref().map_or(Vec::new(), |lanes| lanes.devices().to_vec()),
+            devices,
+            fleet: site.fleet.cloned(),
             home: home.clone(),
             runs_inline,
             ..Self::of_outline(spec.outline.clone(), site, served)
@@ -347,6 +357,7 @@ impl LoadedVersion {
             device_priority: 0,
             model: None,
             devices: Vec::new(),
+            fleet: None,
             // Any number of requests are on their way through what has no instances.
             instances: usize::MAX,
             _folder: outline.folder,

@@ -96,7 +96,7 @@ fn a_folder_in_place_of_the_file_holds_model_onnx() {
 #[test]
 fn a_gpu_that_the_library_cannot_drive_is_refused_with_what_it_offers() {
     let Some(runtime) = runtime() else { return };
-    if runtime.0.offers("CUDA") {
+    if runtime.runtime.offers("CUDA") {
         return;
     }
     let mut case = mlp_case();
@@ -118,7 +118,8 @@ fn instances_share_a_session_unless_told_otherwise() {
         if let Some(share) = share {
             case = case.parameter("share_session_between_instances", share);
         }
-        let loaded = OnnxModel::load(runtime.0, &case.source()).unwrap();
+        let loaded =
+            OnnxModel::load(runtime.runtime, runtime.devices.clone(), &case.source()).unwrap();
         let first = loaded.execution(Device::Host).unwrap();
         let second = loaded.execution(Device::Host).unwrap();
         assert_eq!(Arc::ptr_eq(&first, &second), expected, "{share:?}");

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::device::{
     Argument, Device, DeviceError, Kernel, KernelSource, Scalar, Stream,
-    streams::{Compute, PlacedBatch},
+    streams::{Compute, PlacedBatch, Runner},
 };
 
 /// Waits until a GPU's clock has gone on by a number of nanoseconds.
@@ -34,14 +34,14 @@ pub(super) struct Synthetic {
 }
 
 impl Synthetic {
-    pub fn load(device: &dyn Device, execute: Duration) -> Result<Box<dyn Compute>, DeviceError> {
+    pub fn load(device: &dyn Device, execute: Duration) -> Result<Runner, DeviceError> {
         let spin = device.kernel(&KernelSource {
             name: "spin".into(),
             image: Some(Bytes::from_static(SPIN.as_bytes())),
             // A host device waits by itself for what a launch costs.
             twin: Some(Arc::new(|_, _| Ok(()))),
         })?;
-        Ok(Box::new(Self { spin, execute }))
+        Runner::open(device, Box::new(Self { spin, execute }))
     }
 }
 

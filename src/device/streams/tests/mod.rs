@@ -15,7 +15,8 @@ use std::{
 use super::*;
 use crate::{
     device::{
-        Argument, Device, DeviceError, HostArgument, Kernel, KernelSource, Stream,
+        Argument, Destination, Device, DeviceError, HostArgument, Kernel, KernelSource,
+        LibraryMemory, Stream, Visit,
         host::{HostDevice, HostSettings, Link, Simulation, SimulationSettings},
     },
     inference::Timestamp,
@@ -36,7 +37,7 @@ struct Inverting {
     per_row: Duration,
 }
 
-fn inverting(device: &dyn Device, fixed: Duration, per_row: Duration) -> Box<dyn Compute> {
+fn inverting(device: &dyn Device, fixed: Duration, per_row: Duration) -> Runner {
     let source = KernelSource {
         name: "invert".into(),
         image: None,
@@ -50,7 +51,8 @@ fn inverting(device: &dyn Device, fixed: Duration, per_row: Duration) -> Box<dyn
             Ok(())
         })),
     };
-    Box::new(Inverting { kernel: device.kernel(&source).unwrap(), fixed, per_row })
+    let model = Inverting { kernel: device.kernel(&source).unwrap(), fixed, per_row };
+    Runner::open(device, Box::new(model)).unwrap()
 }
 
 impl Compute for Inverting {
@@ -63,6 +65,35 @@ impl Compute for Inverting {
         launch.cost = self.fixed + self.per_row * batch.rows;
         let input = Argument::Read(batch.inputs[0].clone());
         stream.launch(launch.with(input).with(Argument::Write(batch.outputs[0].clone())))
+    }
+}
+
+/// The same as work of a library's.
+struct Visiting;
+
+impl Compute for Visiting {
+    fn enqueue(
+        &mut self,
+        stream: &mut dyn Stream,
+        batch: &PlacedBatch<'_>,
+    ) -> Result<(), DeviceError> {
+        let (input, output) = (batch.inputs[0].clone(), batch.outputs[0].clone());
+        let (reads, writes) = (vec![input.clone()], vec![output.clone()]);
+        let work = Box::new(move |visited: &mut dyn crate::device::Visited| {
+            let first = std::ptr::with_exposed_provenance::<u8>(input.address() as usize);
+            // SAFETY: the visit reads these bytes of a device of the host.
+            let input = unsafe { std::slice::from_raw_parts(first, input.len()) };
+            let made: Vec<u8> = input.iter().cycle().take(output.len()).map(|byte| !byte).collect();
+            let address = made.as_ptr().expose_provenance() as u64;
+            // SAFETY: the keeper holds the bytes, which have been written.
+            let made = unsafe { LibraryMemory::new(address, made.len(), Box::new(made)) };
+            visited.bring(made, Destination::Device(&output))
+        });
+        stream.visit(Visit { who: "a library".into(), reads, writes, work })
+    }
+
+    fn is_library(&self) -> bool {
+        true
     }
 }
 

@@ -43,6 +43,15 @@ fn every_batch_gets_its_own_outputs() {
 
 #[test]
 fn the_same_on_real_engines() {
+    on_real_engines(|device| inverting(device, Duration::ZERO, Duration::ZERO));
+}
+
+#[test]
+fn the_same_of_a_library_which_a_thread_of_the_instance_calls() {
+    on_real_engines(|device| Runner::open(device, Box::new(Visiting)).unwrap());
+}
+
+fn on_real_engines(model: impl Fn(&dyn Device) -> Runner) {
     let devices: Vec<Arc<dyn Device>> = (0..2)
         .map(|index| {
             let settings = HostSettings { index, ..HostSettings::default() };
@@ -53,9 +62,10 @@ fn the_same_on_real_engines() {
     let settings = SchedulerSettings { chunk_bytes: 1000, ..Default::default() };
     let notify: Notify = Arc::new(move |completion| tell.send(completion).unwrap_or_default());
     let mut lanes = Lanes::new(settings, devices.clone(), notify);
-    let instances = devices.iter().enumerate().map(|(device, there)| {
-        (Place { device, lanes: 3 }, inverting(&**there, Duration::ZERO, Duration::ZERO))
-    });
+    let instances = devices
+        .iter()
+        .enumerate()
+        .map(|(device, there)| (Place { device, lanes: 3 }, model(&**there)));
     let instances = instances.collect();
     let plan = ModelPlan { name: "m".into(), share: 1.0, graphs: true, instances };
     let model = lanes.add_model(plan).unwrap();
