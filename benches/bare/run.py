@@ -38,6 +38,8 @@ LIGHT_RUNS_MAX = 1.3
 # Completions are awaited at either end of a heavy interval, so that it holds whole batches only.
 POLL_SECONDS = 0.004
 EDGE_SECONDS_MAX = 20.0
+# Torch optimises a module at each batch size before the server is ready.
+WARM_UP_SECONDS_MAX = 180.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,8 @@ def main() -> int:
         del heavy[TORCH]
     chosen = [name for name in heavy if options.only in (None, name)]
     log = bench.fresh_log("bare")
-    with servers.Server("bare", options.nereid, repository, options.flags, log) as server:
+    flags = (*options.flags, *only(options.only))
+    with servers.Server("bare", options.nereid, repository, flags, log, WARM_UP_SECONDS_MAX) as server:
         for number in range(options.rounds):
             for name in chosen:
                 heavy[name].append(heavy_round(server, repository, name, options))
@@ -86,6 +89,12 @@ def main() -> int:
         "mlp": [dataclasses.asdict(each) for each in light],
     }
     return bench.conclude("bare", table(heavy, light), figures, findings(heavy, light), options)
+
+
+def only(name: str | None) -> list[str]:
+    """The flags with which no other heavy model is loaded."""
+    loaded = [name] if name in HEAVY else ["mlp", "identity", "identity_unbatched"]
+    return ["--model-control-mode=explicit", *(f"--load-model={each}" for each in loaded)] if name else []
 
 
 def parse() -> argparse.Namespace:

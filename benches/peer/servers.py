@@ -77,8 +77,10 @@ class Server:
         repository: pathlib.Path,
         flags: tuple[str, ...] = (),
         log: pathlib.Path | None = None,
+        ready_seconds_max: float = READY_SECONDS_MAX,
     ):
         self.name = name
+        self.ready_seconds_max = ready_seconds_max
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.log = log or ROOT / "build" / "bench" / f"{name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,7 @@ class Server:
 
     def __enter__(self) -> Server:
         try:
-            self.wait_ready()
+            self.wait_ready(self.ready_seconds_max)
         except BaseException:
             self.stop()
             raise

@@ -27,6 +27,12 @@ needs_torch = pytest.mark.skipif(
     not BRIDGE.is_file(), reason=f"there is no {BRIDGE}: `make backend-pytorch` builds it (NEREID_BACKEND_DIR names it)"
 )
 COLUMNS = 4
+WARM_UP = (
+    'model_warmup { name: "zeros" batch_size: 2 inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 4 ]'
+    " zero_data: true } } }"
+)
+# One batch at a time on its way.
+ALLOWED = 'parameters { key: "allowed_batch_sizes" value { string_value: "4,8" } }'
 
 
 def relu(y: str = "N", columns: int = COLUMNS) -> bytes:
@@ -77,7 +83,8 @@ def test_onnx_models_run_in_lanes(start, tmp_path, way):
         "known": onnx(),
         "unknown": onnx(y="M"),
         "here": onnx("instance_group { kind: KIND_CPU }"),
-        "twice": onnx("instance_group { count: 2 gpus: [ 1 ] }"),
+        "twice": onnx(f"instance_group {{ count: 2 gpus: [ 1 ] }}\n{WARM_UP}"),
+        "alone": onnx(ALLOWED),
         "bare": models.Model(None, {1: relu()}),
         "onnx_strings": models.Model(None, {1: onnx_file.strings()}),
     }
@@ -85,7 +92,7 @@ def test_onnx_models_run_in_lanes(start, tmp_path, way):
     assert kinds(server, "known") == [("KIND_GPU", [0, 1])]
     assert kinds(server, "bare") == [("KIND_GPU", [0, 1])]
     assert kinds(server, "here") == [("KIND_CPU", [])]
-    for model in ("known", "unknown", "twice", "bare", "here"):
+    for model in ("known", "unknown", "twice", "alone", "bare", "here"):
         check_many(server, way, model)
         statistics = server.get_json(f"/v2/models/{model}/stats")["model_stats"][0]
         assert int(statistics["inference_count"]) == sum(1 + seed % 4 for seed in range(40))
