@@ -9,6 +9,7 @@ use prost::Message as _;
 use super::{
     ask::FromInside,
     cache::Caches,
+    device_regions::DeviceRegions,
     ensemble::{EnsembleSteps, Parent, StepVersion},
     instance_cores::InstanceCores,
     job::Reply,
@@ -19,8 +20,9 @@ use super::{
 };
 use crate::{
     backend::Host,
+    device::Devices,
     inference::{Error, InferRequest},
-    memory::{BufferPool, Regions},
+    memory::{BufferPool, OutputPlaces, Regions},
     observe::{
         MetricsSettings,
         gpu::GpuMetrics,
@@ -60,6 +62,7 @@ pub struct Server {
     cache: OnceLock<Arc<Caches>>,
     limiter: OnceLock<Arc<Limiter>>,
     fleet: OnceLock<Arc<Fleet>>,
+    device_regions: OnceLock<DeviceRegions>,
     name: OnceLock<String>,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
@@ -98,6 +101,7 @@ impl Server {
             cache: OnceLock::new(),
             limiter: OnceLock::new(),
             fleet: OnceLock::new(),
+            device_regions: OnceLock::new(),
             name: OnceLock::new(),
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
@@ -225,6 +229,19 @@ impl Server {
         self.fleet.get()
     }
 
+    /// The memory of devices that clients have registered.
+    pub fn device_regions(&self) -> &DeviceRegions {
+        self.device_regions.get_or_init(|| {
+            let devices = self.fleet().map(|fleet| fleet.devices().clone());
+            DeviceRegions::new(devices.unwrap_or_else(|| Arc::new(Devices::none("no devices"))))
+        })
+    }
+
+    /// The device whose memory the tensors of a model's requests may lie in, if there is one.
+    pub fn resident_on(&self, model: &str, version: &str) -> Option<usize> {
+        find(&self.models.load(), model, version).ok()?.resident_on()
+    }
+
     /// What it says it is called.
     pub fn name(&self) -> &str {
         self.name.get().map_or(NAME, String::as_str)
@@ -310,15 +327,20 @@ impl Server {
     }
 
     /// Takes a request in. The replies come to the reactor that calls, which must be one: one reply,
-    /// or any number when the model is decoupled.
+    /// or any number when the model is decoupled. Outputs that the client wants in `places` may lie there
+    /// when the reply comes, or not.
     ///
     /// # Errors
     /// When the model is unknown, the request does not fit it, or too much waits already.
-    pub fn infer(&self, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
+    pub fn infer(
+        &self,
+        request: InferRequest,
+        places: Option<Arc<OutputPlaces>>,
+    ) -> Result<ReplyReceiver<Reply>, Error> {
         if self.state() == ServerState::Stopping {
             return Err(Error::Stopping);
         }
-        self.infer_from_inside(request, None)
+        self.begin(request, Parent { places, ..Parent::default() })
     }
 
     /// Whether the model gives any number of replies to a request; not, when it is unknown.
@@ -333,6 +355,7 @@ impl Server {
     pub fn infer_one(
         &self,
         request: InferRequest,
+        places: Option<Arc<OutputPlaces>>,
         endpoint: &'static str,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         if self.state() == ServerState::Stopping {
@@ -343,7 +366,7 @@ impl Server {
         if version.decoupled {
             return Err(Error::DecoupledModel { endpoint });
         }
-        version.infer(request)
+        version.infer_within(request, Parent { places, ..Parent::default() })
     }
 
     /// Takes a request in that serves another, which was taken in before: so the server may be
@@ -356,9 +379,13 @@ impl Server {
         request: InferRequest,
         trace: Option<OuterTrace>,
     ) -> Result<ReplyReceiver<Reply>, Error> {
+        self.begin(request, Parent { trace, ..Parent::default() })
+    }
+
+    fn begin(&self, request: InferRequest, parent: Parent) -> Result<ReplyReceiver<Reply>, Error> {
         let models = self.models.load();
         let version = find(&models, &request.model_name, &request.model_version)?;
-        version.infer_within(request, Parent { trace, account: None })
+        version.infer_within(request, parent)
     }
 
     /// The reactor to take a request to that comes from none: its model's home, or any in turn when the

@@ -5,6 +5,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     lane::{Cargo, Instance, Lane},
+    resident::Resident,
     scheduler::Scheduler,
     work::{
         BatchId, Command, Completion, ModelSpec, Outcome, Place, Refused, SchedulerSettings, Stage,
@@ -68,6 +69,8 @@ pub struct BatchParts {
     pub numbers: Vec<u64>,
     /// What the model itself keeps of the batch; no graph may depend on it.
     pub own: Option<Arc<dyn Any + Send + Sync>>,
+    /// What of it lies on the device already: of such inputs and outputs there are no bytes above.
+    pub resident: Option<Resident>,
 }
 
 /// A model that is to run in lanes.

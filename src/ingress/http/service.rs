@@ -267,18 +267,20 @@ impl Calls {
             }
             Route::SharedMemory { kind, action, region } => match (kind, action) {
                 (SharedMemoryKind::System, SharedMemoryAction::Status) => {
-                    json(http_regions::status(&regions::status(server.regions(), region)?))
+                    json(http_regions::status(&regions::status(server, region)?))
                 }
                 (SharedMemoryKind::Cuda, SharedMemoryAction::Status) => {
-                    regions::cuda_status(region)?;
-                    json(Bytes::from_static(b"[]"))
+                    let status = regions::cuda_status(server, region)?;
+                    json(http_regions::cuda_status(&status))
                 }
                 (SharedMemoryKind::System, _) => {
                     regions::unregister(server.regions(), region);
                     with_type(Segments::default(), "application/json")
                 }
-                // There are none that could be forgotten.
-                (SharedMemoryKind::Cuda, _) => with_type(Segments::default(), "application/json"),
+                (SharedMemoryKind::Cuda, _) => {
+                    server.device_regions().unregister(server.regions(), region);
+                    with_type(Segments::default(), "application/json")
+                }
             },
             Route::Logging(Access::Read) => json(settings::log_settings(&logging::settings())),
             Route::Trace { model, access: Access::Read } => {
@@ -352,7 +354,7 @@ impl Calls {
             }
             SharedMemoryKind::Cuda => {
                 let request = http_regions::cuda_register(region, &body)?;
-                return Err(regions::cuda_register(&request));
+                regions::cuda_register(&self.server, request).await?;
             }
         }
         Ok(with_type(Segments::default(), "application/json"))
@@ -385,9 +387,9 @@ impl Calls {
         head: &request::Parts,
     ) -> Result<Response<Segments>, Error> {
         let server = &self.server;
-        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
+        let shared = SharedTensors::resolve(&mut request, server);
         let shared = shared.await?;
-        let mut answer = self.server.infer_one(request, ENDPOINT)?;
+        let mut answer = self.server.infer_one(request, shared.outputs(), ENDPOINT)?;
         let reply = answer.receive().await;
         let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
         let response = shared.deliver(response, server.pool()).await?;
