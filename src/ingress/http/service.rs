@@ -2,7 +2,6 @@
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
