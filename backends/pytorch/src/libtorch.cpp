@@ -77,12 +77,20 @@ bool keeps_something(const torch::jit::Block* block) {
   return false;
 }
 
-// Whether what runs may write into a tensor that lies in a list or dictionary.
-bool writes_into_contents(const torch::jit::AliasDb& aliases, const torch::jit::Block* block) {
-  for (auto* node : block->nodes()) {
-    if (aliases.writesToWildcard(const_cast<torch::jit::Node*>(node))) return true;
+// Whether what runs may write into a tensor that lies in `container`, which the container's own writers do not tell.
+bool writes_into_contents(const torch::jit::AliasDb& aliases, const torch::jit::Block* block,
+                          torch::jit::Value* container) {
+  for (const auto* node : block->nodes()) {
+    if (const auto* schema = node->maybeSchema()) {
+      const auto& arguments = schema->arguments();
+      for (size_t index = 0; index < arguments.size() && index < node->inputs().size(); ++index) {
+        const auto* alias = arguments[index].alias_info();
+        auto* value = const_cast<torch::jit::Value*>(node->inputs()[index]);
+        if (alias && alias->isWrite() && aliases.mayContainAlias(value, container)) return true;
+      }
+    }
     for (const auto* inner : node->blocks()) {
-      if (writes_into_contents(aliases, inner)) return true;
+      if (writes_into_contents(aliases, inner, container)) return true;
     }
   }
   return false;
@@ -119,8 +127,8 @@ char* nereid_torch_inspect(const char* path, void* context, Visit visit, void (*
     for (size_t index = 1; index < arguments.size(); ++index) {
       const auto& argument = arguments[index];
       auto type = argument.type();
-      bool is_written = aliases.hasWriters(graph->inputs().at(index)) ||
-                        (type->kind() == c10::TypeKind::DictType && writes_into_contents(aliases, graph->block()));
+      auto* value = graph->inputs().at(index);
+      bool is_written = aliases.hasWriters(value) || writes_into_contents(aliases, graph->block(), value);
       visit(context, argument.name().c_str(), type->annotation_str().c_str(), kind_of(type),
             argument.default_value().has_value(), is_written);
     }
