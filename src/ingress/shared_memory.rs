@@ -1,13 +1,16 @@
 //! Tensors that lie in shared memory: what a request names becomes bytes, and outputs go where they are
 //! to go.
 
+use std::sync::Arc;
+
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::away::away;
 use crate::{
-    inference::{DataType, Error, InferRequest, InferResponse},
-    memory::{BufferPool, RegionView, Regions},
+    inference::{DataType, Error, InferRequest, InferResponse, Rope},
+    memory::{BufferPool, RegionView},
+    serving::{DeviceTensors, DeviceView, Server},
 };
 
 /// Tensors of up to so many bytes are copied on the reactor: some 100 µs.
@@ -21,6 +24,16 @@ pub struct SharedTensors(Option<Box<Places>>);
 struct Places {
     inputs: SmallVec<[RegionView; 1]>,
     outputs: SmallVec<[(CompactString, RegionView); 1]>,
+    device_outputs: SmallVec<[DeviceOutput; 1]>,
+}
+
+/// An output that goes to the memory of a device.
+#[derive(Debug)]
+struct DeviceOutput {
+    name: CompactString,
+    view: DeviceView,
+    /// Whether the model's own device puts it there.
+    is_direct: bool,
 }
 
 impl SharedTensors {
@@ -31,19 +44,30 @@ impl SharedTensors {
     /// would lead the model out of its memory.
     ///
     /// # Errors
-    /// When a region is unknown, a range does not lie within it, two outputs would lie over each other, or
-    /// memory for a copy is used up.
-    pub async fn resolve(
-        request: &mut InferRequest,
-        regions: &Regions,
-        pool: &BufferPool,
-    ) -> Result<Self, Error> {
+    /// When a region is unknown, a range does not lie within it, two outputs would lie over each other,
+    /// memory for a copy is used up, or a device fails.
+    pub async fn resolve(request: &mut InferRequest, server: &Server) -> Result<Self, Error> {
         if !Self::are_named_by(request) {
             return Ok(Self(None));
         }
+        let (regions, pool, devices) = (server.regions(), server.pool(), server.device_regions());
+        // Tensors in the memory of this device never come to the host.
+        let own = server.resident_on(&request.model_name, &request.model_version);
+        let mut on_device = DeviceTensors::default();
         let mut places = Box::new(Places::default());
         for input in &mut request.inputs {
             let Some(range) = input.source.take() else { continue };
+            if let Some(view) = devices.view(&range)? {
+                if own == Some(view.device()) && input.datatype.size().is_some() && !view.is_empty()
+                {
+                    input.data = Rope::absent(view.len());
+                    on_device.inputs.push((input.name.clone(), view));
+                    request.inputs_may_change = true;
+                } else {
+                    input.data = view.fetch(pool).await?.into();
+                }
+                continue;
+            }
             let view = regions.view(&range)?;
             let bytes = match input.datatype {
                 DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
@@ -62,15 +86,37 @@ impl SharedTensors {
         }
         for output in &request.outputs {
             let Some(range) = &output.target else { continue };
-            let view = regions.view(range)?;
-            if let Some((other, _)) = places.outputs.iter().find(|(_, it)| view.overlaps(it)) {
-                return Err(Error::malformed(format!(
+            let lies_over = |other: &str| {
+                Error::malformed(format!(
                     "the place of output '{}' in shared memory region '{}' lies over that of output \
                      '{other}'",
                     output.name, range.region
-                )));
+                ))
+            };
+            if let Some(view) = devices.view(range)? {
+                let others = &places.device_outputs;
+                if let Some(other) = others.iter().find(|it| view.overlaps(&it.view)) {
+                    return Err(lies_over(other.name.as_str()));
+                }
+                let is_direct = own == Some(view.device()) && output.classification == 0;
+                if is_direct {
+                    on_device.outputs.push((output.name.clone(), view.clone()));
+                }
+                places.device_outputs.push(DeviceOutput {
+                    name: output.name.clone(),
+                    view,
+                    is_direct,
+                });
+                continue;
+            }
+            let view = regions.view(range)?;
+            if let Some((other, _)) = places.outputs.iter().find(|(_, it)| view.overlaps(it)) {
+                return Err(lies_over(other.as_str()));
             }
             places.outputs.push((output.name.clone(), view));
+        }
+        if !on_device.inputs.is_empty() || !on_device.outputs.is_empty() {
+            request.on_device = Some(Arc::new(on_device));
         }
         Ok(Self(Some(places)))
     }
@@ -114,6 +160,26 @@ impl SharedTensors {
             match is_long {
                 true => away(copy).await?,
                 false => copy()?,
+            }
+        }
+        for DeviceOutput { name, view, is_direct } in &places.device_outputs {
+            let output = response.outputs.iter_mut().find(|output| *output.name == **name);
+            let Some(output) = output else { continue };
+            let data = std::mem::take(&mut output.data);
+            let elements = output.shape.element_count().zip(output.datatype.size());
+            let by_shape = elements.and_then(|(count, size)| count.checked_mul(size as u64));
+            let expected = match *is_direct {
+                true => {
+                    by_shape.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX)
+                }
+                false => data.len(),
+            };
+            if expected > view.len() {
+                let (output, got) = (name.to_string(), view.len());
+                return Err(Error::OutputRegionTooSmall { output, expected, got });
+            }
+            if !data.is_empty() {
+                view.store(data).await?;
             }
         }
         for output in &mut response.outputs {

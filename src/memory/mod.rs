@@ -8,12 +8,14 @@
 mod fault;
 mod gather;
 mod heap;
+mod objects;
 mod pool;
 mod regions;
 mod ring;
 
 pub use gather::{Destination, Filler, Gather, WrongLength};
 pub use heap::{give_back_free_pages, keep_freed_memory};
+pub use objects::{OwnObject, SharedObject};
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};
 pub use regions::{Region, RegionView, Regions};
 pub use ring::{RingMemory, RingMemoryError, RingView};

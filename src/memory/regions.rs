@@ -14,7 +14,7 @@ use nix::{
         stat::{Mode, fstat},
     },
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     fault::Watch,
@@ -32,8 +32,8 @@ const RESERVED: &str = "triton_python_backend_shm_region_";
 pub struct Regions {
     allowed: bool,
     named: ArcSwap<Named>,
-    /// Held while regions come or go.
-    change: Mutex<()>,
+    /// Names that regions elsewhere have. Held while regions come or go.
+    change: Mutex<FxHashSet<Arc<str>>>,
 }
 
 type Named = FxHashMap<Arc<str>, Arc<Region>>;
@@ -64,7 +64,7 @@ pub struct RegionView {
 impl Regions {
     /// No regions yet. Unless `allowed`, none can be registered.
     pub fn new(allowed: bool) -> Self {
-        Self { allowed, named: ArcSwap::default(), change: Mutex::new(()) }
+        Self { allowed, named: ArcSwap::default(), change: Mutex::default() }
     }
 
     /// Maps `byte_size` bytes of the shared-memory object `key` from `offset` on, under `name`.
@@ -85,15 +85,33 @@ impl Regions {
                  with '{RESERVED}' are reserved"
             )));
         }
-        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let elsewhere = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let mut named = Named::clone(&self.named.load());
-        if named.contains_key(name) {
+        if named.contains_key(name) || elsewhere.contains(name) {
             return Err(Error::RegionExists { name: name.to_owned() });
         }
         let region = Region::map(name, key, offset, byte_size)?;
         named.insert(region.name.clone(), Arc::new(region));
         self.named.store(Arc::new(named));
         Ok(())
+    }
+
+    /// Takes a name for a region that is not the host's.
+    ///
+    /// # Errors
+    /// When the name is taken, or clients may not.
+    pub fn reserve(&self, name: &str) -> Result<(), Error> {
+        self.check_allowed()?;
+        let mut elsewhere = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.named.load().contains_key(name) || !elsewhere.insert(name.into()) {
+            return Err(Error::RegionExists { name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Gives a name back that was reserved.
+    pub fn release(&self, name: &str) {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// Forgets the region `name`, if there is one.
@@ -127,18 +145,8 @@ impl Regions {
             self.check_allowed()?;
             return Err(Error::UnknownRegion { kind: "", name: name.to_owned() });
         };
-        if range.offset >= region.byte_size {
-            return Err(Error::malformed(format!(
-                "Invalid offset for shared memory region: '{name}'"
-            )));
-        }
-        if range.byte_size > region.byte_size - range.offset {
-            return Err(Error::malformed(format!(
-                "Invalid offset + byte size for shared memory region: '{name}'"
-            )));
-        }
-        // Both are at most the length of the map, which is a `usize`.
-        Ok(RegionView { region, start: range.offset as usize, len: range.byte_size as usize })
+        let within = range.within(region.byte_size)?;
+        Ok(RegionView { region, start: within.start, len: within.len() })
     }
 
     fn check_allowed(&self) -> Result<(), Error> {

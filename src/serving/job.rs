@@ -1,10 +1,11 @@
 use std::{sync::Arc, time::Duration};
 
 use compact_str::CompactString;
+use smallvec::SmallVec;
 
 use super::{
-    answer_order::AnswerTicket, cache::CacheSlot, ensemble::Account, sequences::Turn,
-    version::LoadedVersion,
+    answer_order::AnswerTicket, cache::CacheSlot, device_regions::DeviceView, ensemble::Account,
+    sequences::Turn, version::LoadedVersion,
 };
 use crate::{
     inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
@@ -43,6 +44,35 @@ pub struct Job {
     pub turn: Option<Turn>,
     /// Its place among answers that keep the order of the requests, if its model answers it itself.
     pub ticket: Option<AnswerTicket>,
+    /// What of it lies on the device that its model runs on.
+    pub resident: Option<Box<ResidentTensors>>,
+}
+
+/// Tensors of a request that lie on a device, by their numbers in the signature.
+#[derive(Default)]
+pub struct ResidentTensors {
+    /// Inputs.
+    pub inputs: SmallVec<[(u16, DeviceView); 1]>,
+    /// Where outputs are to go, of those that are asked for.
+    pub outputs: SmallVec<[(u16, DeviceView); 1]>,
+}
+
+impl ResidentTensors {
+    /// Whether the same tensors of two requests lie on a device, so that they can share a batch.
+    fn are_those_of(one: Option<&Self>, other: Option<&Self>) -> bool {
+        let numbers = |it: Option<&Self>| -> SmallVec<[(bool, u16); 4]> {
+            let inputs = it.into_iter().flat_map(|it| &it.inputs).map(|(index, _)| (true, *index));
+            let outputs =
+                it.into_iter().flat_map(|it| &it.outputs).map(|(index, _)| (false, *index));
+            let mut numbers: SmallVec<_> = inputs.chain(outputs).collect();
+            numbers.sort_unstable();
+            numbers
+        };
+        match (one, other) {
+            (None, None) => true,
+            (one, other) => numbers(one) == numbers(other),
+        }
+    }
 }
 
 impl Job {
@@ -96,6 +126,7 @@ impl Queued for Job {
         let batched = self.version.signature.max_batch_size > 0;
         let mut pairs = self.admitted.inputs.iter().zip(&other.admitted.inputs).enumerate();
         batched
+            && ResidentTensors::are_those_of(self.resident.as_deref(), other.resident.as_deref())
             && pairs.all(|(index, pair)| match pair {
                 (Some(_), Some(_)) if self.version.ragged.input(index) => true,
                 (Some(mine), Some(theirs)) => mine.shape.get(1..) == theirs.shape.get(1..),

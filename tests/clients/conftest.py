@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import sys
@@ -13,7 +14,7 @@ sys.path.insert(0, str(ROOT / "benches" / "peer"))
 
 import servers  # noqa: E402  (the path to it is only known here)
 
-from . import models  # noqa: E402
+from . import cuda_driver, models  # noqa: E402
 
 NEREID = pathlib.Path(os.environ.get("NEREID", ROOT / "target" / "debug" / "nereid"))
 DRIVERS = os.environ.get("NEREID_IO_DRIVER", "io_uring,epoll").split(",")
@@ -94,3 +95,31 @@ def start(driver, binary, tmp_path):
     for server in started:
         if server.is_running():
             server.kill()
+
+
+@pytest.fixture(scope="session")
+def driver_library(tmp_path_factory) -> pathlib.Path:
+    """The stand-in for the driver of GPUs, built once."""
+    return cuda_driver.build(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def gpu_server(start, tmp_path, driver_library, monkeypatch):
+    """Starts a server for which the stand-in is the driver; gives it and the driver's accounts."""
+    kernels = tmp_path / "kernels.fatbin"
+    kernels.write_bytes(b"any image stands for the kernels\0")
+    reports = (tmp_path / f"driver-{number}.json" for number in itertools.count())
+
+    def gpu_server(repository, *flags, **driver):
+        report = next(reports)
+        with monkeypatch.context() as environment:
+            environment.setenv("LD_LIBRARY_PATH", str(driver_library.parent))
+            environment.setenv("CUDA_STANDIN_REPORT", str(report))
+            environment.setenv("CUDA_STANDIN_SHIM", str(ROOT / "kernels" / "shim"))
+            environment.setenv("CUDA_STANDIN_FOLDER", str(tmp_path))
+            for name, value in driver.items():
+                environment.setenv(f"CUDA_STANDIN_{name.upper()}", str(value))
+            server = start(repository, f"--gpu-kernels={kernels}", *flags)
+        return server, cuda_driver.Accounts(report)
+
+    return gpu_server

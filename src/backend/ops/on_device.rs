@@ -119,6 +119,10 @@ struct Made {
 }
 
 impl DeviceModel for Launches {
+    fn takes_resident(&self) -> bool {
+        true
+    }
+
     fn lay_out(&self, given: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
         let Loaded { plan, results, has_batch } = &*self.chain;
         let rows = if *has_batch { given.rows as usize } else { 1 };

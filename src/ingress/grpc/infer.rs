@@ -123,7 +123,7 @@ fn begin<'a>(server: &'a Server, message: Rope, terms: &Terms) -> Result<Begun<'
         return server.infer_one(request, ENDPOINT).map(Begun::Asked);
     }
     Ok(Begun::Sharing(Box::pin(async move {
-        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool()).await?;
+        let shared = SharedTensors::resolve(&mut request, server).await?;
         Ok((server.infer_one(request, ENDPOINT)?, shared))
     })))
 }

@@ -244,8 +244,7 @@ impl Asked {
             self.version = request.model_version.clone();
         }
         if SharedTensors::are_named_by(&request) {
-            let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
-            self.shared = shared.await?;
+            self.shared = SharedTensors::resolve(&mut request, server).await?;
         }
         server.infer(request)
     }

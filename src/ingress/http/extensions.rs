@@ -8,8 +8,9 @@ use hyper::body::Incoming;
 
 use super::{
     error, generate, load_metrics,
+    response::{Segments, json, refused, with_type},
     route::Model,
-    service::{Calls, Segments, json, refused, with_type},
+    service::Calls,
     settings,
 };
 use crate::{
