@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 
 use super::away::away;
 use crate::{
-    inference::{DataType, Error, InferRequest, InferResponse, Rope},
-    memory::{BufferPool, RegionView},
+    inference::{Error, InferRequest, InferResponse, Rope},
+    memory::{BufferPool, OutputPlaces, RegionView, SharedView},
     serving::{DeviceTensors, DeviceView, Server},
 };
 
@@ -24,6 +24,8 @@ pub struct SharedTensors(Option<Box<Places>>);
 struct Places {
     inputs: SmallVec<[RegionView; 1]>,
     outputs: SmallVec<[(CompactString, RegionView); 1]>,
+    /// Those of the outputs that a model may write itself.
+    lent: Option<Arc<OutputPlaces>>,
     device_outputs: SmallVec<[DeviceOutput; 1]>,
 }
 
@@ -70,7 +72,7 @@ impl SharedTensors {
             }
             let view = regions.view(&range)?;
             let bytes = match input.datatype {
-                DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
+                datatype if datatype.is_float() => {
                     request.inputs_may_change = true;
                     view.in_place()
                 }
@@ -118,7 +120,13 @@ impl SharedTensors {
         if !on_device.inputs.is_empty() || !on_device.outputs.is_empty() {
             request.on_device = Some(Arc::new(on_device));
         }
+        places.lent = places.lendable();
         Ok(Self(Some(places)))
+    }
+
+    /// Where the model may write outputs itself.
+    pub fn outputs(&self) -> Option<Arc<OutputPlaces>> {
+        self.0.as_ref()?.lent.clone()
     }
 
     /// Whether a request names any.
@@ -143,6 +151,10 @@ impl SharedTensors {
             let output = response.outputs.iter_mut().find(|output| *output.name == **name);
             let Some(output) = output else { continue };
             let data = std::mem::take(&mut output.data);
+            if view.begins_with(&data) && data.len() <= view.len() {
+                view.check_whole()?;
+                continue;
+            }
             if data.len() > view.len() {
                 let (expected, got) = (data.len(), view.len());
                 return Err(Error::OutputRegionTooSmall {
@@ -193,5 +205,18 @@ impl SharedTensors {
             input.check_whole()?;
         }
         Ok(response)
+    }
+}
+
+impl Places {
+    /// The outputs that lie over no input, so that to write one changes nothing that is still to be read.
+    fn lendable(&self) -> Option<Arc<OutputPlaces>> {
+        let mut lent = OutputPlaces::new();
+        for (name, view) in &self.outputs {
+            if !self.inputs.iter().any(|input| view.overlaps(input)) {
+                lent.put(name.clone(), SharedView::Region(view.clone()));
+            }
+        }
+        (!lent.is_empty()).then(|| Arc::new(lent))
     }
 }

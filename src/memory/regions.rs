@@ -48,6 +48,8 @@ pub struct Region {
     pub offset: u64,
     /// Its length in bytes.
     pub byte_size: u64,
+    /// The device and the number of the object, which has several names if it is linked to.
+    object: (u64, u64),
     // Before the map, which it must not outlive.
     watch: Watch,
     map: MmapRaw,
@@ -172,8 +174,8 @@ impl Region {
         if byte_size == 0 || !offset.is_multiple_of(page_size()) {
             return Err(unmappable());
         }
-        let found = fstat(&object).map_err(|error| refused(error.desc()))?.st_size;
-        if u64::try_from(found).unwrap_or(0) < end {
+        let found = fstat(&object).map_err(|error| refused(error.desc()))?;
+        if u64::try_from(found.st_size).unwrap_or(0) < end {
             return Err(refused("invalid args"));
         }
         let len = usize::try_from(byte_size).map_err(|_| unmappable())?;
@@ -181,7 +183,8 @@ impl Region {
         let map = map.map_err(|error| refused(&error.to_string()))?;
         let start = map.as_ptr().expose_provenance();
         let watch = Watch::begin(start, len).map_err(|error| refused(&error.to_string()))?;
-        Ok(Self { name: name.into(), key: key.to_owned(), offset, byte_size, watch, map })
+        let object = (found.st_dev, found.st_ino);
+        Ok(Self { name: name.into(), key: key.to_owned(), offset, byte_size, object, watch, map })
     }
 }
 
@@ -251,11 +254,17 @@ impl RegionView {
         Ok(())
     }
 
-    /// Whether a byte of both is the same one.
+    /// Whether a byte of both is the same one, be it by way of two regions of one object.
     pub fn overlaps(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.region, &other.region)
-            && self.start < other.start + other.len
-            && other.start < self.start + self.len
+        let start = |view: &Self| view.region.offset + view.start as u64;
+        self.region.object == other.region.object
+            && start(self) < start(other) + other.len as u64
+            && start(other) < start(self) + self.len as u64
+    }
+
+    /// Whether `bytes` begin where the view does.
+    pub fn begins_with(&self, bytes: &[u8]) -> bool {
+        std::ptr::eq(bytes.as_ptr(), self.pointer())
     }
 
     /// Whether `bytes` lie in the view's region.
@@ -264,7 +273,13 @@ impl RegionView {
         (start..start + self.region.map.len()).contains(&bytes.as_ptr().addr())
     }
 
-    fn pointer(&self) -> *mut u8 {
+    /// The first `len` of the bytes, if there are so many.
+    pub(super) fn first(&self, len: usize) -> Option<Self> {
+        (len <= self.len).then(|| Self { len, ..self.clone() })
+    }
+
+    /// Where the first of the bytes lies.
+    pub(super) fn pointer(&self) -> *mut u8 {
         self.region.map.as_mut_ptr().wrapping_add(self.start)
     }
 }

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     backend::{BackendError, Batch, Instance, ModelInstance, RequestInstance},
     inference::{Admitted, Error, InferResponse, Parameters, Signature, Timestamp},
-    memory::BufferPool,
+    memory::{BufferPool, OutputPlaces},
     observe::{
         BatchTimes,
         trace::{Event, Trace, TracedTensor},
@@ -201,6 +201,10 @@ fn run_jobs(
         signature: &version.signature,
         ragged: &version.ragged,
         pool: &version.host.pool,
+        places: match jobs {
+            [alone] if padding.is_none() => alone.output_places(),
+            _ => None,
+        },
     };
     let mut outputs = run(instance, &site, &requests, shared, began, times)?;
     outputs.truncate(jobs.len());
@@ -215,6 +219,8 @@ pub struct RunSite<'a> {
     pub ragged: &'a Ragged,
     /// Where to take memory from.
     pub pool: &'a BufferPool,
+    /// Where outputs are to go, if there is one request and its client has said so.
+    pub places: Option<&'a Arc<OutputPlaces>>,
 }
 
 /// Puts the requests together, runs them and takes the outputs apart again.
@@ -229,14 +235,14 @@ pub fn run(
     began: Timestamp,
     times: &mut BatchTimes,
 ) -> Result<Vec<Outputs>, Error> {
-    let RunSite { signature, ragged, pool } = *site;
+    let RunSite { signature, ragged, pool, places } = *site;
     let inputs = batch::assemble(signature, ragged, requests, shared, pool)?;
     let assembled = Timestamp::now();
     times.compute_input = assembled - began;
 
     let wanted = wanted(signature, requests);
     let rows = requests.iter().map(|request| request.batch_size).sum();
-    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool };
+    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places };
     let outputs = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)))
         .unwrap_or_else(|panic| Err(BackendError(describe(&*panic))))
         .map_err(|error| failure(instance, signature, error))?;

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
+    memory::OutputPlaces,
     observe::{
         Failure,
         trace::{Event, Trace},
@@ -32,6 +33,8 @@ pub struct Job {
     pub priority: u64,
     pub queue_timeout: Option<Duration>,
     pub deadline: Option<Timestamp>,
+    /// Where its client wants the outputs, if not in the answer.
+    pub places: Option<Arc<OutputPlaces>>,
     pub arrived: Timestamp,
     pub reply: ReplySender<Reply>,
     /// What is noted of it, if it is traced.
@@ -76,6 +79,14 @@ impl ResidentTensors {
 }
 
 impl Job {
+    /// Where its outputs may be written. Not there, if they are also kept, told or made classes of: the
+    /// client could change them before that.
+    pub fn output_places(&self) -> Option<&Arc<OutputPlaces>> {
+        let is_traced = self.trace.as_ref().is_some_and(|trace| trace.wants_tensors());
+        let is_read = is_traced || self.cache_slot.is_some() || !self.admitted.classes.is_empty();
+        self.places.as_ref().filter(|_| !is_read)
+    }
+
     /// Answers with a failure and counts it. Runs on reactor `reactor`.
     pub fn fail(self, reactor: usize, error: Error) {
         let now = Timestamp::now();

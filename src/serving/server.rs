@@ -22,7 +22,7 @@ use crate::{
     backend::Host,
     device::Devices,
     inference::{Error, InferRequest},
-    memory::{BufferPool, Regions},
+    memory::{BufferPool, OutputPlaces, Regions},
     observe::{
         MetricsSettings,
         gpu::GpuMetrics,
@@ -327,15 +327,20 @@ impl Server {
     }
 
     /// Takes a request in. The replies come to the reactor that calls, which must be one: one reply,
-    /// or any number when the model is decoupled.
+    /// or any number when the model is decoupled. Outputs that the client wants in `places` may lie there
+    /// when the reply comes, or not.
     ///
     /// # Errors
     /// When the model is unknown, the request does not fit it, or too much waits already.
-    pub fn infer(&self, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
+    pub fn infer(
+        &self,
+        request: InferRequest,
+        places: Option<Arc<OutputPlaces>>,
+    ) -> Result<ReplyReceiver<Reply>, Error> {
         if self.state() == ServerState::Stopping {
             return Err(Error::Stopping);
         }
-        self.infer_from_inside(request, None)
+        self.begin(request, Parent { places, ..Parent::default() })
     }
 
     /// Whether the model gives any number of replies to a request; not, when it is unknown.
@@ -350,6 +355,7 @@ impl Server {
     pub fn infer_one(
         &self,
         request: InferRequest,
+        places: Option<Arc<OutputPlaces>>,
         endpoint: &'static str,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         if self.state() == ServerState::Stopping {
@@ -360,7 +366,7 @@ impl Server {
         if version.decoupled {
             return Err(Error::DecoupledModel { endpoint });
         }
-        version.infer(request)
+        version.infer_within(request, Parent { places, ..Parent::default() })
     }
 
     /// Takes a request in that serves another, which was taken in before: so the server may be
@@ -373,9 +379,13 @@ impl Server {
         request: InferRequest,
         trace: Option<OuterTrace>,
     ) -> Result<ReplyReceiver<Reply>, Error> {
+        self.begin(request, Parent { trace, ..Parent::default() })
+    }
+
+    fn begin(&self, request: InferRequest, parent: Parent) -> Result<ReplyReceiver<Reply>, Error> {
         let models = self.models.load();
         let version = find(&models, &request.model_name, &request.model_version)?;
-        version.infer_within(request, Parent { trace, account: None })
+        version.infer_within(request, parent)
     }
 
     /// The reactor to take a request to that comes from none: its model's home, or any in turn when the

@@ -118,14 +118,6 @@ impl LoadedVersion {
     ///
     /// # Errors
     /// When the request does not fit the model, or too much waits already.
-    pub fn infer(self: &Arc<Self>, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
-        self.infer_within(request, Parent::default())
-    }
-
-    /// Takes a request in that is a part of another.
-    ///
-    /// # Errors
-    /// The same.
     pub(super) fn infer_within(
         self: &Arc<Self>,
         mut request: InferRequest,
@@ -168,6 +160,7 @@ impl LoadedVersion {
             priority: request.priority,
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,
+            places: parent.places,
             arrived,
             reply,
             cache_slot: None,

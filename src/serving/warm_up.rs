@@ -190,7 +190,8 @@ impl WarmUp {
         let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, signature.outputs.len());
         for _ in 0..self.runs {
             let inputs = batch::assemble(signature, ragged, &requests, Default::default(), pool)?;
-            let batch = Batch { rows: self.requests, inputs: &inputs, wanted: &wanted, pool };
+            let (inputs, wanted) = (&inputs[..], &wanted[..]);
+            let batch = Batch { rows: self.requests, inputs, wanted, pool, places: None };
             instance.execute(&batch).map_err(|error| Error::Backend { detail: error.0 })?;
         }
         Ok(())

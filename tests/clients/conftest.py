@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -53,6 +54,19 @@ def binary() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def obedient(binary, tmp_path_factory) -> pathlib.Path:
+    """The server's binary; run by root it has no right to open what files' permissions forbid."""
+    if os.geteuid() != 0:
+        return binary
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv, of util-linux, takes root's rights away")
+    program = tmp_path_factory.mktemp("obedient") / "nereid"
+    program.write_text(f'#!/bin/sh\nexec setpriv --bounding-set=-dac_override,-dac_read_search "{binary}" "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture(scope="session")
 def repository(tmp_path_factory) -> pathlib.Path:
     """The models that the shared servers serve."""
     return models.write(tmp_path_factory.mktemp("repository"), models.all_models())
@@ -83,10 +97,10 @@ def start(driver, binary, tmp_path):
     """Starts a server of a test's own; it ends with the test."""
     started = []
 
-    def start(repository: pathlib.Path, *flags: str, wait=servers.Server.wait_ready) -> servers.Server:
+    def start(repository: pathlib.Path, *flags: str, wait=servers.Server.wait_ready, program=binary) -> servers.Server:
         all_flags = (f"--io-driver={driver}", "--reactors=2", *flags)
         log = tmp_path / f"server-{len(started)}.log"
-        server = servers.Server("nereid-own", binary, repository, all_flags, log)
+        server = servers.Server("nereid-own", program, repository, all_flags, log)
         started.append(server)
         wait(server)
         return server

@@ -246,7 +246,7 @@ impl Asked {
         if SharedTensors::are_named_by(&request) {
             self.shared = SharedTensors::resolve(&mut request, server).await?;
         }
-        server.infer(request)
+        server.infer(request, self.shared.outputs())
     }
 }
 

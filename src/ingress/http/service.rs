@@ -385,7 +385,7 @@ impl Calls {
         let server = &self.server;
         let shared = SharedTensors::resolve(&mut request, server);
         let shared = shared.await?;
-        let mut answer = self.server.infer_one(request, ENDPOINT)?;
+        let mut answer = self.server.infer_one(request, shared.outputs(), ENDPOINT)?;
         let reply = answer.receive().await;
         let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
         let response = shared.deliver(response, server.pool()).await?;

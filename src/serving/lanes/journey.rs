@@ -107,7 +107,7 @@ impl Journey {
         let inputs = batch::assemble(&version.signature, &version.ragged, &requests, shared, pool)?;
         let rows = requests.iter().map(|request| request.batch_size).sum();
         let wanted = wanted(&version.signature, &requests);
-        let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool };
+        let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places: None };
         let laid = self.route.model.lay_out(&batch);
         let laid = laid.map_err(|error| Error::Backend { detail: error.0 })?;
         let (mut parts, expected) = laid.parts(rows, pool)?;
