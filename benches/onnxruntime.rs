@@ -80,7 +80,7 @@ fn through_the_back_end(
     buffer.copy_from_slice(bytemuck::cast_slice(row));
     let data: Bytes = buffer.freeze();
     let inputs = [Some(BatchTensor { shape: [1, 64].into(), data })];
-    let batch = Batch { rows: 1, inputs: &inputs, wanted: &[true], pool: &pool };
+    let batch = Batch { rows: 1, inputs: &inputs, wanted: &[true], pool: &pool, places: None };
     criterion.bench_function("onnxruntime/mlp/execute", |bench| {
         bench.iter(|| instance.execute(&batch).expect("a run"));
     });

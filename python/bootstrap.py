@@ -34,15 +34,15 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 
 def begin():
-    sources, connection, memory, size = (int(each) for each in sys.argv[1:5])
-    for file in (sources, connection, memory):
+    sources, inbound, outbound, memory, size = (int(each) for each in sys.argv[1:6])
+    for file in (sources, inbound, outbound, memory):
         os.set_inheritable(file, False)
     with open(sources, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         sys.meta_path.insert(0, Sources(json.loads(text[:])))
     del sys.argv[1:]
     import nereid_stub
 
-    nereid_stub.run(connection, memory, size)
+    nereid_stub.run(inbound, outbound, memory, size)
 
 
 begin()

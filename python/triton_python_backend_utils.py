@@ -34,7 +34,10 @@ TRITON_STRING_TO_NUMPY = {
 
 
 def _by_name(tensors, name):
-    return next((tensor for tensor in tensors if tensor.name() == name), None)
+    for tensor in tensors:
+        if tensor.name() == name:
+            return tensor
+    return None
 
 
 def _config_by_name(tensors, name):

@@ -75,7 +75,11 @@ ALL_WORK = (
         for elements in (SMALL, LARGE)
         for concurrency in (1, 64)
     ),
-    *(Work("grpc", LARGE, concurrency, "python_identity", shared=True) for concurrency in (1, 64)),
+    *(
+        Work("grpc", elements, concurrency, "python_identity", shared=True)
+        for elements in (SMALL, LARGE)
+        for concurrency in (1, 64)
+    ),
     Work("grpc", SMALL, 1, "python_calls", times=python_backend.CALLS),
 )
 

@@ -1,9 +1,11 @@
 //! `make bench-ring`: what a request through the ring costs, beside what it could not cost less than.
 //!
 //! A served identity model, one client thread and one server thread, each on a processor of its own where
-//! there are two. The twins are measured in the same run: two threads that wake each other by bytes on a
-//! socket pair, and `memcpy` of as many bytes as the server copies. `BENCH_SECONDS` (2) is how long each
-//! line is measured; medians are of single round trips.
+//! there are two, and once both on one: to wake a processor that sleeps takes longer than all the rest. The
+//! twins are measured in the same run, with their two threads on the same processors: threads that wake each
+//! other by bytes on a socket pair, with the system calls that the two sides of the ring make, and `memcpy`
+//! of as many bytes as the server copies. `BENCH_SECONDS` (2) is how long each line is measured; medians
+//! are of single round trips.
 
 mod twins;
 
@@ -38,7 +40,10 @@ struct Server {
 }
 
 impl Server {
-    fn start(flags: &[&str]) -> Self {
+    /// A server on one processor. What starts it stays there.
+    fn start(core: usize, flags: &[&str]) -> Self {
+        // A process has the processors of the thread that starts it.
+        pin_to(&[core]).expect("the server's processor");
         let folder = tempfile::tempdir().expect("a folder");
         let model = folder.path().join("models").join("identity");
         fs::create_dir_all(model.join("1")).expect("a model's folder");
@@ -133,8 +138,9 @@ impl Client {
         Ok(())
     }
 
-    /// Requests a second with many in flight: all that fit are put, then the server is woken once.
-    fn rate(&mut self, period: Duration) -> Result<f64, Error> {
+    /// Requests done, and in what time, with many in flight: all that fit are put, then the server is woken
+    /// once.
+    fn rate(&mut self, period: Duration) -> Result<(u64, Duration), Error> {
         let (begun, mut done) = (Instant::now(), 0u64);
         while begun.elapsed() < period {
             while self.ring.in_flight() < IN_FLIGHT as usize {
@@ -146,11 +152,11 @@ impl Client {
                 done += 1;
             }
         }
-        let rate = done as f64 / begun.elapsed().as_secs_f64();
+        let took = begun.elapsed();
         while self.ring.in_flight() > 0 {
             self.take(None)?;
         }
-        Ok(rate)
+        Ok((done, took))
     }
 }
 
@@ -176,17 +182,31 @@ fn main() {
     let topology = Topology::read().expect("the processors of this process");
     let cores = topology.reactor_cores(topology.core_count());
     let (server_core, client_core) = (cores[0], cores[cores.len() - 1]);
-    pin_to(&[client_core]).expect("the client's processor");
-
-    let server = Server::start(&[]);
-    let mut client = server.connect(false);
     let trip = |client: &mut Client, bytes| client.round_trip(bytes).expect("an answer");
-    let twin = twins::doorbells(period, server_core);
-    let parked = percentiles(period, || trip(&mut client, SMALL_BYTES));
-    line("64 bytes, both sides asleep", parked, Some(("two threads with doorbells", twin)));
 
-    let rate = client.rate(period).expect("answers");
-    println!("{:<34} {rate:>10.0} requests/s", format!("64 bytes, {IN_FLIGHT} in flight"));
+    let server = Server::start(server_core, &[]);
+    for (what, core) in [("apart", client_core), ("on one processor", server_core)] {
+        pin_to(&[core]).expect("the client's processor");
+        let mut client = server.connect(false);
+        let twin = twins::doorbells(period, server_core);
+        let parked = percentiles(period, || trip(&mut client, SMALL_BYTES));
+        line(
+            &format!("64 bytes, both asleep, {what}"),
+            parked,
+            Some(("two threads with doorbells", twin)),
+        );
+    }
+
+    pin_to(&[client_core]).expect("the client's processor");
+    let mut client = server.connect(false);
+    let before = server.cpu();
+    let (requests, took) = client.rate(period).expect("answers");
+    println!(
+        "{:<40} {:>8.0} requests/s; of each the server takes {:.2} µs",
+        format!("64 bytes, {IN_FLIGHT} in flight"),
+        requests as f64 / took.as_secs_f64(),
+        micros(server.cpu() - before) / requests as f64,
+    );
 
     let small = cpu_of(&server, &mut client, SMALL_BYTES, period);
     let large = cpu_of(&server, &mut client, LARGE_BYTES, period);
@@ -200,10 +220,9 @@ fn main() {
     );
     drop((client, server));
 
-    // The server has one thread more now, which serves the ring, on the second processor.
-    let client_core = cores[if cores.len() > 2 { cores.len() - 1 } else { 0 }];
+    // One thread of the server looks for requests all the time, the others sleep.
+    let server = Server::start(server_core, &["--ring-spin"]);
     pin_to(&[client_core]).expect("the client's processor");
-    let server = Server::start(&["--ring-spin"]);
     let mut client = server.connect(true);
     let spinning = percentiles(period, || trip(&mut client, SMALL_BYTES));
     line("64 bytes, both sides spin", spinning, None);
@@ -224,7 +243,7 @@ fn line(
     (median, late): (Duration, Duration),
     twin: Option<(&str, (Duration, Duration))>,
 ) {
-    print!("{what:<34} p50 {:>7.1} µs  p99 {:>7.1} µs", micros(median), micros(late));
+    print!("{what:<40} p50 {:>7.1} µs  p99 {:>7.1} µs", micros(median), micros(late));
     if let Some((name, (bare, _))) = twin {
         let ratio = micros(median) / micros(bare);
         print!("; {name}: p50 {:.1} µs, ratio {ratio:.2}", micros(bare));

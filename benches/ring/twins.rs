@@ -2,34 +2,52 @@
 
 use std::{
     hint::black_box,
-    io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::net::UnixStream,
+    },
     thread,
     time::Duration,
 };
 
 use nereid::runtime::pin_to;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{MsgFlags, recv, send},
+};
 
 use crate::percentiles;
 
-/// Two threads that wake each other by single bytes, the other one on the server's processor.
+/// Two threads that wake each other by single bytes, the other one on the server's processor. Each sends,
+/// waits until there is something to read, and reads it without waiting, as the two sides of the ring do.
 pub fn doorbells(period: Duration, other_core: usize) -> (Duration, Duration) {
-    let (mut ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let other = thread::spawn(move || {
         pin_to(&[other_core]).expect("the server's processor");
-        let mut byte = [0];
-        while theirs.read_exact(&mut byte).is_ok() {
-            theirs.write_all(&byte).expect("the other side reads");
+        while hear(&theirs) {
+            ring(&theirs);
         }
     });
-    let mut byte = [0];
     let measured = percentiles(period, || {
-        ours.write_all(&[1]).expect("the other side reads");
-        ours.read_exact(&mut byte).expect("the other side answers");
+        ring(&ours);
+        hear(&ours);
     });
     drop(ours);
     other.join().expect("the other side ends");
     measured
+}
+
+fn ring(socket: &UnixStream) {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    // An error here means that the other side has ended, which `hear` is told too.
+    let _ = send(socket.as_raw_fd(), &[1], flags);
+}
+
+/// Waits for a byte; `false` when the other side has ended.
+fn hear(socket: &UnixStream) -> bool {
+    let mut sockets = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    poll(&mut sockets, PollTimeout::NONE).expect("the socket can be waited for");
+    matches!(recv(socket.as_raw_fd(), &mut [0; 64], MsgFlags::MSG_DONTWAIT), Ok(1..))
 }
 
 /// The time of one copy of so many bytes, each time to and from other places, as requests would.

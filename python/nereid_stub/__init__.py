@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 
 NUMPY_MISSING = "the Python environment {} ({}) has no NumPy, which models of the back end 'python' need: {}"
 
 
-def run(connection: int, memory: int, size: int) -> None:
-    """Serves the server at the other end of the socket `connection`, with `size` bytes of shared memory."""
+def run(inbound: int, outbound: int, memory: int, size: int) -> None:
+    """Serves the server, which is at the other ends of two sockets, with `size` bytes of shared memory."""
     try:
         import numpy  # noqa: F401
     except ImportError as error:
@@ -18,7 +19,10 @@ def run(connection: int, memory: int, size: int) -> None:
 
     from . import arena, channel, host
 
+    # What is loaded by now stays; the collector need not look at it again and again.
+    gc.freeze()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
     host.ignore_signals()
-    host.Host(channel.Channel(socket.socket(fileno=connection), arena.Arena(memory, size))).run()
+    sockets = (socket.socket(fileno=file) for file in (inbound, outbound))
+    host.Host(channel.Channel(*sockets, arena.Arena(memory, size))).run()

@@ -11,8 +11,11 @@ import ctypes
 import mmap
 import threading
 
+from . import wire
+
 ALIGNMENT = 64
-# Beyond so much of a half, pages that are free go back to the system at once.
+# Pages of this much of a half are kept though they are free; of more until the server says that nobody has
+# used them for a while.
 KEPT_BYTES = 16 << 20
 
 
@@ -36,6 +39,10 @@ class Free:
                 return start
         return None
 
+    def ranges(self) -> list:
+        """All of them: start and end."""
+        return list(zip(self._starts, self._ends))
+
     def give(self, start: int, length: int) -> None:
         """Frees a range."""
         end = start + -(-length // ALIGNMENT) * ALIGNMENT
@@ -57,12 +64,12 @@ class Free:
 class Lent:
     """Bytes that the server has lent. They go back when the last array on them is gone."""
 
-    __slots__ = ("__array_interface__", "_offset", "_length", "_returned", "__weakref__")
+    __slots__ = ("__array_interface__", "_length", "_gone", "_returned", "__weakref__")
 
     def __init__(self, address: int, offset: int, length: int, returned: list):
         self.__array_interface__ = {"data": (address, False), "shape": (length,), "typestr": "|u1", "version": 3}
-        self._offset = offset
         self._length = length
+        self._gone = (wire.FREED, offset, length)
         self._returned = returned
 
     def __len__(self):
@@ -70,7 +77,7 @@ class Lent:
 
     def __del__(self):
         # May run at any point of any thread: nothing that takes a lock can be done here.
-        self._returned.append((self._offset, self._length))
+        self._returned.append(self._gone)
 
 
 class Arena:
@@ -82,11 +89,13 @@ class Arena:
         self.half = size // 2
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self.view = memoryview(self._memory)
-        # Lent parts that nothing refers to any more, to be told to the server.
+        # Lent parts that nothing refers to any more, to be told to the server, in the form of the channel.
         self.returned: list = []
         self._lock = threading.Lock()
         self._free = Free(self.half, size)
         self._given: dict = {}
+        # Up to where free pages are kept.
+        self._kept = self.half + KEPT_BYTES
 
     def lent(self, offset: int, length: int) -> Lent:
         """A part that the server has lent."""
@@ -105,16 +114,26 @@ class Arena:
             offset = self._free.take(length)
             if offset is not None:
                 self._given[offset] = length
+                self._kept = max(self._kept, offset + length)
         return offset
 
     def give(self, offset: int) -> None:
         """Takes back what the server has read."""
         length = self._given.pop(offset)
-        page = mmap.PAGESIZE
-        if offset - self.half >= KEPT_BYTES and length >= 16 * page:
-            first = -(-offset // page) * page
-            whole = (offset + length) // page * page - first
-            if whole > 0:
-                self._memory.madvise(mmap.MADV_REMOVE, first, whole)
         with self._lock:
+            self._give_back_pages(offset, offset + length)
             self._free.give(offset, length)
+
+    def trim(self, kept: int) -> None:
+        """Gives the pages of what is free beyond `kept` back to the system, and of what will be."""
+        with self._lock:
+            self._kept = kept
+            for start, end in self._free.ranges():
+                self._give_back_pages(start, end)
+
+    def _give_back_pages(self, start: int, end: int) -> None:
+        page = mmap.PAGESIZE
+        first = -(-max(start, self._kept) // page) * page
+        whole = end // page * page - first
+        if whole > 0:
+            self._memory.madvise(mmap.MADV_REMOVE, first, whole)

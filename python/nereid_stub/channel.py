@@ -1,4 +1,4 @@
-"""The socket to the server, read by whichever thread waits for something.
+"""The sockets from and to the server, read by whichever thread waits for something.
 
 No thread exists for reading alone: the first that waits reads for all, and hands over when it has what it
 waited for. So a request that comes to an idle process is read by the thread that runs it.
@@ -32,17 +32,24 @@ class Waiter:
     def __init__(self):
         self.value = None
         self.is_ready = False
-        self._bell = threading.Event()
+        # Made by a thread that has to rest: most read for themselves.
+        self._bell = None
 
     def give(self, value=None) -> None:
         """Ends the waiting."""
         self.value = value
         self.is_ready = True
-        self._bell.set()
+        self.wake()
 
     def wake(self) -> None:
         """Lets it look again."""
-        self._bell.set()
+        bell = self._bell
+        if bell is not None:
+            bell.set()
+
+    def prepare(self) -> None:
+        """Says that it may rest: what comes from now on wakes it."""
+        self._bell = threading.Event()
 
     def rest(self, seconds_max=None) -> None:
         """Sleeps until woken."""
@@ -53,17 +60,13 @@ class Waiter:
 class Channel:
     """The way to the server and back."""
 
-    def __init__(self, connection: socket.socket, arena: Arena):
+    def __init__(self, inbound: socket.socket, outbound: socket.socket, arena: Arena):
         self.arena = arena
         self.requests: collections.deque = collections.deque()
-        # What nothing refers to any more, by the frame that says so: numbers, each with a size in bytes.
-        self.gone = {
-            wire.FREED: arena.returned,
-            wire.DROPPED: [],
-            wire.METRICS_GONE: [],
-            wire.FAMILIES_GONE: [],
-        }
-        self._connection = connection
+        # What nothing refers to any more: the frame that says so, the number, and how many bytes it has.
+        self.gone: list = arena.returned
+        self._inbound = inbound
+        self._outbound = outbound
         self._sending = threading.Lock()
         self._leading = threading.Lock()
         self._waiters: set = set()
@@ -73,41 +76,40 @@ class Channel:
         self._numbers = iter(range(1, 1 << 62))
         self._asked: dict = {}
         self._calls: dict = {}
-        self._for_requests = Waiter()
+        self._for_requests = None
         self._for_room = Waiter()
         self.on_ask_ready = None
         os.register_at_fork(after_in_child=self._leave)
 
     def _leave(self) -> None:
         # What the model forks has nothing to say to the server.
-        self._connection.close()
-        for gone in self.gone.values():
-            gone.clear()
+        self._inbound.close()
+        self._outbound.close()
+        self.gone.clear()
 
     # --- Out
 
     def send(self, writer: wire.Writer) -> None:
         """Sends frames, and what goes back with them."""
         with self._sending:
-            for kind, gone in self.gone.items():
-                if gone:
-                    self._add(kind, gone, writer)
-            self._connection.sendall(writer.bytes)
+            if self.gone:
+                self._add_gone(writer)
+            self._outbound.sendall(writer.bytes)
 
-    @staticmethod
-    def _add(kind: int, gone: list, writer: wire.Writer) -> None:
+    def _add_gone(self, writer: wire.Writer) -> None:
         # Destructors append at any moment; what is taken here is what was there at the start.
-        count = len(gone)
-        writer.begin(kind)
-        writer.pack(wire.COUNT, count)
-        for number, _ in gone[:count]:
-            writer.pack(wire.NUMBER, number)
-        del gone[:count]
-        writer.end()
+        count = len(self.gone)
+        gone = self.gone[:count]
+        del self.gone[:count]
+        for kind in {kind for kind, _, _ in gone}:
+            numbers = [number for of, number, _ in gone if of == kind]
+            writer.begin(kind)
+            writer.bytes += struct.pack(f"<I{len(numbers)}Q", len(numbers), *numbers)
+            writer.end()
 
     def give_back(self, at_least: int = 0) -> None:
         """Tells the server what nothing refers to any more, if it is more than so many bytes."""
-        if sum(length for gone in self.gone.values() for _, length in gone) > at_least:
+        if sum(length for _, _, length in self.gone) > at_least:
             self.send(wire.Writer())
 
     def take(self, byte_size: int) -> int:
@@ -133,6 +135,14 @@ class Channel:
         about so long at the latest."""
         if waiter.is_ready:
             return True
+        if self._leading.acquire(False):
+            try:
+                while not waiter.is_ready and self._read(seconds_max):
+                    pass
+            finally:
+                self._stop_leading()
+            return waiter.is_ready
+        waiter.prepare()
         self._waiters.add(waiter)
         try:
             while not waiter.is_ready:
@@ -143,21 +153,31 @@ class Channel:
                         while not waiter.is_ready and self._read(seconds_max):
                             pass
                     finally:
-                        self._leading.release()
+                        self._waiters.discard(waiter)
+                        self._stop_leading()
                 if seconds_max is not None:
                     break
         finally:
             self._waiters.discard(waiter)
+            self._wake_another()
+        return waiter.is_ready
+
+    def _stop_leading(self) -> None:
+        """Leaves the reading to another thread that waits."""
+        self._leading.release()
+        self._wake_another()
+
+    def _wake_another(self) -> None:
+        if self._waiters:
             for other in list(self._waiters)[:1]:
                 other.wake()
-        return waiter.is_ready
 
     def listen(self, loop) -> None:
         """Lets an event loop read while one of its tasks waits. To be taken back as often."""
         count = self._listening.get(loop, 0)
         self._listening[loop] = count + 1
         if count == 0:
-            loop.add_reader(self._connection.fileno(), self._read_if_free)
+            loop.add_reader(self._inbound.fileno(), self._read_if_free)
 
     def unlisten(self, loop) -> None:
         """Takes a `listen` back."""
@@ -166,26 +186,30 @@ class Channel:
             self._listening[loop] = count
         else:
             del self._listening[loop]
-            loop.remove_reader(self._connection.fileno())
+            loop.remove_reader(self._inbound.fileno())
 
     def _read_if_free(self) -> None:
         if self._leading.acquire(False):
             try:
                 self._read(0)
             finally:
-                self._leading.release()
-            for other in list(self._waiters)[:1]:
-                other.wake()
+                self._stop_leading()
 
     def _read(self, seconds_max=None) -> bool:
         """Reads what has come, waiting if nothing has; false when nothing came in time."""
-        if seconds_max is not None and not select.select([self._connection], [], [], seconds_max)[0]:
+        if seconds_max is not None and not select.select([self._inbound], [], [], seconds_max)[0]:
             return False
-        count = self._connection.recv_into(self._received)
+        count = self._inbound.recv_into(self._received)
         if count == 0:
             # The server is gone: there is nobody to finish for.
             os._exit(0)
         pending = self._pending
+        if not pending:
+            length, kind = wire.HEADER.unpack_from(self._received) if count >= wire.HEADER.size else (count, 0)
+            if length + wire.HEADER.size == count:
+                # Mostly one frame comes, and comes whole.
+                self._dispatch(kind, wire.Reader(self._received[wire.HEADER.size : count]))
+                return True
         pending += memoryview(self._received)[:count]
         at = 0
         while len(pending) - at >= wire.HEADER.size:
@@ -201,7 +225,9 @@ class Channel:
     def _dispatch(self, kind: int, reader: wire.Reader) -> None:
         if kind == wire.EXECUTE or kind == wire.START or kind == wire.FINALIZE:
             self.requests.append((kind, reader))
-            self._for_requests.give()
+            waiter = self._for_requests
+            if waiter is not None:
+                waiter.give()
         elif kind == wire.CALL_RESPONSE:
             (number,) = reader.unpack(wire.NUMBER)
             reader.at -= wire.NUMBER.size
@@ -222,6 +248,8 @@ class Channel:
             self.on_ask_ready(reader)
         elif kind == wire.FLUSH:
             self.give_back()
+        elif kind == wire.TRIM:
+            self.arena.trim(*reader.unpack(wire.NUMBER))
         else:
             raise wire.Malformed(f"the server sent a frame of the unknown kind {kind}")
 
@@ -233,14 +261,22 @@ class Channel:
 
     def next_request(self) -> tuple:
         """The next thing that the server wants of the model."""
-        while True:
-            if self.requests:
-                return self.requests.popleft()
-            if any(self.gone.values()):
+        requests = self.requests
+        while not requests:
+            if self.gone:
                 self.give_back(RETURNED_BYTES_MAX)
-            self._for_requests = Waiter()
-            if not self.requests:
-                self.wait(self._for_requests)
+            if self._leading.acquire(False):
+                try:
+                    while not requests:
+                        self._read()
+                finally:
+                    self._stop_leading()
+            else:
+                self._for_requests = Waiter()
+                if not requests:
+                    self.wait(self._for_requests)
+                self._for_requests = None
+        return requests.popleft()
 
     def ask(self, what: int, numbers=(), values=(), texts=()) -> wire.Reader:
         """Asks the server and waits for the answer.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import importlib.util
 import json
@@ -25,6 +24,8 @@ from .requests import (
 
 # What the server is told that the model has.
 HAS_IS_READY = 1
+# The frame of an execution after which no request is let go of, and none is to be scheduled again.
+ALL_ANSWERED = wire.HEADER.pack(16, wire.EXECUTED) + bytes(16)
 
 
 class Refused(Exception):
@@ -131,13 +132,16 @@ class Host:
         requests.executing.add(this)
         try:
             returned = self._model.execute(taken)
-            if asyncio.iscoroutine(returned):
-                return self._await(returned)
-            return returned
+            if type(returned) is list or returned is None:
+                return returned
+            # Most models need it never, and it takes a while.
+            import asyncio
+
+            return self._await(returned, asyncio) if asyncio.iscoroutine(returned) else returned
         finally:
             requests.executing.discard(this)
 
-    def _await(self, coroutine):
+    def _await(self, coroutine, asyncio):
         """Runs a coroutine on the model's event loop; that of a decoupled model goes on by itself."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
@@ -170,6 +174,9 @@ class Host:
         writer = wire.Writer()
         if returned is not None:
             self._check(taken, returned)
+        # Before the responses, so that the execution is counted when their clients have them.
+        self._let_go(writer, taken, returned)
+        if returned is not None:
             writer.begin(wire.RESPONSES)
             at = len(writer.bytes)
             writer.pack(wire.COUNT, 0)
@@ -183,15 +190,15 @@ class Host:
                 count += 1
             wire.COUNT.pack_into(writer.bytes, at, count)
             writer.end()
-        writer.begin(wire.EXECUTED)
-        writer.pack(wire.FLAG, 0)
-        self._let_go(writer, taken, returned)
-        writer.end()
         self._channel.send(writer)
 
     def _let_go(self, writer: wire.Writer, taken: list, returned) -> None:
         """Tells which requests nothing answers any more, and which are to be scheduled again."""
         again, ended = [], []
+        if returned is not None and None not in returned:
+            # Every request has its response, and what has one is not to be scheduled again.
+            writer.bytes += ALL_ANSWERED
+            return
         for request in taken:
             if request._release_flags == REQUEST_RELEASE_RESCHEDULE:
                 again.append(request._number)
@@ -202,10 +209,13 @@ class Host:
             has_response = returned is not None and returned[index] is not None
             if not has_response and request._sender is None and request._number not in again:
                 ended.append(request._number)
+        writer.begin(wire.EXECUTED)
+        writer.pack(wire.FLAG, 0)
         for numbers in (ended, again):
             writer.pack(wire.COUNT, len(numbers))
             for number in numbers:
                 writer.pack(wire.NUMBER, number)
+        writer.end()
 
     def _check(self, taken: list, returned) -> None:
         if self._is_decoupled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import json
 import threading
@@ -47,6 +46,9 @@ class InferenceTrace:
     def get_context(self):
         """Its context as JSON, or `None`."""
         return self._context or None
+
+
+NO_TRACE = InferenceTrace()
 
 
 def _parameters_text(parameters) -> str:
@@ -164,7 +166,7 @@ class InferenceRequest:
         self._flags = flags
         self._timeout = timeout
         self._priority = 0
-        self._trace = trace or InferenceTrace()
+        self._trace = trace or NO_TRACE
         self._parameters = _parameters_text(parameters)
         self._number = None
         self._sender = None
@@ -204,6 +206,8 @@ class InferenceRequest:
 
     def trace(self) -> InferenceTrace:
         """Its trace."""
+        if type(self._trace) is str:
+            self._trace = InferenceTrace(self._trace, self._number)
         return self._trace
 
     def set_release_flags(self, flags: int) -> None:
@@ -233,9 +237,16 @@ class InferenceRequest:
 
     def async_exec(self, decoupled: bool = False):
         """The same, to be awaited."""
-        loop = asyncio.get_running_loop()
+        import asyncio
+
+        loop, here = asyncio.get_running_loop(), threading.get_ident()
         future = loop.create_future()
-        call = Call(self, decoupled, lambda: loop.call_soon_threadsafe(arrived))
+
+        def first_is_there():
+            # Mostly the loop has read it itself, and need not be woken.
+            (loop.call_soon if threading.get_ident() == here else loop.call_soon_threadsafe)(arrived)
+
+        call = Call(self, decoupled, first_is_there)
 
         def arrived():
             if not future.done():
@@ -259,14 +270,20 @@ def _is_cancelled(number: int) -> bool:
 def read_request(reader: wire.Reader, model_name: str, is_decoupled: bool) -> InferenceRequest:
     """A request out of a frame of the server."""
     request = InferenceRequest.__new__(InferenceRequest)
-    number, timeout, correlation, flags, inputs, outputs, is_text = reader.unpack(wire.REQUEST)
+    number, timeout, correlation, flags, inputs, outputs, is_text, *lengths = reader.unpack(wire.REQUEST)
     request._number = number
     request._timeout = timeout
     request._flags = flags
-    request._request_id = reader.text()
-    request._correlation_id = reader.name() if is_text else correlation
-    request._parameters = reader.text()
-    request._trace = InferenceTrace(reader.text(), number)
+    request._correlation_id = correlation
+    if is_text or any(lengths):
+        reader.at -= wire.REQUEST_LENGTHS_BYTES
+        request._request_id = reader.text()
+        if is_text:
+            request._correlation_id = reader.name()
+        request._parameters = reader.text()
+        request._trace = reader.text()
+    else:
+        request._request_id = request._parameters = request._trace = ""
     request._outputs = [reader.name() for _ in range(outputs)]
     arena = channel.arena
     request._inputs = [tensors.read(reader, arena) for _ in range(inputs)]
@@ -369,7 +386,7 @@ class InferenceResponseSender:
     def __del__(self):
         # A model that lets go of a request has ended it; the server learns it like returned memory.
         if not self._is_closed:
-            channel.gone[wire.DROPPED].append((self._number, AT_ONCE))
+            channel.gone.append((wire.DROPPED, self._number, AT_ONCE))
 
 
 class Call:
@@ -405,9 +422,11 @@ class Call:
             if self._is_over:
                 # The last may have come between the two looks.
                 return self._responses.popleft() if self._responses else None
-            self._waiter = Waiter()
+            waiter = self._waiter
+            if waiter.is_ready:
+                waiter = self._waiter = Waiter()
             if not self._responses and not self._is_over:
-                channel.wait(self._waiter)
+                channel.wait(waiter)
 
     def only(self) -> InferenceResponse:
         """The response of a call that has only one."""
@@ -438,7 +457,7 @@ def _write_call(writer: wire.Writer, number: int, request: InferenceRequest, is_
         len(request._inputs),
         len(request._outputs),
         is_text,
-        request._trace._number,
+        request.trace()._number,
     )
     writer.name(request._model_name)
     writer.name(request._request_id)

@@ -85,11 +85,14 @@ class Tensor:
         if self._datatype == datatypes.BYTES:
             # The elements are copied out, so the memory can go back.
             self._memory = None
-            raw = memory if isinstance(memory, memoryview) else np.asarray(memory)
+            raw = _in_frame(memory) if type(memory) is tuple else np.asarray(memory)
             return strings.deserialize_bytes_tensor(raw).reshape(self._shape)
         dtype = datatypes.NUMPY[self._datatype]
-        if isinstance(memory, memoryview):
-            return np.frombuffer(memory, dtype).reshape(self._shape)
+        if type(memory) is tuple:
+            body, begin, _ = memory
+            if 0 in self._shape:
+                return np.empty(self._shape, dtype)
+            return np.ndarray(self._shape, dtype, body, begin)
         return np.asarray(memory).view(dtype).reshape(self._shape)
 
     def to_dlpack(self):
@@ -130,6 +133,11 @@ class Tensor:
         return Tensor._of_memory(name, imported.datatype, imported.shape, imported)
 
 
+def _in_frame(memory: tuple) -> memoryview:
+    body, begin, end = memory
+    return memoryview(body)[begin:end]
+
+
 def read(reader: wire.Reader, arena) -> Tensor:
     """A tensor out of a frame of the server."""
     name, datatype, shape, place, data = reader.tensor()
@@ -153,8 +161,7 @@ def write(writer: wire.Writer, tensor: Tensor, take) -> None:
         memory = tensor._memory
         offset = take(memory.byte_size)
         cuda.copy_to_host(arena.address + offset, memory.address, memory.byte_size, memory.device_id)
-        writer.tensor(tensor._name, tensor._datatype, tensor._shape, wire.SENDER)
-        writer.range(offset, memory.byte_size)
+        writer.in_memory(tensor._name, tensor._datatype, tensor._shape, wire.SENDER, offset, memory.byte_size)
         return
     else:
         data = tensor._elements()
@@ -163,17 +170,15 @@ def write(writer: wire.Writer, tensor: Tensor, take) -> None:
     if address is not None:
         offset = arena.offset_of(address, length)
         if offset is not None:
-            writer.tensor(tensor._name, tensor._datatype, tensor._shape, wire.RECEIVER)
-            writer.range(offset, length)
+            writer.in_memory(tensor._name, tensor._datatype, tensor._shape, wire.RECEIVER, offset, length)
             return
     if length <= INLINE_BYTES_MAX:
-        writer.tensor(tensor._name, tensor._datatype, tensor._shape, wire.INLINE)
-        writer.inline(data if type(data) is bytes else data.tobytes())
+        data = data if type(data) is bytes else data.tobytes()
+        writer.inline(tensor._name, tensor._datatype, tensor._shape, data)
         return
     offset = take(length)
     if type(data) is bytes:
         arena.view[offset : offset + length] = data
     else:
         np.copyto(np.frombuffer(arena.view, np.uint8, length, offset), data.reshape(-1).view(np.uint8))
-    writer.tensor(tensor._name, tensor._datatype, tensor._shape, wire.SENDER)
-    writer.range(offset, length)
+    writer.in_memory(tensor._name, tensor._datatype, tensor._shape, wire.SENDER, offset, length)

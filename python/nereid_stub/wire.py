@@ -12,7 +12,7 @@ import struct
 HEADER = struct.Struct("<IB3x")
 
 # From the server.
-START, EXECUTE, REPLY, CALL_RESPONSE, FREE, FINALIZE, ASK_READY, FLUSH = range(1, 9)
+START, EXECUTE, REPLY, CALL_RESPONSE, FREE, FINALIZE, ASK_READY, FLUSH, TRIM = range(1, 10)
 # From the model's process.
 STARTED, RESPONSES, EXECUTED, CALL, CANCEL_CALL, ASK, LOG, IS_READY, FINALIZED = range(32, 41)
 # What nothing refers to any more: lent memory, requests, metrics, families of metrics.
@@ -46,13 +46,23 @@ COUNT = struct.Struct("<I")
 NUMBER = struct.Struct("<Q")
 VALUE = struct.Struct("<d")
 _U16 = struct.Struct("<H")
+_NO_TEXT = bytes(4)
 _TENSOR = struct.Struct("<BBB")
-_RANGE = struct.Struct("<QQ")
-REQUEST = struct.Struct("<QQQIHHB")
+# The lengths at its end are those of the three texts behind it, if the first two are empty and the
+# correlation id is a number.
+REQUEST = struct.Struct("<QQQIHHBIII")
+REQUEST_LENGTHS_BYTES = 12
 RESPONSE = struct.Struct("<QBBH")
 CALL_HEAD = struct.Struct("<QBqQQIHHBQ")
 ASK_HEAD = struct.Struct("<QBBH")
-_DIMS = [struct.Struct(f"<{count}q") for count in range(33)]
+RANK_MAX = 32
+# By the number of dimensions: these, and then the length of the bytes in the frame, or where they are.
+_IN_FRAME = [struct.Struct(f"<{rank}qI") for rank in range(RANK_MAX + 1)]
+_IN_MEMORY = [struct.Struct(f"<{rank}qQQ") for rank in range(RANK_MAX + 1)]
+_ZEROES = [bytes(count) for count in range(8)]
+# What comes before a tensor's dimensions, by what it says: models give the same tensors again and again.
+_heads: dict = {}
+_HEADS_MAX = 256
 
 
 class Malformed(Exception):
@@ -80,7 +90,7 @@ class Writer:
 
     def align(self) -> None:
         """Fills up to a multiple of 8."""
-        self.bytes += bytes(-len(self.bytes) % 8)
+        self.bytes += _ZEROES[-len(self.bytes) & 7]
 
     def pack(self, layout: struct.Struct, *values) -> None:
         """Appends numbers."""
@@ -94,25 +104,36 @@ class Writer:
 
     def text(self, text: str) -> None:
         """Appends a text of any length."""
+        if not text:
+            self.bytes += _NO_TEXT
+            return
         encoded = text.encode(errors="surrogateescape")
         self.bytes += COUNT.pack(len(encoded))
         self.bytes += encoded
 
-    def tensor(self, name: str, datatype: int, shape, place: int) -> None:
-        """Appends what comes before a tensor's bytes."""
-        self.name(name)
-        self.bytes += _TENSOR.pack(datatype, len(shape), place)
-        self.bytes += _DIMS[len(shape)].pack(*shape)
-
-    def inline(self, data) -> None:
-        """Appends a tensor's bytes."""
-        self.bytes += COUNT.pack(len(data))
-        self.align()
+    def inline(self, name: str, datatype: int, shape, data) -> None:
+        """Appends a tensor and its bytes."""
+        self.bytes += _head(name, datatype, len(shape), INLINE)
+        self.bytes += _IN_FRAME[len(shape)].pack(*shape, len(data))
+        self.bytes += _ZEROES[-len(self.bytes) & 7]
         self.bytes += data
 
-    def range(self, offset: int, length: int) -> None:
-        """Appends where a tensor's bytes are in shared memory."""
-        self.bytes += _RANGE.pack(offset, length)
+    def in_memory(self, name: str, datatype: int, shape, place: int, offset: int, length: int) -> None:
+        """Appends a tensor whose bytes are in shared memory."""
+        self.bytes += _head(name, datatype, len(shape), place)
+        self.bytes += _IN_MEMORY[len(shape)].pack(*shape, offset, length)
+
+
+def _head(name: str, datatype: int, rank: int, place: int) -> bytes:
+    key = (name, datatype, rank, place)
+    head = _heads.get(key)
+    if head is None:
+        encoded = name.encode()
+        head = _U16.pack(len(encoded)) + encoded + _TENSOR.pack(datatype, rank, place)
+        if len(_heads) >= _HEADS_MAX:
+            _heads.clear()
+        _heads[key] = head
+    return head
 
 
 class Reader:
@@ -145,18 +166,22 @@ class Reader:
         return self.body[begin : self.at].decode(errors="surrogateescape")
 
     def tensor(self) -> tuple:
-        """Takes a tensor: name, type, shape, place and either its bytes or (offset, length)."""
-        name = self.name()
-        datatype, rank, place = _TENSOR.unpack_from(self.body, self.at)
-        self.at += 3
-        if rank >= len(_DIMS):
+        """Takes a tensor: name, type, shape, place and either (body, begin, end) or (offset, length)."""
+        body = self.body
+        (length,) = _U16.unpack_from(body, self.at)
+        begin = self.at + 2
+        at = begin + length
+        name = body[begin:at].decode()
+        datatype, rank, place = body[at : at + 3]
+        if rank > RANK_MAX:
             raise Malformed(f"tensor '{name}' has {rank} dimensions")
-        shape = _DIMS[rank].unpack_from(self.body, self.at)
-        self.at += 8 * rank
+        at += 3
         if place != INLINE:
-            return name, datatype, shape, place, self.unpack(_RANGE)
-        (length,) = COUNT.unpack_from(self.body, self.at)
+            values = _IN_MEMORY[rank].unpack_from(body, at)
+            self.at = at + 8 * rank + 16
+            return name, datatype, values[:-2], place, values[-2:]
+        values = _IN_FRAME[rank].unpack_from(body, at)
         # The header before the body is 8 bytes, so that this is aligned as it is in the frame.
-        begin = (self.at + 4 + 7) & ~7
-        self.at = begin + length
-        return name, datatype, shape, place, memoryview(self.body)[begin : self.at]
+        begin = (at + 8 * rank + 4 + 7) & ~7
+        self.at = end = begin + values[-1]
+        return name, datatype, values[:-1], place, (body, begin, end)

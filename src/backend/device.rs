@@ -33,6 +33,13 @@ pub trait DeviceModel: Send + Sync {
     /// The whole batch fails with the message.
     fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError>;
 
+    /// Whether inputs may come without their bytes, which are brought to their places on the device
+    /// meanwhile, and outputs that are not wanted go from there to others. Then what goes to the device
+    /// begins with the inputs given, in their order, as they are, and every output is made.
+    fn takes_resident(&self) -> bool {
+        false
+    }
+
     /// The outputs of a batch that has come back, as [`Instance::execute`] would give them.
     ///
     /// # Errors
@@ -87,7 +94,8 @@ impl DeviceBatch {
         let buffers = buffers.collect::<Result<_, _>>()?;
         let shapes = outputs.into_iter().map(|output| output.shape).collect();
         let expected = Expected { shapes, own: own.clone() };
-        Ok((BatchParts { rows, inputs, outputs: buffers, scratch, numbers, own }, expected))
+        let (outputs, resident) = (buffers, None);
+        Ok((BatchParts { rows, inputs, outputs, scratch, numbers, own, resident }, expected))
     }
 }
 

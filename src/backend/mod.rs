@@ -23,7 +23,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::{device::Device, inference::Shape, memory::BufferPool, proto::ModelConfig};
+use crate::{
+    device::Device,
+    inference::{DataType, Shape},
+    memory::{BufferPool, Exhausted, OutputMemory, OutputPlaces},
+    proto::ModelConfig,
+};
 
 pub use self::{
     device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, Expected},
@@ -181,8 +186,33 @@ pub struct Batch<'a> {
     pub inputs: &'a [Option<BatchTensor>],
     /// For each output of the signature, whether any request of the batch asked for it.
     pub wanted: &'a [bool],
-    /// Where to take memory for outputs from.
+    /// Where to take memory from.
     pub pool: &'a BufferPool,
+    /// Where outputs are to go, if the batch is one request and its client has said so.
+    pub places: Option<&'a Arc<OutputPlaces>>,
+}
+
+impl Batch<'_> {
+    /// Memory for the `len` bytes of an output: where its client wants it, if they fit there.
+    ///
+    /// Only floating-point numbers are put where a client can change them. A graph may use its own
+    /// output further on: an index would lead it out of its memory.
+    ///
+    /// # Errors
+    /// When the pool is used up.
+    pub fn output_memory(
+        &self,
+        output: &str,
+        datatype: DataType,
+        len: usize,
+    ) -> Result<OutputMemory, Exhausted> {
+        let alignment = datatype.size().filter(|_| datatype.is_float());
+        let lent = alignment.zip(self.places);
+        match lent.and_then(|(alignment, places)| places.lend(output, len, alignment)) {
+            Some(lent) => Ok(lent),
+            None => self.pool.allocate(len).map(OutputMemory::from),
+        }
+    }
 }
 
 /// A tensor of a whole batch, contiguous.

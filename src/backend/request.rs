@@ -22,6 +22,21 @@ pub trait RequestInstance: Send {
     /// Where [`Model::inline_fitness`](super::Model::inline_fitness) is `Always` this runs on a
     /// reactor and must not block; else on a thread of the instance's own.
     fn execute(&mut self, requests: Vec<ModelRequest>, host: &Host);
+
+    /// Runs batches one after the other, as [`Self::execute`] would run each, and tells the end of each,
+    /// in order. An instance that knows of the next before the first has ended need not sleep between
+    /// them.
+    fn execute_series(
+        &mut self,
+        series: Vec<Vec<ModelRequest>>,
+        host: &Host,
+        ended: &mut dyn FnMut(),
+    ) {
+        for requests in series {
+            self.execute(requests, host);
+            ended();
+        }
+    }
 }
 
 /// A request as a model sees it.

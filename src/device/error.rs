@@ -112,6 +112,14 @@ pub enum DeviceError {
         /// Why.
         reason: &'static str,
     },
+    /// Memory of another process cannot be opened; the text is Triton's.
+    #[error("failed to open CUDA IPC handle: {reason}")]
+    Shared {
+        /// The device.
+        device: usize,
+        /// Why.
+        reason: String,
+    },
     /// A call into the driver failed.
     #[error("{call} failed on device {device}: {reason}")]
     Driver {

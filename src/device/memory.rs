@@ -1,4 +1,9 @@
-use std::{any::Any, ops::Range, ptr::NonNull, sync::Arc};
+use std::{
+    any::Any,
+    ops::Range,
+    ptr::NonNull,
+    sync::{Arc, Weak},
+};
 
 use bytes::Bytes;
 
@@ -51,6 +56,11 @@ impl DeviceMemory {
         self.whole().slice(range)
     }
 
+    /// The same, which does not keep the memory.
+    pub(super) fn downgrade(&self) -> Weak<dyn Allocation> {
+        Arc::downgrade(&self.0)
+    }
+
     /// The allocation as its device made it.
     pub(super) fn allocation(&self) -> &dyn Allocation {
         &*self.0
@@ -89,6 +99,14 @@ impl DeviceSlice {
     /// Where the first byte lies, as kernels see it.
     pub fn address(&self) -> u64 {
         self.memory.0.address() + self.start as u64
+    }
+
+    /// Whether a byte of both is the same one.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let end = |slice: &Self| slice.address() + slice.len as u64;
+        self.memory.device() == other.memory.device()
+            && self.address() < end(other)
+            && other.address() < end(self)
     }
 
     /// A part of it.

@@ -17,6 +17,7 @@ pub mod host;
 pub mod kernels;
 mod launch;
 mod memory;
+mod shared;
 pub mod streams;
 mod visit;
 
@@ -31,6 +32,7 @@ pub use self::{
     error::DeviceError,
     launch::{Argument, HostArgument, Kernel, KernelSource, Launch, Scalar, TABLE_LEN, Twin},
     memory::{Allocation, DeviceMemory, DeviceSlice, HostTarget, Landing},
+    shared::{ExportedMemory, IpcHandle, OpenedMemory},
     visit::{Destination, LibraryMemory, Visit, VisitError, VisitWork, Visited},
 };
 
@@ -44,6 +46,18 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// When there is not enough, or the device is lost.
     fn allocate(&self, bytes: usize) -> Result<DeviceMemory, DeviceError>;
+
+    /// Opens memory that another process shares. Should that process end, using it may lose the device.
+    ///
+    /// # Errors
+    /// When the device refuses the handle, or is lost.
+    fn open_shared(&self, handle: IpcHandle) -> Result<DeviceMemory, DeviceError>;
+
+    /// Takes memory that holds `content` and that other processes may open.
+    ///
+    /// # Errors
+    /// When there is not enough, or the device cannot share it.
+    fn share(&self, content: &[u8]) -> Result<ExportedMemory, DeviceError>;
 
     /// Bytes that are free now, as far as is known.
     fn free_bytes(&self) -> usize;

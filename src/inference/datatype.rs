@@ -53,6 +53,11 @@ impl DataType {
         })
     }
 
+    /// Whether elements are floating-point numbers, which any bits are.
+    pub const fn is_float(self) -> bool {
+        matches!(self, Self::Fp16 | Self::Bf16 | Self::Fp32 | Self::Fp64)
+    }
+
     /// The name in the v2 protocol, such as `FP32`.
     pub const fn protocol_name(self) -> &'static str {
         match self {

@@ -199,6 +199,10 @@ pub enum Error {
 
     #[error("Unable to find {kind}shared memory region: '{name}'")]
     UnknownRegion { kind: &'static str, name: String },
+    #[error(
+        "The region named '{name}' is registered as {is} shared memory, not {asked} shared memory"
+    )]
+    RegionOfOtherKind { name: String, is: &'static str, asked: &'static str },
     #[error("shared memory region '{name}' already in manager")]
     RegionExists { name: String },
     #[error("Unable to open shared memory region: '{key}'")]
@@ -253,7 +257,8 @@ impl Error {
         match self {
             Self::UnknownModel { .. }
             | Self::UnknownVersion { .. }
-            | Self::UnknownRegion { .. } => Code::NotFound,
+            | Self::UnknownRegion { .. }
+            | Self::RegionOfOtherKind { .. } => Code::NotFound,
             Self::RegionExists { .. } | Self::AlreadyHosted { .. } => Code::AlreadyExists,
             Self::NoAvailableVersions { .. }
             | Self::VersionNotReady { .. }

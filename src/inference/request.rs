@@ -1,10 +1,10 @@
-use std::{sync::Arc, time::Duration};
+use std::{any::Any, ops::Range, sync::Arc, time::Duration};
 
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::{
-    Callers, DataType, Parameters, Rope, Sequence, Shape, Timestamp, TraceParent, WireTimes,
+    Callers, DataType, Error, Parameters, Rope, Sequence, Shape, Timestamp, TraceParent, WireTimes,
 };
 
 /// An inference request as an ingress has read it off the wire, not yet held against any model.
@@ -28,6 +28,9 @@ pub struct InferRequest {
     pub queue_timeout: Option<Duration>,
     /// Whether its client can still change the bytes of an input, which lie in memory that they share.
     pub inputs_may_change: bool,
+    /// Tensors that lie in the memory of the device that the model runs on, as the server's own type for
+    /// them. Inputs among them are here without bytes.
+    pub on_device: Option<Arc<dyn Any + Send + Sync>>,
     /// When the client stops waiting for the answer.
     pub deadline: Option<Timestamp>,
     /// What it belongs to in a trace of the client's.
@@ -80,6 +83,28 @@ pub struct RegionRange {
     pub offset: u64,
     /// How many there are.
     pub byte_size: u64,
+}
+
+impl RegionRange {
+    /// Where the bytes lie in a region of `region_size` bytes, which is in memory.
+    ///
+    /// # Errors
+    /// When they do not lie within; the texts are Triton's.
+    pub fn within(&self, region_size: u64) -> Result<Range<usize>, Error> {
+        let Self { region, offset, byte_size } = self;
+        if *offset >= region_size {
+            return Err(Error::malformed(format!(
+                "Invalid offset for shared memory region: '{region}'"
+            )));
+        }
+        if *byte_size > region_size - offset {
+            return Err(Error::malformed(format!(
+                "Invalid offset + byte size for shared memory region: '{region}'"
+            )));
+        }
+        // Both are at most the size of what is in memory.
+        Ok(*offset as usize..(offset + byte_size) as usize)
+    }
 }
 
 /// An output that a request asks for.

@@ -25,6 +25,16 @@ impl Rope {
         rope
     }
 
+    /// So many bytes that are not here: no piece has them.
+    pub fn absent(len: usize) -> Self {
+        Self { pieces: SmallVec::new(), len }
+    }
+
+    /// Whether there are bytes, but not here.
+    pub fn is_absent(&self) -> bool {
+        self.len > 0 && self.pieces.is_empty()
+    }
+
     /// The number of bytes in all pieces.
     pub fn len(&self) -> usize {
         self.len

@@ -2,27 +2,32 @@
 
 use std::sync::Arc;
 
+use super::away::away;
 use crate::{
+    device::IpcHandle,
     inference::Error,
     memory::{Region, Regions},
     proto::{
         CudaSharedMemoryRegisterRequest, CudaSharedMemoryStatusResponse,
         SystemSharedMemoryRegisterRequest, SystemSharedMemoryStatusResponse,
+        cuda_shared_memory_status_response::RegionStatus as CudaRegionStatus,
         system_shared_memory_status_response::RegionStatus,
     },
+    serving::{DeviceRegion, Server},
 };
-
-/// The size of CUDA's handle of memory that another process may open.
-pub const CUDA_HANDLE_BYTES: usize = 64;
 
 /// The region `name`, or all of them when it is empty.
 ///
 /// # Errors
 /// When there is none of that name.
-pub fn status(regions: &Regions, name: &str) -> Result<SystemSharedMemoryStatusResponse, Error> {
-    let mut all = regions.all();
+pub fn status(server: &Server, name: &str) -> Result<SystemSharedMemoryStatusResponse, Error> {
+    let mut all = server.regions().all();
     if !name.is_empty() {
         all.retain(|region| *region.name == *name);
+        if server.device_regions().all().iter().any(|region| *region.name == *name) {
+            let (name, is, asked) = (name.to_owned(), "CUDA", "system");
+            return Err(Error::RegionOfOtherKind { name, is, asked });
+        }
         if all.is_empty() {
             return Err(Error::UnknownRegion { kind: "system ", name: name.to_owned() });
         }
@@ -59,25 +64,49 @@ pub fn unregister(regions: &Regions, name: &str) {
     }
 }
 
-/// The CUDA region `name`, or all of them when it is empty: there are none without a GPU.
+/// The CUDA region `name`, or all of them when it is empty.
 ///
 /// # Errors
 /// When there is none of that name.
-pub fn cuda_status(name: &str) -> Result<CudaSharedMemoryStatusResponse, Error> {
-    match name {
-        "" => Ok(CudaSharedMemoryStatusResponse::default()),
-        name => Err(Error::UnknownRegion { kind: "cuda ", name: name.to_owned() }),
+pub fn cuda_status(server: &Server, name: &str) -> Result<CudaSharedMemoryStatusResponse, Error> {
+    let mut all = server.device_regions().all();
+    if !name.is_empty() {
+        all.retain(|region| *region.name == *name);
+        if server.regions().all().iter().any(|region| *region.name == *name) {
+            let (name, is, asked) = (name.to_owned(), "system", "CUDA");
+            return Err(Error::RegionOfOtherKind { name, is, asked });
+        }
+        if all.is_empty() {
+            return Err(Error::UnknownRegion { kind: "cuda ", name: name.to_owned() });
+        }
     }
+    let described = |region: &Arc<DeviceRegion>| {
+        let status = CudaRegionStatus {
+            name: region.name.to_string(),
+            device_id: region.device as u64,
+            byte_size: region.byte_size,
+        };
+        (region.name.to_string(), status)
+    };
+    Ok(CudaSharedMemoryStatusResponse { regions: all.iter().map(described).collect() })
 }
 
-/// Refuses to register a CUDA region, because the server uses no GPU.
-pub fn cuda_register(request: &CudaSharedMemoryRegisterRequest) -> Error {
-    match request.raw_handle.len() {
-        CUDA_HANDLE_BYTES => Error::malformed(format!(
-            "failed to register shared memory region '{}': this server uses no GPU, so there is no \
-             device {}",
-            request.name, request.device_id
-        )),
-        _ => Error::malformed("failed to register shared memory region: invalid args"),
-    }
+/// Registers a CUDA region.
+///
+/// # Errors
+/// When it cannot be had, or clients may not.
+pub async fn cuda_register(
+    server: &Arc<Server>,
+    request: CudaSharedMemoryRegisterRequest,
+) -> Result<(), Error> {
+    let handle = <[u8; IpcHandle::BYTES]>::try_from(&*request.raw_handle)
+        .map_err(|_| Error::malformed("failed to register shared memory region: invalid args"))?;
+    let server = server.clone();
+    // The driver takes its time, and may have to be started first.
+    away(move || {
+        let CudaSharedMemoryRegisterRequest { name, device_id, byte_size, .. } = request;
+        let (regions, host) = (server.device_regions(), server.regions());
+        regions.register(host, &name, IpcHandle(handle), device_id, byte_size)
+    })
+    .await
 }

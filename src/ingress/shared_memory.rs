@@ -1,13 +1,16 @@
 //! Tensors that lie in shared memory: what a request names becomes bytes, and outputs go where they are
 //! to go.
 
+use std::sync::Arc;
+
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::away::away;
 use crate::{
-    inference::{DataType, Error, InferRequest, InferResponse},
-    memory::{BufferPool, RegionView, Regions},
+    inference::{Error, InferRequest, InferResponse, Rope},
+    memory::{BufferPool, OutputPlaces, RegionView, SharedView},
+    serving::{DeviceTensors, DeviceView, Server},
 };
 
 /// Tensors of up to so many bytes are copied on the reactor: some 100 µs.
@@ -21,6 +24,18 @@ pub struct SharedTensors(Option<Box<Places>>);
 struct Places {
     inputs: SmallVec<[RegionView; 1]>,
     outputs: SmallVec<[(CompactString, RegionView); 1]>,
+    /// Those of the outputs that a model may write itself.
+    lent: Option<Arc<OutputPlaces>>,
+    device_outputs: SmallVec<[DeviceOutput; 1]>,
+}
+
+/// An output that goes to the memory of a device.
+#[derive(Debug)]
+struct DeviceOutput {
+    name: CompactString,
+    view: DeviceView,
+    /// Whether the model's own device puts it there.
+    is_direct: bool,
 }
 
 impl SharedTensors {
@@ -31,22 +46,33 @@ impl SharedTensors {
     /// would lead the model out of its memory.
     ///
     /// # Errors
-    /// When a region is unknown, a range does not lie within it, two outputs would lie over each other, or
-    /// memory for a copy is used up.
-    pub async fn resolve(
-        request: &mut InferRequest,
-        regions: &Regions,
-        pool: &BufferPool,
-    ) -> Result<Self, Error> {
+    /// When a region is unknown, a range does not lie within it, two outputs would lie over each other,
+    /// memory for a copy is used up, or a device fails.
+    pub async fn resolve(request: &mut InferRequest, server: &Server) -> Result<Self, Error> {
         if !Self::are_named_by(request) {
             return Ok(Self(None));
         }
+        let (regions, pool, devices) = (server.regions(), server.pool(), server.device_regions());
+        // Tensors in the memory of this device never come to the host.
+        let own = server.resident_on(&request.model_name, &request.model_version);
+        let mut on_device = DeviceTensors::default();
         let mut places = Box::new(Places::default());
         for input in &mut request.inputs {
             let Some(range) = input.source.take() else { continue };
+            if let Some(view) = devices.view(&range)? {
+                if own == Some(view.device()) && input.datatype.size().is_some() && !view.is_empty()
+                {
+                    input.data = Rope::absent(view.len());
+                    on_device.inputs.push((input.name.clone(), view));
+                    request.inputs_may_change = true;
+                } else {
+                    input.data = view.fetch(pool).await?.into();
+                }
+                continue;
+            }
             let view = regions.view(&range)?;
             let bytes = match input.datatype {
-                DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
+                datatype if datatype.is_float() => {
                     request.inputs_may_change = true;
                     view.in_place()
                 }
@@ -62,17 +88,45 @@ impl SharedTensors {
         }
         for output in &request.outputs {
             let Some(range) = &output.target else { continue };
-            let view = regions.view(range)?;
-            if let Some((other, _)) = places.outputs.iter().find(|(_, it)| view.overlaps(it)) {
-                return Err(Error::malformed(format!(
+            let lies_over = |other: &str| {
+                Error::malformed(format!(
                     "the place of output '{}' in shared memory region '{}' lies over that of output \
                      '{other}'",
                     output.name, range.region
-                )));
+                ))
+            };
+            if let Some(view) = devices.view(range)? {
+                let others = &places.device_outputs;
+                if let Some(other) = others.iter().find(|it| view.overlaps(&it.view)) {
+                    return Err(lies_over(other.name.as_str()));
+                }
+                let is_direct = own == Some(view.device()) && output.classification == 0;
+                if is_direct {
+                    on_device.outputs.push((output.name.clone(), view.clone()));
+                }
+                places.device_outputs.push(DeviceOutput {
+                    name: output.name.clone(),
+                    view,
+                    is_direct,
+                });
+                continue;
+            }
+            let view = regions.view(range)?;
+            if let Some((other, _)) = places.outputs.iter().find(|(_, it)| view.overlaps(it)) {
+                return Err(lies_over(other.as_str()));
             }
             places.outputs.push((output.name.clone(), view));
         }
+        if !on_device.inputs.is_empty() || !on_device.outputs.is_empty() {
+            request.on_device = Some(Arc::new(on_device));
+        }
+        places.lent = places.lendable();
         Ok(Self(Some(places)))
+    }
+
+    /// Where the model may write outputs itself.
+    pub fn outputs(&self) -> Option<Arc<OutputPlaces>> {
+        self.0.as_ref()?.lent.clone()
     }
 
     /// Whether a request names any.
@@ -97,6 +151,10 @@ impl SharedTensors {
             let output = response.outputs.iter_mut().find(|output| *output.name == **name);
             let Some(output) = output else { continue };
             let data = std::mem::take(&mut output.data);
+            if view.begins_with(&data) && data.len() <= view.len() {
+                view.check_whole()?;
+                continue;
+            }
             if data.len() > view.len() {
                 let (expected, got) = (data.len(), view.len());
                 return Err(Error::OutputRegionTooSmall {
@@ -116,6 +174,26 @@ impl SharedTensors {
                 false => copy()?,
             }
         }
+        for DeviceOutput { name, view, is_direct } in &places.device_outputs {
+            let output = response.outputs.iter_mut().find(|output| *output.name == **name);
+            let Some(output) = output else { continue };
+            let data = std::mem::take(&mut output.data);
+            let elements = output.shape.element_count().zip(output.datatype.size());
+            let by_shape = elements.and_then(|(count, size)| count.checked_mul(size as u64));
+            let expected = match *is_direct {
+                true => {
+                    by_shape.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX)
+                }
+                false => data.len(),
+            };
+            if expected > view.len() {
+                let (output, got) = (name.to_string(), view.len());
+                return Err(Error::OutputRegionTooSmall { output, expected, got });
+            }
+            if !data.is_empty() {
+                view.store(data).await?;
+            }
+        }
         for output in &mut response.outputs {
             if places.inputs.iter().any(|input| input.is_home_of(&output.data)) {
                 let mut copy = pool.allocate(output.data.len())?;
@@ -127,5 +205,18 @@ impl SharedTensors {
             input.check_whole()?;
         }
         Ok(response)
+    }
+}
+
+impl Places {
+    /// The outputs that lie over no input, so that to write one changes nothing that is still to be read.
+    fn lendable(&self) -> Option<Arc<OutputPlaces>> {
+        let mut lent = OutputPlaces::new();
+        for (name, view) in &self.outputs {
+            if !self.inputs.iter().any(|input| view.overlaps(input)) {
+                lent.put(name.clone(), SharedView::Region(view.clone()));
+            }
+        }
+        (!lent.is_empty()).then(|| Arc::new(lent))
     }
 }

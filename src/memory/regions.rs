@@ -14,7 +14,7 @@ use nix::{
         stat::{Mode, fstat},
     },
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     fault::Watch,
@@ -32,8 +32,8 @@ const RESERVED: &str = "triton_python_backend_shm_region_";
 pub struct Regions {
     allowed: bool,
     named: ArcSwap<Named>,
-    /// Held while regions come or go.
-    change: Mutex<()>,
+    /// Names that regions elsewhere have. Held while regions come or go.
+    change: Mutex<FxHashSet<Arc<str>>>,
 }
 
 type Named = FxHashMap<Arc<str>, Arc<Region>>;
@@ -48,6 +48,8 @@ pub struct Region {
     pub offset: u64,
     /// Its length in bytes.
     pub byte_size: u64,
+    /// The device and the number of the object, which has several names if it is linked to.
+    object: (u64, u64),
     // Before the map, which it must not outlive.
     watch: Watch,
     map: MmapRaw,
@@ -64,7 +66,7 @@ pub struct RegionView {
 impl Regions {
     /// No regions yet. Unless `allowed`, none can be registered.
     pub fn new(allowed: bool) -> Self {
-        Self { allowed, named: ArcSwap::default(), change: Mutex::new(()) }
+        Self { allowed, named: ArcSwap::default(), change: Mutex::default() }
     }
 
     /// Maps `byte_size` bytes of the shared-memory object `key` from `offset` on, under `name`.
@@ -85,15 +87,33 @@ impl Regions {
                  with '{RESERVED}' are reserved"
             )));
         }
-        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let elsewhere = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let mut named = Named::clone(&self.named.load());
-        if named.contains_key(name) {
+        if named.contains_key(name) || elsewhere.contains(name) {
             return Err(Error::RegionExists { name: name.to_owned() });
         }
         let region = Region::map(name, key, offset, byte_size)?;
         named.insert(region.name.clone(), Arc::new(region));
         self.named.store(Arc::new(named));
         Ok(())
+    }
+
+    /// Takes a name for a region that is not the host's.
+    ///
+    /// # Errors
+    /// When the name is taken, or clients may not.
+    pub fn reserve(&self, name: &str) -> Result<(), Error> {
+        self.check_allowed()?;
+        let mut elsewhere = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.named.load().contains_key(name) || !elsewhere.insert(name.into()) {
+            return Err(Error::RegionExists { name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Gives a name back that was reserved.
+    pub fn release(&self, name: &str) {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// Forgets the region `name`, if there is one.
@@ -127,18 +147,8 @@ impl Regions {
             self.check_allowed()?;
             return Err(Error::UnknownRegion { kind: "", name: name.to_owned() });
         };
-        if range.offset >= region.byte_size {
-            return Err(Error::malformed(format!(
-                "Invalid offset for shared memory region: '{name}'"
-            )));
-        }
-        if range.byte_size > region.byte_size - range.offset {
-            return Err(Error::malformed(format!(
-                "Invalid offset + byte size for shared memory region: '{name}'"
-            )));
-        }
-        // Both are at most the length of the map, which is a `usize`.
-        Ok(RegionView { region, start: range.offset as usize, len: range.byte_size as usize })
+        let within = range.within(region.byte_size)?;
+        Ok(RegionView { region, start: within.start, len: within.len() })
     }
 
     fn check_allowed(&self) -> Result<(), Error> {
@@ -164,8 +174,8 @@ impl Region {
         if byte_size == 0 || !offset.is_multiple_of(page_size()) {
             return Err(unmappable());
         }
-        let found = fstat(&object).map_err(|error| refused(error.desc()))?.st_size;
-        if u64::try_from(found).unwrap_or(0) < end {
+        let found = fstat(&object).map_err(|error| refused(error.desc()))?;
+        if u64::try_from(found.st_size).unwrap_or(0) < end {
             return Err(refused("invalid args"));
         }
         let len = usize::try_from(byte_size).map_err(|_| unmappable())?;
@@ -173,7 +183,8 @@ impl Region {
         let map = map.map_err(|error| refused(&error.to_string()))?;
         let start = map.as_ptr().expose_provenance();
         let watch = Watch::begin(start, len).map_err(|error| refused(&error.to_string()))?;
-        Ok(Self { name: name.into(), key: key.to_owned(), offset, byte_size, watch, map })
+        let object = (found.st_dev, found.st_ino);
+        Ok(Self { name: name.into(), key: key.to_owned(), offset, byte_size, object, watch, map })
     }
 }
 
@@ -243,11 +254,17 @@ impl RegionView {
         Ok(())
     }
 
-    /// Whether a byte of both is the same one.
+    /// Whether a byte of both is the same one, be it by way of two regions of one object.
     pub fn overlaps(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.region, &other.region)
-            && self.start < other.start + other.len
-            && other.start < self.start + self.len
+        let start = |view: &Self| view.region.offset + view.start as u64;
+        self.region.object == other.region.object
+            && start(self) < start(other) + other.len as u64
+            && start(other) < start(self) + self.len as u64
+    }
+
+    /// Whether `bytes` begin where the view does.
+    pub fn begins_with(&self, bytes: &[u8]) -> bool {
+        std::ptr::eq(bytes.as_ptr(), self.pointer())
     }
 
     /// Whether `bytes` lie in the view's region.
@@ -256,7 +273,13 @@ impl RegionView {
         (start..start + self.region.map.len()).contains(&bytes.as_ptr().addr())
     }
 
-    fn pointer(&self) -> *mut u8 {
+    /// The first `len` of the bytes, if there are so many.
+    pub(super) fn first(&self, len: usize) -> Option<Self> {
+        (len <= self.len).then(|| Self { len, ..self.clone() })
+    }
+
+    /// Where the first of the bytes lies.
+    pub(super) fn pointer(&self) -> *mut u8 {
         self.region.map.as_mut_ptr().wrapping_add(self.start)
     }
 }

@@ -54,6 +54,15 @@ impl RingMemory {
         &self.memory
     }
 
+    /// Where in the arena bytes lie, if they do.
+    pub fn span_of(&self, bytes: &[u8]) -> Option<Span> {
+        let Header { arena_at, arena_bytes, .. } = self.header;
+        let arena = self.memory.pointer(arena_at as usize, arena_bytes as usize).addr();
+        let (offset, length) = (bytes.as_ptr().addr().checked_sub(arena)?, bytes.len());
+        let is_inside = offset.checked_add(length)? <= arena_bytes as usize;
+        is_inside.then_some(Span { offset: offset as u64, length: length as u64 })
+    }
+
     /// The bytes of the arena that a client names.
     ///
     /// # Errors
@@ -82,6 +91,17 @@ impl RingView {
         Bytes::from_owner(self.clone())
     }
 
+    /// The `len` bytes from `start` on, if they lie within.
+    pub fn slice(&self, start: usize, len: usize) -> Option<Self> {
+        let end = start.checked_add(len)?;
+        (end <= self.len).then(|| Self { memory: self.memory.clone(), at: self.at + start, len })
+    }
+
+    /// Where the first of the bytes lies.
+    pub(super) fn pointer(&self) -> *mut u8 {
+        self.memory.memory.pointer(self.at, self.len)
+    }
+
     /// A copy of the bytes, which the client cannot change any more.
     ///
     /// # Errors
@@ -104,10 +124,9 @@ impl RingView {
 
 impl AsRef<[u8]> for RingView {
     fn as_ref(&self) -> &[u8] {
-        let start = self.memory.memory.pointer(self.at, self.len);
         // SAFETY: the view lies within the memory, which it keeps mapped, and whose seals keep its
         // pages. That the client may write meanwhile is told where the bytes are handed out.
-        unsafe { std::slice::from_raw_parts(start, self.len) }
+        unsafe { std::slice::from_raw_parts(self.pointer(), self.len) }
     }
 }
 

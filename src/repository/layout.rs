@@ -2,7 +2,7 @@
 //! small files without surprises.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     io::Read as _,
     path::{Component, Path, PathBuf},
@@ -71,13 +71,15 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The models of all `roots`. With `namespacing` each root is a namespace, so that several may
+    /// The models of all `roots`, of which one may be named twice. With `namespacing` each root is a namespace, so that several may
     /// have a model of the same name.
     ///
     /// # Errors
     /// A URL is malformed, or no folder can be made for what is fetched from it.
     pub fn new(roots: Vec<PathBuf>, namespacing: bool) -> Result<Self, Error> {
-        let roots = roots.into_iter().map(Location::parse).collect::<Result<_, _>>()?;
+        let mut named = BTreeSet::new();
+        let roots = roots.into_iter().filter(|root| named.insert(root.clone()));
+        let roots = roots.map(Location::parse).collect::<Result<_, _>>()?;
         Ok(Self { roots, registered: RwLock::default(), namespacing })
     }
 

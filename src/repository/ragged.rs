@@ -59,6 +59,13 @@ impl Ragged {
         }
     }
 
+    /// Whether there is nothing of that: rows go in and come out in order.
+    pub fn is_empty(&self) -> bool {
+        self.batch_inputs.is_empty()
+            && !self.inputs.contains(&true)
+            && self.outputs.iter().all(Option::is_none)
+    }
+
     /// Whether the tensors of this input are put one behind the other in one dimension.
     pub fn input(&self, index: usize) -> bool {
         self.inputs.get(index) == Some(&true)

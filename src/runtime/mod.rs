@@ -22,6 +22,7 @@ mod tcp;
 mod timer;
 mod topology;
 mod unix;
+mod watched;
 
 pub use acceptor::{Acceptor, Listener};
 pub use descriptors::raise_descriptor_limit;
@@ -40,3 +41,4 @@ pub use tcp::TcpStream;
 pub use timer::{HyperTimer, Sleep, sleep, sleep_until};
 pub use topology::{Topology, pin_to};
 pub use unix::{Peer, UnixStream};
+pub use watched::{Watch, Watched};

@@ -74,7 +74,7 @@ enum State {
 }
 
 impl RateLimiter {
-    /// Nobody takes part yet. Where `limits` name a resource twice, the first counts; those that they do
+    /// Nobody takes part yet. Where `limits` name a resource twice, the least counts; those that they do
     /// not name there are none of, unless they name none at all.
     pub fn new(limits: Vec<ResourceLimit>) -> Self {
         Self { limits, ..Self::default() }
@@ -184,13 +184,16 @@ impl RateLimiter {
         if self.limits.is_empty() {
             return None;
         }
-        let mut of_name = self.limits.iter().filter(|limit| limit.name == *name);
-        let of_device = of_name.clone().find(|limit| limit.device == *device);
-        let limit = match device {
-            Some(_) => of_device.or_else(|| of_name.find(|limit| limit.device.is_none())),
-            None => of_name.next(),
+        let of_name = self.limits.iter().filter(|limit| limit.name == *name);
+        let least = |on: Option<i32>| {
+            let there = of_name.clone().filter(|limit| limit.device == on);
+            there.map(|limit| limit.count).min()
         };
-        Some(limit.map_or(0, |limit| limit.count))
+        let told = match device {
+            Some(_) => least(*device).or_else(|| least(None)),
+            None => of_name.clone().map(|limit| limit.count).min(),
+        };
+        Some(told.unwrap_or(0))
     }
 }
 
@@ -260,7 +263,12 @@ mod tests {
 
     #[test]
     fn what_could_never_run_does_not_take_part() {
-        let limits = vec![limit("R", 3, Some(0)), limit("R", 9, Some(0)), limit("G", 2, Some(7))];
+        let limits = vec![
+            limit("R", 9, Some(0)),
+            limit("R", 3, Some(0)),
+            limit("R", 5, Some(0)),
+            limit("G", 2, Some(7)),
+        ];
         let mut limiter = RateLimiter::new(limits);
         assert_eq!(limiter.join(&[need("R", 4)], 0, 0), too_few("R", 3, 4));
         assert_eq!(limiter.join(&[need("R", 1)], 0, 1), too_few("R", 0, 1));

@@ -208,6 +208,22 @@ pub fn split(
     Ok(responses)
 }
 
+/// An output of `rows` of a batch's rows that is not among what came back; `shape` is the batch's.
+pub fn absent_output(
+    signature: &Signature,
+    index: usize,
+    shape: &Shape,
+    rows: u32,
+) -> Option<InferOutput> {
+    let spec = signature.outputs.get(index)?;
+    let mut shape = shape.clone();
+    if signature.max_batch_size > 0 {
+        *shape.first_mut()? = rows.into();
+    }
+    let (name, shape) = (spec.name.clone(), client_shape(signature, index, shape));
+    Some(InferOutput { name, datatype: spec.datatype, shape, data: Bytes::new() })
+}
+
 fn take_rows(
     signature: &Signature,
     index: usize,

@@ -1,6 +1,10 @@
 use std::{
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,7 +21,7 @@ use super::{
 use crate::{
     backend::{BackendError, Batch, Instance, ModelInstance, RequestInstance},
     inference::{Admitted, Error, InferResponse, Parameters, Signature, Timestamp},
-    memory::BufferPool,
+    memory::{BufferPool, OutputPlaces},
     observe::{
         BatchTimes,
         trace::{Event, Trace, TracedTensor},
@@ -91,7 +95,7 @@ pub fn hand_over(
     };
     let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
     let count = jobs.len() as u64;
-    let requests = respond::requests(jobs, home, began);
+    let requests = respond::requests(jobs, home, &Arc::new(Began::new(began)));
     let ran = catch_unwind(AssertUnwindSafe(|| instance.execute(requests, &version.host)));
     if let Err(panic) = ran {
         // Its responders are dropped, which answers the requests.
@@ -99,6 +103,87 @@ pub fn hand_over(
     }
     times.compute_infer = Timestamp::now() - began;
     Ran::Requests { version, rows, count }
+}
+
+/// A batch that was handed over with others.
+struct Handed {
+    version: Arc<LoadedVersion>,
+    rows: u32,
+    count: u64,
+    ticket: u64,
+    began: Arc<Began>,
+}
+
+impl Handed {
+    fn ended(self, now: Timestamp) -> (Arc<LoadedVersion>, Executed) {
+        let Self { version, rows, count, ticket, began } = self;
+        let began = began.at();
+        let times = BatchTimes { compute_infer: now - began, ..BatchTimes::default() };
+        let ran = Ran::Requests { version: version.clone(), rows, count };
+        (version, Executed { ran, began, times, ticket })
+    }
+}
+
+/// Gives batches to an instance that answers their requests itself, to be run one after the other. What
+/// came of each goes to `done` when it has run.
+pub fn hand_over_series(
+    instance: &mut dyn RequestInstance,
+    series: Vec<SealedBatch>,
+    home: &ReactorHandle,
+    mut done: impl FnMut(Arc<LoadedVersion>, Executed),
+) {
+    let now = Timestamp::now();
+    let (mut waiting, mut requests) = (VecDeque::new(), Vec::with_capacity(series.len()));
+    for SealedBatch { jobs, ticket, .. } in series {
+        let Some(version) = jobs.first().map(|job| Arc::clone(&job.version)) else { continue };
+        let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
+        let (count, began) = (jobs.len() as u64, Arc::new(Began::new(now)));
+        requests.push(respond::requests(jobs, home, &began));
+        waiting.push_back(Handed { version, rows, count, ticket, began });
+    }
+    let Some(version) = waiting.front().map(|first| first.version.clone()) else { return };
+    let mut ended = || {
+        let Some(first) = waiting.pop_front() else { return };
+        let now = Timestamp::now();
+        if let Some(next) = waiting.front() {
+            next.began.set(now);
+        }
+        let (version, executed) = first.ended(now);
+        done(version, executed);
+    };
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        instance.execute_series(requests, &version.host, &mut ended);
+    }));
+    if let Err(panic) = ran {
+        // Its responders are dropped, which answers the requests.
+        log::error!("model '{}': {}", version.name, describe(&*panic));
+    }
+    let now = Timestamp::now();
+    for left in waiting {
+        let (version, executed) = left.ended(now);
+        done(version, executed);
+    }
+}
+
+/// When a batch began. One that was handed over with others begins when the one before it has ended.
+#[derive(Debug)]
+pub struct Began(AtomicU64);
+
+impl Began {
+    /// A batch that begins at `at`, as far as is known.
+    pub fn new(at: Timestamp) -> Self {
+        Self(AtomicU64::new(at.as_nanos()))
+    }
+
+    /// The time.
+    pub fn at(&self) -> Timestamp {
+        Timestamp::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Corrects it.
+    fn set(&self, at: Timestamp) {
+        self.0.store(at.as_nanos(), Ordering::Relaxed);
+    }
 }
 
 fn run_jobs(
@@ -116,6 +201,10 @@ fn run_jobs(
         signature: &version.signature,
         ragged: &version.ragged,
         pool: &version.host.pool,
+        places: match jobs {
+            [alone] if padding.is_none() => alone.output_places(),
+            _ => None,
+        },
     };
     let mut outputs = run(instance, &site, &requests, shared, began, times)?;
     outputs.truncate(jobs.len());
@@ -130,6 +219,8 @@ pub struct RunSite<'a> {
     pub ragged: &'a Ragged,
     /// Where to take memory from.
     pub pool: &'a BufferPool,
+    /// Where outputs are to go, if there is one request and its client has said so.
+    pub places: Option<&'a Arc<OutputPlaces>>,
 }
 
 /// Puts the requests together, runs them and takes the outputs apart again.
@@ -144,14 +235,14 @@ pub fn run(
     began: Timestamp,
     times: &mut BatchTimes,
 ) -> Result<Vec<Outputs>, Error> {
-    let RunSite { signature, ragged, pool } = *site;
+    let RunSite { signature, ragged, pool, places } = *site;
     let inputs = batch::assemble(signature, ragged, requests, shared, pool)?;
     let assembled = Timestamp::now();
     times.compute_input = assembled - began;
 
     let wanted = wanted(signature, requests);
     let rows = requests.iter().map(|request| request.batch_size).sum();
-    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool };
+    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places };
     let outputs = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)))
         .unwrap_or_else(|panic| Err(BackendError(describe(&*panic))))
         .map_err(|error| failure(instance, signature, error))?;
@@ -263,6 +354,11 @@ impl Executed {
             Ran::Batch { outcome: Err(_), .. } => None,
             _ => Some(self.ended() - self.began),
         }
+    }
+
+    /// Whether it took at most `quick`, on an instance that can be told of several batches at once.
+    pub fn is_quick(&self, quick: Duration) -> bool {
+        matches!(self.ran, Ran::Requests { .. }) && self.times.compute_infer < quick
     }
 
     /// When the last output was there; when it began, if it failed.

@@ -89,8 +89,8 @@ pub fn suits(spec: &VersionSpec, instances: &mut [PlacedInstance], pool: &Buffer
     let ModelInstance::Batches(instance) = instance else { return false };
     let Some(inputs) = zeros(signature, pool) else { return false };
     let wanted: SmallVec<[bool; 4]> = SmallVec::from_elem(true, signature.outputs.len());
-    let batch =
-        Batch { rows: signature.max_batch_size.max(1), inputs: &inputs, wanted: &wanted, pool };
+    let rows = signature.max_batch_size.max(1);
+    let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places: None };
     let mut times = Vec::with_capacity(RUNS);
     for run in 0..WARM_UP_RUNS as usize + RUNS {
         let began = Timestamp::now();

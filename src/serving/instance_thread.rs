@@ -1,14 +1,15 @@
-use std::{cell::RefCell, io, sync::Arc, thread};
+use std::{cell::RefCell, io, sync::Arc, thread, time::Duration};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{
-    execution::{Executed, SealedBatch, execute},
+    execution::{Executed, SealedBatch, execute, hand_over_series},
     job::Job,
     limiter::Seat,
+    version::LoadedVersion,
 };
 use crate::{
-    backend::ModelInstance,
+    backend::{ModelInstance, RequestInstance},
     device::Device,
     inference::Timestamp,
     runtime::{ReactorHandle, pin_to},
@@ -17,6 +18,10 @@ use crate::{
 /// Batches in flight for each instance: one that runs, and one that is put together meanwhile and
 /// begins when the first ends, without a message home and back.
 const LANES: usize = 2;
+/// The same for batches that take less time than messages do.
+const LANES_WHEN_QUICK: usize = 16;
+/// A batch that takes less is quick.
+const QUICK: Duration = Duration::from_micros(250);
 
 /// The instances of a model on threads of their own, away from the reactors' cores where there are
 /// others. They take batches from their home reactor and send them back there.
@@ -26,6 +31,8 @@ pub struct InstanceThreads {
     batches: Sender<SealedBatch>,
     count: usize,
     in_flight: usize,
+    /// For each instance.
+    lanes: usize,
 }
 
 /// An instance and where it is to run.
@@ -55,7 +62,7 @@ impl InstanceThreads {
     /// When a thread cannot be had.
     pub fn start(instances: Vec<PlacedInstance>, home: &ReactorHandle) -> Result<Self, NoThread> {
         let count = instances.len();
-        let (batches, receive) = bounded(count * LANES);
+        let (batches, receive) = bounded(count * LANES_WHEN_QUICK);
         let devices = instances.iter().map(|placed| placed.instance.device().cloned());
         let devices: Arc<[_]> = devices.collect();
         for PlacedInstance { name, cores, seat, instance } in instances {
@@ -66,12 +73,12 @@ impl InstanceThreads {
                 .spawn(move || run(instance, seat.as_ref(), &cores, &receive, &home, &devices))
                 .map_err(|source| NoThread { name, source })?;
         }
-        Ok(Self { batches, count, in_flight: 0 })
+        Ok(Self { batches, count, in_flight: 0, lanes: LANES })
     }
 
     /// What stands in for an instance whose thread could not be had: it refuses every batch.
     pub fn none() -> Self {
-        Self { batches: bounded(1).0, count: 1, in_flight: 0 }
+        Self { batches: bounded(1).0, count: 1, in_flight: 0, lanes: LANES }
     }
 
     /// The number of instances.
@@ -86,7 +93,7 @@ impl InstanceThreads {
 
     /// Whether a batch can be put together though all are busy.
     pub fn have_free_lane(&self) -> bool {
-        self.in_flight < self.count * LANES
+        self.in_flight < self.count * self.lanes
     }
 
     /// Runs a batch on the instance that is free first.
@@ -100,8 +107,9 @@ impl InstanceThreads {
     }
 
     /// Notes that a batch has come back.
-    pub fn finished(&mut self) {
+    pub fn finished(&mut self, executed: &Executed) {
         self.in_flight -= 1;
+        self.lanes = if executed.is_quick(QUICK) { LANES_WHEN_QUICK } else { LANES };
     }
 }
 
@@ -116,7 +124,22 @@ fn run(
     if let Err(error) = pin_to(cores) {
         log::warn!("an instance thread cannot be bound to cores {cores:?}: {error}");
     }
+    let mut is_quick = false;
     for batch in batches {
+        if let (ModelInstance::Requests(instance), None) = (&mut instance, seat) {
+            // What waits while all are busy is shared out among them.
+            let others = if is_quick { batches.len().div_ceil(devices.len()) } else { 0 };
+            let series = std::iter::once(batch).chain(batches.try_iter().take(others));
+            let mut is_gone = false;
+            run_series(&mut **instance, series.collect(), home, |version, executed| {
+                is_quick = executed.is_quick(QUICK);
+                is_gone |= home.send(Box::new(move || version.executed(executed))).is_err();
+            });
+            if is_gone {
+                return;
+            }
+            continue;
+        }
         let Some(version) = batch.jobs.first().map(|job| job.version.clone()) else { continue };
         let executed = match seat {
             None => run_batch(&mut instance, batch, home),
@@ -145,6 +168,22 @@ fn run(
             return;
         }
     }
+}
+
+/// Runs batches one after the other on an instance that can be told of all of them at once.
+fn run_series(
+    instance: &mut dyn RequestInstance,
+    series: Vec<SealedBatch>,
+    home: &ReactorHandle,
+    mut done: impl FnMut(Arc<LoadedVersion>, Executed),
+) {
+    let (left, series): (Vec<_>, Vec<_>) =
+        series.into_iter().partition(|batch| all_left(&batch.jobs));
+    for batch in left {
+        let Some(version) = batch.jobs.first().map(|job| job.version.clone()) else { continue };
+        done(version, Executed::cancelled(batch));
+    }
+    hand_over_series(instance, series, home, done);
 }
 
 fn run_batch(instance: &mut ModelInstance, batch: SealedBatch, home: &ReactorHandle) -> Executed {

@@ -1,13 +1,15 @@
 use std::{sync::Arc, time::Duration};
 
 use compact_str::CompactString;
+use smallvec::SmallVec;
 
 use super::{
-    answer_order::AnswerTicket, cache::CacheSlot, ensemble::Account, sequences::Turn,
-    version::LoadedVersion,
+    answer_order::AnswerTicket, cache::CacheSlot, device_regions::DeviceView, ensemble::Account,
+    sequences::Turn, version::LoadedVersion,
 };
 use crate::{
     inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
+    memory::OutputPlaces,
     observe::{
         Failure,
         trace::{Event, Trace},
@@ -31,6 +33,8 @@ pub struct Job {
     pub priority: u64,
     pub queue_timeout: Option<Duration>,
     pub deadline: Option<Timestamp>,
+    /// Where its client wants the outputs, if not in the answer.
+    pub places: Option<Arc<OutputPlaces>>,
     pub arrived: Timestamp,
     pub reply: ReplySender<Reply>,
     /// What is noted of it, if it is traced.
@@ -43,9 +47,46 @@ pub struct Job {
     pub turn: Option<Turn>,
     /// Its place among answers that keep the order of the requests, if its model answers it itself.
     pub ticket: Option<AnswerTicket>,
+    /// What of it lies on the device that its model runs on.
+    pub resident: Option<Box<ResidentTensors>>,
+}
+
+/// Tensors of a request that lie on a device, by their numbers in the signature.
+#[derive(Default)]
+pub struct ResidentTensors {
+    /// Inputs.
+    pub inputs: SmallVec<[(u16, DeviceView); 1]>,
+    /// Where outputs are to go, of those that are asked for.
+    pub outputs: SmallVec<[(u16, DeviceView); 1]>,
+}
+
+impl ResidentTensors {
+    /// Whether the same tensors of two requests lie on a device, so that they can share a batch.
+    fn are_those_of(one: Option<&Self>, other: Option<&Self>) -> bool {
+        let numbers = |it: Option<&Self>| -> SmallVec<[(bool, u16); 4]> {
+            let inputs = it.into_iter().flat_map(|it| &it.inputs).map(|(index, _)| (true, *index));
+            let outputs =
+                it.into_iter().flat_map(|it| &it.outputs).map(|(index, _)| (false, *index));
+            let mut numbers: SmallVec<_> = inputs.chain(outputs).collect();
+            numbers.sort_unstable();
+            numbers
+        };
+        match (one, other) {
+            (None, None) => true,
+            (one, other) => numbers(one) == numbers(other),
+        }
+    }
 }
 
 impl Job {
+    /// Where its outputs may be written. Not there, if they are also kept, told or made classes of: the
+    /// client could change them before that.
+    pub fn output_places(&self) -> Option<&Arc<OutputPlaces>> {
+        let is_traced = self.trace.as_ref().is_some_and(|trace| trace.wants_tensors());
+        let is_read = is_traced || self.cache_slot.is_some() || !self.admitted.classes.is_empty();
+        self.places.as_ref().filter(|_| !is_read)
+    }
+
     /// Answers with a failure and counts it. Runs on reactor `reactor`.
     pub fn fail(self, reactor: usize, error: Error) {
         let now = Timestamp::now();
@@ -96,6 +137,7 @@ impl Queued for Job {
         let batched = self.version.signature.max_batch_size > 0;
         let mut pairs = self.admitted.inputs.iter().zip(&other.admitted.inputs).enumerate();
         batched
+            && ResidentTensors::are_those_of(self.resident.as_deref(), other.resident.as_deref())
             && pairs.all(|(index, pair)| match pair {
                 (Some(_), Some(_)) if self.version.ragged.input(index) => true,
                 (Some(mine), Some(theirs)) => mine.shape.get(1..) == theirs.shape.get(1..),

@@ -1,7 +1,8 @@
 //! The lanes of all devices, which live on one reactor. `journey` is the way of a sealed batch through
-//! them and back.
+//! them and back, `resident` what of it lies on the device already.
 
 mod journey;
+mod resident;
 
 use std::{
     cell::RefCell,
@@ -227,6 +228,13 @@ impl OpenLanes {
     /// The reactor that is to drive them.
     pub fn home(&self) -> &ReactorHandle {
         &self.fleet.home
+    }
+
+    /// The device whose memory the tensors of requests may lie in: that of all instances.
+    pub fn resident_on(&self) -> Option<usize> {
+        let mut numbers = self.devices.iter().map(|device| device.properties().index);
+        let first = numbers.next().filter(|_| self.model.takes_resident())?;
+        numbers.all(|number| number == first).then_some(first)
     }
 
     /// The device of each instance.

@@ -1,280 +1,29 @@
-use std::{
-    cell::RefCell,
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
-};
+//! How a model's folder becomes versions that can be served: `source` is where it lies, `backends` what
+//! may run it, `failure` why it is not served.
 
+mod backends;
+mod failure;
+mod source;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+pub use self::{backends::Backends, failure::LoadFailure, source::Source};
+use self::{backends::SCRIPT_RUNTIME, failure::VersionFault};
 use super::{
-    ensemble::{EnsembleSteps, NotComposed},
-    sequences::{SequenceSetup, SetupError},
-    server::{Server, Versions},
-    version::{LoadedVersion, Outline, VersionError, VersionSpec},
-    warm_up::{WarmUp, WarmUpError},
+    ensemble::EnsembleSteps,
+    registry::Versions,
+    sequences::SequenceSetup,
+    server::Server,
+    version::{LoadedVersion, Outline, VersionSpec},
+    warm_up::WarmUp,
 };
 use crate::{
     backend::{Backend, BackendError},
-    inference::{Code, Error, Timestamp},
+    inference::Timestamp,
     proto::ModelConfig,
-    repository::{
-        self, AgentChain, Agents, Definition, Draft, Ensemble, Entry, Fingerprint, ModelId,
-        Options, Scheduling, TemporaryFolder, Written,
-    },
+    repository::{AgentChain, Agents, Definition, Draft, Ensemble, Options, Scheduling},
     scheduler::BatchingPolicy,
 };
-
-/// What `runtime` is in the configurations of models that a script runs.
-const SCRIPT_RUNTIME: &str = "model.py";
-
-/// The back ends that there may be, by name. Each is opened when a model first needs it, because
-/// a library costs time and memory.
-#[derive(Default)]
-pub struct Backends {
-    built_in: BTreeMap<&'static str, LazyBackend>,
-    open_script: Option<Box<OpenScript>>,
-    /// Scripts that have been opened, by their back ends' names.
-    scripts: Mutex<BTreeMap<String, OpenedBackend>>,
-}
-
-struct LazyBackend {
-    open: Box<OpenBackend>,
-    opened: OnceLock<OpenedBackend>,
-}
-
-type OpenedBackend = Result<Arc<dyn Backend>, BackendError>;
-type OpenBackend = dyn Fn() -> OpenedBackend + Send + Sync;
-type OpenScript = dyn Fn(&str) -> Option<OpenedBackend> + Send + Sync;
-
-impl Backends {
-    /// Adds the back end `name`, which `open` opens.
-    pub fn add(
-        &mut self,
-        name: &'static str,
-        open: impl Fn() -> OpenedBackend + Send + Sync + 'static,
-    ) {
-        self.built_in.insert(name, LazyBackend { open: Box::new(open), opened: OnceLock::new() });
-    }
-
-    /// Adds all back ends that are a script, which `open` opens by name; `None` from it means that there is
-    /// none of the name.
-    pub fn add_scripts(
-        &mut self,
-        open: impl Fn(&str) -> Option<OpenedBackend> + Send + Sync + 'static,
-    ) {
-        self.open_script = Some(Box::new(open));
-    }
-
-    /// What runs a model with this configuration, if there is a back end of that name; it may have failed
-    /// to open. A script does where the name has no back end of ours, or `runtime` asks for one.
-    pub fn find(&self, config: &ModelConfig) -> Option<OpenedBackend> {
-        let name = config.backend.as_str();
-        let built_in = self.built_in.get(name).filter(|_| config.runtime != SCRIPT_RUNTIME);
-        match built_in {
-            Some(backend) => Some(backend.opened.get_or_init(|| (backend.open)()).clone()),
-            None => self.find_script(name),
-        }
-    }
-
-    fn find_script(&self, name: &str) -> Option<OpenedBackend> {
-        let mut scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(opened) = scripts.get(name) {
-            return Some(opened.clone());
-        }
-        let opened = self.open_script.as_ref()?(name)?;
-        scripts.insert(name.to_owned(), opened.clone());
-        Some(opened)
-    }
-
-    /// The back ends that have been opened, or failed to, by name.
-    pub fn opened(&self) -> Vec<(String, OpenedBackend)> {
-        let built_in = self.built_in.iter();
-        let built_in = built_in.filter_map(|(name, backend)| {
-            Some(((*name).to_owned(), backend.opened.get()?.clone()))
-        });
-        let scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
-        built_in.chain(scripts.clone()).collect()
-    }
-
-    /// Has all that were opened end what they run outside of the server.
-    pub fn stop(&self, patience: Duration) {
-        for (_, backend) in self.opened() {
-            if let Ok(backend) = backend {
-                backend.stop(patience);
-            }
-        }
-    }
-
-    /// The names of all.
-    pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.built_in.keys().copied()
-    }
-}
-
-/// Why a version is not served.
-#[derive(Clone, Debug, thiserror::Error)]
-enum VersionFault {
-    #[error("{0}")]
-    Repository(#[from] repository::Error),
-    #[error("{0}")]
-    Backend(#[from] BackendError),
-    #[error("{0}")]
-    WarmUp(Arc<WarmUpError>),
-    #[error("{0}")]
-    Version(Arc<VersionError>),
-    #[error("{0}")]
-    Sequences(Arc<SetupError>),
-    #[error(
-        "unable to find backend '{name}' for model '{model}': this server has {known}, and there is no \
-         {name}/model.py among its back ends"
-    )]
-    UnknownBackend { name: String, model: String, known: String },
-    #[error("backend '{name}' for model '{model}' cannot be used: {reason}")]
-    UnavailableBackend { name: String, model: String, reason: String },
-    #[error("model '{model}' wants {feature}, which this server does not offer yet")]
-    Unsupported { model: String, feature: &'static str },
-}
-
-impl VersionFault {
-    fn code(&self) -> Code {
-        match self {
-            Self::Repository(error) => error.code(),
-            Self::WarmUp(error) => error.refusal().map_or(Code::Internal, Error::code),
-            Self::Version(error) if matches!(**error, VersionError::Limit(_)) => {
-                Code::InvalidArgument
-            }
-            Self::Backend(_)
-            | Self::Version(_)
-            | Self::Sequences(_)
-            | Self::UnavailableBackend { .. } => Code::Internal,
-            Self::UnknownBackend { .. } => Code::InvalidArgument,
-            Self::Unsupported { .. } => Code::Unsupported,
-        }
-    }
-
-    /// As the repository's index and the answer to a load say it.
-    fn reason(&self) -> String {
-        match self {
-            // As a client would be told.
-            Self::WarmUp(error) if let Some(refusal) = error.refusal() => {
-                format!("{}: {refusal}", self.code().words())
-            }
-            _ => format!("{}: {self}", self.code().words()),
-        }
-    }
-
-    /// As the log says it.
-    fn located(&self) -> String {
-        match self {
-            Self::Repository(error) => error.located(),
-            other => other.to_string(),
-        }
-    }
-}
-
-/// Why a model is not loaded.
-#[derive(Clone, Debug)]
-pub enum LoadFailure {
-    /// It could not be read, or breaks a rule before it comes to versions.
-    Unreadable(repository::Error),
-    /// Its policy chooses no version.
-    NoVersions(repository::Error),
-    /// It is an ensemble, and these of its models are not served.
-    MissingModels(Vec<String>),
-    /// It is an ensemble that cannot be served; the text says why.
-    Ensemble(String),
-    /// Versions failed. Those that did not are with `None`: a model is loaded whole or not at all.
-    Versions(BTreeMap<i64, Option<String>>),
-}
-
-impl From<NotComposed> for LoadFailure {
-    fn from(why: NotComposed) -> Self {
-        match why {
-            NotComposed::Missing(models) => Self::MissingModels(models),
-            NotComposed::Misfit(reason) => Self::Ensemble(reason),
-        }
-    }
-}
-
-impl From<repository::Error> for LoadFailure {
-    fn from(error: repository::Error) -> Self {
-        match error {
-            repository::Error::NoVersions { .. } => Self::NoVersions(error),
-            error => Self::Unreadable(error),
-        }
-    }
-}
-
-/// Where a model is loaded from.
-#[derive(Debug)]
-pub struct Source {
-    /// Which model.
-    pub id: ModelId,
-    /// Its folder.
-    pub dir: PathBuf,
-    /// Whether the folder's name is not the model's.
-    pub renamed: bool,
-    /// The configuration that takes the place of the folder's.
-    pub config: Option<ModelConfig>,
-    /// The folder, when it is not in a repository.
-    pub folder: Option<Arc<TemporaryFolder>>,
-    /// The folder's configuration, when it was read ahead, and how the folder was before that.
-    read: RefCell<Option<(Fingerprint, Written)>>,
-}
-
-impl Source {
-    /// The model `id` in a folder that is in no repository.
-    pub fn temporary(id: ModelId, folder: TemporaryFolder, config: Option<ModelConfig>) -> Self {
-        let dir = folder.path().to_owned();
-        let folder = Some(Arc::new(folder));
-        Self { id, dir, renamed: false, config, folder, read: RefCell::default() }
-    }
-
-    /// The same, with a configuration that takes the place of the folder's if there is one.
-    pub fn with(self, config: Option<ModelConfig>) -> Self {
-        Self { config, ..self }
-    }
-
-    /// What tells whether the folder has changed since it was read.
-    ///
-    /// # Errors
-    /// It cannot be looked at.
-    pub fn fingerprint(&self) -> Result<Fingerprint, repository::Error> {
-        match &*self.read.borrow() {
-            Some((fingerprint, _)) => Ok(fingerprint.clone()),
-            None => Fingerprint::of(&self.dir),
-        }
-    }
-
-    /// The configuration as somebody wrote it.
-    fn written(&self, options: &Options) -> Result<Written, repository::Error> {
-        match (&self.config, self.read.take()) {
-            (Some(config), _) => Ok(config.clone().into()),
-            (None, Some((_, written))) => Ok(written),
-            (None, None) => Written::read(&self.dir, options),
-        }
-    }
-
-    /// The same, if it is that of an ensemble; what is read is kept.
-    fn written_ensemble(&self, options: &Options) -> Option<Written> {
-        if let Some(config) = &self.config {
-            return Some(Written::from(config.clone())).filter(Written::is_ensemble);
-        }
-        let mut read = self.read.borrow_mut();
-        if read.is_none() {
-            let fingerprint = Fingerprint::of(&self.dir).ok()?;
-            *read = Some((fingerprint, Written::read(&self.dir, options).ok()?));
-        }
-        read.as_ref().map(|(_, written)| written).filter(|it| it.is_ensemble()).cloned()
-    }
-}
-
-impl From<Entry> for Source {
-    /// A model of a repository that can be read.
-    fn from(Entry { id, dir, renamed, .. }: Entry) -> Self {
-        Self { id, dir, renamed, config: None, folder: None, read: RefCell::default() }
-    }
-}
 
 /// What is served of a model that is loaded again, and which versions of it may be served on.
 pub struct Before<'a> {

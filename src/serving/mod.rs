@@ -9,6 +9,9 @@
 //! A model may ask others of the server: in `ask.rs` its requests come in as a client's do. A model
 //! that answers its requests itself, each with any number of responses, does so through `respond.rs`.
 //!
+//! Clients may register memory of devices (`device_regions.rs`); a model on the same device reads its
+//! inputs there and puts its outputs there.
+//!
 //! Models that run on devices share lanes there (`lanes.rs`), which one reactor drives.
 //!
 //! Models whose requests belong to sequences have a shard of another kind (`sequences`).
@@ -23,6 +26,7 @@ mod bell;
 mod cache;
 mod classification;
 mod control;
+mod device_regions;
 mod ensemble;
 mod execution;
 mod inline;
@@ -34,6 +38,7 @@ mod limiter;
 mod load;
 mod padding;
 mod ragged;
+mod registry;
 mod respond;
 mod rows;
 mod sequences;
@@ -50,6 +55,7 @@ pub use control::{
     ControlMode, ControlSettings, IndexEntry, ModelControl, ModelStatus, Polling, Startup,
     VersionState,
 };
+pub use device_regions::{DeviceRegion, DeviceRegions, DeviceTensors, DeviceView};
 pub use instance_cores::InstanceCores;
 pub use job::Reply;
 pub use lanes::{Fleet, FleetSettings};

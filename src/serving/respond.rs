@@ -1,11 +1,14 @@
 //! The answers of models that take requests: each goes to its client as it comes, is checked, traced
 //! and counted.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::{
     answer_order::AnswerTicket,
     batch, cache, classification,
+    execution::Began,
     job::{self, Job, Reply},
 };
 use crate::{
@@ -18,12 +21,12 @@ use crate::{
     runtime::{ReactorHandle, Unread},
 };
 
-/// Makes requests of jobs, for a run that begins now, at `began`. What is counted is counted on `home`.
-pub fn requests(jobs: Vec<Job>, home: &ReactorHandle, began: Timestamp) -> Vec<ModelRequest> {
-    jobs.into_iter().map(|job| request(job, home.clone(), began)).collect()
+/// Makes requests of jobs, for a run that begins at `began`. What is counted is counted on `home`.
+pub fn requests(jobs: Vec<Job>, home: &ReactorHandle, began: &Arc<Began>) -> Vec<ModelRequest> {
+    jobs.into_iter().map(|job| request(job, home.clone(), began.clone())).collect()
 }
 
-fn request(mut job: Job, home: ReactorHandle, began: Timestamp) -> ModelRequest {
+fn request(mut job: Job, home: ReactorHandle, began: Arc<Began>) -> ModelRequest {
     let mut tensors = job.admitted.clone();
     batch::reshape(&job.version.signature, &mut tensors);
     let (parameters, sequence, callers, progress) = match &mut job.turn {
@@ -53,7 +56,7 @@ fn request(mut job: Job, home: ReactorHandle, began: Timestamp) -> ModelRequest 
             job,
             home,
             began,
-            previous: began,
+            previous: None,
             held: Vec::new(),
             progress,
             only: None,
@@ -65,9 +68,9 @@ fn request(mut job: Job, home: ReactorHandle, began: Timestamp) -> ModelRequest 
 struct JobResponder {
     job: Job,
     home: ReactorHandle,
-    began: Timestamp,
-    /// When the response before was sent; when the run began, if there was none.
-    previous: Timestamp,
+    began: Arc<Began>,
+    /// When the response before was sent.
+    previous: Option<Timestamp>,
     /// Responses that wait for the answers before this one.
     held: Vec<Reply>,
     progress: Progress,
@@ -236,8 +239,8 @@ impl JobResponder {
 
     fn note(&mut self, kind: ResponseKind) {
         let now = Timestamp::now();
-        self.job.version.statistics.responded(self.progress.sent, kind, now - self.previous);
-        self.previous = now;
+        let since = self.previous.replace(now).unwrap_or_else(|| self.began.at());
+        self.job.version.statistics.responded(self.progress.sent, kind, now - since);
         self.progress.first.get_or_insert(now);
         self.progress.sent += 1;
     }
@@ -246,11 +249,12 @@ impl JobResponder {
     fn end(mut self: Box<Self>, last: Option<Reply>) {
         let now = Timestamp::now();
         let home = self.home.clone();
+        let began = self.began.at();
         let ended = move || {
             let (ticket, version) = (self.job.ticket.take(), self.job.version.clone());
             let end = move || {
                 self.pass_on(None);
-                let Self { job, home, began, progress, .. } = *self;
+                let Self { job, home, progress, .. } = *self;
                 let Progress { first, failure, .. } = progress;
                 let first = first.unwrap_or(now);
                 job.end(home.index(), Answered { began, first, now, failure }, last);

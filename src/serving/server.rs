@@ -1,30 +1,28 @@
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc, OnceLock, Weak,
+    atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
 };
 
 use arc_swap::ArcSwap;
 use prost::Message as _;
-use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
 
 use super::{
     ask::FromInside,
     cache::Caches,
+    device_regions::DeviceRegions,
     ensemble::{EnsembleSteps, Parent, StepVersion},
     instance_cores::InstanceCores,
     job::Reply,
     lanes::Fleet,
     limiter::Limiter,
+    registry::{self, Models, Versions, find, find_model},
     version::{LoadedVersion, Outline, Site, VersionError, VersionSpec},
 };
 use crate::{
     backend::Host,
+    device::Devices,
     inference::{Error, InferRequest},
-    memory::{BufferPool, Regions},
+    memory::{BufferPool, OutputPlaces, Regions},
     observe::{
         MetricsSettings,
         gpu::GpuMetrics,
@@ -64,6 +62,7 @@ pub struct Server {
     cache: OnceLock<Arc<Caches>>,
     limiter: OnceLock<Arc<Limiter>>,
     fleet: OnceLock<Arc<Fleet>>,
+    device_regions: OnceLock<DeviceRegions>,
     name: OnceLock<String>,
     next_home: AtomicUsize,
     /// Whether a model that should be served is not.
@@ -71,14 +70,6 @@ pub struct Server {
     /// Whether a device is lost that models need.
     impaired: AtomicBool,
 }
-
-type Models = FxHashMap<Arc<str>, Namesakes>;
-
-/// The models of one name: one, unless repositories are namespaces.
-type Namesakes = SmallVec<[(ModelId, Arc<Versions>); 1]>;
-
-/// The versions of a model that are served.
-pub type Versions = BTreeMap<i64, Arc<LoadedVersion>>;
 
 /// What watches the server.
 pub struct Observers {
@@ -110,6 +101,7 @@ impl Server {
             cache: OnceLock::new(),
             limiter: OnceLock::new(),
             fleet: OnceLock::new(),
+            device_regions: OnceLock::new(),
             name: OnceLock::new(),
             next_home: AtomicUsize::new(0),
             incomplete: AtomicBool::new(false),
@@ -237,6 +229,19 @@ impl Server {
         self.fleet.get()
     }
 
+    /// The memory of devices that clients have registered.
+    pub fn device_regions(&self) -> &DeviceRegions {
+        self.device_regions.get_or_init(|| {
+            let devices = self.fleet().map(|fleet| fleet.devices().clone());
+            DeviceRegions::new(devices.unwrap_or_else(|| Arc::new(Devices::none("no devices"))))
+        })
+    }
+
+    /// The device whose memory the tensors of a model's requests may lie in, if there is one.
+    pub fn resident_on(&self, model: &str, version: &str) -> Option<usize> {
+        find(&self.models.load(), model, version).ok()?.resident_on()
+    }
+
     /// What it says it is called.
     pub fn name(&self) -> &str {
         self.name.get().map_or(NAME, String::as_str)
@@ -292,24 +297,9 @@ impl Server {
         Some(ModelIdentity::new(&id.namespace, &id.name, version, &distinction))
     }
 
-    /// The version that a step of the ensemble `id` runs. Where names are not unique, that is the model in
-    /// the namespace that the step gives, else in the ensemble's own, else the only one of the name.
+    /// The version that a step of the ensemble `id` runs.
     pub(super) fn step_version(&self, id: &ModelId, step: &EnsembleStep) -> Option<StepVersion> {
-        let models = self.models.load();
-        let namesakes = models.get(step.model.as_str())?;
-        let of = |namespace: &str| {
-            namesakes.iter().find(|(namesake, _)| namesake.namespace == namespace)
-        };
-        let only = || namesakes.first().filter(|_| namesakes.len() == 1);
-        let given = of(&step.namespace).filter(|_| !step.namespace.is_empty());
-        let (_, versions) = given.or_else(|| of(&id.namespace)).or_else(only)?;
-        let newest = versions.values().next_back()?;
-        let wanted = match step.version {
-            Some(version) => versions.get(&version),
-            None => Some(newest),
-        };
-        let is_wanted = wanted.is_some();
-        Some(StepVersion { version: wanted.unwrap_or(newest).clone(), is_wanted })
+        registry::of_step(&self.models.load(), id, step)
     }
 
     /// Serves these versions of a model from now on, in place of all that were served of it. None
@@ -319,18 +309,8 @@ impl Server {
         let versions = Arc::new(versions);
         let mut before = Arc::default();
         self.models.rcu(|models| {
-            let mut models = Models::clone(models);
-            let mut namesakes = models.remove(id.name.as_str()).unwrap_or_default();
-            before = match namesakes.iter().position(|(namesake, _)| namesake == id) {
-                Some(at) => namesakes.remove(at).1,
-                None => Arc::default(),
-            };
-            if !versions.is_empty() {
-                namesakes.push((id.clone(), versions.clone()));
-            }
-            if !namesakes.is_empty() {
-                models.insert(id.name.as_str().into(), namesakes);
-            }
+            let (models, replaced) = registry::replaced(models, id, &versions);
+            before = replaced;
             models
         });
         before
@@ -338,10 +318,7 @@ impl Server {
 
     /// What is served of a model.
     pub(super) fn served(&self, id: &ModelId) -> Arc<Versions> {
-        let models = self.models.load();
-        let namesakes = models.get(id.name.as_str()).into_iter().flatten();
-        let served = namesakes.into_iter().find(|(namesake, _)| namesake == id);
-        served.map(|(_, versions)| versions.clone()).unwrap_or_default()
+        registry::served(&self.models.load(), id)
     }
 
     /// Lets go of all models: each ends when its last request has been answered.
@@ -350,15 +327,20 @@ impl Server {
     }
 
     /// Takes a request in. The replies come to the reactor that calls, which must be one: one reply,
-    /// or any number when the model is decoupled.
+    /// or any number when the model is decoupled. Outputs that the client wants in `places` may lie there
+    /// when the reply comes, or not.
     ///
     /// # Errors
     /// When the model is unknown, the request does not fit it, or too much waits already.
-    pub fn infer(&self, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
+    pub fn infer(
+        &self,
+        request: InferRequest,
+        places: Option<Arc<OutputPlaces>>,
+    ) -> Result<ReplyReceiver<Reply>, Error> {
         if self.state() == ServerState::Stopping {
             return Err(Error::Stopping);
         }
-        self.infer_from_inside(request, None)
+        self.begin(request, Parent { places, ..Parent::default() })
     }
 
     /// Whether the model gives any number of replies to a request; not, when it is unknown.
@@ -373,6 +355,7 @@ impl Server {
     pub fn infer_one(
         &self,
         request: InferRequest,
+        places: Option<Arc<OutputPlaces>>,
         endpoint: &'static str,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         if self.state() == ServerState::Stopping {
@@ -383,7 +366,7 @@ impl Server {
         if version.decoupled {
             return Err(Error::DecoupledModel { endpoint });
         }
-        version.infer(request)
+        version.infer_within(request, Parent { places, ..Parent::default() })
     }
 
     /// Takes a request in that serves another, which was taken in before: so the server may be
@@ -396,9 +379,13 @@ impl Server {
         request: InferRequest,
         trace: Option<OuterTrace>,
     ) -> Result<ReplyReceiver<Reply>, Error> {
+        self.begin(request, Parent { trace, ..Parent::default() })
+    }
+
+    fn begin(&self, request: InferRequest, parent: Parent) -> Result<ReplyReceiver<Reply>, Error> {
         let models = self.models.load();
         let version = find(&models, &request.model_name, &request.model_version)?;
-        version.infer_within(request, Parent { trace, account: None })
+        version.infer_within(request, parent)
     }
 
     /// The reactor to take a request to that comes from none: its model's home, or any in turn when the
@@ -438,34 +425,4 @@ impl Server {
         all.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
         all
     }
-}
-
-fn find_model<'a>(models: &'a Models, model: &str) -> Result<&'a Versions, Error> {
-    match models.get(model).map(SmallVec::as_slice) {
-        Some([(_, versions)]) => Ok(versions),
-        Some(namesakes @ [_, _, ..]) => {
-            Err(Error::AmbiguousModel { model: model.to_owned(), count: namesakes.len() })
-        }
-        Some([]) | None => Err(Error::UnknownModel { model: model.to_owned() }),
-    }
-}
-
-fn find<'a>(
-    models: &'a Models,
-    model: &str,
-    version: &str,
-) -> Result<&'a Arc<LoadedVersion>, Error> {
-    let versions = find_model(models, model)?;
-    if version.is_empty() {
-        let newest = versions.values().next_back();
-        return newest.ok_or_else(|| Error::NoAvailableVersions { model: model.to_owned() });
-    }
-    let number: i64 =
-        version.parse().map_err(|_| Error::MalformedVersion { version: version.to_owned() })?;
-    if number < 0 {
-        return Err(Error::NegativeVersion { version: version.to_owned() });
-    }
-    versions
-        .get(&number)
-        .ok_or_else(|| Error::UnknownVersion { model: model.to_owned(), version: number })
 }

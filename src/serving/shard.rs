@@ -119,7 +119,7 @@ impl Shard {
     pub fn finished(&self, executed: Executed) {
         match &mut *self.executor.borrow_mut() {
             Executor::Inline(_) => {}
-            Executor::Threads(threads) => threads.finished(),
+            Executor::Threads(threads) => threads.finished(&executed),
             Executor::Lanes(lanes) => lanes.finished(),
         }
         self.note(&executed);

@@ -151,7 +151,7 @@ impl Stage {
                 priority,
                 ..InferRequest::default()
             };
-            let received = server.infer(request).unwrap();
+            let received = server.infer(request, None).unwrap();
             spawn(&"a client", wait(received, gives_up, report));
         };
         self.reactors.handles()[0].send(Box::new(asking)).unwrap();

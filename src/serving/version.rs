@@ -1,14 +1,15 @@
 mod start;
 
-use std::{sync::Arc, time::Duration};
+use std::{any::Any, sync::Arc, time::Duration};
 
 pub use self::start::{Outline, Site, VersionError, VersionSpec};
 use super::{
     answer_order::{AnswerTicket, End},
     cache::VersionCache,
+    device_regions::DeviceTensors,
     ensemble::{self, EnsembleSteps, Parent},
     execution::Executed,
-    job::{Job, Reply},
+    job::{Job, Reply, ResidentTensors},
     lanes::Fleet,
     sequences::{Ran, SequenceShardHandle},
     shard::ShardHandle,
@@ -62,6 +63,8 @@ pub struct LoadedVersion {
     instances: usize,
     /// Where its instances run, if it is on devices.
     devices: Vec<Arc<dyn Device>>,
+    /// The device whose memory its tensors may lie in.
+    resident_on: Option<usize>,
     /// Who is to hear that one of them is lost.
     fleet: Option<Arc<Fleet>>,
     /// Kept as long as the version, whose back end may still read from it.
@@ -115,14 +118,6 @@ impl LoadedVersion {
     ///
     /// # Errors
     /// When the request does not fit the model, or too much waits already.
-    pub fn infer(self: &Arc<Self>, request: InferRequest) -> Result<ReplyReceiver<Reply>, Error> {
-        self.infer_within(request, Parent::default())
-    }
-
-    /// Takes a request in that is a part of another.
-    ///
-    /// # Errors
-    /// The same.
     pub(super) fn infer_within(
         self: &Arc<Self>,
         mut request: InferRequest,
@@ -135,7 +130,9 @@ impl LoadedVersion {
             let model = self.name.to_string();
             return Err(Error::WaitsForItself { model, instances: self.instances });
         }
-        let admitted = self.signature.admit(&mut request)?;
+        let on_device = request.on_device.take();
+        let mut admitted = self.signature.admit(&mut request)?;
+        let resident = on_device.map(|it| self.resident(&it, &mut admitted)).transpose()?;
         let (reply, answer) = reply_channel();
         let mut trace = match &parent.trace {
             None => self.tracer.begin(&self.name, self.version, &request.id, request.trace_parent),
@@ -163,18 +160,58 @@ impl LoadedVersion {
             priority: request.priority,
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,
+            places: parent.places,
             arrived,
             reply,
             cache_slot: None,
             account: parent.account,
             turn: None,
             ticket: None,
+            resident: resident.map(Box::new),
         };
         match &self.cache {
             Some(cache) if is_cacheable => cache.look_up(job),
             _ => self.schedule(job),
         }
         Ok(answer)
+    }
+
+    /// The device whose memory the tensors of its requests may lie in, if there is one.
+    pub fn resident_on(&self) -> Option<usize> {
+        self.resident_on
+    }
+
+    /// Takes up what of a request lies on a device. Outputs that are to go there are no longer among
+    /// those that come back.
+    fn resident(
+        &self,
+        given: &Arc<dyn Any + Send + Sync>,
+        admitted: &mut Admitted,
+    ) -> Result<ResidentTensors, Error> {
+        let mut resident = ResidentTensors::default();
+        let Some(DeviceTensors { inputs, outputs }) = given.downcast_ref() else {
+            return Ok(resident);
+        };
+        let mut all = inputs.iter().chain(outputs);
+        if all.any(|(_, view)| Some(view.device()) != self.resident_on) {
+            // It was when the request was taken in; it has been loaded anew since.
+            let (model, reason) = (self.name.to_string(), "it runs elsewhere now".to_owned());
+            return Err(Error::ModelUnavailable { model, reason });
+        }
+        let Signature { inputs: all_inputs, outputs: all_outputs, .. } = &*self.signature;
+        for (name, view) in inputs {
+            let index = all_inputs.iter().position(|spec| *spec.name == **name);
+            let index = index.and_then(|index| u16::try_from(index).ok());
+            resident.inputs.extend(index.map(|index| (index, view.clone())));
+        }
+        for (name, view) in outputs {
+            let index = all_outputs.iter().position(|spec| *spec.name == **name);
+            let index = index.and_then(|index| u16::try_from(index).ok());
+            resident.outputs.extend(index.map(|index| (index, view.clone())));
+        }
+        let goes = |index: &u16| resident.outputs.iter().any(|(output, _)| output == index);
+        admitted.outputs.retain(|index| !goes(index));
+        Ok(resident)
     }
 
     /// Whether its answers are kept in the response cache.
@@ -196,7 +233,10 @@ impl LoadedVersion {
             return;
         }
         for (spec, input) in self.signature.inputs.iter().zip(&admitted.inputs) {
-            if let Some(AdmittedInput { shape, data }) = input {
+            // What lies on a device is not brought here for this.
+            if let Some(AdmittedInput { shape, data }) = input
+                && !data.is_absent()
+            {
                 trace.input(TracedTensor {
                     name: spec.name.clone(),
                     datatype: spec.datatype,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -13,7 +15,7 @@ sys.path.insert(0, str(ROOT / "benches" / "peer"))
 
 import servers  # noqa: E402  (the path to it is only known here)
 
-from . import models  # noqa: E402
+from . import cuda_driver, models  # noqa: E402
 
 NEREID = pathlib.Path(os.environ.get("NEREID", ROOT / "target" / "debug" / "nereid"))
 DRIVERS = os.environ.get("NEREID_IO_DRIVER", "io_uring,epoll").split(",")
@@ -52,6 +54,19 @@ def binary() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def obedient(binary, tmp_path_factory) -> pathlib.Path:
+    """The server's binary; run by root it has no right to open what files' permissions forbid."""
+    if os.geteuid() != 0:
+        return binary
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv, of util-linux, takes root's rights away")
+    program = tmp_path_factory.mktemp("obedient") / "nereid"
+    program.write_text(f'#!/bin/sh\nexec setpriv --bounding-set=-dac_override,-dac_read_search "{binary}" "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture(scope="session")
 def repository(tmp_path_factory) -> pathlib.Path:
     """The models that the shared servers serve."""
     return models.write(tmp_path_factory.mktemp("repository"), models.all_models())
@@ -82,10 +97,10 @@ def start(driver, binary, tmp_path):
     """Starts a server of a test's own; it ends with the test."""
     started = []
 
-    def start(repository: pathlib.Path, *flags: str, wait=servers.Server.wait_ready) -> servers.Server:
+    def start(repository: pathlib.Path, *flags: str, wait=servers.Server.wait_ready, program=binary) -> servers.Server:
         all_flags = (f"--io-driver={driver}", "--reactors=2", *flags)
         log = tmp_path / f"server-{len(started)}.log"
-        server = servers.Server("nereid-own", binary, repository, all_flags, log)
+        server = servers.Server("nereid-own", program, repository, all_flags, log)
         started.append(server)
         wait(server)
         return server
@@ -94,3 +109,31 @@ def start(driver, binary, tmp_path):
     for server in started:
         if server.is_running():
             server.kill()
+
+
+@pytest.fixture(scope="session")
+def driver_library(tmp_path_factory) -> pathlib.Path:
+    """The stand-in for the driver of GPUs, built once."""
+    return cuda_driver.build(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def gpu_server(start, tmp_path, driver_library, monkeypatch):
+    """Starts a server for which the stand-in is the driver; gives it and the driver's accounts."""
+    kernels = tmp_path / "kernels.fatbin"
+    kernels.write_bytes(b"any image stands for the kernels\0")
+    reports = (tmp_path / f"driver-{number}.json" for number in itertools.count())
+
+    def gpu_server(repository, *flags, **driver):
+        report = next(reports)
+        with monkeypatch.context() as environment:
+            environment.setenv("LD_LIBRARY_PATH", str(driver_library.parent))
+            environment.setenv("CUDA_STANDIN_REPORT", str(report))
+            environment.setenv("CUDA_STANDIN_SHIM", str(ROOT / "kernels" / "shim"))
+            environment.setenv("CUDA_STANDIN_FOLDER", str(tmp_path))
+            for name, value in driver.items():
+                environment.setenv(f"CUDA_STANDIN_{name.upper()}", str(value))
+            server = start(repository, f"--gpu-kernels={kernels}", *flags)
+        return server, cuda_driver.Accounts(report)
+
+    return gpu_server

@@ -15,13 +15,15 @@ FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-pthread", "-Wall", "-W
 
 
 def build(folder: pathlib.Path) -> pathlib.Path:
-    """Compiles the library into a folder, which goes into LD_LIBRARY_PATH."""
+    """Compiles it, and that for NVRTC beside it, into a folder, which goes into LD_LIBRARY_PATH."""
     sources = sorted((ROOT / "tests" / "cuda" / "driver").glob("*.cpp"))
     kernels = [ROOT / "kernels" / "all.cu", ROOT / "kernels" / "shim" / "fibers.cpp"]
     compiler = os.environ.get("CXX", "c++")
     library = folder / "libcuda.so"
     soname = f"-Wl,-soname,{library.name}"
     subprocess.run([compiler, *FLAGS, soname, *sources, "-x", "c++", *kernels, "-o", library], check=True)
+    compiled = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", ROOT / "tests" / "cuda" / "nvrtc.cpp"]
+    subprocess.run([compiler, *compiled, "-o", folder / "libnvrtc.so.13"], check=True)
     return library
 
 

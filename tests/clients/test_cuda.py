@@ -11,36 +11,10 @@ import pytest
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from . import cuda_driver, models, triton
-from .test_devices import check, rows, softmax
+from . import models, triton
+from .test_devices import SCALE, check, rows, scale, softmax
 
 LOST = 719
-
-
-@pytest.fixture(scope="session")
-def driver_library(tmp_path_factory):
-    """The stand-in, built once."""
-    return cuda_driver.build(tmp_path_factory.mktemp("driver"))
-
-
-@pytest.fixture
-def gpu_server(start, tmp_path, driver_library, monkeypatch):
-    """Starts a server for which the stand-in is the driver; gives it and the driver's accounts."""
-    kernels = tmp_path / "kernels.fatbin"
-    kernels.write_bytes(b"any image stands for the kernels\0")
-    servers = []
-
-    def gpu_server(repository, *flags, **driver):
-        report = tmp_path / f"driver-{len(servers)}.json"
-        monkeypatch.setenv("LD_LIBRARY_PATH", str(driver_library.parent))
-        monkeypatch.setenv("CUDA_STANDIN_REPORT", str(report))
-        for name, value in driver.items():
-            monkeypatch.setenv(f"CUDA_STANDIN_{name.upper()}", str(value))
-        server = start(repository, f"--gpu-kernels={kernels}", *flags)
-        servers.append(server)
-        return server, cuda_driver.Accounts(report)
-
-    return gpu_server
 
 
 @pytest.fixture
@@ -71,6 +45,23 @@ def test_batches_go_to_gpus_and_back(gpu_server, repository):
     assert told["faults"] == []
 
 
+def test_a_kernel_of_a_model_is_compiled_loaded_and_captured(gpu_server, tmp_path):
+    """By the stand-in for NVRTC; with graphs its launches are noted once and run again."""
+    graphs = models.Model(scale().config + "optimization { cuda { graphs: true } }")
+    repository = models.write(tmp_path / "own", {"scaled": scale(), "captured": graphs, "broken": scale()})
+    for model in ("scaled", "captured", "broken"):
+        (repository / model / "1" / "model.cu").write_text(SCALE if model != "broken" else SCALE.replace("by;", "by"))
+    flags = ("--exit-on-error=false", "--strict-readiness=false")
+    server, accounts = gpu_server(repository, *flags)
+    assert "expected" in server.log.read_text() and "failed to load 'broken'" in server.log.read_text()
+    for seed in range(6):
+        for model in ("scaled", "captured"):
+            array = rows(1 + seed % 2, seed)
+            np.testing.assert_allclose(triton.infer("grpc", server, model, array).as_numpy("OUTPUT0"), array * 2.5)
+    told = accounts.read()
+    assert told["faults"] == [] and told["calls"]["cuGraphLaunch"] >= 4 and told["live"]["graphs"] >= 1
+
+
 @pytest.mark.parametrize(
     "struck,told",
     [
@@ -82,7 +73,6 @@ def test_batches_go_to_gpus_and_back(gpu_server, repository):
 def test_a_call_that_fails_fails_its_batch_alone(gpu_server, repository, struck, told):
     """With the driver's words, and the next batch runs."""
     server, accounts = gpu_server(repository, "--model-control-mode=explicit", "--load-model=first", fail=struck)
-    # Loading has run a batch of its own, which is not counted by what the requests do.
     answers = []
     for seed in range(3):
         try:

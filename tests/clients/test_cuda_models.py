@@ -12,7 +12,6 @@ import pytest
 import tritonclient.http as triton_http
 
 from . import models
-from .test_cuda import driver_library, gpu_server  # noqa: F401  (fixtures)
 from .test_device_models import check, check_many, kinds, needs_onnxruntime, onnx, rows
 
 SOURCE = pathlib.Path(__file__).resolve().parents[1] / "cuda" / "onnxruntime" / "provider.cpp"
@@ -42,7 +41,7 @@ def report(tmp_path, monkeypatch):
 
 
 @needs_onnxruntime
-def test_onnx_models_run_on_their_instances_streams(gpu_server, report, tmp_path):  # noqa: F811
+def test_onnx_models_run_on_their_instances_streams(gpu_server, report, tmp_path):
     """With their settings, without waiting, and all is given back."""
     settings = "".join(
         f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
@@ -69,7 +68,7 @@ def test_onnx_models_run_on_their_instances_streams(gpu_server, report, tmp_path
 
 
 @needs_onnxruntime
-def test_onnx_runtime_captures_what_has_the_same_places(gpu_server, report, tmp_path):  # noqa: F811
+def test_onnx_runtime_captures_what_has_the_same_places(gpu_server, report, tmp_path):
     """A graph for each number of rows in each lane, and the same again for the same."""
     folder = models.write(tmp_path / "own", {"m": onnx(GRAPHS)})
     server, accounts = gpu_server(folder, "--device-lanes=1")
@@ -84,7 +83,7 @@ def test_onnx_runtime_captures_what_has_the_same_places(gpu_server, report, tmp_
 
 
 @needs_onnxruntime
-def test_a_library_without_cuda_says_what_it_has(gpu_server, tmp_path):  # noqa: F811
+def test_a_library_without_cuda_says_what_it_has(gpu_server, tmp_path):
     """And models that run anywhere run on the processors."""
     chosen = {"anywhere": onnx(), "there": onnx("instance_group { kind: KIND_GPU }")}
     flags = ("--exit-on-error=false", "--strict-readiness=false")

@@ -33,7 +33,7 @@ def test_flags_without_effect_are_named_in_the_log(start, small):
     flags = (
         "--cuda-memory-pool-byte-size", "0:67108864", "--cuda-memory-pool-byte-size=1:67108864",
         "--grpc-infer-allocation-pool-size=8",
-        "--grpc-http2-max-ping-strikes=2", "--min-supported-compute-capability=7.5", "--enable-peer-access=0",
+        "--buffer-manager-thread-count=2", "--min-supported-compute-capability=7.5", "--enable-peer-access=0",
         "--model-load-gpu-limit=0:0.9", "--device=none",
     )  # fmt: skip
     server = start(small, *flags)
@@ -51,6 +51,24 @@ def test_the_server_is_called_what_it_is_told(start, small):
         assert client.get_server_metadata()["name"] == "mine"
     with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
         assert client.get_server_metadata().name == "mine"
+
+
+def test_a_flag_may_be_given_twice(start, small):
+    """As in the real server: the last counts, lists grow, a folder is read once and levels of traces add up."""
+    flags = (
+        f"--model-repository={small}", "--id=one", "--id=two", "--log-verbose=1", "--log-verbose=0",
+        "--trace-config=triton,file=/dev/null", "--trace-config=rate=10", "--trace-config=rate=20",
+        "--trace-config=level=TIMESTAMPS", "--trace-config=level=TENSORS", "--trace-config=level=OFF",
+        "--model-control-mode=explicit", "--model-control-mode=none",
+    )  # fmt: skip
+    server = start(small, *flags)
+    assert server.get_json("/v2")["name"] == "two"
+    assert server.get_json("/v2/logging")["log_verbose_level"] == 0
+    traced = server.get_json("/v2/trace/setting")
+    assert (traced["trace_rate"], traced["trace_level"]) == ("20", ["TIMESTAMPS", "TENSORS"])
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        told = [(model["name"], model["state"]) for model in client.get_model_repository_index()]
+    assert told == [("fp32", "READY")]
 
 
 def test_a_port_may_be_shared_by_servers(start, small, monkeypatch):

@@ -121,3 +121,68 @@ def test_grace_has_an_end(start, small):
         assert _read_for(connection, 10) < PATIENT_SECONDS - 0.3
         assert connection.closed and connection.goaway == 0
         assert stream not in connection.answers
+
+
+TOO_MANY = (11, b"too_many_pings")
+PING = wire.frame(wire.PING, 0, 0, bytes(8))
+
+
+def _ping(connection: wire.Connection, count: int, seconds_apart: float = 0.0) -> None:
+    """Pings and reads what comes."""
+    for _ in range(count):
+        before = connection.pongs
+        connection.send(PING)
+        connection.read_until(lambda: connection.pongs > before)
+        if not connection.closed:
+            _read_for(connection, seconds_apart)
+
+
+def _told(connection: wire.Connection) -> tuple[int | None, bytes]:
+    """What the server said before it closed the connection."""
+    connection.read_until(lambda: False)
+    return connection.goaway, connection.goaway_text
+
+
+@pytest.mark.parametrize("in_call", [False, True])
+def test_who_pings_too_often_is_let_go(start, small, in_call):
+    """As by the real server: the first ping is none too many, the fourth is answered and is the last."""
+    server = start(small)
+    with wire.Connection(server) as connection:
+        if in_call:
+            connection.call("ModelInfer", _waiting_request())
+        _ping(connection, 3)
+        assert connection.goaway is None and not connection.closed
+        connection.send(PING)
+        assert _told(connection) == TOO_MANY
+        assert connection.pongs == 4
+    with wire.Connection(server) as connection:
+        # All at once.
+        connection.send(PING * 100)
+        assert _told(connection) == TOO_MANY
+
+
+def test_who_is_sent_something_may_ping_anew(start, small):
+    """Answers and pings by turns go on for ever."""
+    server = start(small)
+    with wire.Connection(server) as connection:
+        for _ in range(10):
+            _ping(connection, 3)
+            assert connection.answer(connection.call("ServerLive", LIVE)).grpc_status == 0
+        assert connection.pongs == 30 and connection.goaway is None
+
+
+def test_pings_may_come_as_often_as_the_operator_says(start, small):
+    """As many strikes, as far apart; on a connection without calls if those are permitted."""
+    interval = "--grpc-http2-min-recv-ping-interval-without-data=100"
+    server = start(small, interval, WITHOUT_CALLS, "--grpc-http2-max-ping-strikes=4")
+    with wire.Connection(server) as connection:
+        _ping(connection, 5, seconds_apart=0.15)
+        _ping(connection, 5)
+        assert connection.goaway is None and not connection.closed
+        connection.send(PING)
+        assert _told(connection) == TOO_MANY
+    server = start(small, interval)
+    with wire.Connection(server) as connection:
+        _ping(connection, 3, seconds_apart=0.15)
+        connection.send(PING)
+        assert _told(connection) == TOO_MANY

@@ -191,13 +191,12 @@ def test_damaged_models_keep_no_other_from_being_served(start, repository, conne
     np.testing.assert_array_equal(_infer(server, "one"), ARRAY[0])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="who may read everything finds nothing unreadable")
-def test_what_may_not_be_read_is_told(start, repository, connect):
+def test_what_may_not_be_read_is_told(start, obedient, repository, connect):
     """A configuration, and a folder."""
     models.write(repository, {"sealed": IDENTITY, "closed": IDENTITY})
     (repository / "sealed" / "config.pbtxt").chmod(0)
     (repository / "closed").chmod(0)
-    client = connect(start(repository, EXPLICIT, "--load-model=one"))
+    client = connect(start(repository, EXPLICIT, "--load-model=one", program=obedient))
     for model in ("sealed", "closed"):
         with pytest.raises(InferenceServerException, match="Permission denied"):
             client.load_model(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -321,6 +322,79 @@ class TritonPythonModel:
     server = start(folder, INTERPRETER, "--model-control-mode=explicit", "--load-model=loads")
     text = cases.way(server, "loads", "x")["OUTPUT"][2][0]
     assert text.startswith("False True failed to load 'nothing'")
+
+
+def test_requests_that_wait_keep_their_answers_and_run_one_by_one(start, tmp_path):
+    config = """backend: "python"
+input [{ name: "X" data_type: TYPE_INT32 dims: [ 1 ] }]
+output [{ name: "Y" data_type: TYPE_INT32 dims: [ 1 ] }]
+"""
+    source = """
+import time
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        (request,) = requests
+        value = int(request.inputs()[0].as_numpy()[0])
+        if value % 10 == 3:
+            raise ValueError(f"not {value}")
+        if value % 10 == 5:
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"nor {value}"))]
+        if value % 50 == 7:
+            time.sleep(0.01)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", request.inputs()[0].as_numpy())])]
+"""
+    write(tmp_path / "repository", "one", config, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+
+    def ask(value: int):
+        answer = cases.infer(server, "one", X=np.array([value], np.int32))
+        return answer["Y"][2][0] if "Y" in answer else answer["error"]
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(ask, range(600)))
+    for value, answer in enumerate(answers):
+        if value % 10 == 3:
+            assert f"ValueError: not {value}\n" in answer, value
+        else:
+            assert answer == (f"nor {value}" if value % 10 == 5 else value)
+
+
+def test_memory_that_a_batch_took_goes_back_when_none_comes(start, tmp_path):
+    config = """backend: "python"
+input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }]
+output [{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }]
+"""
+    source = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", r.inputs()[0].as_numpy() + 1)]) for r in requests]
+"""
+    write(tmp_path / "repository", "more", config, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    (process,) = processes(server).values()
+
+    def shared() -> int:
+        """Bytes of the memory that both have mapped."""
+        found = []
+        for file in pathlib.Path(f"/proc/{server.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if "memfd:nereid-python" in os.readlink(file):
+                    found.append(os.stat(file).st_blocks * 512)
+        return max(found)
+
+    values = np.zeros(10 << 20, np.float32)
+    most = 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(cases.infer, server, "more", X=values)
+        while not asked.done():
+            most = max(most, shared())
+    assert asked.result()["Y"][2][0] == 1
+    assert most >= 2 * values.nbytes
+    wait_until(lambda: shared() <= 2 * (16 << 20))
+    assert cases.infer(server, "more", X=values)["Y"][2][-1] == 1
+    assert list(processes(server).values()) == [process]
 
 
 def test_large_tensors_go_by_reference_and_memory_comes_back(start, tmp_path):

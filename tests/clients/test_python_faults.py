@@ -88,10 +88,10 @@ class TritonPythonModel:
         inside.channel.send(writer)
         time.sleep(30)
     def babble(self, request):
-        inside.channel._connection.sendall(os.urandom(4096))
+        inside.channel._outbound.sendall(os.urandom(4096))
         time.sleep(30)
     def hang_up(self, request):
-        inside.channel._connection.shutdown(2)
+        inside.channel._outbound.shutdown(2)
         time.sleep(30)
     def fork(self, request):
         if os.fork() == 0:

@@ -205,6 +205,29 @@ class TritonPythonModel:
 BF16_WAYS = {
     "capsule": 'return pb_utils.Tensor.from_dlpack("Y", tensor.to_dlpack())',
     "object": 'return pb_utils.Tensor.from_dlpack("Y", tensor)',
+    # What a library does that has such a type: it reads the capsule's structure, and hands over one of its own.
+    "library": """import ctypes, struct
+        import ml_dtypes
+        import numpy as np
+        api = ctypes.pythonapi
+        api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+        api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+        api.PyCapsule_New.restype = ctypes.py_object
+        api.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        capsule = tensor.__dlpack__()
+        theirs = ctypes.string_at(api.PyCapsule_GetPointer(capsule, b"dltensor"), 64)
+        data, kind, _, rank, code, bits, lanes, shape, strides, offset = struct.unpack("<QiiiBBHQQQ", theirs[:48])
+        assert (kind, rank, code, bits, lanes) == (1, 1, 4, 16, 1)
+        length = ctypes.c_int64.from_address(shape).value
+        read = ctypes.string_at(data + offset, 2 * length)
+        values = np.frombuffer(read, ml_dtypes.bfloat16) * ml_dtypes.bfloat16(1)
+        dims = (ctypes.c_int64 * 1)(len(values))
+        mine = struct.pack(
+            "<QiiiBBHQQQQQ", values.ctypes.data, 1, 0, 1, 4, 16, 1, ctypes.addressof(dims), 0, 0, 0, 0
+        )
+        mine = ctypes.create_string_buffer(mine, len(mine))
+        self.kept = values, dims, mine
+        return pb_utils.Tensor.from_dlpack("Y", api.PyCapsule_New(ctypes.addressof(mine), b"dltensor", None))""",
     "torch": """import torch
         values = torch.from_dlpack(tensor)
         assert values.dtype == torch.bfloat16

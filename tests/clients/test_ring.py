@@ -6,11 +6,12 @@ import asyncio
 import gc
 import os
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from . import conftest, models, triton
+from . import conftest, models, onnx_file, triton
 
 sys.path.insert(0, str(conftest.ROOT / "clients" / "python"))
 os.environ.setdefault("NEREID_RING_LIBRARY", str(conftest.NEREID.parent / "libnereid_ring_c.so"))
@@ -18,6 +19,7 @@ os.environ.setdefault("NEREID_RING_LIBRARY", str(conftest.NEREID.parent / "libne
 import nereid_ring  # noqa: E402  (the path to it is only known here)
 from nereid_ring import AsyncRing, Ring, RingError  # noqa: E402
 
+needs_onnx = pytest.mark.skipif(not models.has_onnxruntime(), reason="the ONNX Runtime back end is not installed")
 SMALL = {"arena_bytes": 8 << 20, "requests": 64}
 
 
@@ -107,13 +109,59 @@ def test_a_batch_of_requests_in_flight(ring):
         np.testing.assert_array_equal(ring.wait(request)["OUTPUT0"], array)
 
 
+@needs_onnx
 def test_a_real_model(ring):
-    if not models.has_onnxruntime():
-        pytest.skip("the ONNX Runtime back end is not installed")
     answer = ring.infer("mlp", {"x": np.ones((2, 4), np.float32)})
     assert answer["y"].shape == (2, 3)
     again = ring.infer("mlp", {"x": ring.array(np.ones((2, 4), np.float32))})
     np.testing.assert_array_equal(again["y"], answer["y"])
+
+
+@needs_onnx
+@pytest.mark.parametrize("is_chosen", [True, False])
+def test_a_model_writes_its_output_to_the_arena(start, repository, tmp_path, is_chosen):
+    """There would be no memory for it elsewhere."""
+    array = np.arange(1 << 20, dtype=np.float32).reshape(4, -1) - (1 << 19)
+    path, budget = tmp_path / "socket", 3 * array.nbytes
+    limits = (f"--memory-budget-byte-size={budget}", "--pinned-memory-pool-byte-size=4096")
+    start(repository, f"--ring-socket={path}", *limits)
+    with Ring(path, arena_bytes=budget - (1 << 20), requests=8) as ring:
+        given = ring.array(array)
+        wanted = {"y": ring.empty(array.shape, np.float32)} if is_chosen else ()
+        for _ in range(3):
+            answer = ring.infer("relu", {"x": given}, wanted, area_bytes=1024 if is_chosen else array.nbytes + 1024)
+            np.testing.assert_array_equal(answer["y"], np.maximum(array, 0))
+            assert not is_chosen or answer["y"].ctypes.data == wanted["y"].ctypes.data
+            del answer
+        # Over itself it is copied, so that nothing is lost that is still to be read.
+        with pytest.raises(RingError, match="would pass the budget"):
+            ring.infer("relu", {"x": given}, {"y": given}, area_bytes=1024)
+
+
+@needs_onnx
+def test_nobody_writes_to_a_request_that_is_given_up(start, tmp_path):
+    """Its model has begun to run, and its answer would go where the client puts something else now."""
+    squares = [onnx_file.node("MatMul", [f"x{step}" if step else "x", "x"], f"x{step + 1}") for step in range(15)]
+    squares.append(onnx_file.node("Identity", ["x15"], "y"))
+    slow = onnx_file.model(squares, onnx_file.FLOAT, [1024, 1024], [1024, 1024])
+    path = tmp_path / "socket"
+    server = start(models.write(tmp_path / "models", {"slow": models.Model(None, {1: slow})}), f"--ring-socket={path}")
+    with Ring(path, arena_bytes=32 << 20, requests=8) as ring:
+        given, wanted = ring.array(np.eye(1024, dtype=np.float32)), ring.empty((1024, 1024), np.float32)
+        ring.infer("slow", {"x": given}, {"y": wanted})
+        np.testing.assert_array_equal(wanted, given)
+        began = time.monotonic()
+        ring.infer("slow", {"x": given}, {"y": wanted})
+        took = time.monotonic() - began
+        pending = ring.submit("slow", {"x": given}, {"y": wanted})
+        time.sleep(took / 4)
+        ring.cancel(pending)
+        with pytest.raises(RingError, match="[Cc]ancelled"):
+            ring.wait(pending)
+        wanted[:] = 7
+        time.sleep(2 * took)
+        assert (wanted == 7).all()
+    assert server.is_running()
 
 
 def test_a_model_that_answers_any_number_of_times(ring, served):

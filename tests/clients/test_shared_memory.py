@@ -174,6 +174,78 @@ def test_a_region_that_is_cut_short_is_an_error_and_no_end(sharing, protocol):
     assert sharing.is_running()
 
 
+needs_onnx = pytest.mark.skipif(not models.has_onnxruntime(), reason="the ONNX Runtime back end is not installed")
+ROWS, COLUMNS = 4, 1 << 18
+
+
+def _relu(client, protocol: str, array: np.ndarray, region: Region, back: Region, *, offset: int = 0) -> None:
+    """Cuts the negative numbers of an array off; the result goes to `back` from `offset` on."""
+    module = CLIENTS[protocol]
+    shm.set_shared_memory_region(region.handle, [array])
+    given = _input(module, "x", array, "FP32", region, array.nbytes)
+    client.infer("relu", [given], outputs=[_output(module, "y", back, array.nbytes, offset)])
+
+
+def _numbers() -> np.ndarray:
+    return np.arange(ROWS * COLUMNS, dtype=np.float32).reshape(ROWS, COLUMNS) - ROWS * COLUMNS / 2
+
+
+@needs_onnx
+@every_protocol
+def test_a_model_writes_its_output_to_the_region(driver, protocol, binary, repository, tmp_path):
+    """There would be no memory for it elsewhere."""
+    array = _numbers()
+    flags = (f"--io-driver={driver}", "--reactors=1", "--allow-client-shm=true")
+    budget = (f"--memory-budget-byte-size={array.nbytes // 2}", "--pinned-memory-pool-byte-size=4096")
+    with servers.Server("nereid-small", binary, repository, (*flags, *budget), tmp_path / "log") as server:
+        with _client(server, protocol) as client, Region(client, array.nbytes) as region, Region(client, array.nbytes) as back:
+            _relu(client, protocol, array, region, back)
+            got = shm.get_contents_as_numpy(back.handle, array.dtype, array.shape)
+            np.testing.assert_array_equal(got, np.maximum(array, 0))
+            # Over itself it is copied, so that nothing is lost that is still to be read.
+            with pytest.raises(InferenceServerException, match="would pass the budget"):
+                _relu(client, protocol, array, region, region)
+
+
+@needs_onnx
+@every_protocol
+def test_an_output_may_lie_over_the_input(sharing, protocol):
+    """By the same region, or another of the same object; a few elements further on."""
+    array = _numbers()
+    with _client(sharing, protocol) as client, Region(client, array.nbytes + 64) as region:
+        client.register_system_shared_memory("alias", region.key, region.byte_size)
+        for name in (region.name, "alias"):
+            back = type("Named", (), {"name": name})()
+            for offset in (0, 4, 64):
+                _relu(client, protocol, array, region, back, offset=offset)
+                got = shm.get_contents_as_numpy(region.handle, array.dtype, array.shape, offset=offset)
+                np.testing.assert_array_equal(got, np.maximum(array, 0))
+        outputs = [_output(CLIENTS[protocol], "OUTPUT0", region, 16), _output(CLIENTS[protocol], "OUTPUT1", back, 8, 8)]
+        given = [triton.tensor(CLIENTS[protocol], "INPUT0", "FP32", np.ones((1, 4), np.float32))]
+        given.append(triton.tensor(CLIENTS[protocol], "INPUT1", "INT32", np.ones((1, 2), np.int32)))
+        with pytest.raises(InferenceServerException, match="lies over that of output 'OUTPUT0'"):
+            client.infer("two", given, outputs=outputs)
+        client.unregister_system_shared_memory()
+
+
+@needs_onnx
+@every_protocol
+def test_a_region_that_is_cut_short_under_a_model_is_an_error_and_no_end(sharing, protocol):
+    """Threads of ONNX Runtime write where there is nothing any more."""
+    array = _numbers()
+    with _client(sharing, protocol) as client, Region(client, array.nbytes) as region, Region(client, array.nbytes) as back:
+        for size in (array.nbytes // 2, 0):
+            os.truncate(back.path, size)
+            with pytest.raises(InferenceServerException, match=f"'{back.name}' was truncated while it was in use"):
+                _relu(client, protocol, array, region, back)
+        with Region(client, array.nbytes) as other:
+            _relu(client, protocol, array, region, other)
+            got = shm.get_contents_as_numpy(other.handle, array.dtype, array.shape)
+            np.testing.assert_array_equal(got, np.maximum(array, 0))
+        client.unregister_system_shared_memory()
+    assert sharing.is_running()
+
+
 PAGE = 4096
 HUGE = 2**64 - 1
 
@@ -211,11 +283,11 @@ def _registered(client) -> set[str]:
     return set(status.regions) if hasattr(status, "regions") else {each["name"] for each in status}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="who may open everything cannot be refused")
 @every_protocol
-def test_an_object_of_others_is_not_registered(sharing, protocol):
+def test_an_object_of_others_is_not_registered(start, obedient, repository, protocol):
     """The server opens what it may, for reading and writing."""
-    with _client(sharing, protocol) as client, Region(client, PAGE) as region:
+    server = start(repository, "--allow-client-shm=true", program=obedient)
+    with _client(server, protocol) as client, Region(client, PAGE) as region:
         client.unregister_system_shared_memory()
         region.path.chmod(0o400)
         with pytest.raises(InferenceServerException, match="Unable to open shared memory region"):

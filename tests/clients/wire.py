@@ -79,6 +79,7 @@ class Connection:
         self.pings = 0
         self.answers_pings = True
         self.goaway: int | None = None
+        self.goaway_text = b""
         self.closed = False
         self._next = 1
         settings = struct.pack(">HI", SETTINGS_INITIAL_WINDOW, window)
@@ -146,6 +147,7 @@ class Connection:
             answer.ended = True
         elif kind == GOAWAY:
             self.goaway = int.from_bytes(payload[4:8], "big")
+            self.goaway_text = payload[8:]
         elif kind == PING and flags & ACK:
             self.pongs += 1
         elif kind == PING:

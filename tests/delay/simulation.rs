@@ -8,13 +8,34 @@ use nereid::{
     scheduler::{BatchingPolicy, Decision, DynamicQueue, Queued},
 };
 
-/// What a server has: instances, and a model of which a batch of so many rows takes so long.
-#[derive(Clone, Copy)]
+/// What a server has: instances, and a model.
+#[derive(Clone, Copy, Debug)]
 pub struct Site {
     pub name: &'static str,
     pub instances: usize,
     pub rows_max: u32,
-    pub run: fn(u32) -> Duration,
+    pub run: RunTime,
+}
+
+/// How long a batch runs, in microseconds: so long whatever it holds, so long for each row, and so long for
+/// each `step` of rows that is begun.
+#[derive(Clone, Copy, Debug)]
+pub struct RunTime {
+    pub base: u64,
+    pub row: u64,
+    pub step: u32,
+    pub by_step: u64,
+}
+
+impl RunTime {
+    const fn new(base: u64, row: u64) -> Self {
+        Self { base, row, step: 1, by_step: 0 }
+    }
+
+    fn of(&self, rows: u32) -> Duration {
+        let steps = u64::from(rows.div_ceil(self.step));
+        us(self.base + self.row * u64::from(rows) + self.by_step * steps)
+    }
 }
 
 /// Who sends requests of one row.
@@ -49,36 +70,27 @@ pub const TARGETS: [Duration; 2] = [us(10_000), us(3_000)];
 /// The delays to hold it against, in microseconds.
 pub const FIXED_US: [u64; 4] = [0, 100, 500, 1000];
 /// Models of different kinds.
-pub const SITES: [Site; 6] = [
-    Site { name: "the same for any batch", instances: 1, rows_max: 32, run: |_| us(1000) },
-    Site {
-        name: "a little more by row",
-        instances: 1,
-        rows_max: 32,
-        run: |rows| us(300 + 50 * u64::from(rows)),
-    },
-    Site {
-        name: "as much more as rows",
-        instances: 1,
-        rows_max: 16,
-        run: |rows| us(20 + 200 * u64::from(rows)),
-    },
-    Site { name: "fast", instances: 1, rows_max: 64, run: |rows| us(80 + 4 * u64::from(rows)) },
+pub const SITES: [Site; 7] = [
+    Site { name: "the same for any batch", instances: 1, rows_max: 32, run: RunTime::new(1000, 0) },
+    Site { name: "a little more by row", instances: 1, rows_max: 32, run: RunTime::new(300, 50) },
+    Site { name: "as much more as rows", instances: 1, rows_max: 16, run: RunTime::new(20, 200) },
+    Site { name: "fast", instances: 1, rows_max: 64, run: RunTime::new(80, 4) },
     Site {
         name: "the same up to eight",
         instances: 1,
         rows_max: 32,
-        run: |rows| us(800 * u64::from(rows.div_ceil(8))),
+        run: RunTime { step: 8, by_step: 800, ..RunTime::new(0, 0) },
     },
     Site {
-        name: "four instances",
-        instances: 4,
-        rows_max: 32,
-        run: |rows| us(600 + 30 * u64::from(rows)),
+        name: "long, the same up to sixteen",
+        instances: 1,
+        rows_max: 64,
+        run: RunTime { step: 16, by_step: 2000, ..RunTime::new(0, 0) },
     },
+    Site { name: "four instances", instances: 4, rows_max: 32, run: RunTime::new(600, 30) },
 ];
 /// The loads, one after the other.
-pub const STEPS: [Load; 11] = [
+pub const STEPS: [Load; 12] = [
     Load::Clients(1),
     Load::Clients(2),
     Load::Clients(3),
@@ -90,6 +102,7 @@ pub const STEPS: [Load; 11] = [
     Load::Rate(1000.0),
     Load::Rate(4000.0),
     Load::Clients(16),
+    Load::Clients(32),
 ];
 
 struct Request {
@@ -149,14 +162,14 @@ struct Simulation<'a> {
 }
 
 /// Numbers from 0 to 1, by xorshift.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(0x9e37_79b9_7f4a_7c15 ^ seed)
     }
 
-    fn next(&mut self) -> f64 {
+    pub fn next(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -247,7 +260,7 @@ impl<'a> Simulation<'a> {
                 Decision::WaitUntil(due) => return self.at(due, Event::Again),
                 Decision::Run(requests) => {
                     self.idle -= 1;
-                    let took = (self.site.run)(requests.len() as u32);
+                    let took = self.site.run.of(requests.len() as u32);
                     let place = self.running.len();
                     self.running.push(Some(Running { began: now, requests }));
                     self.at(now + took, Event::Finished(place));

@@ -29,6 +29,35 @@ before=$(used)
 "$nereid" bench gpu --device=cuda --batches=10000 --bytes=65536 --lanes=3 --models=1 --execute-us=20
 echo "MiB in use on all GPUs before and after: $before, $(used)"
 
+echo "== CUDA shared memory from a second process"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"; [ -z "${server:-}" ] || kill "$server" 2>/dev/null || true' EXIT
+mkdir -p "$folder/models/softmax/1"
+cat >"$folder/models/softmax/config.pbtxt" <<'END'
+backend: "ops" max_batch_size: 64 dynamic_batching {}
+input [{ name: "INPUT0" data_type: TYPE_FP32 dims: [ 150528 ] }]
+output [{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 150528 ] }]
+parameters { key: "chain" value: { string_value: "[{\"op\": \"softmax\"}]" } }
+END
+"$nereid" --model-repository="$folder/models" --allow-client-shm=true --http-address=127.0.0.1 \
+	--http-port=18000 --grpc-address=127.0.0.1 --grpc-port=18001 --allow-metrics=false 2>"$folder/log" &
+server=$!
+for _ in $(seq 300); do
+	if "$nereid" bench -m softmax -u 127.0.0.1:18001 -i grpc -p 200 -r 1 --quiet 2>/dev/null; then break; fi
+	kill -0 "$server" || { cat "$folder/log"; exit 1; }
+	sleep 0.2
+done
+for way in grpc shm cuda-shm; do
+	"$nereid" bench -m softmax -u 127.0.0.1:18001 --via "$way" --output-shared-memory-size 602112 \
+		--concurrency-range 1:16:15
+done
+kill "$server"; wait "$server" || true; server=
+# Right results, by clients in Python that ask the driver for memory, where their packages are there.
+if python3 -c 'import pytest, numpy, tritonclient.grpc, tritonclient.http' 2>/dev/null; then
+	NEREID_TEST_GPU=1 NEREID=$nereid python3 -m pytest -q tests/clients/test_cuda_shared_memory.py -k gpu
+else
+	echo "not checked: pytest, numpy and tritonclient[all] are not there"
+fi
 echo "== ONNX and TorchScript models end to end, of the back ends in ${NEREID_BACKEND_DIR:-the usual place}"
 python3 "$(dirname "$0")/frameworks.py" "$nereid"
 

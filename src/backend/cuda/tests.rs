@@ -156,7 +156,7 @@ fn a_source_runs_on_a_device_of_the_host() {
     for _ in 0..3 {
         let data = floats(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let inputs = [Some(BatchTensor { shape: Shape::from([2, 3]), data })];
-        let batch = Batch { rows: 2, inputs: &inputs, wanted: &[true], pool: &pool };
+        let batch = Batch { rows: 2, inputs: &inputs, wanted: &[true], pool: &pool, places: None };
         let made = instance.execute(&batch).unwrap();
         let made = made[0].as_ref().unwrap();
         assert_eq!(made.shape, Shape::from([2, 3]));

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     backend::{Batch, BatchOutputs, BatchTensor, voyage::NotBrought},
     inference::{DataType, Shape},
-    memory::{Buffer, Exhausted},
+    memory::{Exhausted, OutputMemory},
 };
 
 /// Why a run failed.
@@ -62,7 +62,7 @@ struct Placed {
     // Declared first, so that it goes before the memory that it points to.
     value: Handle<OrtValue>,
     shape: Shape,
-    buffer: Buffer,
+    memory: OutputMemory,
 }
 
 impl Execution {
@@ -99,7 +99,8 @@ impl Execution {
         if !(guessed && is_shape_mismatch(error)) {
             return result.map(|()| outputs);
         }
-        self.attempt(batch, false, &mut outputs)?;
+        // What was lent before is not lent again.
+        self.attempt(&Batch { places: None, ..*batch }, false, &mut outputs)?;
         self.plan.guess_no_more();
         Ok(outputs)
     }
@@ -133,8 +134,8 @@ impl Execution {
             .collect();
 
         // SAFETY: the session and all values are alive; the arrays of names and values have the
-        // lengths given; the batch keeps the inputs' memory and `slots` that of the outputs, and
-        // nobody else writes either.
+        // lengths given; the batch keeps the inputs' memory and `slots` that of the outputs. What a
+        // client could write meanwhile are floating-point numbers, of which any will do.
         let status = unsafe {
             (runtime.api.Run)(
                 self.session.as_ptr(),
@@ -187,7 +188,7 @@ impl Execution {
         self.wanted(batch).filter(|(_, output)| output.echo.is_none())
     }
 
-    /// Memory of the pool for an output whose shape is known.
+    /// Memory for an output whose shape is known.
     fn place(
         &self,
         batch: &Batch<'_>,
@@ -199,19 +200,12 @@ impl Execution {
         }
         let Some(shape) = output.shape(batch.rows, batch.inputs) else { return Ok(None) };
         let Some(len) = output.bytes(&shape) else { return Ok(None) };
-        let mut buffer = batch.pool.allocate(len)?;
-        // SAFETY: `Placed` drops the value before the buffer, which nobody else holds.
-        let value = unsafe {
-            value_over(
-                self.session.runtime,
-                &self.session.runtime.host,
-                &output.tensor,
-                &shape,
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-            )
-        }?;
-        Ok(Some(Placed { value, shape, buffer }))
+        let (runtime, tensor) = (self.session.runtime, &output.tensor);
+        let mut memory = batch.output_memory(&tensor.label, tensor.datatype, len)?;
+        let data = memory.as_mut_ptr().cast();
+        // SAFETY: `Placed` drops the value before the memory, which is its to write.
+        let value = unsafe { value_over(runtime, &runtime.host, tensor, &shape, data, len) }?;
+        Ok(Some(Placed { value, shape, memory }))
     }
 
     /// A tensor of what ONNX Runtime has allocated: its own memory, or strings in the wire's form.
@@ -279,9 +273,9 @@ impl AsRef<[u8]> for OwnedValue {
 
 impl Placed {
     fn into_tensor(self) -> BatchTensor {
-        let Self { value, shape, buffer } = self;
+        let Self { value, shape, memory } = self;
         drop(value);
-        BatchTensor { shape, data: buffer.freeze() }
+        BatchTensor { shape, data: memory.freeze() }
     }
 }
 

@@ -119,6 +119,10 @@ struct Made {
 }
 
 impl DeviceModel for Launches {
+    fn takes_resident(&self) -> bool {
+        true
+    }
+
     fn lay_out(&self, given: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
         let Loaded { plan, results, has_batch } = &*self.chain;
         let rows = if *has_batch { given.rows as usize } else { 1 };
@@ -397,7 +401,7 @@ mod tests {
         let expected = run(&source, vec![(shape.clone(), data.clone())]).unwrap();
         let inputs = [Some(BatchTensor { shape, data })];
         let (wanted, pool) = (vec![true; outputs.len()], pool());
-        let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool: &pool };
+        let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool: &pool, places: None };
         let made = device.execute(&batch).unwrap();
         for (made, (shape, data)) in made.iter().zip(expected) {
             let made = made.as_ref().unwrap();

@@ -434,7 +434,7 @@ fn an_instance_runs_whole_batches() {
     bytes.extend([1f32, 2.0, 4.0, 3.0].iter().flat_map(|value| value.to_le_bytes()));
     let data = Bytes::from(bytes).slice(1..);
     let inputs = [Some(BatchTensor { shape: Shape::from([2, 2]), data })];
-    let batch = Batch { rows: 2, inputs: &inputs, wanted: &[true], pool: &pool() };
+    let batch = Batch { rows: 2, inputs: &inputs, wanted: &[true], pool: &pool(), places: None };
     let made = instance.execute(&batch).unwrap();
     let made = made[0].as_ref().unwrap();
     assert_eq!((made.shape.clone(), made.data.clone()), tensor(&[2, 1], &[1i64, 0]));

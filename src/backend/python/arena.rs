@@ -17,7 +17,7 @@ use super::wire::Range;
 
 /// What is given out begins at multiples of this: the widest vector registers and a cache line.
 const ALIGNMENT: usize = 64;
-/// Beyond so much of its half, pages that are free go back to the system at once.
+/// So much of a half keeps its pages, whether they are used or not.
 const KEPT_BYTES: usize = 16 << 20;
 /// Ranges shorter than this keep their pages until they are part of a longer one.
 const GIVEN_BACK_BYTES_MIN: usize = 64 << 10;
@@ -27,11 +27,16 @@ const GIVEN_BACK_BYTES_MIN: usize = 64 << 10;
 /// It is a sealed memfd without a name, whose size is the limit and whose pages are taken as they are
 /// used. The lower half is lent by the server to the process, the upper half by the process to the
 /// server; each side keeps the books of what it lends.
+///
+/// Pages that are free stay for the next batch as long as there is one now and then: taking pages from
+/// the system costs more than filling them. What nobody has used for a while goes back ([`Arena::trim`]).
 pub struct Arena {
     map: MmapRaw,
     file: OwnedFd,
     half: usize,
     books: Mutex<Books>,
+    /// How far the process's half is used, as far as the server has seen.
+    theirs: Mutex<Reach>,
     room: Condvar,
     on_return: Box<dyn Fn(u64, u64) + Send + Sync>,
 }
@@ -40,6 +45,40 @@ pub struct Arena {
 struct Books {
     free: Ranges,
     lent: BTreeMap<usize, Loan>,
+    reach: Reach,
+}
+
+/// How far a half is used. The lowest range that is free is taken first, so this is how much of it is
+/// needed.
+struct Reach {
+    /// The end of the farthest range since the half was trimmed last.
+    now: usize,
+    /// The same for the time before that.
+    before: usize,
+    /// Up to where pages that are free are kept.
+    kept: usize,
+    /// Up to where they always are.
+    least: usize,
+}
+
+impl Reach {
+    fn of_half(start: usize) -> Self {
+        let least = start + KEPT_BYTES;
+        Self { now: 0, before: 0, kept: least, least }
+    }
+
+    /// Notes a range that is used, by its end.
+    fn note(&mut self, end: usize) {
+        self.now = self.now.max(end);
+        self.kept = self.kept.max(end);
+    }
+
+    /// Begins a new while. Tells from where on pages are no longer kept, if some were kept till now.
+    fn trim(&mut self) -> Option<usize> {
+        let kept = self.now.max(self.before).max(self.least);
+        self.before = std::mem::take(&mut self.now);
+        (kept < std::mem::replace(&mut self.kept, kept)).then_some(kept)
+    }
 }
 
 struct Loan {
@@ -79,7 +118,12 @@ impl Arena {
             map: MmapRaw::map_raw(&file)?,
             file,
             half,
-            books: Mutex::new(Books { free: Ranges::new(0, half), lent: BTreeMap::new() }),
+            books: Mutex::new(Books {
+                free: Ranges::new(0, half),
+                lent: BTreeMap::new(),
+                reach: Reach::of_half(0),
+            }),
+            theirs: Mutex::new(Reach::of_half(half)),
             room: Condvar::new(),
             on_return: Box::new(on_return),
         }))
@@ -115,6 +159,7 @@ impl Arena {
             let mut books = self.books();
             let offset = books.free.take(length)?;
             books.lent.insert(offset, Loan { length, holders: 1 });
+            books.reach.note(offset + length);
             offset
         };
         let mut at = offset;
@@ -144,20 +189,47 @@ impl Arena {
 
     /// One holder of what begins at `offset` is gone.
     fn release(&self, offset: usize) -> Option<()> {
-        let length = {
+        let (length, kept) = {
             let mut books = self.books();
             let loan = books.lent.get_mut(&offset)?;
             loan.holders -= 1;
             if loan.holders > 0 {
                 return Some(());
             }
-            books.lent.remove(&offset)?.length
+            (books.lent.remove(&offset)?.length, books.reach.kept)
         };
-        // While the range is in nobody's book, so that its next owner has not written yet.
-        self.give_back_pages(offset.max(KEPT_BYTES), offset + length);
-        self.books().free.give(offset, length);
-        self.room.notify_all();
+        self.free(offset, length, kept);
         Some(())
+    }
+
+    /// Frees a range that is in nobody's book, so that its next owner has not written yet when its
+    /// pages beyond `kept` go back.
+    fn free(&self, offset: usize, length: usize, mut kept: usize) {
+        loop {
+            self.give_back_pages(offset.max(kept), offset + length);
+            let mut books = self.books();
+            if books.reach.kept >= kept {
+                books.free.give(offset, length);
+                break;
+            }
+            // Less is kept by now.
+            kept = books.reach.kept;
+        }
+        self.room.notify_all();
+    }
+
+    /// Gives pages back that have not been used since before the last call. Returns from where on the
+    /// process should give back those of its half, if it should.
+    pub fn trim(&self) -> Option<u64> {
+        let unused = {
+            let mut books = self.books();
+            books.reach.trim().map(|kept| (books.free.split_off(kept), kept))
+        };
+        if let Some((ranges, kept)) = unused {
+            ranges.into_iter().for_each(|(start, end)| self.free(start, end - start, kept));
+        }
+        let theirs = self.theirs.lock().unwrap_or_else(PoisonError::into_inner).trim();
+        theirs.map(|kept| kept as u64)
     }
 
     /// Waits until something that was lent has come back, or for `limit`.
@@ -188,6 +260,7 @@ impl Arena {
     /// When it is not in the process's half.
     pub fn borrowed(self: &Arc<Self>, range: Range) -> Result<Bytes, NotThere> {
         let (start, length) = self.inside(range, self.half, self.half * 2)?;
+        self.theirs.lock().unwrap_or_else(PoisonError::into_inner).note(start + length);
         let arena = self.clone();
         Ok(Bytes::from_owner(Held { arena, start, length, origin: Origin::Process }))
     }
@@ -285,6 +358,18 @@ impl Ranges {
             self.0.insert(start + length, end);
         }
         Some(start)
+    }
+
+    /// Takes all that is free from `from` on.
+    fn split_off(&mut self, from: usize) -> BTreeMap<usize, usize> {
+        let from = from.next_multiple_of(ALIGNMENT);
+        let mut taken = self.0.split_off(&from);
+        if let Some(mut last) = self.0.last_entry()
+            && *last.get() > from
+        {
+            taken.insert(from, std::mem::replace(last.get_mut(), from));
+        }
+        taken
     }
 
     /// Frees what was taken.
@@ -403,5 +488,48 @@ mod tests {
         assert!(arena.lend(1, [&b"x"[..]].into_iter()).is_none());
         arena.take_back(range.offset).unwrap();
         assert!(arena.lend(1, [&b"x"[..]].into_iter()).is_some());
+    }
+
+    /// Bytes that the system has given for an arena.
+    fn resident(arena: &Arena) -> usize {
+        let blocks = nix::sys::stat::fstat(arena.file()).unwrap().st_blocks;
+        usize::try_from(blocks).unwrap() * 512
+    }
+
+    #[test]
+    fn pages_stay_for_the_next_batch_and_go_back_when_none_comes() {
+        let (arena, _) = arena(128 << 20);
+        let all = vec![1; 40 << 20];
+        for _ in 0..3 {
+            let range = arena.lend(all.len(), [&all[..]].into_iter()).unwrap();
+            arena.take_back(range.offset).unwrap();
+            assert!(resident(&arena) >= all.len());
+            assert_eq!(arena.trim(), None);
+        }
+        // The while that has just begun, and the one before it, have seen none.
+        arena.trim();
+        arena.trim();
+        assert!(resident(&arena) <= KEPT_BYTES, "{}", resident(&arena));
+        assert!(arena.lend(arena.half(), [&all[..]].into_iter()).is_some());
+    }
+
+    #[test]
+    fn pages_that_are_used_when_the_rest_goes_back_follow_later() {
+        let (arena, _) = arena(128 << 20);
+        let all = vec![1; 40 << 20];
+        let range = arena.lend(all.len(), [&all[..]].into_iter()).unwrap();
+        (0..3).for_each(|_| _ = arena.trim());
+        assert!(resident(&arena) >= all.len());
+        arena.take_back(range.offset).unwrap();
+        assert!(resident(&arena) <= KEPT_BYTES);
+    }
+
+    #[test]
+    fn the_process_is_told_to_give_back_what_the_server_has_not_seen_for_a_while() {
+        let (arena, _) = arena(128 << 20);
+        let half = arena.half() as u64;
+        drop(arena.borrowed(Range { offset: half, length: 40 << 20 }).unwrap());
+        let told: Vec<_> = (0..4).map(|_| arena.trim()).collect();
+        assert_eq!(told, [None, None, Some(half + KEPT_BYTES as u64), None]);
     }
 }

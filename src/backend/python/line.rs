@@ -1,26 +1,33 @@
 use std::{
     collections::VecDeque,
-    io::{self, Write as _},
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    io,
+    net::Shutdown,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+        eventfd::{EfdFlags, EventFd},
+        socket::{MsgFlags, recv, send},
+    },
+};
 
-use super::wire::Writer;
+use super::{process::Sockets, wire::Writer};
 
 /// So many bytes that the server no longer needs are told to the process at once, fewer with the next
 /// message.
 const FREED_BYTES_MAX: u64 = 4 << 20;
 
 /// The way to a process. Any thread may send, and none waits: what the socket does not take is kept
-/// until the thread that reads can write it. The lock is held for one system call.
+/// until the supervisor can write it. The lock is held for one system call.
 pub struct Line {
-    socket: UnixStream,
+    sockets: Sockets,
     bell: EventFd,
+    /// Readable when something has come, save while another thread than the supervisor's waits for it.
+    ear: Epoll,
     out: Mutex<Out>,
 }
 
@@ -34,14 +41,16 @@ struct Out {
 }
 
 impl Line {
-    /// Over a socket that does not block.
+    /// Over sockets that may block.
     ///
     /// # Errors
     /// When the system has no more files.
-    pub fn new(socket: UnixStream) -> io::Result<Self> {
+    pub fn new(sockets: Sockets) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let bell = EventFd::from_value_and_flags(0, flags)?;
-        Ok(Self { socket, bell, out: Mutex::default() })
+        let ear = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        ear.add(&sockets.inbound, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        Ok(Self { sockets, bell, ear, out: Mutex::default() })
     }
 
     fn out(&self) -> MutexGuard<'_, Out> {
@@ -94,14 +103,45 @@ impl Line {
         }
     }
 
-    /// Drops what is sent from now on: nobody reads it.
+    /// Drops what is sent from now on: nobody reads it. Whoever waits for the process waits no longer.
     pub fn close(&self) {
         let mut out = self.out();
         out.is_closed = true;
         out.kept.clear();
+        self.hang_up();
     }
 
-    /// Wakes the thread that reads.
+    /// Ends what can be received with what has been sent, even if something still has the other end.
+    pub fn hang_up(&self) {
+        if let Err(error) = self.sockets.inbound.shutdown(Shutdown::Read) {
+            log::debug!("a socket cannot be shut down: {error}");
+        }
+    }
+
+    /// Reads what the process has sent: nothing when it has closed its end.
+    ///
+    /// # Errors
+    /// When there is nothing, unless it `waits`, and when the system has another reason.
+    pub fn receive(&self, buffer: &mut [u8], waits: bool) -> io::Result<usize> {
+        let flags = if waits { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
+        Ok(recv(self.sockets.inbound.as_raw_fd(), buffer, flags)?)
+    }
+
+    /// What is readable when the process has sent something and nobody else waits for it.
+    pub fn ear(&self) -> BorrowedFd<'_> {
+        self.ear.0.as_fd()
+    }
+
+    /// Whether [`Self::ear`] hears the process.
+    pub fn listen(&self, listens: bool) {
+        let flags = if listens { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        if let Err(error) = self.ear.modify(&self.sockets.inbound, &mut EpollEvent::new(flags, 0)) {
+            // Then two threads wake where one would do.
+            log::debug!("a socket cannot be watched otherwise: {error}");
+        }
+    }
+
+    /// Wakes the supervisor.
     pub fn ring(&self) {
         if let Err(error) = self.bell.write(1) {
             log::debug!("a thread cannot be woken: {error}");
@@ -119,20 +159,21 @@ impl Line {
         self.bell.as_fd()
     }
 
-    /// The socket, to be read.
-    pub fn socket(&self) -> &UnixStream {
-        &self.socket
+    /// The socket, to be waited for until it can be written.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.sockets.outbound.as_fd()
     }
 
     /// How many of `bytes` the socket takes. One whose other end is gone takes all: the thread that
     /// reads learns it from the socket too.
     fn write(&self, bytes: &[u8]) -> usize {
         let mut written = 0;
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
-            match (&self.socket).write(rest) {
+            match send(self.sockets.outbound.as_raw_fd(), rest, flags) {
                 Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
                 Err(_) => return bytes.len(),
             }
         }
@@ -142,15 +183,15 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use std::{io::Read as _, os::unix::net::UnixStream};
 
     use super::*;
 
     #[test]
     fn what_the_socket_does_not_take_is_written_later_and_in_order() {
-        let (mine, mut theirs) = UnixStream::pair().unwrap();
-        mine.set_nonblocking(true).unwrap();
-        let line = Line::new(mine).unwrap();
+        let (outbound, mut theirs) = UnixStream::pair().unwrap();
+        let (inbound, _) = UnixStream::pair().unwrap();
+        let line = Line::new(Sockets { outbound, inbound }).unwrap();
         let text = "x".repeat(1 << 20);
         for _ in 0..3 {
             let mut writer = Writer::default();

@@ -10,6 +10,7 @@
 
 mod arena;
 mod environment;
+mod inbox;
 mod json;
 mod line;
 mod output;
@@ -295,17 +296,28 @@ struct PythonInstance {
 }
 
 impl RequestInstance for PythonInstance {
-    fn execute(&mut self, requests: Vec<ModelRequest>, _: &Host) {
+    fn execute(&mut self, requests: Vec<ModelRequest>, host: &Host) {
+        self.execute_series(vec![requests], host, &mut || {});
+    }
+
+    fn execute_series(
+        &mut self,
+        series: Vec<Vec<ModelRequest>>,
+        _: &Host,
+        ended: &mut dyn FnMut(),
+    ) {
         let Some(session) = self.seat.session() else {
             let message = self.outline.is_unhealthy();
-            for request in requests {
+            for request in series.into_iter().flatten() {
                 let message = message.clone();
                 request.responder.finish(Err(ResponseError { code: Code::Unavailable, message }));
             }
             return;
         };
-        // What failed has been answered.
-        let _ = session.execute(&self.outline, requests);
+        let mut hear = |said| self.seat.hear(&session, said);
+        for round in rounds(series) {
+            session.execute(&self.outline, round, &mut hear, ended);
+        }
     }
 }
 
@@ -318,6 +330,26 @@ impl Drop for PythonInstance {
             log::error!("the thread of {} panicked", self.outline.process());
         }
     }
+}
+
+/// Batches that can be sent together. Large tensors wait for room in the shared memory, which batches
+/// that have not been sent yet would never make.
+fn rounds(series: Vec<Vec<ModelRequest>>) -> impl Iterator<Item = Vec<Vec<ModelRequest>>> {
+    let mut series = series.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut round = vec![series.next()?];
+        while round.last().is_some_and(|batch| are_small(batch)) {
+            let Some(next) = series.next_if(|batch| are_small(batch)) else { break };
+            round.push(next);
+        }
+        Some(round)
+    })
+}
+
+/// Whether the tensors of requests travel in the message.
+fn are_small(requests: &[ModelRequest]) -> bool {
+    let mut inputs = requests.iter().flat_map(|request| request.tensors.inputs.iter().flatten());
+    inputs.all(|input| input.data.len() <= session::INLINE_BYTES_MAX)
 }
 
 /// What a process needs to know of its instance, and what messages say of it.

@@ -25,8 +25,17 @@ pub struct Process {
     pub stderr: Option<ChildStderr>,
 }
 
+/// The server's ends of the sockets to a process: one for each direction, because whoever sleeps on a socket
+/// to read would wake when the other end reads what was sent by it.
+pub struct Sockets {
+    /// To the process.
+    pub outbound: UnixStream,
+    /// From the process.
+    pub inbound: UnixStream,
+}
+
 impl Process {
-    /// Starts one, named `name` in the list of processes, and returns the socket to it. The calling
+    /// Starts one, named `name` in the list of processes, and returns the sockets to it. The calling
     /// thread must outlive it: with the thread it ends.
     ///
     /// # Errors
@@ -36,10 +45,11 @@ impl Process {
         name: &str,
         text: BorrowedFd<'_>,
         arena: &Arena,
-    ) -> io::Result<(Self, UnixStream)> {
-        let (mine, theirs) = UnixStream::pair()?;
-        mine.set_nonblocking(true)?;
-        let files = [text.as_raw_fd(), theirs.as_raw_fd(), arena.file().as_raw_fd()];
+    ) -> io::Result<(Self, Sockets)> {
+        let (outbound, theirs_in) = UnixStream::pair()?;
+        let (inbound, theirs_out) = UnixStream::pair()?;
+        let theirs = [theirs_in.as_raw_fd(), theirs_out.as_raw_fd()];
+        let files = [text.as_raw_fd(), theirs[0], theirs[1], arena.file().as_raw_fd()];
         let mut command = Command::new(&interpreter.path);
         command.arg("-c").arg(sources::BOOTSTRAP);
         command.args(files.map(|file| file.to_string()));
@@ -66,7 +76,7 @@ impl Process {
             fcntl(output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         let handle = open_handle(child.id());
-        Ok((Self { child, handle, stdout, stderr }, mine))
+        Ok((Self { child, handle, stdout, stderr }, Sockets { outbound, inbound }))
     }
 
     /// What becomes readable when it has ended.

@@ -1,8 +1,10 @@
+mod execution;
+
 use std::{
     collections::VecDeque,
     io,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -12,12 +14,14 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use self::execution::Execution;
 use super::{
     Outline,
     arena::{Arena, NotThere},
+    inbox::Inbox,
     json,
     line::Line,
-    wire::{self, Correlation, Executed, Place, Writer},
+    wire::{self, Correlation, Place, Writer},
 };
 use crate::{
     backend::{
@@ -51,6 +55,11 @@ pub struct Session {
     pub is_stopped: AtomicBool,
     /// Whether the model's `execute` has ended at least once.
     pub has_executed: AtomicBool,
+    /// Whether the model's `finalize` has returned.
+    pub has_finalized: AtomicBool,
+    inbox: Mutex<Inbox>,
+    /// Why the process cannot be trusted any more, if the instance's thread found that out.
+    misdeed: Mutex<Option<String>>,
     next: AtomicU64,
     requests: Mutex<FxHashMap<u64, Taken>>,
     calls: Mutex<FxHashMap<u64, Option<Asked>>>,
@@ -68,16 +77,6 @@ struct Taken {
     trace: Option<OuterTrace>,
 }
 
-/// What the instance's thread waits for.
-enum Execution {
-    Running,
-    Ended(Result<Executed, String>),
-    Dead,
-}
-
-/// The process has ended.
-pub struct Dead;
-
 impl Session {
     /// Over a line to a process, by its number, and the memory that goes with it.
     pub fn new(line: Arc<Line>, arena: Arc<Arena>, process: u32) -> Self {
@@ -88,106 +87,43 @@ impl Session {
             is_ready: AtomicBool::new(true),
             is_stopped: AtomicBool::new(false),
             has_executed: AtomicBool::new(false),
+            has_finalized: AtomicBool::new(false),
+            inbox: Mutex::default(),
+            misdeed: Mutex::default(),
             next: AtomicU64::new(1),
             requests: Mutex::default(),
             calls: Mutex::default(),
             answers: Mutex::default(),
             sending_answers: Mutex::default(),
-            execution: Mutex::new(Execution::Ended(Ok(Executed::default()))),
+            execution: Mutex::default(),
             execution_ended: Condvar::new(),
             callers: Mutex::default(),
         }
     }
 
-    /// Runs requests: returns when the model's `execute` has, or the process has ended.
-    ///
-    /// # Errors
-    /// When the process has ended.
-    pub fn execute(&self, outline: &Outline, requests: Vec<ModelRequest>) -> Result<(), Dead> {
-        let mut body = Writer::default();
-        body.begin_execute();
-        let mut numbers = Vec::with_capacity(requests.len().min(REQUESTS_MAX));
-        let callers = requests.iter().filter_map(|request| request.callers.as_deref());
-        let callers = Callers::of(&outline.signature.model, outline.version, callers);
-        *lock(&self.callers) = Some(Arc::new(callers));
-        for request in requests {
-            let number = self.next.fetch_add(1, Ordering::Relaxed);
-            match self.write_request(&mut body, outline, &request, number) {
-                Ok(()) => {
-                    let ModelRequest { responder, trace, .. } = request;
-                    lock(&self.requests).insert(number, Taken { responder, trace });
-                    numbers.push(number);
-                }
-                Err(error) => request.responder.finish(Err(error)),
-            }
-        }
-        if numbers.is_empty() {
-            return Ok(());
-        }
-        body.end_execute(numbers.len());
-        {
-            let mut execution = lock(&self.execution);
-            if matches!(*execution, Execution::Dead) {
-                return self.gone(outline);
-            }
-            *execution = Execution::Running;
-        }
-        self.line.send(body);
-        let ended = self.wait_for_end();
-        match ended {
-            Execution::Ended(Ok(Executed { let_go, again })) => {
-                for number in let_go {
-                    self.fail(number, Code::Internal, outline.let_go());
-                }
-                again
-                    .into_iter()
-                    .filter_map(|it| self.take_request(it))
-                    .for_each(Responder::run_again);
-                Ok(())
-            }
-            Execution::Ended(Err(message)) => {
-                let message = outline.failed(&message);
-                for number in numbers {
-                    self.fail(number, Code::Internal, message.clone());
-                }
-                Ok(())
-            }
-            Execution::Running | Execution::Dead => self.gone(outline),
+    /// What the process has sent, unless another thread reads it.
+    pub fn inbox_if_free(&self) -> Option<MutexGuard<'_, Inbox>> {
+        match self.inbox.try_lock() {
+            Ok(inbox) => Some(inbox),
+            Err(TryLockError::Poisoned(inbox)) => Some(inbox.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
-    fn gone(&self, outline: &Outline) -> Result<(), Dead> {
-        // Requests that were added after the process ended have nobody else to end them.
-        self.die(&outline.is_unhealthy());
-        Err(Dead)
+    /// The same, once the other thread no longer does.
+    pub fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        lock(&self.inbox)
     }
 
-    fn wait_for_end(&self) -> Execution {
-        let mut execution = lock(&self.execution);
-        while matches!(*execution, Execution::Running) {
-            execution =
-                self.execution_ended.wait(execution).unwrap_or_else(PoisonError::into_inner);
-        }
-        match &mut *execution {
-            Execution::Dead => Execution::Dead,
-            ended => std::mem::replace(ended, Execution::Ended(Ok(Executed::default()))),
-        }
-    }
-
-    /// The model's `execute` has ended.
-    pub fn executed(&self, outcome: Result<Executed, String>) {
-        self.has_executed.store(true, Ordering::Relaxed);
-        let mut execution = lock(&self.execution);
-        if matches!(*execution, Execution::Running) {
-            *execution = Execution::Ended(outcome);
-            self.execution_ended.notify_all();
-        }
+    /// Why the process cannot be trusted any more, if it cannot.
+    pub fn misdeed(&self) -> Option<String> {
+        lock(&self.misdeed).take()
     }
 
     /// Ends all that is under way, because the process has ended: `message` is what clients read.
     pub fn die(&self, message: &str) {
         self.line.close();
-        *lock(&self.execution) = Execution::Dead;
+        lock(&self.execution).is_dead = true;
         self.execution_ended.notify_all();
         let calls = std::mem::take(&mut *lock(&self.calls));
         drop(calls);
@@ -196,6 +132,19 @@ impl Session {
             let message = message.to_owned();
             responder.finish(Err(ResponseError { code: Code::Unavailable, message }));
         }
+    }
+
+    /// Takes memory back that the process no longer needs.
+    ///
+    /// # Errors
+    /// When it was not lent.
+    pub fn take_back(&self, offsets: &[u64]) -> Result<(), NotThere> {
+        offsets.iter().try_for_each(|&offset| self.arena.take_back(offset))?;
+        if !lock(&self.answers).is_empty() {
+            // There may be room for them now.
+            self.line.ring();
+        }
+        Ok(())
     }
 
     /// Whether requests would be answered.
@@ -283,7 +232,7 @@ impl Session {
             if let Some(range) = self.arena.lend(length, pieces()) {
                 return Ok(range);
             }
-            let is_dead = matches!(*lock(&self.execution), Execution::Dead);
+            let is_dead = lock(&self.execution).is_dead;
             if length > self.arena.half() || is_dead || Instant::now() >= deadline {
                 let message = self.no_room(length);
                 return Err(ResponseError { code: Code::Unavailable, message });
@@ -409,7 +358,7 @@ impl Session {
     }
 
     /// Sends an answer of another model to the process. Runs on a reactor, so large tensors are left to
-    /// the thread that reads from the process.
+    /// the supervisor.
     pub fn answer_call(&self, number: u64, model: &str, mut answer: Answer) {
         answer.response = answer.response.map(|it| it.map_err(|error| of_call(model, error)));
         if answer.is_last {

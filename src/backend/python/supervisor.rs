@@ -2,8 +2,8 @@
 //! it again.
 
 use std::{
-    io::{self, Read as _},
-    os::fd::AsFd as _,
+    io,
+    os::fd::AsFd,
     sync::{
         Arc, Condvar, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,15 +14,17 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use smallvec::SmallVec;
 
 use super::{
     Outline,
+    inbox::{Broken, Inbox},
     line::Line,
     output::Output,
     process::Process,
     services::Services,
     session::{Session, arena_and_line},
-    wire::{self, Frames, Said, Writer},
+    wire::{self, Said, Writer},
 };
 use crate::backend::BackendError;
 
@@ -37,7 +39,6 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 const STEADY: Duration = Duration::from_secs(10);
 /// How long the model's `finalize` may take.
 const FINALIZE_MAX: Duration = Duration::from_secs(20);
-const RECEIVE_BYTES: usize = 256 << 10;
 /// How long a process that has completed a configuration is kept for the instance that will want it.
 const KEPT_FOR: Duration = Duration::from_secs(30);
 
@@ -256,22 +257,20 @@ impl Seat {
         let system = |error: io::Error| refuse(format!("cannot be started: {error}"));
         let slot = Arc::new(OnceLock::new());
         let arena = arena_and_line(outline.memory_bytes, &slot).map_err(system)?;
-        let (process, socket) = Process::start(
+        let (process, sockets) = Process::start(
             &outline.interpreter,
             &outline.instance,
             outline.sources.as_fd(),
             &arena,
         )
         .map_err(system)?;
-        let line = Arc::new(Line::new(socket).map_err(system)?);
+        let line = Arc::new(Line::new(sockets).map_err(system)?);
         let line = slot.get_or_init(|| line).clone();
         let session = Arc::new(Session::new(line, arena, process.id()));
         let mut run = Run {
             output: Output::new(&outline.model, &outline.instance),
             process,
             session,
-            frames: Frames::default(),
-            received: vec![0; RECEIVE_BYTES],
             answer: String::new(),
             has_is_ready: false,
         };
@@ -317,8 +316,6 @@ struct Run {
     output: Output,
     process: Process,
     session: Arc<Session>,
-    frames: Frames,
-    received: Vec<u8>,
     answer: String,
     has_is_ready: bool,
 }
@@ -326,14 +323,17 @@ struct Run {
 impl Run {
     fn wait_until_started(&mut self, seat: &Seat) -> Result<String, Failed> {
         let deadline = Instant::now() + seat.outline.start_limit;
+        let session = self.session.clone();
+        let mut inbox = session.inbox();
         loop {
             self.wait(LOOK_EVERY);
-            match self.next_said() {
+            self.has_ended();
+            match self.next_said(&mut inbox) {
                 Ok(Some(Said::Started { has_is_ready, outcome })) => {
                     self.has_is_ready = has_is_ready;
                     return outcome.map_err(Failed::Model);
                 }
-                Ok(Some(said)) => seat.hear(&self.session, said).map_err(Failed::Process)?,
+                Ok(Some(said)) => seat.hear(&session, said).map_err(Failed::Process)?,
                 Ok(None) if seat.is_stopping() => {
                     return Err(Failed::Process("is not wanted any more".to_owned()));
                 }
@@ -355,7 +355,7 @@ impl Run {
         }
     }
 
-    /// Reads until it is to stop.
+    /// Serves until it is to stop.
     ///
     /// # Errors
     /// When the process has ended, or has to be.
@@ -364,9 +364,7 @@ impl Run {
         let mut asked = Instant::now();
         let mut stopped: Option<Instant> = None;
         loop {
-            while let Some(said) = self.next_said()? {
-                seat.hear(&self.session, said)?;
-            }
+            self.hear_all(seat)?;
             self.session.send_answers(usize::MAX);
             if seat.is_stopping() {
                 self.finalize(seat);
@@ -376,6 +374,7 @@ impl Run {
             let now = Instant::now();
             if now - looked >= LOOK_EVERY {
                 looked = now;
+                self.trim();
                 let is_stopped = self.process.is_stopped();
                 self.session.is_stopped.store(is_stopped, Ordering::Relaxed);
                 let since = is_stopped.then(|| *stopped.get_or_insert(now));
@@ -393,73 +392,86 @@ impl Run {
         }
     }
 
+    /// Gives memory back that has not been used lately.
+    fn trim(&self) {
+        if let Some(kept) = self.session.arena.trim() {
+            let mut writer = Writer::default();
+            writer.trim(kept);
+            self.session.line.send(writer);
+        }
+    }
+
     fn finalize(&mut self, seat: &Seat) {
         let deadline = Instant::now() + FINALIZE_MAX;
         let mut writer = Writer::default();
         writer.finalize();
         self.session.line.send(writer);
-        while Instant::now() < deadline {
-            match self.next_said() {
-                Ok(Some(Said::Finalized)) | Err(_) => break,
-                Ok(Some(said)) => {
-                    if seat.hear(&self.session, said).is_err() {
-                        break;
-                    }
-                }
-                Ok(None) => self.wait(LOOK_EVERY),
-            }
+        while Instant::now() < deadline
+            && self.hear_all(seat).is_ok()
+            && !self.session.has_finalized.load(Ordering::Acquire)
+        {
+            self.wait(LOOK_EVERY);
         }
         self.output.drain(&mut self.process);
     }
 
-    /// Waits until something can be read or written, or for `limit`.
+    /// Waits until there is something to do, or for `limit`.
     fn wait(&mut self, limit: Duration) {
         let line = self.session.line.clone();
         let is_written = line.flush();
-        let socket =
-            PollFlags::POLLIN | if is_written { PollFlags::empty() } else { PollFlags::POLLOUT };
-        let (stdout, stderr) = (self.process.stdout.as_ref(), self.process.stderr.as_ref());
+        let heard = PollFd::new(line.ear(), PollFlags::POLLIN);
+        let written = PollFd::new(line.socket(), PollFlags::POLLOUT);
         let others = [
             Some(line.bell()),
             self.process.handle(),
-            stdout.map(|output| output.as_fd()),
-            stderr.map(|output| output.as_fd()),
+            self.process.stdout.as_ref().map(AsFd::as_fd),
+            self.process.stderr.as_ref().map(AsFd::as_fd),
         ];
-        let mut files = vec![PollFd::new(line.socket().as_fd(), socket)];
-        files.extend(others.into_iter().flatten().map(|file| PollFd::new(file, PollFlags::POLLIN)));
+        let others = others.into_iter().flatten().map(|file| PollFd::new(file, PollFlags::POLLIN));
+        let mut files: SmallVec<[PollFd<'_>; 6]> = others.chain([heard]).collect();
+        files.extend((!is_written).then_some(written));
         let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         // Interrupted or not, what there is is looked at next.
         let _ = poll(&mut files, limit);
+        drop(files);
         line.hush();
         self.output.read(&mut self.process);
+    }
+
+    /// Hears what the process has said, unless the instance's thread does.
+    ///
+    /// # Errors
+    /// When the process has ended, or has to be.
+    fn hear_all(&mut self, seat: &Seat) -> Result<(), String> {
+        let session = self.session.clone();
+        let inbox = if self.has_ended() { Some(session.inbox()) } else { session.inbox_if_free() };
+        if let Some(mut inbox) = inbox {
+            while let Some(said) = self.next_said(&mut inbox)? {
+                seat.hear(&session, said)?;
+            }
+        }
+        session.misdeed().map_or(Ok(()), Err)
+    }
+
+    /// Whether the process has ended. If so, nothing more can come than what it has said: a process that
+    /// it forked may still have its end of the socket.
+    fn has_ended(&mut self) -> bool {
+        let has_ended = self.process.ended().is_some();
+        if has_ended {
+            self.session.line.hang_up();
+        }
+        has_ended
     }
 
     /// The next thing that the process said, if it is there.
     ///
     /// # Errors
     /// When the process has ended, or says what cannot be understood.
-    fn next_said(&mut self) -> Result<Option<Said>, String> {
-        loop {
-            if let Some((kind, body)) =
-                self.frames.next_frame().map_err(|error| error.to_string())?
-            {
-                return wire::decode(kind, body).map(Some).map_err(|error| error.to_string());
-            }
-            let line = self.session.line.clone();
-            match line.socket().read(&mut self.received) {
-                Ok(0) => return Err(self.how_it_ended()),
-                Ok(count) => self.frames.push(self.received.get(..count).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // A process that it forked may still have the other end.
-                    return match self.process.ended() {
-                        Some(status) => Err(format!("ended with {status}")),
-                        None => Ok(None),
-                    };
-                }
-                Err(_) => return Err(self.how_it_ended()),
-            }
-        }
+    fn next_said(&mut self, inbox: &mut Inbox) -> Result<Option<Said>, String> {
+        inbox.next(&self.session.line, false).map_err(|broken| match broken {
+            Broken::Closed => self.how_it_ended(),
+            Broken::Malformed(error) => error.to_string(),
+        })
     }
 
     fn how_it_ended(&mut self) -> String {
@@ -470,7 +482,7 @@ impl Run {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        "has closed its socket".to_owned()
+        Broken::Closed.to_string()
     }
 }
 
@@ -479,7 +491,7 @@ impl Seat {
     ///
     /// # Errors
     /// When the process says what makes no sense; it cannot be trusted any more.
-    fn hear(&self, session: &Arc<Session>, said: Said) -> Result<(), String> {
+    pub fn hear(&self, session: &Arc<Session>, said: Said) -> Result<(), String> {
         let outline = &self.outline;
         match said {
             Said::Responses(responses) => {
@@ -494,12 +506,14 @@ impl Seat {
             Said::Log(line) => super::output::log_line(outline, &line),
             Said::IsReady { is_ready, .. } => session.is_ready.store(is_ready, Ordering::Relaxed),
             Said::Gone(wire::Gone::Memory, offsets) => {
-                for offset in offsets {
-                    session.arena.take_back(offset).map_err(|error| error.to_string())?;
-                }
+                session.take_back(&offsets).map_err(|error| error.to_string())?;
             }
             Said::Gone(wire::Gone::Requests, numbers) => session.let_go(outline, &numbers),
             Said::Gone(what, numbers) => self.services.gone(what, &numbers),
+            Said::Finalized if self.is_stopping() => {
+                session.has_finalized.store(true, Ordering::Release);
+                session.line.ring();
+            }
             Said::Started { .. } | Said::Finalized => {
                 return Err("said that it had started, or ended, when nobody had asked".to_owned());
             }

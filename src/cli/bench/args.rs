@@ -35,6 +35,9 @@ pub struct BenchArgs {
     /// server must allow it; Nereid does with --allow-client-shm=true.
     #[arg(long, value_enum, default_value_t = SharedMemory::None)]
     pub shared_memory: SharedMemory,
+    /// Whose memory --shared-memory cuda is
+    #[arg(long, value_enum, default_value_t = SharedDevice::Gpu)]
+    pub shared_memory_device: SharedDevice,
 
     /// Room for each output in shared memory, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 102_400, value_parser = bytes)]
@@ -245,6 +248,15 @@ pub enum SharedMemory {
     System,
     /// In memory of a GPU that the server opens.
     Cuda,
+}
+
+/// Whose memory a CUDA region is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SharedDevice {
+    /// That of the first GPU.
+    Gpu,
+    /// That of this host, for a server of --device=host.
+    Host,
 }
 
 /// What the inputs hold.

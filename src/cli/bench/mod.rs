@@ -28,7 +28,7 @@ mod window;
 use std::{fs, path::Path, time::Duration};
 
 pub use self::{
-    args::{BenchArgs, InputData, SharedMemory, Via},
+    args::{BenchArgs, InputData, SharedDevice, SharedMemory, Via},
     error::BenchError,
     line::BenchLine,
     load::Distribution,
@@ -66,8 +66,7 @@ fn run_on(reactors: &[ReactorHandle], args: &BenchArgs) -> Result<(), BenchError
     let model = control.model()?;
     let tensors = payload::tensors(args, &model)?;
     let inputs: Vec<_> = tensors.iter().map(|tensor| tensor.data.clone()).collect();
-    let (kind, room) = (args.shared_memory()?, args.output_shared_memory_size);
-    let region = Region::share(&control, kind, &inputs, model.outputs.len(), room)?;
+    let region = Region::share(&control, args, &inputs, model.outputs.len())?;
     let payload = payload::encode(args, &model, tensors, region.as_ref().map(|it| &it.layout))?;
     let progress = Progress::new(args.quiet, args.max_trials);
     let (mut figures, mut outcome) = (Vec::new(), Ok(()));

@@ -1,22 +1,22 @@
 //! Tensors in memory that the server maps: made and registered before the load, gone after it.
 
-use std::{fs::File, io::Write as _};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use nix::{
-    fcntl::OFlag,
-    sys::{
-        mman::{shm_open, shm_unlink},
-        stat::Mode,
-    },
-};
 
 use super::{
     BenchError,
-    args::SharedMemory,
+    args::{BenchArgs, SharedDevice, SharedMemory},
     control::{Control, Registration},
 };
-use crate::device::cuda::{self, CudaSettings, ExportedMemory};
+use crate::{
+    device::{
+        Device, ExportedMemory,
+        cuda::{self, CudaSettings},
+        host::{HostDevice, HostSettings},
+    },
+    memory::OwnObject,
+};
 
 /// Where tensors begin is a multiple of this: a cache line.
 const ALIGNMENT: usize = 64;
@@ -65,7 +65,7 @@ pub struct Region<'a> {
 }
 
 enum Memory {
-    System { _object: Object },
+    System { _object: OwnObject },
     Cuda { _memory: ExportedMemory },
 }
 
@@ -76,11 +76,11 @@ impl<'a> Region<'a> {
     /// When there is no such memory, or the server refuses it.
     pub fn share(
         control: &'a Control,
-        kind: SharedMemory,
+        args: &BenchArgs,
         inputs: &[Bytes],
         outputs: usize,
-        output_size: usize,
     ) -> Result<Option<Self>, BenchError> {
+        let (kind, output_size) = (args.shared_memory()?, args.output_shared_memory_size);
         let name = format!("nereid-bench-{}", std::process::id());
         let sizes: Vec<usize> = inputs.iter().map(Bytes::len).collect();
         let (layout, byte_size) = Layout::of(name.clone(), &sizes, outputs, output_size);
@@ -96,18 +96,14 @@ impl<'a> Region<'a> {
             SharedMemory::None => return Ok(None),
             SharedMemory::System => {
                 let key = format!("/{name}");
-                let object = Object::new(&key, &content)
+                let object = OwnObject::create(&key, &content)
                     .map_err(|error| failed(format!("cannot make the object '{key}': {error}")))?;
                 (Memory::System { _object: object }, Registration::System { key })
             }
             SharedMemory::Cuda => {
-                let devices = cuda::open(&CudaSettings::default());
-                let devices = devices.map_err(|error| failed(error.to_string()))?;
-                let device = devices.first();
-                let device = device.ok_or_else(|| failed("there is no usable GPU".to_owned()))?;
-                let memory = device.export(&content).map_err(|error| failed(error.to_string()))?;
-                let handle = memory.handle().map_err(|error| failed(error.to_string()))?;
-                let registration = Registration::Cuda { handle: handle.0, device: 0 };
+                let device = device(args.shared_memory_device).map_err(failed)?;
+                let memory = device.share(&content).map_err(|error| failed(error.to_string()))?;
+                let registration = Registration::Cuda { handle: memory.handle.0, device: 0 };
                 (Memory::Cuda { _memory: memory }, registration)
             }
         };
@@ -116,33 +112,26 @@ impl<'a> Region<'a> {
     }
 }
 
-impl Drop for Region<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.control.unregister(&self.layout.region, &self.registration) {
-            log::warn!("{error}");
+/// The device whose memory is shared.
+fn device(kind: SharedDevice) -> Result<Arc<dyn Device>, String> {
+    match kind {
+        SharedDevice::Gpu => {
+            let devices =
+                cuda::open(&CudaSettings::default()).map_err(|error| error.to_string())?;
+            let first = devices.into_iter().next().ok_or("there is no usable GPU")?;
+            Ok(first)
+        }
+        SharedDevice::Host => {
+            let device = HostDevice::start(HostSettings::default());
+            Ok(Arc::new(device.map_err(|error| error.to_string())?))
         }
     }
 }
 
-/// A POSIX shared-memory object, which goes when it is dropped.
-struct Object {
-    key: String,
-}
-
-impl Object {
-    fn new(key: &str, content: &[u8]) -> std::io::Result<Self> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
-        let file = shm_open(key, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        let object = Self { key: key.to_owned() };
-        File::from(file).write_all(content)?;
-        Ok(object)
-    }
-}
-
-impl Drop for Object {
+impl Drop for Region<'_> {
     fn drop(&mut self) {
-        if let Err(error) = shm_unlink(self.key.as_str()) {
-            log::warn!("cannot remove the shared-memory object '{}': {error}", self.key);
+        if let Err(error) = self.control.unregister(&self.layout.region, &self.registration) {
+            log::warn!("{error}");
         }
     }
 }
@@ -158,16 +147,5 @@ mod tests {
         assert_eq!(layout.inputs, [place(0, 10), place(64, 64), place(128, 0)]);
         assert_eq!(layout.outputs, [place(128, 100), place(256, 100)]);
         assert_eq!(byte_size, 356);
-    }
-
-    #[test]
-    fn an_object_holds_what_it_is_given_and_goes() {
-        let key = format!("/nereid-bench-test-{}", std::process::id());
-        let object = Object::new(&key, b"content").unwrap();
-        let path = format!("/dev/shm{key}");
-        assert_eq!(std::fs::read(&path).unwrap(), b"content");
-        assert!(Object::new(&key, b"x").is_err());
-        drop(object);
-        assert!(std::fs::read(&path).is_err());
     }
 }

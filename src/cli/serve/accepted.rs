@@ -33,7 +33,6 @@ enum Form {
 const WHOLE: &str = "<integer>";
 const REACTORS: &str = "all requests are handled by --reactors event loops";
 const NO_POOL: &str = "requests and responses come from no pool of objects that could be sized";
-const NO_PING_COUNT: &str = "pings of clients are answered and not counted";
 const BUILT_IN: &str = "the response caches are a part of this server";
 const NO_STATE: &str = "states of sequences lie in the host's memory";
 
@@ -52,18 +51,6 @@ static ROWS: &[Row] = &[
         Form::Whole,
         "Response objects that may wait in a queue",
         NO_POOL,
-    ),
-    row(
-        "grpc-http2-min-recv-ping-interval-without-data",
-        Form::Whole,
-        "Milliseconds that a client must leave between pings",
-        NO_PING_COUNT,
-    ),
-    row(
-        "grpc-http2-max-ping-strikes",
-        Form::Whole,
-        "Pings that come too early before the connection ends",
-        NO_PING_COUNT,
     ),
     row("sagemaker-thread-count", Form::Whole, "Threads for SageMaker", REACTORS),
     row("vertex-ai-thread-count", Form::Whole, "Threads for Vertex AI", REACTORS),

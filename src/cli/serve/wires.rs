@@ -86,6 +86,13 @@ pub struct WireArgs {
     /// Pings in succession on a connection where no call begins between them; 0 for any number
     #[arg(long, value_name = "N", default_value_t = 2)]
     grpc_http2_max_pings_without_data: u32,
+    /// Pings of a client that may come too soon before its connection ends; 0 for any number
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    grpc_http2_max_ping_strikes: u32,
+    /// Milliseconds between two pings of a client that are not too soon, unless it was sent something
+    /// between them
+    #[arg(long, value_name = "MS", default_value_t = 300_000)]
+    grpc_http2_min_recv_ping_interval_without_data: u64,
     /// Milliseconds after which a connection takes no more calls, give or take a tenth [default: none]
     #[arg(long, value_name = "MS")]
     grpc_max_connection_age: Option<u64>,
@@ -120,6 +127,10 @@ impl WireArgs {
                 timeout: Duration::from_millis(self.grpc_keepalive_timeout),
                 without_calls: self.grpc_keepalive_permit_without_calls,
                 pings_without_data_max: self.grpc_http2_max_pings_without_data,
+                ping_strikes_max: self.grpc_http2_max_ping_strikes,
+                ping_interval_min: Duration::from_millis(
+                    self.grpc_http2_min_recv_ping_interval_without_data,
+                ),
                 age_max: self.grpc_max_connection_age.map(Duration::from_millis),
                 age_grace: self.grpc_max_connection_age_grace.map(Duration::from_millis),
             },

@@ -7,13 +7,13 @@ use super::{
     CudaSettings,
     calls::Calls,
     driver::Context,
-    memory::{ExportedMemory, IpcAllocation, IpcHandle, PinnedMemory, Shop},
+    memory::{self, IpcAllocation, PinnedMemory, Shop},
     stream::{CudaEvent, CudaStream},
     too_old,
 };
 use crate::device::{
-    Device, DeviceError, DeviceMemory, DeviceProperties, Event, Kernel, KernelSource, Stream,
-    Urgency,
+    Device, DeviceError, DeviceMemory, DeviceProperties, Event, ExportedMemory, IpcHandle, Kernel,
+    KernelSource, Stream, Urgency,
 };
 use crate::memory::BufferPool;
 
@@ -80,14 +80,6 @@ impl CudaDevice {
         &self.shop.context
     }
 
-    /// Takes memory that holds `content` and that other processes may open.
-    ///
-    /// # Errors
-    /// When there is not enough, or the driver refuses.
-    pub fn export(&self, content: &[u8]) -> Result<ExportedMemory, DeviceError> {
-        ExportedMemory::new(self.context(), content)
-    }
-
     /// Registers a pool's arena, so that copies of what lies in it are asynchronous and fast, on all
     /// devices.
     ///
@@ -95,15 +87,6 @@ impl CudaDevice {
     /// When the driver refuses, as it does when a limit on locked memory is passed.
     pub fn pin(&self, pool: &BufferPool) -> Result<PinnedMemory, DeviceError> {
         PinnedMemory::register(self.context(), pool)
-    }
-
-    /// Opens memory that another process shares.
-    ///
-    /// # Errors
-    /// When the driver refuses the handle: it is of another machine or device, open in this process
-    /// already, or of memory that cannot be shared so.
-    pub fn open_ipc(&self, handle: IpcHandle) -> Result<DeviceMemory, DeviceError> {
-        IpcAllocation::open(self.context(), handle)
     }
 
     /// Lets this device read and write a peer's memory.
@@ -146,6 +129,14 @@ impl Device for CudaDevice {
 
     fn allocate(&self, bytes: usize) -> Result<DeviceMemory, DeviceError> {
         self.shop.allocate(bytes)
+    }
+
+    fn open_shared(&self, handle: IpcHandle) -> Result<DeviceMemory, DeviceError> {
+        IpcAllocation::open(self.context(), handle)
+    }
+
+    fn share(&self, content: &[u8]) -> Result<ExportedMemory, DeviceError> {
+        memory::share(self.context(), content)
     }
 
     fn free_bytes(&self) -> usize {

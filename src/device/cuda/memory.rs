@@ -1,10 +1,13 @@
 use std::{os::raw::c_void, sync::Arc};
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::{
+    result::{self, DriverError},
+    sys::{self, CUresult},
+};
 
 use super::driver::Context;
 use crate::{
-    device::{Allocation, DeviceError, DeviceMemory},
+    device::{Allocation, DeviceError, DeviceMemory, ExportedMemory, IpcHandle},
     memory::BufferPool,
 };
 
@@ -113,10 +116,6 @@ impl Drop for PoolAllocation {
     }
 }
 
-/// What another process says of memory that it shares: 64 bytes, as `cudaIpcGetMemHandle` gives them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct IpcHandle(pub [u8; 64]);
-
 /// Memory of another process. Should that process end, using it may lose the device.
 pub(super) struct IpcAllocation {
     context: Arc<Context>,
@@ -125,16 +124,18 @@ pub(super) struct IpcAllocation {
 }
 
 impl IpcAllocation {
-    /// Opens shared memory. The driver wants each handle opened once in a process at a time, and
-    /// refuses memory of virtual address ranges and of stream-ordered pools.
+    /// Opens shared memory.
     pub fn open(context: &Arc<Context>, handle: IpcHandle) -> Result<DeviceMemory, DeviceError> {
         let raw = sys::CUipcMemHandle { reserved: handle.0.map(|byte| byte as std::ffi::c_char) };
-        let (address, len) = context.call("cuIpcOpenMemHandle", || {
+        let mut refusal = None;
+        let opened = context.call("cuIpcOpenMemHandle", || {
             let (mut address, mut base, mut len): (_, _, usize) = (0, 0, 0);
             let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
             // SAFETY: the calls write the places given; the handle is data that the driver checks.
             unsafe {
-                sys::cuIpcOpenMemHandle_v2(&mut address, raw, flags).result()?;
+                let opened = sys::cuIpcOpenMemHandle_v2(&mut address, raw, flags).result();
+                refusal = opened.err().map(refused);
+                opened?;
                 let range = sys::cuMemGetAddressRange_v2(&mut base, &mut len, address).result();
                 if let Err(error) = range {
                     sys::cuIpcCloseMemHandle(address).result()?;
@@ -144,6 +145,11 @@ impl IpcAllocation {
             // A small allocation may be a part of a larger block, all of which was opened.
             let before = usize::try_from(address.saturating_sub(base)).unwrap_or(usize::MAX);
             Ok((address, len.saturating_sub(before)))
+        });
+        let device = context.device;
+        let (address, len) = opened.map_err(|error| match (error, refusal) {
+            (DeviceError::Driver { .. }, Some(reason)) => DeviceError::Shared { device, reason },
+            (error, _) => error,
         })?;
         let context = context.clone();
         Ok(DeviceMemory::new(Arc::new(Self { context, address, len })))
@@ -173,46 +179,53 @@ impl Drop for IpcAllocation {
     }
 }
 
+/// Why the driver does not open a handle: its words, and what they mean here.
+fn refused(error: DriverError) -> String {
+    let hint = match error.0 {
+        CUresult::CUDA_ERROR_INVALID_VALUE => {
+            "; memory of virtual address ranges and of stream-ordered pools has no such handle, only \
+             that of cudaMalloc has"
+        }
+        CUresult::CUDA_ERROR_INVALID_CONTEXT => "; it is memory of this very process",
+        CUresult::CUDA_ERROR_INVALID_HANDLE | CUresult::CUDA_ERROR_MAP_FAILED => {
+            "; the process that shares it may have ended, or it is on another device"
+        }
+        _ => "",
+    };
+    let words = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
+    format!("{}{hint}", words.unwrap_or_else(|| format!("{:?}", error.0)))
+}
+
 /// Memory that other processes may open.
-pub struct ExportedMemory {
+struct Shared {
     context: Arc<Context>,
     address: sys::CUdeviceptr,
 }
 
-impl ExportedMemory {
-    /// Takes memory that holds `content`.
-    pub(super) fn new(context: &Arc<Context>, content: &[u8]) -> Result<Self, DeviceError> {
-        let address = context.call("cuMemAlloc", || {
-            // SAFETY: the call makes new memory, of a pool that the driver can share.
-            unsafe { result::malloc_sync(content.len().max(1)) }
-        })?;
-        let memory = Self { context: context.clone(), address };
-        context.call("cuMemcpyHtoD", || {
-            // SAFETY: the memory is as long as the content.
-            unsafe { result::memcpy_htod_sync(address, content) }
-        })?;
-        Ok(memory)
-    }
-
-    /// What other processes open it by.
-    ///
-    /// # Errors
-    /// When the driver does not share it.
-    pub fn handle(&self) -> Result<IpcHandle, DeviceError> {
-        let handle = self.context.call("cuIpcGetMemHandle", || {
-            let mut handle = sys::CUipcMemHandle { reserved: [0; 64] };
-            // SAFETY: the call writes the handle; the memory is there.
-            unsafe { sys::cuIpcGetMemHandle(&mut handle, self.address) }.result()?;
-            Ok(handle)
-        })?;
-        Ok(IpcHandle(handle.reserved.map(|byte| byte as u8)))
-    }
+/// Takes memory that holds `content` and that other processes may open.
+pub(super) fn share(context: &Arc<Context>, content: &[u8]) -> Result<ExportedMemory, DeviceError> {
+    let address = context.call("cuMemAlloc", || {
+        // SAFETY: the call makes new memory, of a pool that the driver can share.
+        unsafe { result::malloc_sync(content.len().max(1)) }
+    })?;
+    let memory = Shared { context: context.clone(), address };
+    let handle = context.call("cuIpcGetMemHandle", || {
+        let mut handle = sys::CUipcMemHandle { reserved: [0; 64] };
+        // SAFETY: the memory is as long as the content; the last call writes the handle.
+        unsafe {
+            result::memcpy_htod_sync(address, content)?;
+            sys::cuIpcGetMemHandle(&mut handle, address).result()?;
+        }
+        Ok(handle)
+    })?;
+    let handle = IpcHandle(handle.reserved.map(|byte| byte as u8));
+    Ok(ExportedMemory { handle, _memory: Box::new(memory) })
 }
 
-impl Drop for ExportedMemory {
+impl Drop for Shared {
     fn drop(&mut self) {
         self.context.release("cuMemFree", || {
-            // SAFETY: taken in `new` and freed once.
+            // SAFETY: taken in `share` and freed once.
             unsafe { result::free_sync(self.address) }
         });
     }

@@ -17,10 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cudarc::driver::{result, sys};
 
-pub use self::{
-    device::CudaDevice,
-    memory::{ExportedMemory, IpcHandle, PinnedMemory},
-};
+pub use self::{device::CudaDevice, memory::PinnedMemory};
 use crate::device::{Device as _, DeviceError};
 
 /// How GPUs are to be used.

@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use crate::device::{Allocation, DeviceError, DeviceSlice};
+use crate::{
+    device::{Allocation, DeviceError, DeviceSlice},
+    memory::SharedObject,
+};
 
 /// What memory holds that nobody has written: a NaN in every float type, -1 in every integer.
 pub const POISON: u8 = 0xff;
@@ -49,7 +52,15 @@ impl Supply {
         };
         // SAFETY: the block is `len` bytes at least, and nobody else has it yet.
         unsafe { first.as_ptr().write_bytes(POISON, layout.size()) };
-        Ok(HostAllocation { supply: self.clone(), first, layout, len, claims: Mutex::default() })
+        let (block, claims) = (Block::Own(layout), Mutex::default());
+        Ok(HostAllocation { supply: self.clone(), first, block, len, claims })
+    }
+
+    /// Memory of a shared-memory object, which takes nothing of the device's.
+    pub fn lend(self: &Arc<Self>, object: SharedObject) -> HostAllocation {
+        let (first, len) = (object.first(), object.len());
+        let (block, claims) = (Block::Shared(object), Mutex::default());
+        HostAllocation { supply: self.clone(), first, block, len, claims }
     }
 }
 
@@ -58,9 +69,17 @@ impl Supply {
 pub(super) struct HostAllocation {
     supply: Arc<Supply>,
     first: NonNull<u8>,
-    layout: Layout,
+    block: Block,
     len: usize,
     claims: Mutex<Vec<Claim>>,
+}
+
+/// What the bytes are of.
+enum Block {
+    /// The device's own memory.
+    Own(Layout),
+    /// A shared-memory object, which other processes may change at any time.
+    Shared(SharedObject),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -90,11 +109,12 @@ impl Allocation for HostAllocation {
 
 impl Drop for HostAllocation {
     fn drop(&mut self) {
+        let Block::Own(layout) = self.block else { return };
         // SAFETY: the block is this long, and nobody has claimed any of it, for claims borrow it.
         // A stale pointer finds poison as long as the allocator leaves it there.
         unsafe {
-            self.first.as_ptr().write_bytes(POISON, self.layout.size());
-            dealloc(self.first.as_ptr(), self.layout);
+            self.first.as_ptr().write_bytes(POISON, layout.size());
+            dealloc(self.first.as_ptr(), layout);
         }
         self.supply.used.fetch_sub(self.len, Ordering::Relaxed);
     }
@@ -102,6 +122,13 @@ impl Drop for HostAllocation {
 
 impl HostAllocation {
     fn claim(&self, range: Range<usize>, writes: bool) -> Result<Claim, DeviceError> {
+        if let Block::Shared(object) = &self.block
+            && object.is_cut_short()
+        {
+            let (device, reason) =
+                (self.supply.device, format!("'{}' was truncated", object.key()));
+            return Err(DeviceError::Shared { device, reason });
+        }
         let wanted = Claim { range, writes };
         let mut claims = self.claims.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if claims.iter().any(|claim| claim.conflicts_with(&wanted)) {
@@ -163,7 +190,8 @@ impl Deref for Touched<'_> {
     fn deref(&self) -> &[u8] {
         let Range { start, end } = self.claim.range;
         // SAFETY: a slice's range lies inside its allocation, whose bytes are initialised (with
-        // poison), and the claim keeps writers away as long as this lives.
+        // poison), and the claim keeps the device's writers away as long as this lives. What another
+        // process writes to an object meanwhile is bytes, and nothing rests on what they are.
         unsafe {
             std::slice::from_raw_parts(self.allocation.first.as_ptr().add(start), end - start)
         }

@@ -13,10 +13,11 @@ use super::{
 };
 use crate::{
     device::{
-        Device, DeviceError, DeviceMemory, DeviceProperties, Event, Kernel, KernelSource, Stream,
-        Urgency,
+        Device, DeviceError, DeviceMemory, DeviceProperties, Event, ExportedMemory, IpcHandle,
+        Kernel, KernelSource, Stream, Urgency,
     },
     inference::Timestamp,
+    memory::{OwnObject, SharedObject},
 };
 
 /// A device whose work the host does.
@@ -153,6 +154,18 @@ impl HostDevice {
     }
 }
 
+/// What handles of a host device's memory begin with; the name of a POSIX shared-memory object and
+/// zeros follow.
+const HANDLE: &[u8] = b"nereid-host-shm\0";
+
+/// The object that a handle names.
+fn named(handle: &IpcHandle) -> Result<&str, String> {
+    let unknown = || "invalid argument".to_owned();
+    let name = handle.0.strip_prefix(HANDLE).ok_or_else(unknown)?;
+    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    std::str::from_utf8(name.get(..end).unwrap_or_default()).map_err(|_| unknown())
+}
+
 impl Device for HostDevice {
     fn properties(&self) -> &DeviceProperties {
         &self.properties
@@ -165,6 +178,31 @@ impl Device for HostDevice {
             Some(Fault::Fail) => Err(core.supply.out_of_memory(bytes)),
             None => Ok(DeviceMemory::new(Arc::new(core.supply.take(bytes)?))),
         }
+    }
+
+    fn open_shared(&self, handle: IpcHandle) -> Result<DeviceMemory, DeviceError> {
+        let core = self.ready()?;
+        let opened = named(&handle).and_then(|key| {
+            SharedObject::open(key).map_err(|error| format!("the object '{key}': {error}"))
+        });
+        let device = core.settings.index;
+        let object = opened.map_err(|reason| DeviceError::Shared { device, reason })?;
+        Ok(DeviceMemory::new(Arc::new(core.supply.lend(object))))
+    }
+
+    fn share(&self, content: &[u8]) -> Result<ExportedMemory, DeviceError> {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let device = self.ready()?.settings.index;
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let key = format!("/nereid-{}-{number}", std::process::id());
+        let object = OwnObject::create(&key, content).map_err(|error| DeviceError::Shared {
+            device,
+            reason: format!("the object '{key}' cannot be made: {error}"),
+        })?;
+        let mut handle = [0; IpcHandle::BYTES];
+        handle[..HANDLE.len()].copy_from_slice(HANDLE);
+        handle[HANDLE.len()..][..key.len()].copy_from_slice(key.as_bytes());
+        Ok(ExportedMemory { handle: IpcHandle(handle), _memory: Box::new(object) })
     }
 
     fn free_bytes(&self) -> usize {

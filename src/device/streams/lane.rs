@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 
 use super::{
     lanes::{BatchParts, Compute, PlacedBatch},
+    resident::Resident,
     worker::{Runner, Worker},
 };
 use crate::device::{
@@ -38,6 +39,8 @@ pub(super) struct Lane {
     inputs: Option<DeviceMemory>,
     outputs: Option<DeviceMemory>,
     scratch: Option<DeviceMemory>,
+    /// For the tables of launches that bring what lies on the device.
+    tables: Option<DeviceMemory>,
     graphs: Vec<(Layout, Graph)>,
     /// Whether something of the model cannot be captured.
     refuses_graphs: bool,
@@ -50,6 +53,8 @@ pub(super) struct Cargo {
     outputs: Vec<(Landing, HostTarget)>,
     scratch: Vec<usize>,
     placed: Placed,
+    resident: Option<Resident>,
+    placed_tables: Vec<DeviceSlice>,
 }
 
 /// A batch in a lane's memory.
@@ -84,11 +89,11 @@ impl Cargo {
     }
 
     pub fn new(parts: BatchParts) -> Self {
-        let BatchParts { rows, inputs, outputs, scratch, numbers, own } = parts;
+        let BatchParts { rows, inputs, outputs, scratch, numbers, own, resident } = parts;
         let (none, outputs) = (Vec::new, outputs.into_iter().map(Landing::new).collect());
         let placed =
             Placed { rows, inputs: none(), outputs: none(), scratch: none(), numbers, own };
-        Self { inputs, outputs, scratch, placed }
+        Self { inputs, outputs, scratch, placed, resident, placed_tables: Vec::new() }
     }
 
     /// The batch in its lane's memory.
@@ -100,6 +105,20 @@ impl Cargo {
     pub fn bytes(&self) -> (usize, usize) {
         let outputs = self.outputs.iter().map(|(_, target)| target.len());
         (self.inputs.iter().map(Bytes::len).sum(), outputs.sum())
+    }
+
+    /// The sizes of all inputs on the device.
+    fn input_sizes(&self) -> Vec<usize> {
+        let resident = self.resident.as_ref();
+        let size = |(index, input): (usize, &Bytes)| {
+            resident.and_then(|it| it.input_bytes(index)).unwrap_or(input.len())
+        };
+        self.inputs.iter().enumerate().map(size).collect()
+    }
+
+    /// The size of an output on the device, if nothing of it is copied to the host.
+    fn stays(&self, output: usize) -> Option<usize> {
+        self.resident.as_ref()?.output_bytes(output)
     }
 
     /// The outputs, when no copy into them is under way any more.
@@ -124,6 +143,7 @@ impl Lane {
             inputs: None,
             outputs: None,
             scratch: None,
+            tables: None,
             graphs: Vec::new(),
             refuses_graphs: false,
             in_use: false,
@@ -132,18 +152,25 @@ impl Lane {
 
     /// Gives its memory back.
     pub fn reclaim(&mut self) {
-        (self.inputs, self.outputs, self.scratch) = (None, None, None);
+        (self.inputs, self.outputs) = (None, None);
+        (self.scratch, self.tables) = (None, None);
         self.graphs.clear();
     }
 
     /// Gives the batch its places in the lane's memory, more of which is taken if it is too small.
     pub fn prepare(&mut self, device: &dyn Device, cargo: &mut Cargo) -> Result<(), DeviceError> {
-        let inputs: Vec<usize> = cargo.inputs.iter().map(Bytes::len).collect();
-        let outputs: Vec<usize> = cargo.outputs.iter().map(|(_, target)| target.len()).collect();
+        let inputs = cargo.input_sizes();
+        let outputs = cargo.outputs.iter().enumerate();
+        let outputs: Vec<usize> = outputs
+            .map(|(index, (_, target))| cargo.stays(index).unwrap_or(target.len()))
+            .collect();
+        let tables: Vec<usize> = cargo.resident.iter().map(Resident::table_bytes).collect();
         let (placed, graphs) = (&mut cargo.placed, &mut self.graphs);
         placed.inputs = place(&mut self.inputs, &inputs, device, graphs)?;
         placed.outputs = place(&mut self.outputs, &outputs, device, graphs)?;
         placed.scratch = place(&mut self.scratch, &cargo.scratch, device, graphs)?;
+        // No graph names these.
+        cargo.placed_tables = place(&mut self.tables, &tables, device, &mut Vec::new())?;
         Ok(())
     }
 
@@ -169,10 +196,17 @@ impl Lane {
     ) -> Result<(), DeviceError> {
         let (compute, model) = (&mut *runner.stream, &mut *runner.model);
         compute.wait(&self.there)?;
-        let ran = match graph && !self.refuses_graphs {
+        let resident = cargo.resident.as_ref().zip(cargo.placed_tables.first());
+        if let Some((resident, table)) = resident {
+            resident.bring(compute, &cargo.placed.inputs, table)?;
+        }
+        let mut ran = match graph && !self.refuses_graphs {
             true => self.replay(compute, model, cargo),
             false => enqueue(compute, model, &cargo.placed),
         };
+        if let Some((resident, table)) = resident.filter(|_| ran.is_ok()) {
+            ran = resident.take_out(compute, &cargo.placed.outputs, table);
+        }
         // Also behind what failed half way: the outputs are not read before it has ended.
         let recorded = compute.record(&self.computed);
         ran.and(recorded)
@@ -213,7 +247,10 @@ impl Lane {
     pub fn copy_out(&mut self, cargo: &mut Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
         self.copies_out.wait(&self.computed)?;
         let mut start = 0;
-        for ((_, target), placed) in cargo.outputs.iter_mut().zip(&cargo.placed.outputs) {
+        let Cargo { outputs, placed, resident, .. } = cargo;
+        let stays = |index| resident.as_ref().and_then(|it| it.output_bytes(index)).is_some();
+        let outputs = outputs.iter_mut().zip(&placed.outputs).enumerate();
+        for (_, ((_, target), placed)) in outputs.filter(|(index, _)| !stays(*index)) {
             let part = overlap(range, start, placed.len());
             if !part.is_empty() {
                 // Ranges come in order, so the target's first bytes are the next.

@@ -5,6 +5,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     lane::{Cargo, Instance, Lane},
+    resident::Resident,
     scheduler::Scheduler,
     work::{
         BatchId, Command, Completion, ModelSpec, Outcome, Place, Refused, SchedulerSettings, Stage,
@@ -68,6 +69,8 @@ pub struct BatchParts {
     pub numbers: Vec<u64>,
     /// What the model itself keeps of the batch; no graph may depend on it.
     pub own: Option<Arc<dyn Any + Send + Sync>>,
+    /// What of it lies on the device already: of such inputs and outputs there are no bytes above.
+    pub resident: Option<Resident>,
 }
 
 /// A model that is to run in lanes.
@@ -92,6 +95,8 @@ pub struct Job {
     pub priority: u32,
     /// When nobody wants it any more.
     pub deadline: Option<Timestamp>,
+    /// Whether nobody wants it any more, asked when its turn has come.
+    pub is_moot: Box<dyn Fn() -> bool>,
     /// Called when it is done, on the thread that drives the lanes and from within them.
     pub done: Box<dyn FnOnce(Finished)>,
 }
@@ -127,6 +132,7 @@ struct Batch {
     /// Its instance and lane, once it has them.
     at: Option<(usize, usize)>,
     cargo: Cargo,
+    is_moot: Box<dyn Fn() -> bool>,
     done: Box<dyn FnOnce(Finished)>,
 }
 
@@ -209,9 +215,9 @@ impl Lanes {
             deadline: job.deadline,
         };
         let batch = self.scheduler.submit(work)?;
-        let cargo = Cargo::new(job.parts);
-        let (model, done) = (job.model, job.done);
-        self.batches.insert(batch, Batch { model, at: None, cargo, done });
+        let Job { model, parts, is_moot, done, .. } = job;
+        let cargo = Cargo::new(parts);
+        self.batches.insert(batch, Batch { model, at: None, cargo, is_moot, done });
         self.pump(now);
         Ok(batch)
     }
@@ -246,6 +252,9 @@ impl Lanes {
 
     fn obey(&mut self, command: Command) {
         match command {
+            Command::Prepare { batch, .. } if self.is_moot(batch) => {
+                self.scheduler.cancel(batch);
+            }
             Command::Prepare { batch, place, lane } => {
                 let prepared = self.prepare(batch, place, lane);
                 self.scheduler.prepared(batch, prepared);
@@ -269,6 +278,10 @@ impl Lanes {
             }
             Command::Finish { batch, outcome } => self.finish(batch, outcome),
         }
+    }
+
+    fn is_moot(&self, batch: BatchId) -> bool {
+        self.batches.get(&batch).is_some_and(|batch| (batch.is_moot)())
     }
 
     fn prepare(&mut self, batch: BatchId, place: usize, lane: usize) -> Result<(), DeviceError> {
@@ -325,7 +338,9 @@ impl Lanes {
     }
 
     fn finish(&mut self, batch: BatchId, outcome: Outcome) {
-        let Some(Batch { model, at, cargo, done }) = self.batches.remove(&batch) else { return };
+        let Some(Batch { model, at, cargo, done, .. }) = self.batches.remove(&batch) else {
+            return;
+        };
         if let Some((place, lane)) = at
             && let Some(instance) = self.models.get_mut(&model).and_then(|it| it.get_mut(place))
             && let Some(lane) = instance.lanes.get_mut(lane)

@@ -16,6 +16,7 @@ mod lane;
 mod lanes;
 mod placement;
 mod prediction;
+mod resident;
 mod scheduler;
 mod timeline;
 mod work;
@@ -24,6 +25,7 @@ mod worker;
 pub use self::{
     alone::Alone,
     lanes::{BatchParts, Compute, Finished, Job, Lanes, ModelPlan, Notify, OpenModel, PlacedBatch},
+    resident::{Mover, Resident},
     scheduler::Scheduler,
     timeline::{Timeline, TimelineEntry},
     work::{

@@ -90,14 +90,21 @@ impl Scheduler {
         Ok(batch)
     }
 
-    /// Gives up a batch that still waits; one that has begun runs to its end. Whether it did wait.
+    /// Gives up a batch that still waits, or whose lane is not prepared yet; one that has begun runs
+    /// to its end. Whether it had not begun.
     pub fn cancel(&mut self, batch: BatchId) -> bool {
         let found = self.waiting.iter().position(|(id, _)| *id == batch);
-        if let Some(at) = found {
-            self.waiting.swap_remove(at);
-            self.finish(batch, Outcome::Cancelled);
+        match found {
+            Some(at) => {
+                self.waiting.swap_remove(at);
+            }
+            None if self.courses.get(&batch).is_some_and(|course| !course.prepared) => {
+                self.leave(batch);
+            }
+            None => return false,
         }
-        found.is_some()
+        self.finish(batch, Outcome::Cancelled);
+        true
     }
 
     /// Whether a batch of the model would begin at once.

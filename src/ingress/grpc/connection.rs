@@ -12,10 +12,11 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
-use h2::{RecvStream, server::SendResponse};
+use h2::{Reason, RecvStream, server::SendResponse};
 use http::{Method, Request, header::CONTENT_TYPE};
 
 use super::{
+    client_pings::ClientPings,
     compression::{self, Packing, ResponsePacking},
     first_poll::FirstPoll,
     infer,
@@ -30,7 +31,7 @@ use crate::{
         forward::{HeaderPattern, TRACE_PARENT},
         restricted::Restrictions,
     },
-    runtime::{self, TcpStream, draining, sleep, spawn},
+    runtime::{self, TcpStream, Watched, draining, sleep, spawn},
     serving::Server,
 };
 
@@ -103,6 +104,8 @@ pub struct Connection {
 
 /// Serves a connection until it ends.
 pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSettings>) {
+    let client_pings = ClientPings::new(&settings.keep_alive);
+    let stream = Watched::new(stream, client_pings.clone());
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -171,7 +174,15 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
                     return Poll::Ready(());
                 }
                 Poll::Ready(None) => return Poll::Ready(()),
-                Poll::Pending => {}
+                Poll::Pending => {
+                    // One reference is the connection's own; each call has one.
+                    let idle = || arrived.is_empty() && Rc::strong_count(&connection) <= 1;
+                    if client_pings.are_too_many(idle, Timestamp::now) {
+                        log::debug!("a gRPC connection ends: its client pings too often");
+                        wire.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                        continue;
+                    }
+                }
             }
             if arrived.is_empty() {
                 return Poll::Pending;

@@ -120,11 +120,11 @@ fn begin<'a>(server: &'a Server, message: Rope, terms: &Terms) -> Result<Begun<'
     request.deadline = terms.deadline;
     terms.apply(&mut request);
     if !SharedTensors::are_named_by(&request) {
-        return server.infer_one(request, ENDPOINT).map(Begun::Asked);
+        return server.infer_one(request, None, ENDPOINT).map(Begun::Asked);
     }
     Ok(Begun::Sharing(Box::pin(async move {
-        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool()).await?;
-        Ok((server.infer_one(request, ENDPOINT)?, shared))
+        let shared = SharedTensors::resolve(&mut request, server).await?;
+        Ok((server.infer_one(request, shared.outputs(), ENDPOINT)?, shared))
     })))
 }
 

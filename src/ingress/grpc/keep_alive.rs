@@ -30,6 +30,10 @@ pub struct KeepAlive {
     pub without_calls: bool,
     /// Pings in succession between which no call begins; 0 for any number.
     pub pings_without_data_max: u32,
+    /// Pings of a client that may come too soon before its connection ends; 0 for any number.
+    pub ping_strikes_max: u32,
+    /// The time between two pings of a client that is not too short.
+    pub ping_interval_min: Duration,
     /// When a connection takes no more calls.
     pub age_max: Option<Duration>,
     /// How long its calls then have.
@@ -43,6 +47,8 @@ impl Default for KeepAlive {
             timeout: Duration::from_secs(20),
             without_calls: false,
             pings_without_data_max: 2,
+            ping_strikes_max: 2,
+            ping_interval_min: Duration::from_secs(5 * 60),
             age_max: None,
             age_grace: None,
         }

@@ -1,6 +1,7 @@
 //! gRPC. `ModelInfer` and `ModelStreamInfer` are answered on HTTP/2 frames directly: tensors stay in
 //! the frames they arrived in, responses are written as segments. tonic serves every other call.
 
+mod client_pings;
 mod compression;
 mod connection;
 mod decode;

@@ -212,7 +212,7 @@ impl GrpcInferenceService for Calls {
         &self,
         request: tonic::Request<SystemSharedMemoryStatusRequest>,
     ) -> Answer<SystemSharedMemoryStatusResponse> {
-        answer(regions::status(self.server.regions(), &request.into_inner().name))
+        answer(regions::status(&self.server, &request.into_inner().name))
     }
 
     async fn system_shared_memory_register(
@@ -235,21 +235,23 @@ impl GrpcInferenceService for Calls {
         &self,
         request: tonic::Request<CudaSharedMemoryStatusRequest>,
     ) -> Answer<CudaSharedMemoryStatusResponse> {
-        answer(regions::cuda_status(&request.into_inner().name))
+        answer(regions::cuda_status(&self.server, &request.into_inner().name))
     }
 
     async fn cuda_shared_memory_register(
         &self,
         request: tonic::Request<CudaSharedMemoryRegisterRequest>,
     ) -> Answer<CudaSharedMemoryRegisterResponse> {
-        answer(Err(regions::cuda_register(&request.into_inner())))
+        let registered = regions::cuda_register(&self.server, request.into_inner()).await;
+        answer(registered.map(|()| CudaSharedMemoryRegisterResponse {}))
     }
 
     async fn cuda_shared_memory_unregister(
         &self,
-        _: tonic::Request<CudaSharedMemoryUnregisterRequest>,
+        request: tonic::Request<CudaSharedMemoryUnregisterRequest>,
     ) -> Answer<CudaSharedMemoryUnregisterResponse> {
-        // There are none that could be forgotten.
+        let regions = self.server.device_regions();
+        regions.unregister(self.server.regions(), &request.into_inner().name);
         answer(Ok(CudaSharedMemoryUnregisterResponse {}))
     }
 

@@ -244,10 +244,9 @@ impl Asked {
             self.version = request.model_version.clone();
         }
         if SharedTensors::are_named_by(&request) {
-            let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
-            self.shared = shared.await?;
+            self.shared = SharedTensors::resolve(&mut request, server).await?;
         }
-        server.infer(request)
+        server.infer(request, self.shared.outputs())
     }
 }
 

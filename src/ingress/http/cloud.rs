@@ -7,9 +7,10 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::{
+    response::{Segments, refused, with_type},
     route::{self, Model, Route},
     sagemaker::Hosted,
-    service::{Calls, HttpSettings, Segments, carry, metrics, with_type},
+    service::{Calls, HttpSettings, carry, metrics},
 };
 use crate::{inference::Error, runtime::TcpStream, serving::ModelControl};
 
@@ -162,7 +163,7 @@ async fn answer(calls: &Calls, cloud: &Cloud, request: Request<Incoming>) -> Res
     }
     let name = match model_name(calls, cloud) {
         Ok(name) => name,
-        Err(error) => return super::service::refused(&error),
+        Err(error) => return refused(&error),
     };
     let model = Model { name: name.into(), version: "" };
     let route = match cloud.kind {

@@ -8,8 +8,9 @@ use hyper::body::Incoming;
 
 use super::{
     error, generate, load_metrics,
+    response::{Segments, json, refused, with_type},
     route::Model,
-    service::{Calls, Segments, json, refused, with_type},
+    service::Calls,
     settings,
 };
 use crate::{
@@ -122,7 +123,7 @@ impl Calls {
         let body = self.read(head, body, &mut reservation).await?;
         let mut request = generate::request(&version.signature, model.version, &body)?;
         let wire = self.adopt(&mut request, &head.headers, began);
-        Ok((self.server.infer(request)?, wire))
+        Ok((self.server.infer(request, None)?, wire))
     }
 
     pub(super) fn trace_settings(&self, told: &Settings) -> Response<Segments> {

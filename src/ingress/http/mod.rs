@@ -20,6 +20,7 @@ pub mod metadata;
 mod packed;
 mod regions;
 mod repository;
+mod response;
 pub mod route;
 mod sagemaker;
 mod service;

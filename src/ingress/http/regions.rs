@@ -8,11 +8,11 @@ use super::{
     metadata::write,
 };
 use crate::{
+    device::IpcHandle,
     inference::{Error, Rope},
-    ingress::regions,
     proto::{
-        CudaSharedMemoryRegisterRequest, SystemSharedMemoryRegisterRequest,
-        SystemSharedMemoryStatusResponse,
+        CudaSharedMemoryRegisterRequest, CudaSharedMemoryStatusResponse,
+        SystemSharedMemoryRegisterRequest, SystemSharedMemoryStatusResponse,
     },
 };
 
@@ -31,6 +31,25 @@ pub fn status(status: &SystemSharedMemoryStatusResponse) -> Bytes {
             name: &region.name,
             key: &region.key,
             offset: region.offset,
+            byte_size: region.byte_size,
+        })
+        .collect();
+    write(&body)
+}
+
+/// The body of a status of CUDA regions.
+pub fn cuda_status(status: &CudaSharedMemoryStatusResponse) -> Bytes {
+    #[derive(Serialize)]
+    struct Region<'a> {
+        name: &'a str,
+        device_id: u64,
+        byte_size: u64,
+    }
+    let regions = status.regions.values();
+    let body: Vec<_> = regions
+        .map(|region| Region {
+            name: &region.name,
+            device_id: region.device_id,
             byte_size: region.byte_size,
         })
         .collect();
@@ -88,7 +107,7 @@ pub fn cuda_register(name: &str, body: &Rope) -> Result<CudaSharedMemoryRegister
         Ok(())
     })?;
     let handle = handle.ok_or_else(|| missing("raw_handle"))?;
-    let raw_handle = base64(&handle).filter(|handle| handle.len() == regions::CUDA_HANDLE_BYTES);
+    let raw_handle = base64(&handle).filter(|handle| handle.len() == IpcHandle::BYTES);
     let raw_handle = raw_handle.ok_or_else(|| {
         Error::malformed("'raw_handle' must be a valid base64 encoded cudaIpcMemHandle_t")
     })?;

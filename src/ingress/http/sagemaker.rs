@@ -14,8 +14,9 @@ use serde_json::json;
 
 use super::{
     body,
+    response::{Segments, json, refused, with_type},
     route::{Model, Route},
-    service::{Calls, Segments, json, refused, with_type},
+    service::Calls,
 };
 use crate::{
     inference::{Code, Error, Rope},

@@ -1,36 +1,27 @@
 //! HTTP/1.1 connections, and what answers each call.
 
-use std::{
-    convert::Infallible,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     request,
 };
-use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use smallvec::{SmallVec, smallvec};
 
 use super::{
     encoding::Encoding,
-    error,
-    extensions::Events,
     infer_request::{self, ResponseForm},
     infer_response, metadata, packed, regions as http_regions, repository,
+    response::{Segments, failure, json, method_not_allowed, ready, refused, with_type},
     route::{self, Access, Model, Route, RouteError, SharedMemoryAction, SharedMemoryKind},
     settings,
 };
 use crate::{
-    inference::{Error, InferRequest, Rope, Sending, Timestamp, TraceParent, Wire, WireTimes},
+    inference::{Error, InferRequest, Rope, Timestamp, TraceParent, Wire, WireTimes},
     ingress::{
         away::here_or_away,
         describe,
@@ -272,18 +263,20 @@ impl Calls {
             }
             Route::SharedMemory { kind, action, region } => match (kind, action) {
                 (SharedMemoryKind::System, SharedMemoryAction::Status) => {
-                    json(http_regions::status(&regions::status(server.regions(), region)?))
+                    json(http_regions::status(&regions::status(server, region)?))
                 }
                 (SharedMemoryKind::Cuda, SharedMemoryAction::Status) => {
-                    regions::cuda_status(region)?;
-                    json(Bytes::from_static(b"[]"))
+                    let status = regions::cuda_status(server, region)?;
+                    json(http_regions::cuda_status(&status))
                 }
                 (SharedMemoryKind::System, _) => {
                     regions::unregister(server.regions(), region);
                     with_type(Segments::default(), "application/json")
                 }
-                // There are none that could be forgotten.
-                (SharedMemoryKind::Cuda, _) => with_type(Segments::default(), "application/json"),
+                (SharedMemoryKind::Cuda, _) => {
+                    server.device_regions().unregister(server.regions(), region);
+                    with_type(Segments::default(), "application/json")
+                }
             },
             Route::Logging(Access::Read) => json(settings::log_settings(&logging::settings())),
             Route::Trace { model, access: Access::Read } => {
@@ -357,7 +350,7 @@ impl Calls {
             }
             SharedMemoryKind::Cuda => {
                 let request = http_regions::cuda_register(region, &body)?;
-                return Err(regions::cuda_register(&request));
+                regions::cuda_register(&self.server, request).await?;
             }
         }
         Ok(with_type(Segments::default(), "application/json"))
@@ -390,9 +383,9 @@ impl Calls {
         head: &request::Parts,
     ) -> Result<Response<Segments>, Error> {
         let server = &self.server;
-        let shared = SharedTensors::resolve(&mut request, server.regions(), server.pool());
+        let shared = SharedTensors::resolve(&mut request, server);
         let shared = shared.await?;
-        let mut answer = self.server.infer_one(request, ENDPOINT)?;
+        let mut answer = self.server.infer_one(request, shared.outputs(), ENDPOINT)?;
         let reply = answer.receive().await;
         let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
         let response = shared.deliver(response, server.pool()).await?;
@@ -518,106 +511,4 @@ impl Calls {
 async fn late() {
     crate::runtime::yield_now().await;
     sleep(BODY_PAUSE_MAX).await;
-}
-
-/// The answer that tells why there is none; who passes it on can look at the error.
-pub(super) fn refused(error: &Error) -> Response<Segments> {
-    let (status, text) = error::answer(error);
-    let mut response = json(text);
-    *response.status_mut() = status;
-    response.extensions_mut().insert(error.clone());
-    response
-}
-
-fn ready(ready: bool) -> Response<Segments> {
-    let mut response = with_type(Segments::default(), "text/plain");
-    if !ready {
-        *response.status_mut() = StatusCode::BAD_REQUEST;
-    }
-    response
-}
-
-pub(super) fn json(body: Bytes) -> Response<Segments> {
-    with_type(Segments::one(body), "application/json")
-}
-
-fn failure(status: StatusCode, message: &str) -> Response<Segments> {
-    let mut response = json(error::body(message));
-    *response.status_mut() = status;
-    response
-}
-
-fn method_not_allowed(allow: &'static str) -> Response<Segments> {
-    let wrong = RouteError::MethodNotAllowed { allow };
-    let mut response = failure(wrong.status(), &wrong.to_string());
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
-    response
-}
-
-pub(super) fn with_type(body: Segments, content_type: &'static str) -> Response<Segments> {
-    let mut response = Response::new(body);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-}
-
-/// A body whose pieces lie in different places and are written from there. Behind them others may
-/// follow as they come.
-#[derive(Default)]
-pub(super) struct Segments {
-    /// In reverse, so that the next is the last.
-    pieces: SmallVec<[Bytes; 3]>,
-    events: Option<Box<Events>>,
-    /// Until it is dropped the answer is being sent.
-    _sending: Option<Sending>,
-}
-
-impl Segments {
-    pub(super) fn one(piece: Bytes) -> Self {
-        Self { pieces: smallvec![piece], ..Self::default() }
-    }
-
-    /// Pieces that are not there yet.
-    pub(super) fn followed_by(self, events: Events) -> Self {
-        Self { events: Some(Box::new(events)), ..self }
-    }
-
-    /// The answer to a request whose times are noted.
-    pub(super) fn sending(self, wire: Option<WireTimes>) -> Self {
-        Self { _sending: wire.map(WireTimes::sending), ..self }
-    }
-
-    fn many(encoded: infer_response::EncodedResponse) -> Self {
-        let mut pieces: SmallVec<[Bytes; 3]> = smallvec![encoded.json];
-        pieces.extend(encoded.tails);
-        pieces.reverse();
-        Self { pieces, ..Self::default() }
-    }
-}
-
-impl Body for Segments {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let next = match (self.pieces.pop(), &mut self.events) {
-            (Some(piece), _) => Poll::Ready(Some(piece)),
-            (None, Some(events)) => events.poll_next(cx),
-            (None, None) => Poll::Ready(None),
-        };
-        next.map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty() && self.events.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        if self.events.is_some() {
-            return SizeHint::default();
-        }
-        SizeHint::with_exact(self.pieces.iter().map(|piece| piece.len() as u64).sum())
-    }
 }

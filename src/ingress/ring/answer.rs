@@ -11,12 +11,14 @@ use super::request::numbered;
 use crate::{
     inference::{Code, Error, InferResponse, Parameter},
     ingress::away::away,
-    memory::{RingMemory, RingView},
+    memory::{OutputPlaces, RingMemory, RingView, SharedView},
     serving::Reply,
 };
 
 /// Outputs of up to so many bytes are copied on the reactor: some 100 µs.
 const COPIED_HERE_MAX: usize = 1 << 20;
+/// Places of fewer bytes are not lent to models: to copy them is nothing beside that.
+const LENT_MIN: u64 = 4096;
 /// Outputs whose places the server chooses begin at a multiple of this: a cache line.
 const OUTPUT_ALIGNMENT: u64 = 64;
 const RECORD_ALIGNMENT: u64 = 8;
@@ -29,6 +31,8 @@ pub struct Places {
     used: u64,
     /// Outputs whose places the client has chosen.
     chosen: SmallVec<[(CompactString, Span); 2]>,
+    /// The same for a model that writes there itself.
+    lent: Option<Arc<OutputPlaces>>,
 }
 
 impl Places {
@@ -36,7 +40,13 @@ impl Places {
     /// none.
     pub fn in_area(memory: &Arc<RingMemory>, area: Span) -> Self {
         let area = memory.view("an area", area).map_or(Span::default(), |_| area);
-        Self { memory: memory.clone(), area, used: area.offset, chosen: SmallVec::new() }
+        Self {
+            memory: memory.clone(),
+            area,
+            used: area.offset,
+            chosen: SmallVec::new(),
+            lent: None,
+        }
     }
 
     /// Takes up the places that the client has chosen.
@@ -69,6 +79,32 @@ impl Places {
         Ok(())
     }
 
+    /// Lends the places to the model, unless an input lies there: to write an output would change it. To be
+    /// called once, with the places chosen.
+    pub fn lend(&mut self, request: &Request<'_>) -> Option<Arc<OutputPlaces>> {
+        let mut places = self.chosen.iter().map(|(_, place)| place).chain([&self.area]);
+        let is_large = places.clone().any(|place| place.length >= LENT_MIN);
+        let lies_over = |place: &Span| request.inputs.iter().any(|it| it.data.overlaps(place));
+        if !is_large || places.any(lies_over) {
+            return None;
+        }
+        let mut outputs = OutputPlaces::new();
+        outputs
+            .put_others(self.memory.view("the area", self.area).ok()?, OUTPUT_ALIGNMENT as usize);
+        for (name, place) in &self.chosen {
+            let view = self.memory.view("an output", *place).ok()?;
+            outputs.put(name.clone(), SharedView::Ring(view));
+        }
+        self.lent = Some(Arc::new(outputs));
+        self.lent.clone()
+    }
+
+    /// Keeps a model that has not begun from writing to the places. Returns whether one has, which may go on
+    /// until it answers.
+    pub fn take_back(&self) -> bool {
+        self.lent.as_ref().is_some_and(|lent| lent.close())
+    }
+
     /// Puts a reply where it goes. Its status and its place are what the completion tells.
     pub async fn answer(&mut self, reply: Reply) -> (Status, Span) {
         let used = self.used;
@@ -98,8 +134,17 @@ impl Places {
     async fn deliver(&mut self, mut response: InferResponse) -> Result<Span, Error> {
         let mut spans: SmallVec<[Span; 2]> = SmallVec::new();
         let mut writes: SmallVec<[(RingView, Bytes); 2]> = SmallVec::new();
-        for output in &mut response.outputs {
+        let written: SmallVec<[Option<Span>; 2]> = response
+            .outputs
+            .iter()
+            .map(|output| self.written(&output.name, &output.data))
+            .collect();
+        for (output, written) in response.outputs.iter_mut().zip(written) {
             let data = std::mem::take(&mut output.data);
+            if let Some(span) = written {
+                spans.push(span);
+                continue;
+            }
             let span = self.place(&output.name, data.len())?;
             let view = self.memory.view("an output", span);
             let view = view.map_err(|error| Error::Internal { detail: error.to_string() })?;
@@ -109,6 +154,26 @@ impl Places {
         copy(writes).await?;
         let record = record(&response, &spans)?;
         self.write(&record).ok_or_else(|| self.used_up("the answer", record.len()))
+    }
+
+    /// Where an output lies, if the model has written it to its place. The area is used up to there.
+    fn written(&mut self, name: &str, data: &[u8]) -> Option<Span> {
+        self.lent.as_ref()?;
+        let span = self.memory.span_of(data)?;
+        match self.chosen.iter().find(|(chosen, _)| chosen == name) {
+            Some((_, chosen)) => {
+                (span.offset == chosen.offset && span.length <= chosen.length).then_some(span)
+            }
+            None => {
+                let (end, area_end) =
+                    (span.offset + span.length, self.area.offset + self.area.length);
+                let is_in_area = self.area.offset <= span.offset && end <= area_end;
+                is_in_area.then(|| {
+                    self.used = self.used.max(end);
+                    span
+                })
+            }
+        }
     }
 
     fn place(&mut self, name: &str, length: usize) -> Result<Span, Error> {

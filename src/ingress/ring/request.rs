@@ -51,7 +51,7 @@ pub async fn infer_request(
         })?;
         let datatype = datatype(input.datatype);
         let data = match datatype {
-            DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => {
+            datatype if datatype.is_float() => {
                 request.inputs_may_change = true;
                 view.in_place()
             }

@@ -176,7 +176,7 @@ async fn begin(
     let described = described.map_err(|error| Error::malformed(error.to_string()))?;
     places.choose(&described)?;
     let request = request::infer_request(&client.memory, client.server.pool(), &described).await?;
-    client.server.infer(request)
+    client.server.infer(request, places.lend(&described))
 }
 
 /// The replies to a request, of which each can tell whether it is the last.
@@ -229,7 +229,13 @@ impl Replies {
 async fn tell(client: Rc<Client>, key: usize, mut places: Places, mut replies: Replies) {
     let last = loop {
         match poll_fn(|cx| replies.poll(&client, key, cx)).await {
-            Next::Cancelled => break Err(Error::Cancelled),
+            Next::Cancelled => {
+                // A model that runs may go on writing outputs, where the client would put something else.
+                if places.take_back() {
+                    poll_fn(|cx| replies.answer.poll_receive(cx)).await;
+                }
+                break Err(Error::Cancelled);
+            }
             Next::End { is_told: true } => {
                 return client.put_last(key, Status::Ok, Span::default());
             }

@@ -14,6 +14,9 @@ const TARGET_SHARE: f64 = 0.9;
 /// answers have just left need no longer to come back, and without them batches stay small and all are late.
 const GRACE: u32 = 20;
 
+/// Sizes of batches that are thought of for a wait, beside that of all rows that came lately.
+const SIZES_MAX: usize = 16;
+
 /// Chooses how long a batch waits for more rows.
 ///
 /// It knows how long batches of each size have run. Of `n` rows that are there each costs `run(n) / n`
@@ -25,7 +28,8 @@ const GRACE: u32 = 20;
 /// for their answers send all together, and the longer they are kept the fewer they send. So it is found
 /// out by looking: now and then a batch waits for a quarter more, and what has come by then is the new
 /// aim. Looks that find nothing become rare, those that find more or less than there was are followed by
-/// others at once.
+/// others at once. A model may take much longer from a certain size on; so any size up to the aim that
+/// is worth a wait is waited for.
 pub struct AutoDelay {
     target: Duration,
     instances: usize,
@@ -135,22 +139,34 @@ impl AutoDelay {
         Wait { since: now, aim, is_look, rows: 0, until: now }
     }
 
+    /// Until when to wait: for the size that is worth it longest.
     fn until(
         &self,
         wait: &Wait,
         arrivals: impl Iterator<Item = Timestamp>,
         now: Timestamp,
     ) -> Timestamp {
-        let Some(worth) = self.worth(wait.rows, wait.aim, now - wait.since) else { return now };
-        let run_time = self.run_times.of(wait.aim).unwrap_or_default();
-        let allowed = self.target.as_secs_f64() * TARGET_SHARE - run_time;
-        let until = now + worth;
-        match (Duration::try_from_secs_f64(allowed), arrivals.min()) {
-            (Ok(allowed), Some(first)) => {
-                until.min((first + allowed).max(wait.since + self.target / GRACE))
-            }
+        let first = arrivals.min().unwrap_or(now);
+        let until = |aim| {
+            let worth = self.worth(wait.rows, aim, now - wait.since)?;
+            Some((now + worth).min(self.latest(wait, aim, first)))
+        };
+        let known = self.run_times.sizes(wait.rows, wait.aim).take(SIZES_MAX);
+        known.chain([wait.aim]).filter_map(until).max().unwrap_or(now)
+    }
+
+    /// Until when requests the first of which came at `first` may wait for `aim` rows to keep the target.
+    fn latest(&self, wait: &Wait, aim: u32, first: Timestamp) -> Timestamp {
+        let left = |rows| {
+            let run_time = self.run_times.of(rows).unwrap_or_default();
+            Duration::try_from_secs_f64(self.target.as_secs_f64() * TARGET_SHARE - run_time).ok()
+        };
+        let graced = wait.since + self.target / GRACE;
+        match (left(aim), left(wait.rows)) {
+            (Some(left), _) => graced.max(first + left),
+            (None, Some(_)) => graced,
             // No wait is short enough: who is late is served soonest by what serves most.
-            _ => until,
+            (None, None) => wait.since + self.target,
         }
     }
 
@@ -172,6 +188,12 @@ impl RunTimes {
     fn note(&mut self, rows: u32, took: f64) {
         let mean = self.0.entry(rows).or_insert(took);
         *mean += NEWEST * (took - *mean);
+    }
+
+    /// The sizes above `fewer` and below `more` of which batches have run, the largest first.
+    fn sizes(&self, fewer: u32, more: u32) -> impl Iterator<Item = u32> {
+        let known = (fewer + 1 < more).then(|| self.0.range(fewer + 1..more));
+        known.into_iter().flatten().rev().map(|(&rows, _)| rows)
     }
 
     fn forget(&mut self, rows: u32) {

@@ -11,7 +11,7 @@ use super::{ModelControl, lock};
 use crate::{
     memory::give_back_free_pages,
     repository::ModelId,
-    serving::{server::Versions, version::LoadedVersion},
+    serving::{registry::Versions, version::LoadedVersion},
 };
 
 /// How often is looked whether the last request has been answered, at first and at most.

@@ -8,7 +8,7 @@ use crate::{
     repository::{self, ModelId, Overrides, check_model_name},
     serving::{
         load::{Before, LoadFailure, Source},
-        server::Versions,
+        registry::Versions,
     },
 };
 

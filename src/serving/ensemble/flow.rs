@@ -79,7 +79,7 @@ impl Flow {
         let run = EnsembleRun::new(steps.plan.clone(), inputs.collect::<Vec<_>>(), wanted);
         let account = Arc::new(Account::default());
         let trace = job.trace.as_ref().map(|trace| trace.as_outer());
-        let parent = Parent { trace, account: Some(account.clone()) };
+        let parent = Parent { trace, account: Some(account.clone()), places: None };
         Self { steps, job, run, calls: Vec::new(), parent, account, first: None }
     }
 

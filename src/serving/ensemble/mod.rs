@@ -20,6 +20,7 @@ pub use self::flow::start;
 use super::{server::Server, version::LoadedVersion};
 use crate::{
     inference::Signature,
+    memory::OutputPlaces,
     observe::{BatchTimes, trace::OuterTrace},
     repository::{Composing, Ensemble, ModelId, ensemble_faults},
     scheduler::EnsemblePlan,
@@ -142,13 +143,15 @@ pub struct StepVersion {
     pub is_wanted: bool,
 }
 
-/// What a request to a step is a part of.
+/// What a request to a step is a part of, or what else comes with a request.
 #[derive(Clone, Default)]
 pub struct Parent {
     /// The trace of the request to the ensemble, if it is traced.
     pub trace: Option<OuterTrace>,
     /// Where its times are added up.
     pub account: Option<Arc<Account>>,
+    /// Where outputs may be written.
+    pub places: Option<Arc<OutputPlaces>>,
 }
 
 /// What the steps of one request took, as Triton counts an ensemble's times: all of them added.

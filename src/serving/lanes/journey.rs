@@ -3,14 +3,14 @@ use std::{cell::RefCell, rc::Rc};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::Route;
+use super::{Route, resident};
 use crate::{
     backend::{Batch, Expected},
     device::{
         DeviceError,
         streams::{self, BatchParts, Finished, Outcome, Refused},
     },
-    inference::{Admitted, Error, Timestamp},
+    inference::{Admitted, Error, Shape, Timestamp},
     observe::BatchTimes,
     serving::{
         batch::{self, Outputs},
@@ -56,7 +56,7 @@ impl Journey {
 
     /// Brings the requests into lanes.
     pub fn depart(mut self, rows: SharedRows) {
-        if self.jobs.iter().all(|job| job.reply.is_abandoned()) {
+        if self.is_moot() {
             return self.end(Err(Error::Cancelled));
         }
         let parts = match self.lay_out(rows) {
@@ -79,7 +79,9 @@ impl Journey {
             let journey = travels.borrow_mut().take();
             ended.borrow_mut().extend(journey.map(|journey| (journey, finished)));
         });
-        let job = streams::Job { model, parts, priority, deadline, done };
+        let asked = journey.clone();
+        let is_moot = Box::new(move || asked.borrow().as_ref().is_some_and(Self::is_moot));
+        let job = streams::Job { model, parts, priority, deadline, is_moot, done };
         let taken = driver.with(|lanes| lanes.submit(job, Timestamp::now()));
         if let Err(refused) = taken {
             let journey = journey.borrow_mut().take();
@@ -88,6 +90,11 @@ impl Journey {
                 journey.end(Err(error));
             });
         }
+    }
+
+    /// Whether all clients have left of what is on its way now.
+    fn is_moot(&self) -> bool {
+        self.jobs.iter().all(|job| job.reply.is_abandoned())
     }
 
     fn lay_out(&self, shared: SharedRows) -> Result<(BatchParts, Expected), Error> {
@@ -100,10 +107,12 @@ impl Journey {
         let inputs = batch::assemble(&version.signature, &version.ragged, &requests, shared, pool)?;
         let rows = requests.iter().map(|request| request.batch_size).sum();
         let wanted = wanted(&version.signature, &requests);
-        let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool };
+        let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places: None };
         let laid = self.route.model.lay_out(&batch);
         let laid = laid.map_err(|error| Error::Backend { detail: error.0 })?;
-        Ok(laid.parts(rows, pool)?)
+        let (mut parts, expected) = laid.parts(rows, pool)?;
+        resident::place(&self.jobs, &mut parts, pool)?;
+        Ok((parts, expected))
     }
 
     /// Smaller goes first: what the model's configuration says.
@@ -164,14 +173,28 @@ impl Journey {
     fn split(&mut self, outputs: Vec<Bytes>) -> Result<Vec<Outputs>, Error> {
         let began = Timestamp::now();
         let expected = std::mem::take(&mut self.expected);
+        let staying = self.jobs.first().and_then(|job| job.resident.as_deref());
+        let staying = staying.into_iter().flat_map(|tensors| &tensors.outputs);
+        let staying = staying.filter_map(|(index, _)| {
+            let shape = expected.shapes.get(usize::from(*index));
+            shape.map(|shape| (*index, shape.clone()))
+        });
+        let staying: Vec<(u16, Shape)> = staying.collect();
         let tensors = self.route.model.outputs(expected, outputs);
-        let tensors = tensors.map_err(|error| Error::Backend { detail: error.0 })?;
+        let mut tensors = tensors.map_err(|error| Error::Backend { detail: error.0 })?;
+        for (index, _) in &staying {
+            tensors.get_mut(usize::from(*index)).into_iter().for_each(|tensor| *tensor = None);
+        }
         let Some(version) = self.jobs.first().map(|job| &job.version) else {
             return Ok(Vec::new());
         };
         let requests: SmallVec<[&Admitted; 8]> =
             self.jobs.iter().map(|job| &job.admitted).collect();
         let split = batch::split(&version.signature, &version.ragged, &requests, &tensors);
+        let split = split.map(|mut outputs| {
+            resident::add_outputs(&self.jobs, &staying, &version.signature, &mut outputs);
+            outputs
+        });
         self.times.compute_output += Timestamp::now() - began;
         split
     }

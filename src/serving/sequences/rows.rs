@@ -123,6 +123,7 @@ fn execute(
         signature: &setup.signature,
         ragged: &first.version.ragged,
         pool: &first.version.host.pool,
+        places: None,
     };
     let all = execution::run(instance, &site, &requests, SharedRows::default(), began, times)?;
     let mut row = 0..;

@@ -59,7 +59,7 @@ impl Stage {
         let (report, heard) = mpsc::channel();
         let server = self.server.clone();
         let asking = move || {
-            let mut replies = server.infer(request(7)).unwrap();
+            let mut replies = server.infer(request(7), None).unwrap();
             spawn(&"a client", async move {
                 let mut got = Vec::new();
                 while let Some(reply) = replies.receive().await {

@@ -83,7 +83,7 @@ impl Stage {
                 sequence: Some(Box::new(sequence)),
                 ..InferRequest::default()
             };
-            let mut replies = server.infer(request).unwrap();
+            let mut replies = server.infer(request, None).unwrap();
             spawn(&"a client", async move {
                 report.send(replies.receive().await.unwrap()).unwrap();
             });

@@ -284,6 +284,10 @@ impl LoadedVersion {
             model: Some(spec.model.clone()),
             instances: spec.placements.len(),
             devices,
+            resident_on: lanes
+                .as_ref()
+                .filter(|_| ragged.is_empty())
+                .and_then(OpenLanes::resident_on),
             fleet: site.fleet.cloned(),
             home: home.clone(),
             runs_inline,
@@ -357,6 +361,7 @@ impl LoadedVersion {
             device_priority: 0,
             model: None,
             devices: Vec::new(),
+            resident_on: None,
             fleet: None,
             // Any number of requests are on their way through what has no instances.
             instances: usize::MAX,

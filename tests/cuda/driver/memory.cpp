@@ -64,7 +64,7 @@ Result release(Address address, Origin origin, const char* call) {
     const Allocation gone = found->second;
     state().allocations.erase(found);
     state().changed = true;
-    if (origin != Origin::Opened) device(gone.device).used -= gone.bytes;
+    if (origin == Origin::Own) device(gone.device).used -= gone.bytes;
     // Whoever touches it now ends: no other memory is put there unseen.
     munmap(reinterpret_cast<void*>(address), gone.bytes);
     if (gone.descriptor >= 0) close(gone.descriptor);
@@ -128,6 +128,12 @@ DRIVER cuMemAllocAsync(Address* address, std::size_t bytes, void* stream) {
 
 DRIVER cuMemFreeAsync(Address address, void* stream) {
     ENTER();
+    {
+        // What its stream allocates from here on may have the memory.
+        Lock lock(state().lock);
+        const auto found = state().allocations.find(address);
+        if (found != state().allocations.end()) device(found->second.device).used -= found->second.bytes;
+    }
     return give(stream, __func__, [address] { return release(address, Origin::Pool, "cuMemFreeAsync"); });
 }
 

@@ -101,6 +101,50 @@ fn an_output_of_known_shape_lies_in_the_pool() {
     assert_eq!(pool.used(), 0);
 }
 
+/// Numbers with a sign, and how they compare with zero: one output that any bits will do for, one not.
+#[test]
+fn numbers_are_written_where_the_client_wants_them_and_all_else_is_not() {
+    let Some(runtime) = runtime() else { return };
+    let dims = [Dim::Named("n")];
+    let file = Graph::default()
+        .input("x", model::FLOAT, &dims)
+        .node("Neg", &["x"], &["y"])
+        .node_with("Cast", &["x"], &["z"], &[attribute("to", model::INT64)])
+        .output("y", model::FLOAT, &dims)
+        .output("z", model::INT64, &dims)
+        .into_model();
+    let case = Case::new(
+        &file,
+        &[("x", DataType::Fp32, &[-1])],
+        &[("y", DataType::Fp32, &[-1]), ("z", DataType::Int64, &[-1])],
+    );
+    let mut instance = case.instance(&runtime);
+    let inputs = [Some(numbers(&[3], vec![1.0_f32, -2.0, 3.0]))];
+    // At a multiple of its type's size, at none, and without room.
+    for (offset, length, is_lent) in [(64, 100, true), (66, 100, false), (64, 11, false)] {
+        let (pool, arena) = (pool(), pool());
+        let header = nereid_ring::Header::plan(8, 8, 4096).unwrap();
+        let (memory, _file) = crate::memory::RingMemory::create(header, &arena).unwrap();
+        let mut places = OutputPlaces::new();
+        for (name, offset) in [("y", offset), ("z", 512)] {
+            let view = memory.view("a place", nereid_ring::Span { offset, length }).unwrap();
+            places.put(name.into(), SharedView::Ring(view));
+        }
+        let places = Arc::new(places);
+        let wanted = [true, true];
+        let batch =
+            Batch { rows: 1, inputs: &inputs, wanted: &wanted, pool: &pool, places: Some(&places) };
+        let outputs = instance.execute(&batch).unwrap();
+        let (y, z) = (outputs[0].as_ref().unwrap(), outputs[1].as_ref().unwrap());
+        assert_eq!(floats(y), [-1.0, 2.0, -3.0]);
+        assert_eq!(&z.data[..], bytemuck::bytes_of(&[1_i64, -2, 3]));
+        let span = memory.span_of(&y.data);
+        assert_eq!(span, is_lent.then_some(nereid_ring::Span { offset, length: 12 }));
+        assert_eq!(memory.span_of(&z.data), None, "indices lie where nobody changes them");
+        assert_eq!(pool.used(), 24 + if is_lent { 0 } else { 12 });
+    }
+}
+
 #[test]
 fn an_output_of_unknown_shape_outlives_its_model() {
     let Some(runtime) = runtime() else { return };
@@ -233,7 +277,7 @@ fn only_wanted_outputs_are_made() {
     let inputs = [Some(numbers(&[1], vec![-5.0_f32]))];
     for wanted in [[true, false], [false, true], [false, false], [true, true]] {
         let pool = pool();
-        let batch = Batch { rows: 1, inputs: &inputs, wanted: &wanted, pool: &pool };
+        let batch = Batch { rows: 1, inputs: &inputs, wanted: &wanted, pool: &pool, places: None };
         let outputs = instance.execute(&batch).unwrap();
         assert_eq!(outputs.iter().map(Option::is_some).collect::<Vec<_>>(), wanted);
         assert!(outputs.iter().flatten().all(|output| floats(output) == [5.0]));
@@ -258,7 +302,7 @@ fn a_run_that_fails_says_what_onnx_runtime_said_and_the_model_goes_on() {
         let error = execute(&mut *instance, 1, &[input], &pool()).unwrap_err().0;
         assert!(error.contains("model 'm'") && error.contains(expected), "{error}");
     }
-    let batch = Batch { rows: 1, inputs: &[None], wanted: &[true], pool: &pool() };
+    let batch = Batch { rows: 1, inputs: &[None], wanted: &[true], pool: &pool(), places: None };
     let error = instance.execute(&batch).unwrap_err().0;
     assert!(error.contains("Missing Input: x"), "{error}");
     let small = BufferPool::new(4096, 8).unwrap();

@@ -21,7 +21,7 @@ use crate::{
         host::{HostDevice, HostSettings},
     },
     inference::{DataType, Shape, Signature, TensorSpec},
-    memory::BufferPool,
+    memory::{BufferPool, OutputPlaces, SharedView},
     proto::{ModelConfig, ModelParameter},
 };
 
@@ -142,7 +142,7 @@ fn execute(
     pool: &BufferPool,
 ) -> Result<BatchOutputs, BackendError> {
     let inputs: Vec<Option<BatchTensor>> = inputs.iter().cloned().map(Some).collect();
-    instance.execute(&Batch { rows, inputs: &inputs, wanted: &[true; 4], pool })
+    instance.execute(&Batch { rows, inputs: &inputs, wanted: &[true; 4], pool, places: None })
 }
 
 fn instance_on(

@@ -38,6 +38,7 @@ pub mod to_process {
     pub const FINALIZE: u8 = 6;
     pub const ASK_READY: u8 = 7;
     pub const FLUSH: u8 = 8;
+    pub const TRIM: u8 = 9;
 }
 
 /// The kinds of frames that the process sends.

@@ -117,6 +117,13 @@ impl Writer {
         self.end();
     }
 
+    /// Asks for the pages of free memory from an offset on.
+    pub fn trim(&mut self, from: u64) {
+        self.begin(kind::TRIM);
+        self.u64(from);
+        self.end();
+    }
+
     /// Gives memory back, by offset.
     pub fn free(&mut self, offsets: &[u64]) {
         self.begin(kind::FREE);
@@ -149,10 +156,11 @@ impl Writer {
         self.bytes.extend_from_slice(&[0; 4]);
     }
 
-    /// Ends the frame of `count` requests, which is the only one so far.
+    /// Ends the frame of `count` requests.
     pub fn end_execute(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes();
-        if let Some(place) = self.bytes.get_mut(HEADER_BYTES..HEADER_BYTES + count.len()) {
+        let begin = self.start + HEADER_BYTES;
+        if let Some(place) = self.bytes.get_mut(begin..begin + count.len()) {
             place.copy_from_slice(&count);
         }
         self.end();

@@ -248,6 +248,7 @@ impl Rig {
             },
             priority: 0,
             deadline: None,
+            is_moot: Box::new(|| false),
             done: Box::new(done),
         };
         let now = self.now();

@@ -7,7 +7,7 @@ mod results;
 mod steady;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -133,6 +133,8 @@ struct Rig {
     news: Arc<Mutex<VecDeque<Completion>>>,
     arrivals: Arc<Mutex<VecDeque<Plan>>>,
     ended: Arc<Mutex<Vec<Ended>>>,
+    /// Batches that nobody wants any more.
+    unwanted: Arc<Mutex<BTreeSet<usize>>>,
     pool: BufferPool,
 }
 
@@ -156,6 +158,7 @@ impl Rig {
             news,
             arrivals: Arc::default(),
             ended: Arc::default(),
+            unwanted: Arc::default(),
             pool: BufferPool::new(1 << 24, 1 << 30).unwrap(),
         }
     }
@@ -175,7 +178,7 @@ impl Rig {
         let now = self.simulation.now();
         let (ended, simulation) = (self.ended.clone(), self.simulation.clone());
         let Plan { number, model, rows, bytes_in, bytes_out, priority, deadline } = plan;
-        let byte = number as u8;
+        let (byte, unwanted) = (number as u8, self.unwanted.clone());
         let job = Job {
             model,
             parts: BatchParts {
@@ -186,6 +189,7 @@ impl Rig {
             },
             priority,
             deadline: deadline.map(|deadline| now + deadline),
+            is_moot: Box::new(move || unwanted.lock().unwrap().contains(&number)),
             done: Box::new(move |Finished { outcome, outputs }| {
                 let at = simulation.now();
                 ended.lock().unwrap().push(Ended { number, model, at, outcome, outputs });

@@ -83,6 +83,7 @@ fn on_real_engines(model: impl Fn(&dyn Device) -> Runner) {
             },
             priority: 0,
             deadline: None,
+            is_moot: Box::new(|| false),
             done: Box::new(move |finished| report.send((number, finished)).unwrap()),
         };
         lanes.submit(job, Timestamp::now()).unwrap();
@@ -199,6 +200,22 @@ fn what_waits_can_be_cancelled_refused_or_expire() {
     assert_eq!(outcomes[1], (1, Outcome::Cancelled));
     assert_eq!(outcomes[2], (2, Outcome::Expired));
     assert!(matches!(outcomes[3], (3, Outcome::Done(_))));
+    rig.check_nothing_is_left();
+}
+
+#[test]
+fn what_nobody_wants_when_its_turn_comes_does_not_begin() {
+    let mut rig = rig(Default::default(), vec![linked(0)]);
+    let model = rig.model(1.0, 1, millis(10), Duration::ZERO);
+    for number in 0..4 {
+        rig.submit(Plan { number, ..Plan::of(model, 1000, 1000) }).unwrap();
+    }
+    rig.unwanted.lock().unwrap().extend([0, 2]);
+    rig.run();
+    let outcomes = outcomes(&rig);
+    // The first had begun.
+    assert!([0, 1, 3].iter().all(|&it| matches!(outcomes[it], (_, Outcome::Done(_)))));
+    assert_eq!(outcomes[2], (2, Outcome::Cancelled));
     rig.check_nothing_is_left();
 }
 

@@ -1,0 +1,328 @@
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::device::{
+    Argument, Device, DeviceError, DeviceSlice, Kernel, Scalar, Stream,
+    kernels::{
+        self, PLACES_MAX,
+        gather::{STRETCH, grid},
+    },
+};
+
+/// What moves bytes between a batch and many places of the same device, in one launch for all places of a
+/// tensor.
+pub struct Mover {
+    gather: Option<Kernel>,
+    scatter: Option<Kernel>,
+    /// Whether places that lie over each other are written one after the other: a device of the host takes
+    /// that for a race, on a GPU it is the client's own affair.
+    parts_writes: bool,
+}
+
+/// The tensors of a batch that lie on its device: of these inputs no bytes are copied from the host, of
+/// these outputs none to it.
+pub struct Resident {
+    mover: Arc<Mover>,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+}
+
+struct Tensor {
+    /// Which of the batch's.
+    index: usize,
+    bytes: usize,
+    shares: Vec<Share>,
+}
+
+/// One launch: a part of a tensor, and where it lies.
+struct Share {
+    range: Range<usize>,
+    places: Vec<DeviceSlice>,
+}
+
+impl Share {
+    /// Where the places begin in the part, and where the last ends, as kernels read it.
+    fn offsets(&self) -> impl Iterator<Item = u64> {
+        let ends = self.places.iter().scan(0, |end, place| {
+            *end += place.len() as u64;
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends)
+    }
+
+    fn table_bytes(&self) -> usize {
+        (self.places.len() + 1) * size_of::<u64>()
+    }
+}
+
+/// Parts places, each with where it begins in the tensor, into launches: no more in one than a table
+/// holds; where they are to be `apart`, none that lie over each other.
+fn shares(pieces: impl Iterator<Item = (usize, DeviceSlice)>, apart: bool) -> Vec<Share> {
+    let mut shares: Vec<Share> = Vec::new();
+    for (start, place) in pieces.filter(|(_, place)| !place.is_empty()) {
+        let end = start + place.len();
+        let fits = |share: &&mut Share| {
+            share.range.end == start
+                && share.places.len() < PLACES_MAX
+                && !(apart && share.places.iter().any(|other| other.overlaps(&place)))
+        };
+        match shares.last_mut().filter(fits) {
+            Some(share) => {
+                share.range.end = end;
+                share.places.push(place);
+            }
+            None => shares.push(Share { range: start..end, places: vec![place] }),
+        }
+    }
+    shares
+}
+
+impl Resident {
+    /// None yet.
+    pub fn new(mover: Arc<Mover>) -> Self {
+        Self { mover, inputs: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// Adds the batch's input `index`, whose rows lie in these places, in their order.
+    pub fn add_input(&mut self, index: usize, places: Vec<DeviceSlice>) {
+        let bytes = places.iter().map(DeviceSlice::len).sum();
+        let pieces = places.into_iter().scan(0, |end, place| {
+            let start = *end;
+            *end += place.len();
+            Some((start, place))
+        });
+        self.inputs.push(Tensor { index, bytes, shares: shares(pieces, false) });
+    }
+
+    /// Adds the batch's output `index` of `bytes` bytes, of which those from each number on go to the
+    /// place beside it, as many as it has.
+    pub fn add_output(&mut self, index: usize, bytes: usize, places: Vec<(usize, DeviceSlice)>) {
+        let shares = shares(places.into_iter(), self.mover.parts_writes);
+        self.outputs.push(Tensor { index, bytes, shares });
+    }
+
+    /// The size of the input `index`, if it is one of these.
+    pub(super) fn input_bytes(&self, index: usize) -> Option<usize> {
+        self.inputs.iter().find(|tensor| tensor.index == index).map(|tensor| tensor.bytes)
+    }
+
+    /// The size of the output `index`, if it is one of these.
+    pub(super) fn output_bytes(&self, index: usize) -> Option<usize> {
+        self.outputs.iter().find(|tensor| tensor.index == index).map(|tensor| tensor.bytes)
+    }
+
+    fn shares(&self) -> impl Iterator<Item = &Share> {
+        self.inputs.iter().chain(&self.outputs).flat_map(|tensor| &tensor.shares)
+    }
+
+    /// The bytes of device memory that the launches read their tables from.
+    pub(super) fn table_bytes(&self) -> usize {
+        self.shares().map(Share::table_bytes).sum()
+    }
+
+    /// Brings the inputs to their places in the batch, and the tables of all launches to `table`.
+    pub(super) fn bring(
+        &self,
+        stream: &mut dyn Stream,
+        inputs: &[DeviceSlice],
+        table: &DeviceSlice,
+    ) -> Result<(), DeviceError> {
+        let words: Vec<u64> = self.shares().flat_map(Share::offsets).collect();
+        if !table.is_empty() {
+            stream.copy_in(Bytes::from_owner(Words(words)), table)?;
+        }
+        let kernel = self.mover.gather.as_ref();
+        for_each(&self.inputs, inputs, table, 0, |share, batch, offsets| match kernel {
+            Some(kernel) => {
+                let places = Argument::ReadTable(share.places.clone());
+                launch(kernel, stream, share, places, offsets, Argument::Write(batch.clone()))
+            }
+            None => one_by_one(share, batch, |place, part| stream.copy_within(place, part)),
+        })
+    }
+
+    /// Brings the outputs from the batch to where they are to lie, by the tables that
+    /// [`bring`](Self::bring) has put there.
+    pub(super) fn take_out(
+        &self,
+        stream: &mut dyn Stream,
+        outputs: &[DeviceSlice],
+        table: &DeviceSlice,
+    ) -> Result<(), DeviceError> {
+        let before = self.inputs.iter().flat_map(|tensor| &tensor.shares).map(Share::table_bytes);
+        let kernel = self.mover.scatter.as_ref();
+        for_each(
+            &self.outputs,
+            outputs,
+            table,
+            before.sum(),
+            |share, batch, offsets| match kernel {
+                Some(kernel) => {
+                    let places = Argument::WriteTable(share.places.clone());
+                    launch(kernel, stream, share, places, offsets, Argument::Read(batch.clone()))
+                }
+                None => one_by_one(share, batch, |place, part| stream.copy_within(part, place)),
+            },
+        )
+    }
+}
+
+/// Does each launch of `tensors`: with its part of the batch, and its table, the first of which begins
+/// at `start`.
+fn for_each(
+    tensors: &[Tensor],
+    batch: &[DeviceSlice],
+    table: &DeviceSlice,
+    mut start: usize,
+    mut give: impl FnMut(&Share, &DeviceSlice, DeviceSlice) -> Result<(), DeviceError>,
+) -> Result<(), DeviceError> {
+    for tensor in tensors {
+        let Some(all) = batch.get(tensor.index) else { continue };
+        for share in &tensor.shares {
+            let end = start + share.table_bytes();
+            give(share, &all.slice(share.range.clone())?, table.slice(start..end)?)?;
+            start = end;
+        }
+    }
+    Ok(())
+}
+
+struct Words(Vec<u64>);
+
+impl AsRef<[u8]> for Words {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl Mover {
+    /// Loads the kernels on a device. Where it has no code for them, places are copied one by one.
+    pub fn load(device: &dyn Device) -> Self {
+        let load = |name| {
+            let loaded = device.kernel(&kernels::source(name)?);
+            let told = |error| log::warn!("tensors on a device are copied one by one: {error}");
+            loaded.map_err(told).ok()
+        };
+        let parts_writes = device.properties().compute_capability.is_none();
+        Self { gather: load("gather"), scatter: load("scatter"), parts_writes }
+    }
+}
+
+fn launch(
+    kernel: &Kernel,
+    stream: &mut dyn Stream,
+    share: &Share,
+    places: Argument,
+    offsets: DeviceSlice,
+    batch: Argument,
+) -> Result<(), DeviceError> {
+    let grid = grid(share.range.len() as u64);
+    let launch = kernel
+        .launch(grid.blocks, grid.threads)
+        .with(places)
+        .with(Argument::Read(offsets))
+        // It is at most the length of a table.
+        .with(Argument::Scalar(Scalar::U32(share.places.len() as u32)))
+        .with(batch)
+        .with(Argument::Scalar(Scalar::U64(STRETCH)));
+    stream.launch(launch)
+}
+
+/// Copies each place's part of the batch.
+fn one_by_one(
+    share: &Share,
+    batch: &DeviceSlice,
+    mut copy: impl FnMut(&DeviceSlice, &DeviceSlice) -> Result<(), DeviceError>,
+) -> Result<(), DeviceError> {
+    let mut start = 0;
+    for place in &share.places {
+        copy(place, &batch.slice(start..start + place.len())?)?;
+        start += place.len();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        device::{
+            Landing, Urgency,
+            host::{HostDevice, HostSettings},
+        },
+        memory::BufferPool,
+    };
+
+    const PIECES: usize = 300;
+
+    /// Rows of a region, the last first, that are brought to a batch and from there to another region.
+    fn there_and_back(
+        mover: impl FnOnce(&HostDevice) -> Mover,
+        lengths: &[usize],
+    ) -> (Vec<u8>, Vec<u8>) {
+        let device = HostDevice::start(HostSettings::default()).unwrap();
+        let mut stream = device.stream(Urgency::Normal).unwrap();
+        let total: usize = lengths.iter().sum();
+        let content: Vec<u8> = (0..total).map(|at| (at * 7 % 251) as u8).collect();
+        let [from, to, batch] = [(); 3].map(|()| device.allocate(total).unwrap());
+        stream.copy_in(content.clone().into(), &from.whole()).unwrap();
+        stream.fill(&to.whole(), 0).unwrap();
+        let mut end = total;
+        let places = lengths.iter().map(|length| {
+            end -= length;
+            end..end + length
+        });
+        let places: Vec<Range<usize>> = places.collect();
+        let mut resident = Resident::new(Arc::new(mover(&device)));
+        let rows = places.iter().map(|place| from.slice(place.clone()).unwrap());
+        resident.add_input(0, rows.collect());
+        let mut start = 0;
+        let targets = places.iter().map(|place| {
+            start += place.len();
+            (start - place.len(), to.slice(place.clone()).unwrap())
+        });
+        resident.add_output(0, total, targets.collect());
+        assert_eq!((resident.input_bytes(0), resident.output_bytes(1)), (Some(total), None));
+        let table = device.allocate(resident.table_bytes()).unwrap().whole();
+        let batch = [batch.whole()];
+        resident.bring(&mut *stream, &batch, &table).unwrap();
+        resident.take_out(&mut *stream, &batch, &table).unwrap();
+        let pool = BufferPool::new(1 << 20, 1 << 20).unwrap();
+        let (landing, target) = Landing::new(pool.allocate(total).unwrap());
+        stream.copy_out(&to.whole(), target).unwrap();
+        let (report, reported) = std::sync::mpsc::channel();
+        stream.call(Box::new(move |done| report.send(done).unwrap())).unwrap();
+        reported.recv().unwrap().outcome.unwrap();
+        (content, landing.finish().unwrap().to_vec())
+    }
+
+    #[test]
+    fn more_places_than_a_table_holds_come_and_go_in_their_order() {
+        let lengths: Vec<usize> = (0..PIECES).map(|piece| piece % 5 * 9).collect();
+        let (content, got) = there_and_back(|device| Mover::load(device), &lengths);
+        assert!(content == got);
+        let without = |_: &HostDevice| Mover { gather: None, scatter: None, parts_writes: true };
+        let (content, got) = there_and_back(without, &lengths);
+        assert!(content == got);
+    }
+
+    #[test]
+    fn a_launch_takes_a_table_full_and_no_two_places_that_are_written_over_each_other() {
+        let device = HostDevice::start(HostSettings::default()).unwrap();
+        let memory = device.allocate(64).unwrap();
+        let place = |range| memory.slice(range).unwrap();
+        let count = |pieces: Vec<DeviceSlice>, apart| {
+            let mut end = 0;
+            let pieces = pieces.into_iter().map(|piece| {
+                end += piece.len();
+                (end - piece.len(), piece)
+            });
+            shares(pieces.collect::<Vec<_>>().into_iter(), apart).len()
+        };
+        let same = || vec![place(0..8), place(4..12), place(8..16), place(3..3)];
+        assert_eq!((count(same(), true), count(same(), false)), (3, 1));
+        assert_eq!(count(vec![place(0..1); PLACES_MAX + 1], false), 2);
+        assert_eq!(count(Vec::new(), true), 0);
+    }
+}
