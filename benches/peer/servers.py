@@ -217,6 +217,17 @@ class Server:
         pages = int(pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def forget_peak(self) -> None:
+        """From now on `peak_bytes` is what comes."""
+        # proc_pid_clear_refs(5): 5 resets the peak of the resident set.
+        pathlib.Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def peak_bytes(self) -> int:
+        """The most memory that the process had resident."""
+        lines = pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        (kib,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+        return int(kib) << 10
+
     def threads(self) -> int:
         """How many threads the process has."""
         return len(os.listdir(f"/proc/{self.process.pid}/task"))

@@ -1,7 +1,11 @@
 use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
+
+/// What a piece that is joined with its neighbour may be at most: so many bytes cost little to copy, and
+/// are many times what a piece costs by itself.
+const JOINED_MAX: usize = 4 << 10;
 
 /// Bytes as they arrived: a sequence of reference-counted pieces that is one piece most of the time.
 ///
@@ -61,6 +65,23 @@ impl Rope {
             self.len += piece.len();
             self.pieces.push(piece);
         }
+    }
+
+    /// Appends what arrives from outside, which may come byte by byte: small neighbours are copied together,
+    /// so that there are never many more pieces than the bytes would fill.
+    pub fn arrive(&mut self, piece: Bytes) {
+        let last = self.pieces.last_mut();
+        let fits = |last: &Bytes| !piece.is_empty() && last.len() + piece.len() <= JOINED_MAX;
+        let Some(last) = last.filter(|last| fits(last)) else { return self.push(piece) };
+        self.len += piece.len();
+        // One that was joined before is nobody else's and has room; one of the network's buffers is left there.
+        let mut joined = match std::mem::take(last).try_into_mut() {
+            Ok(own) if own.capacity() == JOINED_MAX => own,
+            Ok(other) => copied(&other),
+            Err(shared) => copied(&shared),
+        };
+        joined.extend_from_slice(&piece);
+        *last = joined.freeze();
     }
 
     /// The bytes as one slice, if they lie in one piece.
@@ -135,6 +156,12 @@ impl Rope {
     }
 }
 
+fn copied(bytes: &[u8]) -> BytesMut {
+    let mut copy = BytesMut::with_capacity(JOINED_MAX);
+    copy.extend_from_slice(bytes);
+    copy
+}
+
 impl From<Bytes> for Rope {
     fn from(piece: Bytes) -> Self {
         let mut rope = Self::default();
@@ -177,6 +204,31 @@ mod tests {
             rope.copy_to(&mut copy);
             prop_assert_eq!(&copy, &joined);
             prop_assert_eq!(rope.into_bytes(), joined);
+        }
+
+        #[test]
+        fn what_arrives_in_little_pieces_lies_in_few(
+            sizes in prop::collection::vec(prop_oneof![
+                6 => 0..3_usize,
+                3 => 0..JOINED_MAX,
+                1 => JOINED_MAX..3 * JOINED_MAX,
+            ], 0..300),
+        ) {
+            let mut network = BytesMut::from_iter((0_u32..).map(|n| (n % 251) as u8).take(sizes.iter().sum()));
+            let sent = network.to_vec();
+            let mut rope = Rope::default();
+            for &size in &sizes {
+                let piece = network.split_to(size).freeze();
+                let at = piece.as_ptr();
+                rope.arrive(piece);
+                // What is large stays where it is.
+                let last = rope.pieces().last().map(|last| last.as_ptr());
+                prop_assert!(size < JOINED_MAX || last == Some(at));
+            }
+            prop_assert_eq!(rope.len(), sent.len());
+            // Two neighbours hold more than one piece may be joined to.
+            prop_assert!(rope.pieces().len() <= 2 * sent.len() / JOINED_MAX + 1, "{}", rope.pieces().len());
+            prop_assert_eq!(rope.into_bytes(), sent);
         }
     }
 }

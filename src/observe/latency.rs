@@ -177,6 +177,12 @@ impl Recorder {
             summary.note(nanos, requests);
         }
     }
+
+    /// How many histograms and summaries there is memory for.
+    #[cfg(test)]
+    pub fn distributions(&self) -> usize {
+        self.histograms.len() + self.summaries.len()
+    }
 }
 
 struct Histogram {

@@ -384,3 +384,39 @@ impl ModelStatistics {
 fn scaled(time: time::Duration, requests: u64) -> time::Duration {
     time.saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::latency::FAMILIES, *};
+
+    #[test]
+    fn only_reactors_that_serve_a_model_have_memory_for_what_they_count() {
+        let plan = Plan::new(&proto::ModelConfig::default(), true, true);
+        let served = [false, true, false, true];
+        let statistics = ModelStatistics::new(served.into_iter(), 8, &plan);
+        let arrays: Vec<_> = statistics
+            .cores
+            .iter()
+            .map(|core| {
+                core.as_ref().map(|core| (core.batches.len(), core.latencies.distributions()))
+            })
+            .collect();
+        let kept = Some((8, FAMILIES.len() + Step::ALL.len()));
+        assert_eq!(arrays, [None, kept, None, kept]);
+        // What is told of elsewhere is dropped, not counted at another's place.
+        for reactor in 0..5 {
+            statistics.succeeded(
+                reactor,
+                time::Duration::from_micros(3),
+                time::Duration::ZERO,
+                time::Duration::from_micros(3),
+            );
+        }
+        assert_eq!(statistics.totals().success, Duration { count: 2, nanos: 6000 });
+
+        let plain = ModelStatistics::new(served.into_iter(), 1, &Plan::default());
+        let arrays =
+            plain.counted().map(|core| (core.batches.len(), core.latencies.distributions()));
+        assert_eq!(arrays.collect::<Vec<_>>(), [(1, 0); 2]);
+    }
+}

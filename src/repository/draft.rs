@@ -23,14 +23,24 @@ use crate::{
     },
 };
 
-/// The files of data folders that a configuration names: the field, the folder, the file.
-pub(super) fn data_files(
-    config: &ModelConfig,
-) -> impl Iterator<Item = (&'static str, &'static str, &String)> {
-    let warmups = config.model_warmup.iter().flat_map(|warmup| warmup.inputs.values());
-    let warmup_files = warmups.filter_map(|input| match &input.input_data_type {
+/// A file of a data folder that a configuration names.
+pub(super) struct DataFile<'a> {
+    pub field: &'static str,
+    /// The path of the field, or of one around it.
+    pub place: String,
+    pub folder: &'static str,
+    pub file: &'a String,
+}
+
+/// The files of data folders that a configuration names.
+pub(super) fn data_files(config: &ModelConfig) -> impl Iterator<Item = DataFile<'_>> {
+    let warmups = config.model_warmup.iter().enumerate();
+    let inputs = warmups.flat_map(|(index, warmup)| {
+        warmup.inputs.values().map(move |input| (format!("model_warmup[{index}].inputs"), input))
+    });
+    let warmup_files = inputs.filter_map(|(place, input)| match &input.input_data_type {
         Some(InputDataType::InputDataFile(file)) => {
-            Some(("input_data_file", layout::WARMUP_FOLDER, file))
+            Some(DataFile { field: "input_data_file", place, folder: layout::WARMUP_FOLDER, file })
         }
         _ => None,
     });
@@ -38,9 +48,14 @@ pub(super) fn data_files(
         Some(SchedulingChoice::SequenceBatching(batching)) => batching.state.as_slice(),
         _ => &[],
     };
-    let initial = states.iter().flat_map(|state| &state.initial_state);
-    let state_files = initial.filter_map(|state| match &state.state_data {
-        Some(StateData::DataFile(file)) => Some(("data_file", layout::INITIAL_STATE_FOLDER, file)),
+    let initial = states.iter().enumerate().flat_map(|(index, state)| {
+        let place = format!("sequence_batching.state[{index}].initial_state");
+        state.initial_state.iter().map(move |initial| (place.clone(), initial))
+    });
+    let state_files = initial.filter_map(|(place, state)| match &state.state_data {
+        Some(StateData::DataFile(file)) => {
+            Some(DataFile { field: "data_file", place, folder: layout::INITIAL_STATE_FOLDER, file })
+        }
         _ => None,
     });
     warmup_files.chain(state_files)
@@ -290,17 +305,23 @@ impl Draft {
     /// No name in the configuration may lead out of the model's folder.
     fn check_paths(&self) -> Result<(), Error> {
         let config = &self.config;
-        let default = [("default_model_filename", &config.default_model_filename)];
+        let plain = |field: &'static str, path| (field, field.to_owned(), path);
+        let default = [plain("default_model_filename", &config.default_model_filename)];
         let by_capability =
-            config.cc_model_filenames.values().map(|file| ("cc_model_filenames", file));
-        let labels = config.output.iter().map(|output| ("label_filename", &output.label_filename));
-        let data = data_files(config).map(|(field, _, file)| (field, file));
+            config.cc_model_filenames.values().map(|file| plain("cc_model_filenames", file));
+        let labels = config.output.iter().enumerate().map(|(index, output)| {
+            ("label_filename", format!("output[{index}].label_filename"), &output.label_filename)
+        });
+        let data = data_files(config).map(|data| (data.field, data.place, data.file));
         let all = default.into_iter().chain(by_capability).chain(labels).chain(data);
-        match all.into_iter().find(|(_, path)| !layout::stays_inside(path)) {
+        match all.into_iter().find(|(_, _, path)| !layout::stays_inside(path)) {
             None => Ok(()),
-            Some((field, path)) => {
-                Err(Error::PathEscapes { field, value: path.clone(), model: config.name.clone() })
-            }
+            Some((field, place, path)) => Err(Error::PathEscapes {
+                field,
+                value: path.clone(),
+                model: config.name.clone(),
+                location: self.location_of(&place),
+            }),
         }
     }
 

@@ -68,7 +68,7 @@ pub enum Error {
         "{field} '{value}' of model '{model}' leaves the model's folder: \
          expected a relative path without '..'"
     )]
-    PathEscapes { field: &'static str, value: String, model: String },
+    PathEscapes { field: &'static str, value: String, model: String, location: Option<Location> },
 }
 
 impl Error {
@@ -96,7 +96,9 @@ impl Error {
     pub fn location(&self) -> Option<&Location> {
         match self {
             Self::Text { location, .. } => Some(location),
-            Self::Invalid { location, .. } | Self::NoVersions { location, .. } => location.as_ref(),
+            Self::Invalid { location, .. }
+            | Self::NoVersions { location, .. }
+            | Self::PathEscapes { location, .. } => location.as_ref(),
             _ => None,
         }
     }

@@ -21,6 +21,8 @@ pub(super) fn read(config: &ModelConfig, model_dir: &Path) -> Result<Labels, Err
                     field: "label_filename",
                     value: output.label_filename.clone(),
                     model: config.name.clone(),
+                    // A label file of the configuration's has been looked at before: this is the model's.
+                    location: None,
                 });
             }
             let text = read_text(&model_dir.join(&output.label_filename))?;

@@ -29,7 +29,7 @@ pub struct ReactorSettings {
     pub count: usize,
     /// Which event loop drives them.
     pub driver: DriverChoice,
-    /// How long an idle reactor looks for work before it sleeps; only io_uring heeds it.
+    /// How long an idle reactor looks for work before it sleeps.
     pub idle_spin: Duration,
     /// Refusable messages that may wait at one reactor.
     pub mailbox_capacity: usize,
@@ -87,7 +87,7 @@ impl ReactorHandle {
 
     /// Whether the calling thread is this reactor.
     pub fn is_current(&self) -> bool {
-        CURRENT.with(|current| current.get().is_some_and(|handle| Arc::ptr_eq(&handle.0, &self.0)))
+        with_current(|handle| Arc::ptr_eq(&handle.0, &self.0)) == Some(true)
     }
 
     /// Runs `message` on the reactor: for completions, cancellations and shutdown, which are never
@@ -135,12 +135,17 @@ thread_local! {
 
 /// The reactor that the calling thread is, if it is one.
 pub fn try_current() -> Option<ReactorHandle> {
-    CURRENT.with(|current| current.get().cloned())
+    with_current(ReactorHandle::clone)
+}
+
+/// What `look` tells of the reactor that the calling thread is, if it is one.
+pub(super) fn with_current<T>(look: impl FnOnce(&ReactorHandle) -> T) -> Option<T> {
+    CURRENT.with(|current| current.get().map(look))
 }
 
 /// The number of the reactor that the calling thread is, if it is one.
 pub(super) fn current_index() -> Option<usize> {
-    CURRENT.with(|current| current.get().map(ReactorHandle::index))
+    with_current(ReactorHandle::index)
 }
 
 /// The reactor that the calling thread is.

@@ -13,7 +13,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use super::reactor::{ReactorHandle, Shared, try_current};
+use super::reactor::{ReactorHandle, Shared, with_current};
 
 /// How long a reactor may stay inside one poll before it counts as stalled. A tick of inline
 /// models takes 100 µs at most; this is a thousand times that.
@@ -58,15 +58,15 @@ impl Activity {
 /// How often the current reactor has begun or ended to poll a task, which is the same from the beginning
 /// of a poll to its end; 0 elsewhere.
 pub fn polls() -> u64 {
-    try_current().map_or(0, |reactor| reactor.shared().activity.edge.load(Ordering::Relaxed))
+    with_current(|reactor| reactor.shared().activity.edge.load(Ordering::Relaxed)).unwrap_or(0)
 }
 
 /// Names the work that the current reactor does from here to the end of the poll.
 pub fn label(label: Label) {
-    if let Some(reactor) = try_current() {
+    with_current(|reactor| {
         let activity = &reactor.shared().activity;
         activity.label.store(ptr::from_ref(label).cast_mut(), Ordering::Relaxed);
-    }
+    });
 }
 
 pin_project! {

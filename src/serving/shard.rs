@@ -103,6 +103,11 @@ impl Shard {
         }
         let arrived = job.arrived;
         let queued = self.queue.borrow_mut().push(job, arrived);
+        let queued = queued.or_else(|(job, _)| {
+            // Those whose clients have left take nobody's place.
+            self.drop_hopeless(arrived);
+            self.queue.borrow_mut().push(job, arrived)
+        });
         match queued {
             Ok(()) => {
                 statistics.enqueued(self.home.index());

@@ -64,6 +64,24 @@ def test_sagemaker(start, repository, monkeypatch):
     assert ask(port, "/v2/health/ready")[0] == 400
 
 
+@pytest.mark.parametrize("kind", ["generate", "generate_stream"])
+def test_sagemaker_generates(start, repository, monkeypatch, kind):
+    """What /invocations does is the environment's to say."""
+    monkeypatch.setenv("SAGEMAKER_TRITON_DEFAULT_MODEL_NAME", "two")
+    monkeypatch.setenv("SAGEMAKER_TRITON_INFERENCE_TYPE", kind)
+    (port,) = servers.free_ports(1)
+    start(repository, "--allow-sagemaker", f"--sagemaker-port={port}")
+    status, headers, body = ask(port, "/invocations", json.dumps({"INPUT0": ARRAY.tolist()}).encode())
+    expected = {"generate": ("application/json", b""), "generate_stream": ("text/event-stream; charset=utf-8", b"data: ")}
+    content_type, prefix = expected[kind]
+    assert (status, headers["content-type"]) == (200, content_type)
+    assert body.startswith(prefix)
+    answer = json.loads(body.removeprefix(prefix))
+    assert (answer["model_name"], answer["OUTPUT0"]) == ("two", ARRAY.tolist())
+    status, _, body = ask(port, "/invocations", json.dumps(REQUEST).encode())
+    assert status == 400, body
+
+
 def call(port: int, method: str, path: str, body=None, **headers: str):
     """The status and the JSON of an answer, if it has one."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}

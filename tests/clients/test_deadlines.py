@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import threading
 import time
 
@@ -12,6 +15,8 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from . import triton, wire
+from .python_server import wait_until
+from .test_observe import metrics
 
 ARRAY = np.ones((1, 4), dtype=np.float32)
 
@@ -59,6 +64,43 @@ def test_a_cancelled_request_does_not_run(server):
     triton.infer("grpc", server, "second", ARRAY)
     inferences, executions = np.array(triton.executions(server, "second")) - before
     assert (inferences, executions) == (1, 1)
+
+
+BODIES = {
+    "infer": {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]},
+    "generate": {"INPUT0": [1, 1, 1, 1]},
+    "generate_stream": {"INPUT0": [1, 1, 1, 1]},
+}
+
+
+def _waiting(server) -> tuple[int, int]:
+    """How many requests wait, and how many have been given up."""
+    page = metrics(server)
+    pending = page['nv_inference_pending_request_count{model="patient",version="1"}']
+    cancelled = page['nv_inference_request_failure{model="patient",reason="CANCELED",version="1"}']
+    return int(pending), int(cancelled)
+
+
+@pytest.mark.parametrize("call", BODIES)
+def test_an_http_client_that_leaves_takes_its_requests_along(server, call):
+    """Twenty wait in the queues of the event loops, each with its connection; the next finds them empty."""
+    before, (_, given_up) = executed(server), _waiting(server)
+    with contextlib.ExitStack() as connections:
+        for _ in range(20):
+            connection = http.client.HTTPConnection(server.http_address, timeout=20)
+            connections.enter_context(contextlib.closing(connection))
+            connection.request("POST", f"/v2/models/patient/{call}", json.dumps(BODIES[call]))
+        wait_until(lambda: _waiting(server)[0] == 20)
+
+    def next_is_alone() -> bool:
+        # Connections come to the event loops in turn, those for the metrics too.
+        for _ in range(2):
+            with pytest.raises(InferenceServerException):
+                triton.infer("grpc", server, "patient", ARRAY, client_timeout=0.1)
+        return _waiting(server)[1] >= given_up + 20
+
+    wait_until(next_is_alone)
+    assert executed(server) == before
 
 
 def test_a_connection_that_ends_takes_its_requests_along(server):

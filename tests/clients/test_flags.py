@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ import servers
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
-from . import models, triton
+from . import models, python_server, triton, wire
 
 DELAY_SECONDS = 2
 STOP_SECONDS_MAX = 15
@@ -165,6 +166,28 @@ def test_before_it_stops_the_server_says_that_it_is_not_ready(start, small):
     assert server.process.returncode == 0
 
 
+def test_the_health_service_tells_of_the_end(start, small):
+    """NOT_SERVING while the delay lasts, for the server and for the inference service; others are not known."""
+    server = start(small, "--shutdown-delay-secs=60")
+    with wire.Connection(server) as connection:
+
+        def health(service: str) -> tuple[int, bytes]:
+            name = service.encode()
+            asked = b"\x0a" + bytes([len(name)]) + name if name else b""
+            answer = connection.answer(connection.call("/grpc.health.v1.Health/Check", wire.message(asked)))
+            return answer.grpc_status, answer.data[5:]
+
+        serving, not_serving, not_found = (0, b"\x08\x01"), (0, b"\x08\x02"), (5, b"")
+        names = ("", "inference.GRPCInferenceService", "no.such.Service")
+        assert [health(name) for name in names] == [serving, serving, not_found]
+        server.process.send_signal(signal.SIGTERM)
+        while server._answers_ready():
+            time.sleep(0.01)
+        assert [health(name) for name in names] == [not_serving, not_serving, not_found]
+        server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(STOP_SECONDS_MAX) == 0
+
+
 def test_a_second_signal_ends_the_delay(start, small):
     """For those who do not want to wait."""
     server = start(small, "--shutdown-delay-secs=60")
@@ -174,6 +197,23 @@ def test_a_second_signal_ends_the_delay(start, small):
     server.process.send_signal(signal.SIGINT)
     server.process.wait(STOP_SECONDS_MAX)
     assert server.process.returncode == 0
+
+
+@pytest.mark.parametrize("way", ["http", "http_aio", "grpc", "grpc_aio"])
+def test_forwarded_headers_are_parameters_that_a_model_sees(start, tmp_path, way):
+    """Beside the request's own; names are in lower case."""
+    source = python_server.ECHO + """
+class TritonPythonModel:
+    def execute(self, requests):
+        return [output(request.parameters()) for request in requests]
+"""
+    python_server.write(tmp_path / "repository", "told", python_server.WAY, source)
+    patterns = [f"--{kind}-header-forward-pattern=^my-" for kind in ("http", "grpc")]
+    server = start(tmp_path / "repository", python_server.INTERPRETER, *patterns)
+    headers = {"my-one" if "grpc" in way else "My-One": "1", "my-two": "zwei", "not-my": "3"}
+    asked = {"input_name": "WAY", "datatype": "BYTES", "headers": headers, "parameters": {"own": 7}}
+    answer = triton.infer(way, server, "told", np.array([b""], np.object_), **asked)
+    assert json.loads(answer.as_numpy("OUTPUT")[0]) == {"my-one": "1", "my-two": "zwei", "own": 7}
 
 
 def test_forwarded_headers_do_not_disturb_a_request(start, small):

@@ -16,6 +16,9 @@ from .wire import (
 
 HEALTH = "/grpc.health.v1.Health/Check"
 LIVE = wire.message(b"")
+TINY_FRAMES = 1 << 19
+# A handle of each would be 32 bytes, in a list that doubles as it grows. Some lie in HTTP/2's own lists.
+BYTES_PER_FRAME_MAX = 56
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +206,24 @@ def test_many_streams_on_one_connection(server):
         connection.send(*(frame(DATA, END_STREAM, stream) for stream in streams))
         for stream in streams:
             assert connection.answer(stream).grpc_status == 0
+
+
+def test_tiny_frames_cost_what_they_hold(start, tmp_path):
+    """A message that comes byte by byte, each in a frame of its own."""
+    server = start(models.write(tmp_path / "repository", {"fp32": models.identity_models()["fp32"]}))
+    body = infer_request(TINY_FRAMES // 4)
+    server.forget_peak()
+    before = server.memory_bytes()
+    with wire.Connection(server) as connection:
+        stream = connection.new_stream()
+        connection.send(frame(HEADERS, END_HEADERS, stream, wire.request_headers(wire.SERVICE + "ModelInfer")))
+        connection.send(*(frame(DATA, 0, stream, body[at : at + 1]) for at in range(len(body))))
+        connection.send(frame(DATA, END_STREAM, stream))
+        answer = connection.answer(stream)
+    assert answer.grpc_status == 0
+    response = service_pb2.ModelInferResponse.FromString(answer.data[5:])
+    assert response.raw_output_contents[0] == np.arange(TINY_FRAMES // 4, dtype="<f4").tobytes()
+    assert server.peak_bytes() - before < TINY_FRAMES * BYTES_PER_FRAME_MAX
 
 
 def test_a_client_that_never_reads_holds_nobody_up(server):

@@ -45,9 +45,25 @@ def test_an_instance_runs_where_its_policy_says(start, repository):
     np.testing.assert_array_equal(client.infer("lane", [tensor]).as_numpy("OUTPUT0"), array)
 
 
-def test_processors_that_are_not_there_end_the_start(binary, repository):
+def test_an_instance_runs_on_the_node_of_its_policy(start, repository):
+    """On any processor of it that the server may use."""
+    server = start(repository, "--host-policy=lane,numa-node=0")
+    nodes = pathlib.Path("/sys/devices/system/node/node0/cpulist")
+    cores = os.sched_getaffinity(0)
+    if nodes.is_file():
+        cores &= _cores(nodes.read_text())
+    assert [_cores(found) for name, found in _threads(server).items() if name.startswith("lane")] == [cores]
+
+
+def _cores(text: str) -> set[int]:
+    ranges = (each.split("-") for each in text.strip().split(","))
+    return {core for bounds in ranges for core in range(int(bounds[0]), int(bounds[-1]) + 1)}
+
+
+@pytest.mark.parametrize("setting", ["cpu-cores=4095", "numa-node=63"])
+def test_processors_that_are_not_there_end_the_start(binary, repository, setting):
     """With a message that names the policy."""
-    flags = [f"--model-repository={repository}", "--host-policy=lane,cpu-cores=4095"]
+    flags = [f"--model-repository={repository}", f"--host-policy=lane,{setting}"]
     done = subprocess.run([binary, *flags], capture_output=True, text=True, timeout=20)
     assert done.returncode != 0
     assert "policy 'lane'" in done.stderr

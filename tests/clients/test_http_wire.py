@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -9,10 +10,13 @@ import time
 import numpy as np
 import pytest
 
-from . import triton
+from . import models, triton
 
 WAIT_SECONDS_MAX = 30
 PIPELINED = 10_000
+TINY_CHUNKS = 1 << 19
+# A handle of each would be 32 bytes, in a list that doubles as it grows.
+BYTES_PER_CHUNK_MAX = 24
 READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -73,6 +77,25 @@ def test_pipelined_requests_are_all_answered(server):
             tail = tail[-11:]
         sender.join()
     assert answers == PIPELINED
+
+
+def test_tiny_chunks_cost_what_they_hold(start, tmp_path):
+    """A tensor that comes byte by byte, each in a chunk of its own."""
+    server = start(models.write(tmp_path / "repository", {"fp32": models.identity_models()["fp32"]}))
+    sent = np.arange(TINY_CHUNKS // 4, dtype=np.float32)
+    described = {"name": "INPUT0", "datatype": "FP32", "shape": sent.shape, "parameters": {"binary_data_size": sent.nbytes}}
+    head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in head + sent.tobytes())
+    server.forget_peak()
+    before = server.memory_bytes()
+    with connect(server) as raw:
+        raw.sendall(
+            b"POST /v2/models/fp32/infer HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+            b"Inference-Header-Content-Length: %d\r\n\r\n" % len(head) + chunks + b"0\r\n\r\n"
+        )
+        got = b"".join(iter(lambda: raw.recv(1 << 20), b""))
+    assert got.startswith(b"HTTP/1.1 200") and got.endswith(sent.tobytes())
+    assert server.peak_bytes() - before < TINY_CHUNKS * BYTES_PER_CHUNK_MAX
 
 
 def test_slow_and_silent_writers_hold_nobody_up(server):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import servers
 import tritonclient.grpc as triton_grpc
+from tritonclient.grpc import service_pb2
 
-from . import models, triton
+from . import models, triton, wire
 
 IDLE_STOP_SECONDS_MAX = 1.0
 STOP_SECONDS_MAX = 15
@@ -77,6 +78,26 @@ def test_a_request_in_flight_is_answered_before_the_end(start, small, way):
     asking.join(STOP_SECONDS_MAX)
     assert got, "the request was not answered"
     np.testing.assert_array_equal(got[0].as_numpy("OUTPUT0"), ARRAY)
+
+
+def test_the_end_is_told_before_the_last_answer(start, small):
+    """GOAWAY comes at once, so that a client goes elsewhere with its next call, and then the answer."""
+    server = start(small)
+    with wire.Connection(server) as connection:
+        request = service_pb2.ModelInferRequest(model_name="second")
+        request.inputs.add(name="INPUT0", datatype="FP32").shape.extend(ARRAY.shape)
+        request.raw_input_contents.append(ARRAY.tobytes())
+        stream = connection.call("ModelInfer", wire.message(request.SerializeToString()))
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        connection.read_until(lambda: connection.goaway is not None)
+        assert connection.goaway == 0 and stream not in connection.answers
+        answer = connection.answer(stream)
+        assert answer.grpc_status == 0
+        assert service_pb2.ModelInferResponse.FromString(answer.data[5:]).raw_output_contents == [ARRAY.tobytes()]
+        connection.read_until(lambda: False)
+        assert connection.closed
+    assert server.process.wait(STOP_SECONDS_MAX) == 0
 
 
 def test_the_exit_timeout_ends_the_wait(start, small):

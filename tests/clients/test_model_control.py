@@ -19,7 +19,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from . import models, onnx_file, triton
+from . import age_file, models, onnx_file, python_server, triton
 
 EXPLICIT = "--model-control-mode=explicit"
 SECONDS_MAX = 20
@@ -159,6 +159,7 @@ def test_damaged_models_keep_no_other_from_being_served(start, repository, conne
         "warm": models.Model(models.identity(warm_up, dims="1")),
         "file": models.Model('backend: "onnxruntime" default_model_filename: "../../secret"', {1: whole}),
         "cut": models.Model(models.identity()[:-10]),
+        "negative": models.Model(models.identity("max_batch_size: -3")),
         "good": models.Model(None, {1: whole}),
     }
     models.write(repository, found)
@@ -174,9 +175,10 @@ def test_damaged_models_keep_no_other_from_being_served(start, repository, conne
     for model, words in [
         ("half", "half/1/model.onnx"),
         ("noise", "noise/1/model.onnx"),
-        ("labels", "leaves the model's folder"),
-        ("warm", "leaves the model's folder"),
-        ("file", "leaves the model's folder"),
+        ("labels", "labels/config.pbtxt:4:"),
+        ("warm", "warm/config.pbtxt:2:"),
+        ("file", "file/config.pbtxt:1:"),
+        ("negative", "negative/config.pbtxt:2:1: 'max_batch_size' must be non-negative"),
         ("cut", "cut/config.pbtxt:4:"),
         ("folder", "folder"),
         ("pipe", "no regular file"),
@@ -613,3 +615,80 @@ def test_a_checksum_guards_a_model(start, repository, connect):
     np.testing.assert_array_equal(_infer(server, "guarded"), ARRAY[0])
     client.unload_model("guarded")
     _eventually(lambda: _index(client)[0] == ("guarded", "1", "UNAVAILABLE", "unloaded"))
+
+
+def test_an_encrypted_model_is_served_and_leaves_nothing_behind(start, repository, connect, tmp_path, monkeypatch):
+    """What is decrypted lies apart, for the server's user alone, until the model is unloaded."""
+    places = tmp_path / "temporary"
+    places.mkdir()
+    monkeypatch.setenv("TMPDIR", str(places))
+    secret, other = bytes(range(32)), bytes(range(1, 33))
+    identities = tmp_path / "identities"
+    identities.write_text(f"# a comment\n{age_file.identity(secret)}\n")
+    agent = f'model_repository_agents {{ agents [{{ name: "decrypt" parameters {{ key: "identity_file" value: "{identities}" }} }}] }}'
+    config = models.identity(f"max_batch_size: 4 {agent}", dims="3", output='label_filename: "labels.txt"')
+    labels = b"ant\nbee\ncat\n" + b"#" * (200 << 10)
+    for name, key in (("secret", secret), ("foreign", other)):
+        models.write(repository, {name: models.Model(config)})
+        (repository / name / "labels.txt.age").write_bytes(age_file.encrypt(labels, key))
+    server = start(repository, EXPLICIT)
+    client = connect(server)
+    with pytest.raises(InferenceServerException, match="foreign/labels.txt.age"):
+        client.load_model("foreign")
+    assert not _plain(places)
+    client.load_model("secret")
+    (plain,) = _plain(places)
+    assert plain.read_bytes() == labels
+    assert all(folder.stat().st_mode & 0o077 == 0 for folder in plain.parents if folder.parent == places)
+    assert not list(repository.rglob("labels.txt"))
+    wanted = [triton_grpc.InferRequestedOutput("OUTPUT0", class_count=1)]
+    given = triton.tensor(triton_grpc, "INPUT0", "FP32", np.array([[1, 3, 2]], dtype=np.float32))
+    answer = triton.grpc(server, model_name="secret", inputs=[given], outputs=wanted)
+    assert answer.as_numpy("OUTPUT0").tolist() == [[b"3.000000:1:bee"]]
+    client.unload_model("secret")
+    _eventually(lambda: not _plain(places))
+
+
+def _plain(folder) -> list:
+    return list(folder.rglob("labels.txt"))
+
+
+LOADING = """
+import os, time
+
+def tell(what):
+    with open(os.environ["LOADING"], "a") as file:
+        file.write(what + "\\n")
+
+def told(what):
+    with open(os.environ["LOADING"]) as file:
+        return file.read().count(what)
+
+class TritonPythonModel:
+    def initialize(self, args):
+        tell("begin")
+        # The other may begin meanwhile.
+        deadline = time.monotonic() + float(os.environ["PATIENCE"])
+        while told("begin") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        tell("end")
+
+    def execute(self, requests):
+        return []
+"""
+
+
+@pytest.mark.parametrize("threads, patience, expected", [
+    (1, 1, ["begin", "end", "begin", "end"]),
+    (2, 60, ["begin", "begin", "end", "end"]),
+])  # fmt: skip
+def test_models_load_at_once_on_as_many_threads_as_there_are(start, tmp_path, monkeypatch, threads, patience, expected):
+    """Two, of which the first waits for the second to begin, for a while."""
+    events = tmp_path / "events"
+    events.touch()
+    monkeypatch.setenv("LOADING", str(events))
+    monkeypatch.setenv("PATIENCE", str(patience))
+    for name in ("one", "two"):
+        python_server.write(tmp_path / "models", name, models.identity().replace("identity", "python"), LOADING)
+    start(tmp_path / "models", python_server.INTERPRETER, f"--model-load-thread-count={threads}")
+    assert events.read_text().split() == expected

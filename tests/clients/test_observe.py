@@ -20,7 +20,7 @@ import tritonclient.http as triton_http
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from tritonclient.utils import InferenceServerException
 
-from . import models, triton
+from . import models, python_server, triton
 
 ARRAY = np.array([1.0, 2.5], dtype=np.float32)
 TAGGED = """
@@ -243,6 +243,68 @@ def test_durations_are_told_as_configured(start, small):
     assert page[f"nv_inference_compute_infer_summary_us_count{labels}}}"] == 10
     assert np.isnan(page['nv_inference_queue_summary_us{model="fp32",version="1",quantile="0.5"}'])
     assert not [name for name in page if "_duration_us" in name or name.startswith("nv_cpu_")]
+
+
+FAILING = """
+class TritonPythonModel:
+    def execute(self, requests):
+        raise RuntimeError("as it was asked to")
+"""
+FULL = "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 60000000 default_queue_policy { max_queue_size: 1 } }"
+UNTIMELY = """max_batch_size: 8 dynamic_batching {
+  max_queue_delay_microseconds: 60000000 default_queue_policy { default_timeout_microseconds: 1000 }
+}"""
+
+
+def test_failures_are_told_by_their_reason(start, tmp_path):
+    """REJECTED by the queue, CANCELED by the client, BACKEND where the model fails, OTHER else."""
+    repository = models.write(
+        tmp_path / "repository",
+        {
+            "full": models.Model(models.identity(FULL)),
+            "untimely": models.Model(models.identity(UNTIMELY)),
+            "repeat": models.Model(models.REPEAT),
+            "batched": models.Model(models.identity(models.batched())),
+        },
+    )
+    python_server.write(repository, "failing", models.identity().replace("identity", "python"), FAILING)
+    server = start(repository, python_server.INTERPRETER, f"--memory-budget-byte-size={4 << 20}")
+
+    def failures(model: str) -> dict[str, int]:
+        page = metrics(server)
+        name = f'nv_inference_request_failure{{model="{model}",reason="%s",version="1"}}'
+        told = {reason: int(page[name % reason]) for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")}
+        return {reason: count for reason, count in told.items() if count}
+
+    def fails(model: str, array: np.ndarray = ARRAY, **more) -> None:
+        with pytest.raises(InferenceServerException):
+            triton.infer("grpc", server, model, array, **more)
+
+    rows = ARRAY.reshape(1, 2)
+    # One waits in the queue until it is taken back; there is room for no other.
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        given = triton.tensor(triton_grpc, "INPUT0", "FP32", rows)
+        waiting = client.async_infer("full", [given], lambda result, error: None)
+        pending = 'nv_inference_pending_request_count{model="full",version="1"}'
+        python_server.wait_until(lambda: metrics(server)[pending] == 1)
+        fails("full", rows)
+        fails("full", rows)
+        assert failures("full") == {"REJECTED": 2}
+        waiting.cancel()
+
+        def takes_the_place() -> bool:
+            client.async_infer("full", [given], lambda result, error: None)
+            return failures("full").get("CANCELED") == 1
+
+        python_server.wait_until(takes_the_place)
+    fails("untimely", rows)
+    assert failures("untimely") == {"REJECTED": 1}
+    for _ in range(3):
+        fails("failing")
+    assert failures("failing") == {"BACKEND": 3}
+    # It is taken in, and there is no room to put its batch together.
+    fails("batched", np.ones((2, 400_000), dtype=np.float32))
+    assert failures("batched") == {"OTHER": 1}
 
 
 def test_durations_are_counters_by_default(server):

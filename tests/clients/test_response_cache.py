@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -94,6 +96,27 @@ def test_hits_are_counted_as_the_real_server_counts_them(start, repository, flag
     assert page[f"nv_cache_hit_duration_per_model{labels}"] > 0
     assert page[f"nv_cache_hit_summary_per_model_count{labels}"] == 3
     assert not any("nv_cache" in name and "plain" in name for name in page)
+
+
+def test_traces_tell_hits_from_misses(start, repository, tmp_path):
+    """A miss runs the model, a hit does not."""
+    file = tmp_path / "trace.json"
+    flags = (f"triton,file={file}", "level=TIMESTAMPS", "rate=1")
+    server = start(repository, LOCAL, *(f"--trace-config={flag}" for flag in flags))
+    for way in ("grpc", "grpc", "http"):
+        _ask(server, "m", _row(1, 2), way)
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(15)
+    stamps: dict[int, dict[str, int]] = {}
+    for record in json.loads(file.read_text()):
+        stamps.setdefault(record["id"], {}).update((each["name"], each["ns"]) for each in record.get("timestamps", ()))
+    computed = {"COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END"}
+    miss, *hits = (stamps[number] for number in sorted(stamps))
+    assert {"CACHE_MISS", *computed} <= miss.keys() and "CACHE_HIT" not in miss
+    assert len(hits) == 2
+    for hit in hits:
+        assert "CACHE_HIT" in hit and "CACHE_MISS" not in hit and not computed & hit.keys()
+        assert hit["REQUEST_START"] <= hit["CACHE_HIT"] <= hit["REQUEST_END"]
 
 
 def test_what_makes_another_answer_is_no_hit(start, repository):

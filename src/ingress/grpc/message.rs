@@ -11,7 +11,7 @@ use crate::{
     memory::{BufferPool, Reservation},
 };
 
-/// Takes a stream's frames apart into messages without copying them.
+/// Takes a stream's frames apart into messages without copying them, unless they are tiny.
 pub struct MessageReader {
     body: RecvStream,
     /// What has arrived and belongs to no message yet.
@@ -109,7 +109,7 @@ impl MessageReader {
     fn arrived(&mut self, frame: Bytes) -> Result<(), Error> {
         let len = frame.len();
         self.reservation.grow(len)?;
-        self.arrived.push(frame);
+        self.arrived.arrive(frame);
         // The window bounds what a client can send ahead; the message limit what we keep.
         self.body.flow_control().release_capacity(len).map_err(|_| Error::Cancelled)
     }

@@ -2,7 +2,6 @@
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
@@ -82,7 +81,7 @@ pub async fn serve_metrics(stream: TcpStream, server: Arc<Server>) {
         let server = server.clone();
         async move {
             match (request.uri().path(), request.method()) {
-                ("/metrics" | "/metrics/", &Method::GET) => metrics(&server),
+                ("/metrics" | "/metrics/", &Method::GET) => metrics(&server).await,
                 ("/timeline", &Method::GET) => timeline(&server).await,
                 ("/metrics" | "/metrics/" | "/timeline", _) => method_not_allowed("GET"),
                 _ => failure(StatusCode::NOT_FOUND, "Not Found"),
@@ -107,9 +106,13 @@ async fn timeline(server: &Server) -> Response<Segments> {
     }
 }
 
-pub(super) fn metrics(server: &Server) -> Response<Segments> {
-    let text = Bytes::from(describe::metrics(server));
-    with_type(Segments::one(text), "text/plain; charset=utf-8")
+/// The page of metrics, which with many models is long: no request waits until it is written.
+pub(super) async fn metrics(server: &Arc<Server>) -> Response<Segments> {
+    let server = server.clone();
+    match offload(move || describe::metrics(&server)).await {
+        Some(text) => with_type(Segments::one(text.into()), "text/plain; charset=utf-8"),
+        None => failure(StatusCode::INTERNAL_SERVER_ERROR, "the page of metrics was given up"),
+    }
 }
 
 pub(super) async fn carry<Answer, Answering>(stream: TcpStream, answer: Answer)
@@ -491,7 +494,7 @@ impl Calls {
             })?;
             if let Ok(data) = frame.into_data() {
                 reservation.grow(data.len())?;
-                rope.push(data);
+                rope.arrive(data);
             }
             if rope.len() > limit {
                 return Err(Error::RequestTooLarge { limit, got: rope.len() as u64 });

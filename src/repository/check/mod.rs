@@ -11,7 +11,8 @@ use std::{
 
 use super::{
     Agents, Definition, Entry, Error, ModelIo, ModelSource, Options, Repository, Written,
-    draft::data_files, layout,
+    draft::{DataFile, data_files},
+    layout,
 };
 
 /// Something wrong or odd in a repository.
@@ -139,7 +140,7 @@ fn check_model(
             }
         }
     }
-    for (field, folder, file) in data_files(&definition.config) {
+    for DataFile { field, folder, file, .. } in data_files(&definition.config) {
         let path = definition.dir.join(folder).join(file);
         if !path.is_file() {
             let message = format!("no such file, which {field} of model '{}' names", entry.id.name);

@@ -112,20 +112,33 @@ fn hostile_names_are_refused() {
 #[test]
 fn paths_do_not_leave_the_model() {
     let cases = [
-        ("default_model_filename: '../../secret'", "default_model_filename '../../secret'"),
-        ("default_model_filename: '/etc/passwd'", "default_model_filename '/etc/passwd'"),
-        ("cc_model_filenames { key: '9.0' value: 'a/../../b' }", "cc_model_filenames 'a/../../b'"),
+        ("default_model_filename: '../../secret'", "default_model_filename '../../secret'", 1),
+        ("\ndefault_model_filename: '/etc/passwd'", "default_model_filename '/etc/passwd'", 2),
         (
-            "model_warmup { inputs { key: 'x' value { input_data_file: '../x' } } }",
-            "input_data_file '../x'",
+            "\n\ncc_model_filenames { key: '9.0' value: 'a/../../b' }",
+            "cc_model_filenames 'a/../../b'",
+            3,
         ),
-        ("sequence_batching { state { initial_state { data_file: '/x' } } }", "data_file '/x'"),
-        ("output { name: 'y' label_filename: '../labels' }", "label_filename '../labels'"),
+        (
+            "model_warmup { name: 'a' }\n\
+             model_warmup { inputs { key: 'x' value { input_data_file: '../x' } } }",
+            "input_data_file '../x'",
+            2,
+        ),
+        (
+            "sequence_batching {\nstate { }\nstate {\ninitial_state { data_file: '/x' } } }",
+            "data_file '/x'",
+            4,
+        ),
+        ("output { name: 'y'\nlabel_filename: '../labels' }", "label_filename '../labels'", 2),
     ];
-    for (config, expected) in cases {
-        let error = onnx(config).draft("m", &Options::default()).unwrap_err().to_string();
+    for (config, expected, line) in cases {
+        let error = onnx(config).draft("m", &Options::default()).unwrap_err();
+        let location = error.location().unwrap();
+        assert_eq!(location.line, line, "{config}");
+        assert!(location.file.ends_with("m/config.pbtxt"), "{location}");
         assert_eq!(
-            error,
+            error.to_string(),
             format!(
                 "{expected} of model 'm' leaves the model's folder: expected a relative path \
                  without '..'"

@@ -51,7 +51,7 @@ struct Flow {
     steps: Arc<EnsembleSteps>,
     job: Job,
     run: EnsembleRun<Tensor>,
-    calls: Vec<OpenCall>,
+    calls: SmallVec<[OpenCall; 2]>,
     parent: Parent,
     account: Arc<Account>,
     /// When the first response was sent.
@@ -76,11 +76,11 @@ impl Flow {
             Some(Tensor { datatype: spec.datatype, shape: input.shape, data: input.data, batched })
         });
         let wanted = job.admitted.outputs.iter().map(|&index| usize::from(index));
-        let run = EnsembleRun::new(steps.plan.clone(), inputs.collect::<Vec<_>>(), wanted);
+        let run = EnsembleRun::new(steps.plan.clone(), inputs, wanted);
         let account = Arc::new(Account::default());
         let trace = job.trace.as_ref().map(|trace| trace.as_outer());
         let parent = Parent { trace, account: Some(account.clone()), places: None };
-        Self { steps, job, run, calls: Vec::new(), parent, account, first: None }
+        Self { steps, job, run, calls: SmallVec::new(), parent, account, first: None }
     }
 
     /// Goes on as far as it can.
