@@ -24,7 +24,7 @@ RELEASE := $(CURDIR)/target/release/nereid
 DEBUG := $(CURDIR)/target/debug/nereid
 TEST_PYTHON := $(CURDIR)/build/venv/bin/python
 EXAMPLES_PYTHON := $(CURDIR)/build/venv-examples/bin/python
-PYTEST := -m pytest --quiet -p no:cacheprovider
+PYTEST := -m pytest --quiet -rs -p no:cacheprovider
 # A server that never answers fails its stage instead of holding it up.
 LIMIT := timeout --kill-after=10 $(if $(LONG),3600,900)
 

@@ -183,8 +183,20 @@ def test_what_a_module_gives_of_its_state_is_a_copy(torch_server):
     assert counts == [1 + int(counts[0]) - 1 + step for step in range(5)]
 
 
-def test_a_module_does_not_write_into_its_clients_memory(torch_server):
-    """What it writes in place is its own."""
+def test_a_module_that_keeps_something_runs_on_one_thread_at_a_time(torch_server):
+    """However many instances share it; each answer is what another request has left."""
+    given = [np.full((100,), number, dtype=np.float32) for number in range(1, 9)]
+    with concurrent.futures.ThreadPoolExecutor(len(given)) as pool:
+        work = [(x, round) for round in range(40) for x in given]
+        answers = list(pool.map(lambda it: doubled(torch_server, "shared_keeper", it[0]), work))
+    known = {0.0, *(float(x[0]) for x in given)}
+    assert all(len(set(answer.tolist())) == 1 and float(answer[0]) in known for answer in answers)
+    assert {float(answer[0]) for answer in answers} - {0.0} == known - {0.0}
+
+
+@pytest.mark.parametrize("model", ["writes_input", "writes_entry"])
+def test_a_module_does_not_write_into_its_clients_memory(torch_server, model):
+    """What it writes in place is its own, an entry of a dictionary too."""
     client = triton_grpc.InferenceServerClient(torch_server.grpc_address)
     region = system_memory.create_shared_memory_region("torch", "/nereid-torch-test", X.nbytes)
     try:
@@ -192,8 +204,12 @@ def test_a_module_does_not_write_into_its_clients_memory(torch_server):
         client.register_system_shared_memory("torch", "/nereid-torch-test", X.nbytes)
         tensor = triton_grpc.InferInput("x", list(X.shape), "FP32")
         tensor.set_shared_memory("torch", X.nbytes)
+        inputs = [tensor]
+        if model == "writes_entry":
+            inputs.append(triton_grpc.InferInput("y", list(X.shape), "FP32"))
+            inputs[-1].set_data_from_numpy(np.full_like(X, 2))
         for _ in range(3):
-            got = client.infer("writes_input", [tensor]).as_numpy("OUTPUT__0")
+            got = client.infer(model, inputs).as_numpy("OUTPUT__0")
             np.testing.assert_array_equal(got, 2 * X)
         np.testing.assert_array_equal(system_memory.get_contents_as_numpy(region, np.float32, X.shape), X)
     finally:

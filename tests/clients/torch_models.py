@@ -145,6 +145,13 @@ def states() -> dict[str, TorchModel]:
             "last = self.last\nself.last = x\nreturn torch.mul(last, 1)",
             {"last": torchscript_file.Tensor((1,), FLOAT)},
         ),
+        "shared_keeper": TorchModel(
+            config("x", "OUTPUT__0", shared),
+            "x: Tensor",
+            "Tensor",
+            "last = self.last\nself.last = x\nreturn torch.mul(last, 1)",
+            {"last": torchscript_file.Tensor((1,), FLOAT)},
+        ),
         "gives_state": TorchModel(
             config("x", "OUTPUT__0", ONE_INSTANCE),
             "x: Tensor",
@@ -153,6 +160,9 @@ def states() -> dict[str, TorchModel]:
             counter(),
         ),
         "writes_input": TorchModel(config("x", "OUTPUT__0"), "x: Tensor", "Tensor", "return torch.mul_(x, 2)"),
+        "writes_entry": TorchModel(
+            config("x y", "OUTPUT__0"), "d: Dict[str, Tensor]", "Tensor", 'return torch.mul_(d["x"], d["y"])'
+        ),
         "gives_input": TorchModel(config("x", "OUTPUT__0"), "x: Tensor", "Tensor", "return x"),
     }
 

@@ -61,6 +61,8 @@ bool keeps_something(const torch::jit::Block* block) {
     auto kind = node->kind();
     // What is called but not in sight may do anything.
     if (kind == c10::prim::SetAttr || kind == c10::prim::CallMethod || kind == c10::prim::CallFunction) return true;
+    // The tensor takes the other's memory, which may be that of an argument.
+    if (kind == c10::aten::set_) return true;
     if (node->hasAttribute(c10::attr::Subgraph)) return true;
     if (const auto* schema = node->maybeSchema()) {
       for (const auto& argument : schema->arguments()) {
@@ -75,6 +77,35 @@ bool keeps_something(const torch::jit::Block* block) {
   return false;
 }
 
+// Whether what runs may write into a tensor that lies in `container`, which the container's own writers do not tell.
+bool writes_into_contents(const torch::jit::AliasDb& aliases, const torch::jit::Block* block,
+                          torch::jit::Value* container) {
+  for (const auto* node : block->nodes()) {
+    if (const auto* schema = node->maybeSchema()) {
+      const auto& arguments = schema->arguments();
+      for (size_t index = 0; index < arguments.size() && index < node->inputs().size(); ++index) {
+        const auto* alias = arguments[index].alias_info();
+        auto* value = const_cast<torch::jit::Value*>(node->inputs()[index]);
+        if (alias && alias->isWrite() && aliases.mayContainAlias(value, container)) return true;
+      }
+    }
+    for (const auto* inner : node->blocks()) {
+      if (writes_into_contents(aliases, inner, container)) return true;
+    }
+  }
+  return false;
+}
+
+// The graph of a module's `forward`, for which a file is read without its weights: on this device tensors are shapes
+// only. Some modules, quantised ones for instance, cannot be put there.
+torch::jit::Module module_for_graph(const char* path) {
+  try {
+    return torch::jit::load(path, c10::Device(c10::kMeta));
+  } catch (const std::exception&) {
+    return torch::jit::load(path, c10::Device(c10::kCPU));
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -86,8 +117,7 @@ using Visit = void (*)(void* context, const char* name, const char* type_name, u
 char* nereid_torch_inspect(const char* path, void* context, Visit visit, void (*returns)(void*, uint32_t),
                            bool* stateful) {
   return message_of([&] {
-    // Without the weights: on this device tensors are shapes only.
-    auto module = torch::jit::load(path, c10::Device(c10::kMeta));
+    auto module = module_for_graph(path);
     auto forward = module.get_method("forward");
     auto graph = forward.graph()->copy();
     torch::jit::Inline(*graph);
@@ -97,8 +127,10 @@ char* nereid_torch_inspect(const char* path, void* context, Visit visit, void (*
     for (size_t index = 1; index < arguments.size(); ++index) {
       const auto& argument = arguments[index];
       auto type = argument.type();
+      auto* value = graph->inputs().at(index);
+      bool is_written = aliases.hasWriters(value) || writes_into_contents(aliases, graph->block(), value);
       visit(context, argument.name().c_str(), type->annotation_str().c_str(), kind_of(type),
-            argument.default_value().has_value(), aliases.hasWriters(graph->inputs().at(index)));
+            argument.default_value().has_value(), is_written);
     }
     for (const auto& result : forward.function().getSchema().returns()) {
       if (auto tuple = result.type()->cast<c10::TupleType>()) {
@@ -130,10 +162,10 @@ char* nereid_torch_tensor(const void* data, const int64_t* dims, size_t rank, in
 char* nereid_torch_own(const at::Tensor* given, int gpu, at::Tensor** result) {
   return message_of([&] {
     if (gpu >= 0) {
-      *result = new at::Tensor(given->to(c10::Device(c10::kCUDA, gpu)).contiguous());
+      *result = new at::Tensor(given->to(c10::Device(c10::kCUDA, gpu)).resolve_conj().resolve_neg().contiguous());
       return;
     }
-    auto own = given->to(at::kCPU).contiguous();
+    auto own = given->to(at::kCPU).resolve_conj().resolve_neg().contiguous();
     size_t handles = own.is_same(*given) ? 2 : 1;
     if (own.use_count() > handles || own.storage().use_count() > 1) own = own.clone();
     *result = new at::Tensor(std::move(own));

@@ -89,6 +89,8 @@ impl Module {
         let options = &self.options;
         let threads = options.intra_op_threads;
         if threads > 0 && INTRA_OP_THREADS.replace(threads) != threads {
+            // The first use on a thread takes the number of the process, which another may have set.
+            let _ = tch::get_num_threads();
             tch::set_num_threads(threads);
         }
         tch::jit::f_set_graph_executor_optimize(options.optimized_execution)?;

@@ -3,10 +3,7 @@
 use std::{
     ffi::{c_char, c_void},
     ptr::NonNull,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -48,10 +45,7 @@ pub(super) enum RunError {
 /// A session with the plan for its signature: what instances share.
 pub(super) struct Execution {
     session: Arc<Session>,
-    plan: Plan,
-    /// Whether sizes that do not stand in the file have proved wrong, so that only ONNX Runtime
-    /// should allocate what depends on them.
-    guesses_fail: AtomicBool,
+    plan: Arc<Plan>,
 }
 
 type Values = SmallVec<[Handle<OrtValue>; 4]>;
@@ -73,25 +67,15 @@ struct Placed {
 
 impl Execution {
     pub fn new(session: Session, plan: Plan) -> Self {
-        Self { session: Arc::new(session), plan, guesses_fail: AtomicBool::new(false) }
+        Self { session: Arc::new(session), plan: Arc::new(plan) }
     }
 
     pub fn session(&self) -> &Arc<Session> {
         &self.session
     }
 
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
-    }
-
-    /// Whether outputs may be placed by sizes that do not stand in the file.
-    pub fn guesses(&self) -> bool {
-        !self.guesses_fail.load(Ordering::Relaxed)
-    }
-
-    /// Notes that such sizes have proved wrong.
-    pub fn guess_no_more(&self) {
-        self.guesses_fail.store(true, Ordering::Relaxed);
     }
 
     /// Runs one batch.
@@ -107,7 +91,7 @@ impl Execution {
         if self.computed(batch).next().is_none() {
             return Ok(outputs);
         }
-        let guess = self.guesses();
+        let guess = self.plan.guesses();
         let result = self.attempt(batch, guess, &mut outputs);
         let Err(RunError::Ort(error)) = &result else { return result.map(|()| outputs) };
         let guessed = guess
@@ -117,7 +101,7 @@ impl Execution {
         }
         // What was lent before is not lent again.
         self.attempt(&Batch { places: None, ..*batch }, false, &mut outputs)?;
-        self.guess_no_more();
+        self.plan.guess_no_more();
         Ok(outputs)
     }
 

@@ -184,7 +184,7 @@ impl Model for OnnxModel {
         let there = self.devices.get(usize::try_from(ordinal).unwrap_or(usize::MAX));
         let there = there.map_err(|reason| BackendError(self.failed(device, &reason)))?;
         let (execution, runner) = self.runner(&**there, device)?;
-        let model = Arc::new(Batches { execution });
+        let model = Arc::new(Batches(execution.plan().clone()));
         Ok(Some(DeviceInstance { device: there.clone(), model, runner }))
     }
 

@@ -12,7 +12,7 @@ use ort_sys::{OrtIoBinding, OrtMemoryInfo, OrtValue};
 use super::{
     execution::{Execution, RunError, described, is_shape_mismatch, value_over, value_shape},
     handle::Handle,
-    plan::OutputPlan,
+    plan::{OutputPlan, Plan},
 };
 use crate::{
     backend::{
@@ -30,9 +30,7 @@ use crate::{
 const GRAPHS_MAX: usize = 64;
 
 /// How a model's batches look on devices.
-pub(super) struct Batches {
-    pub execution: Arc<Execution>,
-}
+pub(super) struct Batches(pub Arc<Plan>);
 
 /// A session as the compute step of lanes.
 pub(super) struct OnDevice {
@@ -45,11 +43,11 @@ pub(super) struct OnDevice {
 }
 
 /// What one graph serves.
-type Capture = Vec<(u64, Shape)>;
+type Capture = Vec<(u64, Option<Shape>)>;
 
 impl DeviceModel for Batches {
     fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
-        let plan = self.execution.plan();
+        let plan = &self.0;
         let mut voyage = Voyage::new(batch.pool);
         let mut inputs = Vec::with_capacity(plan.inputs.len());
         for (index, (input, tensor)) in plan.inputs.iter().zip(batch.inputs).enumerate() {
@@ -80,7 +78,7 @@ impl Batches {
         if let Some(input) = output.echo {
             return Awaited::Echo(batch.inputs.get(input).cloned().flatten());
         }
-        let known = match output.is_guess() && !self.execution.guesses() {
+        let known = match output.is_guess() && !self.0.guesses() {
             true => None,
             false => output.shape(batch.rows, batch.inputs),
         };
@@ -109,10 +107,10 @@ impl OnDevice {
         if !voyage.outputs.iter().all(placed) {
             return None;
         }
-        let inputs = voyage.inputs.iter().map(|(_, shape)| shape.clone());
+        let inputs = voyage.inputs.iter().map(|(_, shape)| Some(shape.clone()));
         let outputs = voyage.outputs.iter().map(|awaited| match awaited {
-            Awaited::Placed(shape, _) => shape.clone(),
-            _ => Shape::default(),
+            Awaited::Placed(shape, _) => Some(shape.clone()),
+            _ => None,
         });
         let places = batch.inputs.iter().chain(batch.outputs).map(DeviceSlice::address);
         let capture: Capture = places.zip(inputs.chain(outputs)).collect();
@@ -163,10 +161,10 @@ struct Run {
 
 impl Run {
     fn go(self, visited: &mut dyn Visited) -> Result<(), VisitError> {
-        let execution = &self.execution;
-        let ran = match self.attempt(execution.guesses(), visited) {
-            Err(RunError::Ort(error)) if is_shape_mismatch(&error) && execution.guesses() => {
-                self.attempt(false, visited).inspect(|()| execution.guess_no_more())
+        let plan = self.execution.plan();
+        let ran = match self.attempt(plan.guesses(), visited) {
+            Err(RunError::Ort(error)) if is_shape_mismatch(&error) && plan.guesses() => {
+                self.attempt(false, visited).inspect(|()| plan.guess_no_more())
             }
             ran => ran,
         };

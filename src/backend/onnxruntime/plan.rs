@@ -1,7 +1,13 @@
 //! How the tensors of a signature meet those of the model file, settled once per session: names and
 //! types as the C API wants them, and which sizes of outputs are known before a run.
 
-use std::{ffi::CString, sync::Arc};
+use std::{
+    ffi::CString,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use ort_sys::ONNXTensorElementDataType as Element;
 
@@ -16,6 +22,9 @@ pub(super) struct Plan {
     /// Those of the signature, then the batch inputs.
     pub inputs: Vec<InputPlan>,
     pub outputs: Vec<OutputPlan>,
+    /// Whether sizes that do not stand in the file have proved wrong, so that only ONNX Runtime
+    /// should allocate what depends on them.
+    guesses_fail: AtomicBool,
 }
 
 /// One input of the signature.
@@ -103,7 +112,18 @@ impl Plan {
                 echo: signature.inputs.iter().position(|input| input.name == spec.name),
             });
         }
-        Ok(Self { inputs: input_plans, outputs: output_plans })
+        let (inputs, outputs) = (input_plans, output_plans);
+        Ok(Self { inputs, outputs, guesses_fail: AtomicBool::new(false) })
+    }
+
+    /// Whether outputs may be placed by sizes that do not stand in the file.
+    pub fn guesses(&self) -> bool {
+        !self.guesses_fail.load(Ordering::Relaxed)
+    }
+
+    /// Notes that such sizes have proved wrong.
+    pub fn guess_no_more(&self) {
+        self.guesses_fail.store(true, Ordering::Relaxed);
     }
 }
 

@@ -85,7 +85,7 @@ impl TorchModel {
         device: PlacementDevice,
         options: &Options,
     ) -> Result<Arc<Module>, BackendError> {
-        let module = Module::load(self.library, &self.source.model_path, options);
+        let module = Module::load(self.library, &self.source.model_path, options, self.is_stateful);
         module.map(Arc::new).map_err(|error| self.refusal(device, &error))
     }
 
@@ -188,12 +188,12 @@ impl Model for TorchModel {
         Ok(Some(DeviceInstance { device: there.clone(), model, runner }))
     }
 
-    /// A module may keep something from one call to the next, which instances on every reactor would
-    /// each do for themselves; only where instances share it anyway does that make no difference.
+    /// Instances on every reactor would each have weights of their own, unless they share them; and one
+    /// that keeps something would be waited for.
     fn inline_fitness(&self) -> InlineFitness {
         let groups = &self.source.config.instance_group;
         let on_host = groups.iter().all(|group| group.kind() == Kind::Cpu);
-        let alone = self.settings.intra_op_threads == 1;
+        let alone = self.settings.intra_op_threads == 1 && !self.is_stateful;
         match self.settings.weight_sharing && on_host && alone {
             true => InlineFitness::IfFast,
             false => InlineFitness::Never,

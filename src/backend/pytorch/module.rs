@@ -5,7 +5,7 @@ use std::{
     path::Path,
     ptr::{NonNull, null_mut},
     slice,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
@@ -91,12 +91,14 @@ pub(super) fn inspect(library: &Library, path: &Path) -> Result<Forward, TorchEr
 pub(super) struct Module {
     library: &'static Library,
     pointer: NonNull<table::Module>,
+    /// Held by the run of a module that keeps something: torch guards what a module keeps by nothing.
+    alone: Option<Mutex<()>>,
 }
 
 // SAFETY: torch ties no module to a thread.
 unsafe impl Send for Module {}
-// SAFETY: a module may run on many threads at once if its `forward` keeps nothing, which whoever
-// shares it between instances has been told by the model's configuration.
+// SAFETY: a module may run on many threads at once if its `forward` keeps nothing; one that may keep
+// something runs on one at a time.
 unsafe impl Sync for Module {}
 
 impl Module {
@@ -104,6 +106,7 @@ impl Module {
         library: &'static Library,
         path: &Path,
         options: &Options,
+        is_stateful: bool,
     ) -> Result<Self, TorchError> {
         let path = path.to_string_lossy();
         let mut module = null_mut();
@@ -111,13 +114,15 @@ impl Module {
         check(library, unsafe { (library.table.load)(Text::of(&path), options, &mut module) })?;
         let pointer =
             NonNull::new(module).ok_or_else(|| TorchError("no module was returned".to_owned()))?;
-        Ok(Self { library, pointer })
+        Ok(Self { library, pointer, alone: is_stateful.then(Mutex::default) })
     }
 
     /// Calls `forward`.
     pub fn forward(&self, inputs: Vec<Input<'_>>) -> Result<Arc<Outputs>, TorchError> {
         let values: Vec<Value> = inputs.into_iter().map(Input::into_value).collect();
         let mut results = null_mut();
+        let _alone =
+            self.alone.as_ref().map(|alone| alone.lock().unwrap_or_else(PoisonError::into_inner));
         // SAFETY: the module is alive, and so are the dimensions and names that the values point to,
         // since `Input` borrows them; each owner keeps its bytes until the other side releases it.
         let outcome = unsafe {

@@ -16,10 +16,11 @@ use crate::{
 
 /// What runs a model at a place: what puts its work onto a stream, and that stream.
 pub struct Runner {
+    /// What puts work on the stream. Declared first, so that a library lets go of the stream before
+    /// that goes.
+    pub model: Box<dyn Compute>,
     /// The stream.
     pub stream: Box<dyn Stream>,
-    /// What puts work there.
-    pub model: Box<dyn Compute>,
 }
 
 impl Runner {
