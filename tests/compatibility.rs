@@ -1,5 +1,7 @@
 //! `docs/src/compatibility.md` speaks of every call and every route of the protocol and of every flag,
-//! and of each in one of a few words.
+//! and of each in one of a few words. What works is shown by tests, which it names.
+
+use std::{fs, path::Path};
 
 const PAGE: &str = include_str!("../docs/src/compatibility.md");
 const PROTOS: [&str; 2] =
@@ -136,17 +138,18 @@ const FLAGS: [&str; 90] = [
     "grpc-max-response-pool-size",
 ];
 
-/// The rows of the page's tables: the first cell, without its quotes, and the second.
-fn rows() -> Vec<(String, &'static str)> {
+/// The rows of the page's tables by their cells: what, how far, a note, the tests that show it.
+fn cells() -> impl Iterator<Item = Vec<&'static str>> {
     PAGE.lines()
         .filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'))
         .filter(|row| !row.starts_with("---") && !row.starts_with(" ---"))
-        .filter_map(|row| {
-            let mut cells = row.split('|').map(str::trim);
-            Some((cells.next()?.replace('`', ""), cells.next()?))
-        })
-        .filter(|(_, state)| *state != "state")
-        .collect()
+        .map(|row| row.split('|').map(str::trim).collect::<Vec<_>>())
+        .filter(|cells| cells.get(1) != Some(&"state"))
+}
+
+/// The first cell of each row, without its quotes, and the second.
+fn rows() -> Vec<(String, &'static str)> {
+    cells().filter_map(|cells| Some((cells.first()?.replace('`', ""), *cells.get(1)?))).collect()
 }
 
 fn rows_that_lack(wanted: impl IntoIterator<Item = String>) -> Vec<String> {
@@ -191,6 +194,54 @@ fn every_row_is_in_a_known_state() {
     let unknown: Vec<_> =
         rows.iter().filter(|(_, state)| !STATES.contains(state)).map(|(first, _)| first).collect();
     assert_eq!(unknown, [""; 0]);
+}
+
+/// The text of all files below these folders that end so.
+fn text_of(folders: &[&str], suffix: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut open: Vec<_> = folders.iter().map(|folder| root.join(folder)).collect();
+    let mut text = String::new();
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.to_string_lossy().ends_with(suffix) {
+                text.push_str(&fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn what_works_is_shown_by_tests_that_exist() {
+    let clients = text_of(&["tests/clients", "tests/differential"], ".py");
+    let recorded = text_of(&["tests/differential"], "triton-2.51.json");
+    let rust = text_of(&["src", "tests"], ".rs");
+    let exists = |name: &str| {
+        if name.contains('/') {
+            // A key of the recording, or what several begin with.
+            recorded.contains(&format!("\n\"{name}"))
+        } else if name.starts_with("test_") {
+            clients.contains(&format!("\ndef {name}("))
+        } else {
+            rust.contains(&format!("fn {name}()"))
+        }
+    };
+    let mut wrong = Vec::new();
+    for cells in cells() {
+        let [what, state, _, tests] = cells[..] else { panic!("expected 4 cells: {cells:?}") };
+        let names: Vec<_> = tests.split(", ").map(|name| name.trim_matches('`')).collect();
+        let is_shown = ["yes", "partly", WORKS].contains(&state);
+        if is_shown != names.iter().all(|name| !name.is_empty()) {
+            wrong.push(format!("{what}: {state}, shown by '{tests}'"));
+        } else if is_shown {
+            let absent = names.into_iter().filter(|name| !exists(name));
+            wrong.extend(absent.map(|name| format!("{what}: there is no test '{name}'")));
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
 }
 
 /// The names of all flags that the server takes, other names of them included.

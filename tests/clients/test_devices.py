@@ -313,6 +313,15 @@ def test_the_timeline_shows_copies_beside_executions(on_devices, tmp_path):
     check_overlap(json.loads(file.read_text()))
 
 
+def test_the_timeline_keeps_what_was_last(on_devices):
+    """As much of it as the operator says."""
+    server = on_devices("--timeline-entries=6")
+    for seed in range(8):
+        check(server, "grpc", "first", rows(2, seed))
+    entries = [event for event in timeline_of(server)["traceEvents"] if event["ph"] == "X"]
+    assert 0 < len(entries) <= 6
+
+
 NVML = """
 #include <string.h>
 typedef struct { unsigned gpu, memory; } rates;

@@ -263,12 +263,12 @@ def test_failures_are_told_by_their_reason(start, tmp_path):
         {
             "full": models.Model(models.identity(FULL)),
             "untimely": models.Model(models.identity(UNTIMELY)),
-            "repeat": models.Model(models.REPEAT),
             "batched": models.Model(models.identity(models.batched())),
         },
     )
     python_server.write(repository, "failing", models.identity().replace("identity", "python"), FAILING)
-    server = start(repository, python_server.INTERPRETER, f"--memory-budget-byte-size={4 << 20}")
+    memory = [f"--{name}-byte-size={4 << 20}" for name in ("memory-budget", "pinned-memory-pool")]
+    server = start(repository, python_server.INTERPRETER, *memory)
 
     def failures(model: str) -> dict[str, int]:
         page = metrics(server)
@@ -302,8 +302,8 @@ def test_failures_are_told_by_their_reason(start, tmp_path):
     for _ in range(3):
         fails("failing")
     assert failures("failing") == {"BACKEND": 3}
-    # It is taken in, and there is no room to put its batch together.
-    fails("batched", np.ones((2, 400_000), dtype=np.float32))
+    # It is taken in, and there is no room for its batch.
+    fails("batched", np.ones((2, 300_000), dtype=np.float32))
     assert failures("batched") == {"OTHER": 1}
 
 

@@ -56,6 +56,16 @@ def test_strings_pass_through(server, way):
     np.testing.assert_array_equal(got, x)
 
 
+def test_a_models_file_may_have_a_name_of_its_own(start, tmp_path):
+    """That of another is not taken for it."""
+    config = 'backend: "onnxruntime" default_model_filename: "own.onnx"'
+    repository = models.write(tmp_path / "repository", {"named": models.Model(config, {1: onnx_file.relu()})})
+    (repository / "named" / "1" / "own.onnx").write_bytes(onnx_file.mlp())
+    x = random(2, 4)
+    got = triton.infer("grpc", start(repository), "named", x, input_name="x").as_numpy("y")
+    np.testing.assert_allclose(got, direct(onnx_file.mlp(), x), atol=TOLERANCE, rtol=TOLERANCE)
+
+
 RAGGED = """
     backend: "onnxruntime"
     max_batch_size: 8

@@ -212,3 +212,15 @@ def test_who_waits_learns_that_the_server_stops(start, repository, tmp_path):
     assert not path.exists()
     with pytest.raises(RingError, match="cannot connect"):
         nereid_ring.Ring(path)
+
+
+def test_who_may_use_the_ring_and_how_much_of_it_is_the_operators_to_say(start, repository, tmp_path):
+    """The socket's permissions, the largest arena, and an event loop that looks for requests all the time."""
+    path = tmp_path / "socket"
+    start(repository, f"--ring-socket={path}", "--ring-socket-mode=640", f"--ring-arena-byte-size-max={12 << 20}", "--ring-spin")
+    assert path.stat().st_mode & 0o777 == 0o640
+    with pytest.raises(RingError, match="--ring-arena-byte-size-max"):
+        Ring(path, arena_bytes=16 << 20, requests=64)
+    with Ring(path, **SMALL) as ring:
+        given = np.arange(4, dtype=np.float32)
+        np.testing.assert_array_equal(ring.infer("fp32", {"INPUT0": given})["OUTPUT0"], given)
