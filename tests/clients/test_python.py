@@ -399,7 +399,7 @@ class TritonPythonModel:
 
 def test_large_tensors_go_by_reference_and_memory_comes_back(start, tmp_path):
     config = """backend: "python"
-input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }]
+input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "Z" data_type: TYPE_FP32 dims: [ -1 ] optional: true }]
 output [{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }]
 """
     source = """
@@ -408,7 +408,7 @@ class TritonPythonModel:
     def execute(self, requests):
         answers = []
         for request in requests:
-            values = request.inputs()[0].as_numpy()
+            values = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
             part = values[: len(values) // 2] if values[0] else values + 1
             answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("Y", part)]))
         return answers
@@ -419,6 +419,10 @@ class TritonPythonModel:
     for _ in range(20):
         assert cases.infer(server, "half", X=values)["Y"][2][-1] == 300_000
         assert cases.infer(server, "half", X=values + 1)["Y"][2][-1] == 150_000
-    too_large = cases.infer(server, "half", X=np.zeros(600_000, np.float32))
-    assert too_large["status"] == "StatusCode.UNAVAILABLE"
-    assert "shm-limit-byte-size" in too_large["error"]
+    # Alone, and with another; neither leaves anything behind.
+    for inputs in ({"X": np.zeros(600_000, np.float32)}, {"X": values, "Z": values}):
+        for _ in range(3):
+            too_large = cases.infer(server, "half", **inputs)
+            assert too_large["status"] == "StatusCode.UNAVAILABLE"
+            assert "no room for 2400000 bytes" in too_large["error"] and "shm-limit-byte-size" in too_large["error"]
+        assert cases.infer(server, "half", X=values)["Y"][2][-1] == 300_000

@@ -189,36 +189,49 @@ impl Session {
             .filter_map(|&output| outline.signature.outputs.get(usize::from(output)))
             .map(|spec| &*spec.name)
             .collect();
+        let sizes = inputs.iter().map(|(input, _)| input.data.len());
+        let large = sizes.filter(|&size| size > INLINE_BYTES_MAX).sum();
+        if large > self.arena.half() {
+            return Err(ResponseError { code: Code::Unavailable, message: self.no_room(large) });
+        }
         let before = writer.mark();
         writer.request(&head, inputs.len(), wanted.into_iter());
+        let mut lent: SmallVec<[wire::Range; 4]> = SmallVec::new();
         for (input, spec) in inputs {
             let written =
                 self.write_tensor(writer, &spec.name, spec.datatype, &input.shape, &input.data);
-            if let Err(error) = written {
-                writer.undo(before);
-                return Err(error);
+            match written {
+                Ok(range) => lent.extend(range),
+                Err(error) => {
+                    writer.undo(before);
+                    for range in lent {
+                        // It was lent a moment ago, and the process has never heard of it.
+                        let _ = self.arena.take_back(range.offset);
+                    }
+                    return Err(error);
+                }
             }
         }
         Ok(())
     }
 
-    /// Writes a tensor into a frame, or into shared memory if it is large.
-    pub fn write_tensor(
+    /// Writes a tensor into a frame, or into shared memory if it is large: then it tells where.
+    fn write_tensor(
         &self,
         writer: &mut Writer,
         name: &str,
         datatype: DataType,
         shape: &crate::inference::Shape,
         data: &Rope,
-    ) -> Result<(), ResponseError> {
+    ) -> Result<Option<wire::Range>, ResponseError> {
         let pieces = || data.pieces().iter().map(|piece| &**piece);
         if data.len() <= INLINE_BYTES_MAX {
             writer.inline(name, datatype, shape, data.len(), pieces());
-            return Ok(());
+            return Ok(None);
         }
         let range = self.lend(data.len(), pieces)?;
         writer.lent(name, datatype, shape, range);
-        Ok(())
+        Ok(Some(range))
     }
 
     /// Lends memory, waiting for room if there is none.
