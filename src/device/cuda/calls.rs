@@ -7,6 +7,7 @@
 use std::{
     ffi::c_void,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError, Weak},
     thread,
     time::Duration,
@@ -186,7 +187,7 @@ fn run(calls: &Weak<Calls>, context: &Arc<Context>, arrivals: &Receiver<Arrival>
                 let awaited = calls.take(number);
                 drop(calls);
                 if let Some(awaited) = awaited {
-                    make(awaited, ended);
+                    make(context.device, awaited, ended);
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -200,7 +201,7 @@ fn run(calls: &Weak<Calls>, context: &Arc<Context>, arrivals: &Receiver<Arrival>
                     drop(calls);
                     for mut awaited in all {
                         awaited.outcome = Err(lost.clone());
-                        make(awaited, Timestamp::now());
+                        make(context.device, awaited, Timestamp::now());
                     }
                 }
             }
@@ -209,10 +210,17 @@ fn run(calls: &Weak<Calls>, context: &Arc<Context>, arrivals: &Receiver<Arrival>
     }
 }
 
-fn make(awaited: Awaited, ended: Timestamp) {
+fn make(device: usize, awaited: Awaited, ended: Timestamp) {
     let Awaited { call, held, span, outcome } = awaited;
-    drop(held);
-    let duration = span.map_or(Ok(Duration::ZERO), |span| span.duration());
+    // A driver that lacks a function makes its caller panic; whoever waits is to hear of it.
+    let measured = catch_unwind(AssertUnwindSafe(|| {
+        drop(held);
+        span.map_or(Ok(Duration::ZERO), |span| span.duration())
+    }));
+    let duration = measured.unwrap_or_else(|_| {
+        let reason = "it panicked while an operation's end was noted".to_owned();
+        Err(DeviceError::Driver { device, call: "cuEventElapsedTime", reason })
+    });
     let nanos = duration.as_ref().map_or(0, |took| u64::try_from(took.as_nanos()).unwrap_or(0));
     let began = Timestamp::from_nanos(ended.as_nanos().saturating_sub(nanos));
     call(Report { outcome: outcome.and(duration.map(drop)), began, ended, busy: ended - began });
