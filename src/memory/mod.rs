@@ -16,7 +16,7 @@ mod regions;
 mod ring;
 
 pub use gather::{Destination, Filler, Gather, WrongLength};
-pub use heap::{give_back_free_pages, keep_freed_memory};
+pub use heap::{give_back_free_pages, keep_freed_memory, keep_heaps_of_threads};
 pub use objects::{OwnObject, SharedObject};
 pub use places::{OutputMemory, OutputPlaces, SharedView};
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};

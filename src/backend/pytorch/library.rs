@@ -13,7 +13,7 @@ use super::{
     BRIDGE, BUILD, INSTALLATION, VERSION,
     table::{self, Entry, Table},
 };
-use crate::backend::BackendError;
+use crate::{backend::BackendError, memory::keep_heaps_of_threads};
 
 /// The command that repairs a missing or mismatched libtorch.
 const INSTALL: &str = "nereid backend install pytorch";
@@ -35,6 +35,8 @@ impl Library {
             return Ok(library);
         }
         let library: &'static Self = Box::leak(Box::new(Self::load(folder)?));
+        // A module's tensors are of the C library's heap, layer by layer.
+        keep_heaps_of_threads();
         open.push(library);
         Ok(library)
     }
