@@ -12,7 +12,7 @@ import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
 from . import models, triton
-from .test_devices import SCALE, check, rows, scale, softmax
+from .test_devices import SCALE, check, check_parts, rows, scale, softmax, wide
 
 LOST = 719
 
@@ -102,14 +102,6 @@ def test_a_lost_gpu_makes_its_models_unavailable(gpu_server, repository):
 
 def test_a_batch_too_large_for_a_gpu_runs_in_parts(gpu_server, tmp_path):
     """Down to single requests, as on a device of the host."""
-    wide = softmax(options=models.batched(500_000))
-    wide.config = wide.config.replace("dims: [ 6 ]", "dims: [ 64 ]")
-    server, accounts = gpu_server(models.write(tmp_path / "wide", {"wide": wide}), memory=2048)
-    arrays = [np.random.default_rng(seed).standard_normal((1, 64), dtype=np.float32) for seed in range(8)]
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for done in [pool.submit(check, server, "http", "wide", array) for array in arrays]:
-            done.result()
-    with pytest.raises(InferenceServerException) as caught:
-        triton.infer("http", server, "wide", np.concatenate(arrays))
-    assert "device 0 is out of memory: 2048 bytes asked for" in caught.value.message()
+    server, accounts = gpu_server(models.write(tmp_path / "wide", {"wide": wide()}), memory=2048)
+    check_parts(server)
     assert accounts.read()["faults"] == []

@@ -137,14 +137,16 @@ def test_what_fails_on_a_device_fails_its_batch_alone(on_devices, fault, told):
     check(server, "grpc", "second", rows(2, 2))
 
 
-def test_a_batch_too_large_for_a_device_runs_in_parts(start, tmp_path):
-    """Down to single requests; what is too large by itself fails, with what it needed."""
-    delay_us = 500_000
-    wide = softmax(options=models.batched(delay_us))
-    wide.config = wide.config.replace(f"dims: [ {COLUMNS} ]", "dims: [ 64 ]")
-    folder = models.write(tmp_path / "own", {"wide": wide})
-    # Of eight rows half have room: 256 bytes each, in and out.
-    server = start(folder, "--device=host", "--host-device=memory=2048")
+def wide() -> models.Model:
+    """A chain over 64 columns: of eight rows, 256 bytes each in and out, a device of 2,048 bytes has room for half."""
+    model = softmax(options=models.batched(500_000))
+    model.config = model.config.replace(f"dims: [ {COLUMNS} ]", "dims: [ 64 ]")
+    return model
+
+
+def check_parts(server) -> None:
+    """That `wide` runs what is too large together in parts, down to single requests, and that what is too large by
+    itself fails, with what it needed."""
     arrays = [np.random.default_rng(seed).standard_normal((1, 64), dtype=np.float32) for seed in range(8)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(check, server, "http", "wide", array) for array in arrays]:
@@ -152,6 +154,12 @@ def test_a_batch_too_large_for_a_device_runs_in_parts(start, tmp_path):
     with pytest.raises(InferenceServerException) as caught:
         triton.infer("http", server, "wide", np.concatenate(arrays))
     assert "device 0 is out of memory: 2048 bytes asked for" in caught.value.message()
+
+
+def test_a_batch_too_large_for_a_device_runs_in_parts(start, tmp_path):
+    """On a device of the host."""
+    folder = models.write(tmp_path / "own", {"wide": wide()})
+    check_parts(start(folder, "--device=host", "--host-device=memory=2048"))
 
 
 @pytest.mark.parametrize("strict", ["true", "false"])
