@@ -127,7 +127,7 @@ def _start(command: list, **environment: str) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **environment},
-        preexec_fn=servers._end_with_parent,
+        preexec_fn=servers.end_with_parent,
     )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
-from .accepted import ACCEPTED, overlooked
-from .record import all_cases, servers
+import pytest
 
-PAGE = servers.ROOT / "docs" / "src" / "differences.md"
+from . import record
+from .accepted import ACCEPTED, overlooked
+from .record import all_cases
+
+PAGE = record.servers.ROOT / "docs" / "src" / "differences.md"
 # Bodies of these say which server and which version of it this is.
 OWN_IDENTITY = {"http/server/metadata", "grpc/server/metadata"}
 
@@ -40,6 +43,13 @@ def test_a_page_of_metrics_has_the_real_servers_lines(golden, nereid_answers):
 def test_the_recording_is_what_the_real_server_answers(case_name, golden, triton_answers):
     """The committed file is not out of date."""
     assert triton_answers[case_name] == golden[case_name]["answer"]
+
+
+def test_the_recorded_flags_are_those_of_the_real_server():
+    """Which `tests/compatibility.rs` holds ours against."""
+    if not record.servers.peer_is_usable():
+        pytest.skip("the real server is not installed: scripts/setup_peer.sh installs it")
+    assert record.ask_for_flags() == record.FLAGS.read_text()
 
 
 def test_every_accepted_difference_is_a_case():
