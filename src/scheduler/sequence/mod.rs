@@ -117,7 +117,7 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
                 });
                 let batching = BatchingPolicy { max_batch_size: policy.max_batch_size, dynamic };
                 let lane = move || Instance::Oldest(DynamicQueue::new(batching.clone()));
-                ((*max_candidates).max(1), Box::new(lane))
+                (if *max_candidates == 0 { rows } else { *max_candidates }, Box::new(lane))
             }
         };
         let table = Table::new(slots, instances, &policy, initial);
