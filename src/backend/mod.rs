@@ -37,7 +37,7 @@ pub use self::{
     ops::Ops,
     repeat::Repeat,
     request::{
-        ModelRequest, ModelResponse, RequestInstance, Respond, Responder, ResponseError,
+        ModelRequest, ModelResponse, NearBatch, NearInstance, RequestInstance, Respond, Responder, ResponseError,
         ResponseTensor,
     },
 };

@@ -3,13 +3,13 @@ use std::{cell::RefCell, io, sync::Arc, thread, time::Duration};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{
-    execution::{Executed, SealedBatch, execute, hand_over_series},
+    execution::{Executed, SealedBatch, begin, execute, hand_over_series},
     job::Job,
     limiter::Seat,
     version::LoadedVersion,
 };
 use crate::{
-    backend::{ModelInstance, RequestInstance},
+    backend::{ModelInstance, NearInstance, RequestInstance},
     device::Device,
     inference::Timestamp,
     runtime::{ReactorHandle, pin_to},
@@ -29,6 +29,9 @@ pub struct InstanceThreads {
     /// One queue for all, so that the instance that is free first takes the next batch. The threads
     /// end when this is dropped and what was sent has run.
     batches: Sender<SealedBatch>,
+    /// Those that take what needs no waiting from their home itself.
+    near: Vec<Arc<dyn NearInstance>>,
+    home: ReactorHandle,
     count: usize,
     in_flight: usize,
     /// For each instance.
@@ -65,7 +68,11 @@ impl InstanceThreads {
         let (batches, receive) = bounded(count * LANES_WHEN_QUICK);
         let devices = instances.iter().map(|placed| placed.instance.device().cloned());
         let devices: Arc<[_]> = devices.collect();
-        for PlacedInstance { name, cores, seat, instance } in instances {
+        let mut near = Vec::new();
+        for PlacedInstance { name, cores, seat, mut instance } in instances {
+            if let (ModelInstance::Requests(instance), None) = (&mut instance, &seat) {
+                near.extend(instance.attach(home));
+            }
             let (receive, home) = (receive.clone(), home.clone());
             let devices = devices.clone();
             thread::Builder::new()
@@ -73,17 +80,25 @@ impl InstanceThreads {
                 .spawn(move || run(instance, seat.as_ref(), &cores, &receive, &home, &devices))
                 .map_err(|source| NoThread { name, source })?;
         }
-        Ok(Self { batches, count, in_flight: 0, lanes: LANES })
+        let home = home.clone();
+        Ok(Self { batches, near, home, count, in_flight: 0, lanes: LANES })
     }
 
     /// What stands in for an instance whose thread could not be had: it refuses every batch.
-    pub fn none() -> Self {
-        Self { batches: bounded(1).0, count: 1, in_flight: 0, lanes: LANES }
+    pub fn none(home: ReactorHandle) -> Self {
+        let (batches, _) = bounded(1);
+        Self { batches, near: Vec::new(), home, count: 1, in_flight: 0, lanes: LANES }
     }
 
     /// The number of instances.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Whether so many batches have ended that others should follow. Quick ones follow in numbers, because
+    /// it is messages that take their time.
+    pub fn want_more(&self) -> bool {
+        self.lanes == LANES || self.in_flight * 2 <= self.count * self.lanes
     }
 
     /// Whether a batch would begin at once.
@@ -101,9 +116,17 @@ impl InstanceThreads {
     /// # Errors
     /// When the threads have ended; the batch comes back.
     pub fn run(&mut self, batch: SealedBatch) -> Result<(), SealedBatch> {
-        self.batches.try_send(batch).map_err(|refused| refused.into_inner())?;
+        match near_for(&self.near, &batch) {
+            Some(near) => begin(near, batch, &self.home),
+            None => self.batches.try_send(batch).map_err(|refused| refused.into_inner())?,
+        }
         self.in_flight += 1;
         Ok(())
+    }
+
+    /// Sends batches that have been begun on their way.
+    pub fn flush(&self) {
+        self.near.iter().for_each(|near| near.flush());
     }
 
     /// Notes that a batch has come back.
@@ -111,6 +134,18 @@ impl InstanceThreads {
         self.in_flight -= 1;
         self.lanes = if executed.is_quick(QUICK) { LANES_WHEN_QUICK } else { LANES };
     }
+}
+
+/// The instance that has the least to do of those that take this batch from its home.
+fn near_for<'n>(
+    near: &'n [Arc<dyn NearInstance>],
+    batch: &SealedBatch,
+) -> Option<&'n dyn NearInstance> {
+    let takes = |near: &&Arc<dyn NearInstance>| {
+        let inputs = batch.jobs.iter().flat_map(|job| job.admitted.inputs.iter().flatten());
+        near.takes(&mut inputs.map(|input| input.data.len()))
+    };
+    near.iter().filter(takes).min_by_key(|near| near.running()).map(|near| &**near)
 }
 
 fn run(

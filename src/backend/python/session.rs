@@ -58,6 +58,10 @@ pub struct Session {
     /// Whether the model's `finalize` has returned.
     pub has_finalized: AtomicBool,
     inbox: Mutex<Inbox>,
+    /// Whether a reactor hears the process.
+    is_attached: AtomicBool,
+    /// Whether one is to.
+    is_claimed: AtomicBool,
     /// Why the process cannot be trusted any more, if the instance's thread found that out.
     misdeed: Mutex<Option<String>>,
     next: AtomicU64,
@@ -67,8 +71,6 @@ pub struct Session {
     sending_answers: Mutex<()>,
     execution: Mutex<Execution>,
     execution_ended: Condvar,
-    /// Who waits for what the requests that run call.
-    callers: Mutex<Option<Arc<Callers>>>,
 }
 
 /// A request that the process has.
@@ -89,6 +91,8 @@ impl Session {
             has_executed: AtomicBool::new(false),
             has_finalized: AtomicBool::new(false),
             inbox: Mutex::default(),
+            is_attached: AtomicBool::new(false),
+            is_claimed: AtomicBool::new(false),
             misdeed: Mutex::default(),
             next: AtomicU64::new(1),
             requests: Mutex::default(),
@@ -97,7 +101,6 @@ impl Session {
             sending_answers: Mutex::default(),
             execution: Mutex::default(),
             execution_ended: Condvar::new(),
-            callers: Mutex::default(),
         }
     }
 
@@ -115,6 +118,31 @@ impl Session {
         lock(&self.inbox)
     }
 
+    /// Whether a reactor hears the process.
+    pub fn is_attached(&self) -> bool {
+        self.is_attached.load(Ordering::Acquire)
+    }
+
+    /// Notes that a reactor is to hear the process; false when one is already.
+    pub fn claim(&self) -> bool {
+        !self.is_claimed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Has nobody but a reactor hear the process from now on; false while another thread does.
+    pub fn attach(&self) -> bool {
+        let Some(_inbox) = self.inbox_if_free() else { return false };
+        self.is_attached.store(true, Ordering::Release);
+        self.line.listen(false);
+        true
+    }
+
+    /// Leaves the hearing to the supervisor again.
+    pub fn detach(&self) {
+        self.line.listen(true);
+        self.is_attached.store(false, Ordering::Release);
+        self.line.ring();
+    }
+
     /// Why the process cannot be trusted any more, if it cannot.
     pub fn misdeed(&self) -> Option<String> {
         lock(&self.misdeed).take()
@@ -123,7 +151,7 @@ impl Session {
     /// Ends all that is under way, because the process has ended: `message` is what clients read.
     pub fn die(&self, message: &str) {
         self.line.close();
-        lock(&self.execution).is_dead = true;
+        let batches = lock(&self.execution).die();
         self.execution_ended.notify_all();
         let calls = std::mem::take(&mut *lock(&self.calls));
         drop(calls);
@@ -132,6 +160,7 @@ impl Session {
             let message = message.to_owned();
             responder.finish(Err(ResponseError { code: Code::Unavailable, message }));
         }
+        batches.into_iter().for_each(|batch| batch.ended());
     }
 
     /// Takes memory back that the process no longer needs.
@@ -362,7 +391,7 @@ impl Session {
 
     /// Who waits for a call that `execute` makes.
     pub fn callers(&self) -> Option<Arc<Callers>> {
-        lock(&self.callers).clone()
+        lock(&self.execution).callers()
     }
 
     /// Notes a call that is about to begin.
