@@ -67,6 +67,7 @@ pub struct Session {
     next: AtomicU64,
     requests: Mutex<FxHashMap<u64, Taken>>,
     calls: Mutex<FxHashMap<u64, Option<Asked>>>,
+    calls_ended: AtomicU64,
     answers: Mutex<VecDeque<CallAnswer>>,
     sending_answers: Mutex<()>,
     execution: Mutex<Execution>,
@@ -97,6 +98,7 @@ impl Session {
             next: AtomicU64::new(1),
             requests: Mutex::default(),
             calls: Mutex::default(),
+            calls_ended: AtomicU64::new(0),
             answers: Mutex::default(),
             sending_answers: Mutex::default(),
             execution: Mutex::default(),
@@ -500,7 +502,15 @@ impl Session {
     /// Forgets a call; abandons it if it is not over.
     pub fn end_call(&self, number: u64) {
         let asked = lock(&self.calls).remove(&number);
+        if asked.is_some() {
+            self.calls_ended.fetch_add(1, Ordering::Relaxed);
+        }
         drop(asked);
+    }
+
+    /// How many calls have ended, unless some have not.
+    pub fn calls_ended(&self) -> Option<u64> {
+        lock(&self.calls).is_empty().then(|| self.calls_ended.load(Ordering::Relaxed))
     }
 }
 
