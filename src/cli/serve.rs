@@ -50,8 +50,8 @@ use crate::{
     repository::{self, Agents, Options, Repository},
     runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
     serving::{
-        Backends, Caches, Fleet, Limiter, Loader, ModelControl, Observers, Server, ServerState,
-        Startup,
+        Backends, Caches, Fleet, Limiter, Loader, ModelControl, Observers, Places, Server,
+        ServerState, Startup,
     },
 };
 
@@ -236,6 +236,7 @@ fn control(
         agents: Agents::built_in(),
         options,
         retries: args.model_load_retry_count,
+        places: Places::new(args.model_load_thread_count),
     };
     let repository = Repository::new(args.model_repository.clone(), args.model_namespacing)?;
     Ok(ModelControl::new(server, repository, loader, args.control_settings()))
