@@ -1,7 +1,7 @@
 mod regroup;
 mod start;
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{any::Any, ops::Deref, sync::Arc, time::Duration};
 
 pub use self::{
     regroup::Regrouping,
@@ -26,8 +26,7 @@ use crate::{
         ModelStatistics,
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
-    proto,
-    repository::{AgentChain, Labels, Ragged, RateLimit, TemporaryFolder},
+    repository::{Ragged, RateLimit},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
 };
 
@@ -37,18 +36,7 @@ use crate::{
 /// A version that goes on with other [`Member`]s is a copy of itself, which shares its queues.
 #[derive(Clone)]
 pub struct LoadedVersion {
-    /// The model's name.
-    pub name: Arc<str>,
-    /// The repository that it is from, where names are not unique; else empty.
-    pub namespace: Arc<str>,
-    /// The version.
-    pub version: i64,
-    /// Its configuration, complete.
-    pub config: Arc<proto::ModelConfig>,
-    /// Its tensors.
-    pub signature: Arc<Signature>,
-    /// The names of classes, for outputs that have them.
-    pub labels: Arc<Labels>,
+    outline: Outline,
     /// What was counted of it.
     pub statistics: Arc<ModelStatistics>,
     /// How long it took to load.
@@ -73,10 +61,6 @@ pub struct LoadedVersion {
     resident_on: Option<usize>,
     /// Who is to hear that one of them is lost.
     fleet: Option<Arc<Fleet>>,
-    /// Kept as long as the version, whose back end may still read from it.
-    _folder: Option<Arc<TemporaryFolder>>,
-    /// Told of the end of the model when no version of it is left.
-    pub(super) agents: Option<Arc<AgentChain>>,
     home: ReactorHandle,
     runs_on: RunsOn,
     /// One on every reactor when the model runs inline, else one at home.
@@ -121,6 +105,15 @@ impl Queue {
             Self::Batches(shard) => shard.submit(job),
             Self::Sequences(shard) => shard.submit(job),
         }
+    }
+}
+
+impl Deref for LoadedVersion {
+    type Target = Outline;
+
+    /// What is known of it, as what it has.
+    fn deref(&self) -> &Outline {
+        &self.outline
     }
 }
 

@@ -5,7 +5,7 @@ use std::{mem::discriminant, sync::Arc};
 
 use super::{
     LoadedVersion, Member, Queue, RunsOn,
-    start::{Site, VersionError, VersionSpec},
+    start::{Outline, Site, VersionError, VersionSpec},
 };
 use crate::{
     backend::PlacementDevice,
@@ -71,7 +71,8 @@ impl LoadedVersion {
         let staying = self.members.iter().zip(&stays).filter(|(_, stays)| **stays);
         let members = staying.map(|(member, _)| member.clone()).chain(come).collect();
         let config = spec.outline.config;
-        let after = Arc::new(Self { config, members, ..(**self).clone() });
+        let outline = Outline { config, ..self.outline.clone() };
+        let after = Arc::new(Self { outline, members, ..(**self).clone() });
         Ok(Some(Regrouping { before: self.clone(), after, stays, others }))
     }
 }

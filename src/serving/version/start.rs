@@ -52,9 +52,10 @@ pub struct Outline {
     pub identity: Option<ModelIdentity>,
     /// When loading it began.
     pub began: Timestamp,
-    /// Its folder, when it is not in a repository.
+    /// Its folder, when it is not in a repository; kept as long as the version, whose back end may still
+    /// read from it.
     pub folder: Option<Arc<TemporaryFolder>>,
-    /// The agents that look after its folder.
+    /// The agents that look after its folder, told of the end of the model when no version of it is left.
     pub agents: Option<Arc<AgentChain>>,
 }
 
@@ -360,12 +361,6 @@ impl LoadedVersion {
         let statistics = ModelStatistics::new(served, outline.signature.max_batch_size, &plan);
         Self {
             tracer: site.observers.tracer.of_model(&outline.name),
-            name: outline.name,
-            namespace: outline.namespace,
-            version: outline.version,
-            config: outline.config,
-            signature: outline.signature,
-            labels: outline.labels,
             statistics: Arc::new(statistics),
             load_time: Timestamp::now() - outline.began,
             decoupled: false,
@@ -378,16 +373,15 @@ impl LoadedVersion {
             members: Arc::default(),
             resident_on: None,
             fleet: None,
-            _folder: outline.folder,
-            agents: outline.agents,
             home: site.home.clone(),
             runs_on: RunsOn::Reactors,
             queues: Arc::new(PerReactor::new(site.reactors)),
             cache: site
                 .cache
-                .zip(outline.identity)
+                .zip(outline.identity.clone())
                 .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
             steps: None,
+            outline,
         }
     }
 
