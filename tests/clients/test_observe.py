@@ -248,6 +248,16 @@ def test_durations_are_told_as_configured(start, small):
     assert not [name for name in page if "_duration_us" in name or name.startswith("nv_cpu_")]
 
 
+def test_the_machine_is_looked_at_as_often_as_the_flag_says(start, small):
+    """A fraction of a millisecond is an interval too."""
+    name = "nv_cpu_utilization"
+    seldom = start(small, "--metrics-interval-ms=3600000")
+    often = start(small, "--metrics-interval-ms=0.5")
+    first, before = metrics(seldom)[name], metrics(often)[name]
+    python_server.wait_until(lambda: metrics(often)[name] != before)
+    assert metrics(seldom)[name] == first
+
+
 FAILING = """
 class TritonPythonModel:
     def execute(self, requests):
