@@ -59,7 +59,7 @@ impl Instances {
             thread::Builder::new()
                 .name(name.clone())
                 .spawn(move || {
-                    run(number, instance, seat.as_ref(), &cores, &setup, &receive, &home)
+                    run(number, instance, seat.as_ref(), &cores, &setup, &receive, &home);
                 })
                 .map_err(|source| NoThread { name, source })?;
             Ok((number, Instance { batches, is_idle: true }))
