@@ -22,10 +22,6 @@ RECEIVE_BYTES = 256 << 10
 # So many bytes that nothing refers to any more are told to the server at once, fewer with the next message.
 RETURNED_BYTES_MAX = 4 << 20
 ROOM_SECONDS_MAX = 10.0
-# A call that is answered within the first of these is soon followed by others like it, whose answers are looked
-# for again and again for as long as the second says, before the thread sleeps.
-QUICK_SECONDS = 150e-6
-SPIN_SECONDS = 60e-6
 
 
 class Waiter:
@@ -82,8 +78,6 @@ class Channel:
         self._calls: dict = {}
         self._for_requests = None
         self._for_room = Waiter()
-        self._are_calls_quick = False
-        self._spin_seconds = SPIN_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
         self.on_ask_ready = None
         os.register_at_fork(after_in_child=self._leave)
 
@@ -168,23 +162,6 @@ class Channel:
             self._wake_another()
         return waiter.is_ready
 
-    def wait_for_answer(self, waiter: Waiter) -> None:
-        """Returns when `waiter` has the answer to a call that was made just now."""
-        begun = time.monotonic()
-        if self._are_calls_quick and self._leading.acquire(False):
-            try:
-                until = begun + self._spin_seconds
-                while not waiter.is_ready and time.monotonic() < until:
-                    try:
-                        count = self._inbound.recv_into(self._received, 0, socket.MSG_DONTWAIT)
-                    except BlockingIOError:
-                        continue
-                    self._take(count)
-            finally:
-                self._stop_leading()
-        self.wait(waiter)
-        self._are_calls_quick = time.monotonic() - begun < QUICK_SECONDS
-
     def _stop_leading(self) -> None:
         """Leaves the reading to another thread that waits."""
         self._leading.release()
@@ -222,11 +199,7 @@ class Channel:
         """Reads what has come, waiting if nothing has; false when nothing came in time."""
         if seconds_max is not None and not select.select([self._inbound], [], [], seconds_max)[0]:
             return False
-        self._take(self._inbound.recv_into(self._received))
-        return True
-
-    def _take(self, count: int) -> None:
-        """Takes so many bytes that were received."""
+        count = self._inbound.recv_into(self._received)
         if count == 0:
             # The server is gone: there is nobody to finish for.
             os._exit(0)
@@ -236,7 +209,7 @@ class Channel:
             if length + wire.HEADER.size == count:
                 # Mostly one frame comes, and comes whole.
                 self._dispatch(kind, wire.Reader(self._received[wire.HEADER.size : count]))
-                return
+                return True
         pending += memoryview(self._received)[:count]
         at = 0
         while len(pending) - at >= wire.HEADER.size:
@@ -247,6 +220,7 @@ class Channel:
             at = begin + length
             self._dispatch(kind, wire.Reader(pending[begin:at]))
         del pending[:at]
+        return True
 
     def _dispatch(self, kind: int, reader: wire.Reader) -> None:
         if kind == wire.CALL_RESPONSE:

@@ -429,7 +429,7 @@ class Call:
             if waiter.is_ready:
                 waiter = self._waiter = Waiter()
             if not self._responses and not self._is_over:
-                channel.wait_for_answer(waiter)
+                channel.wait(waiter)
 
     def only(self) -> InferenceResponse:
         """The response of a call that has only one."""

@@ -15,6 +15,7 @@ mod json;
 mod line;
 mod near;
 mod output;
+mod placement;
 mod process;
 mod services;
 mod session;

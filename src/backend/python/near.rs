@@ -4,11 +4,10 @@ use std::{
     future::poll_fn,
     io,
     sync::Arc,
-    task::Poll,
     time::{Duration, Instant},
 };
 
-use super::{Outline, inbox::Broken, process::runs_beside, session::Session, supervisor::Seat};
+use super::{Outline, inbox::Broken, session::Session, supervisor::Seat};
 use crate::{
     backend::{ModelRequest, NearBatch, NearInstance},
     runtime::{ReactorHandle, UnixStream, sleep, spawn, yield_now},
@@ -18,11 +17,6 @@ use crate::{
 const RETRY_EVERY: Duration = Duration::from_millis(1);
 /// How long a process is heard before the reactor's other tasks get their turn.
 const TURN: Duration = Duration::from_micros(100);
-/// When a process whose calls are answered here has made the next within the first of these, the one
-/// after it is looked for again and again, for as long as the second says, before the reactor may sleep:
-/// to be woken takes longer than a call does.
-const SOON: Duration = Duration::from_micros(150);
-const SPIN: Duration = Duration::from_micros(60);
 
 /// An instance, for its home reactor.
 pub struct Near {
@@ -107,56 +101,18 @@ impl Attached {
     async fn hear(&self, seat: &Arc<Seat>) -> io::Result<()> {
         let Self(session) = self;
         let mut socket = UnixStream::adopt_own(session.line.inbound()?)?;
-        let may_look = runs_beside(session.process);
-        let (mut turn, mut answered, mut comes_soon) = (Instant::now(), None, false);
+        let mut since = Instant::now();
         while self.hear_kept(seat) {
-            if turn.elapsed() > TURN {
+            if since.elapsed() > TURN {
                 yield_now().await;
-                turn = Instant::now();
+                since = Instant::now();
             }
-            // Whether what was heard were calls, and all of them have been answered.
-            let ended = session.calls_ended();
-            let has_answered = may_look && ended.is_some() && ended != answered;
-            answered = ended.or(answered);
-            let since = Instant::now();
-            let moment = if has_answered && comes_soon { SPIN } else { Duration::ZERO };
-            let count = match self.look(moment).await? {
-                Some(count) => count,
-                None => {
-                    let read = poll_fn(|cx| {
-                        let read = session.inbox().fill(|buffer| socket.poll_read(cx, buffer));
-                        if read.is_pending() {
-                            turn = Instant::now();
-                        }
-                        read
-                    });
-                    read.await?
-                }
-            };
-            if count == 0 {
+            let read = poll_fn(|cx| session.inbox().fill(|buffer| socket.poll_read(cx, buffer)));
+            if read.await? == 0 {
                 return Ok(());
             }
-            comes_soon = has_answered && since.elapsed() < SOON;
         }
         Ok(())
-    }
-
-    /// Receives what comes in a moment, while the reactor's other tasks run; `None` when nothing does.
-    async fn look(&self, moment: Duration) -> io::Result<Option<usize>> {
-        let Self(session) = self;
-        let until = Instant::now() + moment;
-        while Instant::now() < until {
-            let received =
-                session.inbox().fill(|buffer| match session.line.receive(buffer, false) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-                    received => Poll::Ready(received),
-                });
-            if let Poll::Ready(received) = received {
-                return received.map(Some);
-            }
-            yield_now().await;
-        }
-        Ok(None)
     }
 
     /// Hears what has come; false when the process cannot be trusted any more.

@@ -9,9 +9,7 @@ use std::{
 
 use nix::{
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
-    sched::{CpuSet, sched_getaffinity},
     sys::signal::Signal,
-    unistd::Pid,
 };
 
 use super::{arena::Arena, environment::Interpreter, sources};
@@ -129,15 +127,6 @@ pub fn resident_bytes(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// Whether a process may run on another processor than the calling thread's.
-pub fn runs_beside(process: u32) -> bool {
-    let Ok(process) = i32::try_from(process) else { return false };
-    let allowed = sched_getaffinity(Pid::from_raw(process));
-    allowed.is_ok_and(|allowed| {
-        (0..CpuSet::count()).filter(|&core| allowed.is_set(core) == Ok(true)).count() > 1
-    })
 }
 
 /// Lets a file be open in the program that is executed.

@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use super::{
     inbox::Inbox,
     json,
     line::Line,
+    placement::Placement,
     wire::{self, Correlation, Place, Writer},
 };
 use crate::{
@@ -35,6 +36,8 @@ use crate::{
 pub const INLINE_BYTES_MAX: usize = 8 << 10;
 /// Tensors of other models' answers of up to so many bytes are copied by the reactor that has them.
 const DIRECT_BYTES_MAX: usize = 64 << 10;
+/// A process that takes less until it says something runs by turns with its reactor.
+const QUICK: Duration = Duration::from_micros(250);
 /// How long a request waits for room in shared memory before it is refused.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The system's largest number of requests in one message.
@@ -67,7 +70,9 @@ pub struct Session {
     next: AtomicU64,
     requests: Mutex<FxHashMap<u64, Taken>>,
     calls: Mutex<FxHashMap<u64, Option<Asked>>>,
-    calls_ended: AtomicU64,
+    /// How many calls have ended since a batch did.
+    calls_ended: AtomicU32,
+    placement: Placement,
     answers: Mutex<VecDeque<CallAnswer>>,
     sending_answers: Mutex<()>,
     execution: Mutex<Execution>,
@@ -98,7 +103,8 @@ impl Session {
             next: AtomicU64::new(1),
             requests: Mutex::default(),
             calls: Mutex::default(),
-            calls_ended: AtomicU64::new(0),
+            calls_ended: AtomicU32::new(0),
+            placement: Placement::of(process),
             answers: Mutex::default(),
             sending_answers: Mutex::default(),
             execution: Mutex::default(),
@@ -176,6 +182,15 @@ impl Session {
             self.line.ring();
         }
         Ok(())
+    }
+
+    /// Has a process leave its reactor's processor that has run there for long.
+    pub fn look_after(&self) {
+        let turns = self.calls_ended.load(Ordering::Relaxed).saturating_add(1);
+        let is_long = lock(&self.execution).runs_longer_than(QUICK.saturating_mul(turns));
+        if is_long {
+            self.placement.note(false);
+        }
     }
 
     /// Whether requests would be answered.
@@ -506,11 +521,6 @@ impl Session {
             self.calls_ended.fetch_add(1, Ordering::Relaxed);
         }
         drop(asked);
-    }
-
-    /// How many calls have ended, unless some have not.
-    pub fn calls_ended(&self) -> Option<u64> {
-        lock(&self.calls).is_empty().then(|| self.calls_ended.load(Ordering::Relaxed))
     }
 }
 

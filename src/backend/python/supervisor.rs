@@ -170,9 +170,9 @@ impl Seat {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether requests would be answered.
+    /// Whether requests would be answered; none come to one that is to stop.
     pub fn is_ready(&self) -> bool {
-        self.session().is_some_and(|session| session.serves())
+        self.is_stopping() || self.session().is_some_and(|session| session.serves())
     }
 
     /// Ends the process, after the model's `finalize`, and the thread that keeps it.
@@ -396,6 +396,7 @@ impl Run {
             if now - looked >= LOOK_EVERY {
                 looked = now;
                 self.trim();
+                self.session.look_after();
                 let is_stopped = self.process.is_stopped();
                 self.session.is_stopped.store(is_stopped, Ordering::Relaxed);
                 let since = is_stopped.then(|| *stopped.get_or_insert(now));

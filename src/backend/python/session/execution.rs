@@ -3,17 +3,19 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use smallvec::SmallVec;
 
-use super::{INLINE_BYTES_MAX, REQUESTS_MAX, Session, Taken, lock};
+use super::{INLINE_BYTES_MAX, QUICK, REQUESTS_MAX, Session, Taken, lock};
 use crate::{
     backend::{
         ModelRequest, NearBatch, Responder,
         python::{
             Outline,
             inbox::{Broken, Inbox},
+            placement::Turn,
             wire::{Executed, Said, Writer},
         },
     },
@@ -37,6 +39,8 @@ pub(super) struct Execution {
 struct Sent {
     callers: Arc<Callers>,
     whose: Whose,
+    since: Instant,
+    turn: Turn,
 }
 
 /// Who began a batch.
@@ -56,6 +60,11 @@ impl Execution {
             Whose::Reactor { batch, .. } => Some(batch),
         };
         self.sent.drain(..).filter_map(batch).collect()
+    }
+
+    /// Whether the process has had a batch for longer than `limit`.
+    pub(super) fn runs_longer_than(&self, limit: Duration) -> bool {
+        self.sent.front().is_some_and(|sent| sent.since.elapsed() > limit)
     }
 
     /// Who waits for what the batch that runs calls.
@@ -121,9 +130,11 @@ impl Session {
         }
         let before = execution.sent.len();
         let running = batches.iter().filter(|batch| !batch.numbers.is_empty());
-        execution.sent.extend(
-            running.map(|batch| Sent { callers: batch.callers.clone(), whose: Whose::Thread }),
-        );
+        let since = Instant::now();
+        execution.sent.extend(running.map(|batch| {
+            let callers = batch.callers.clone();
+            Sent { callers, whose: Whose::Thread, since, turn: Turn::begin() }
+        }));
         if execution.sent.len() > before {
             if !self.is_attached() {
                 self.line.listen(false);
@@ -183,7 +194,8 @@ impl Session {
             self.die(&outline.is_unhealthy());
             return Err(batch);
         }
-        execution.sent.push_back(Sent { callers, whose: Whose::Reactor { numbers, batch } });
+        let (whose, since) = (Whose::Reactor { numbers, batch }, Instant::now());
+        execution.sent.push_back(Sent { callers, whose, since, turn: Turn::begin() });
         // While the lock is held, so that frames come in the order of what is noted.
         self.line.keep(body);
         Ok(())
@@ -292,17 +304,22 @@ impl Session {
     pub fn executed(&self, outline: &Outline, outcome: Result<Executed, String>) {
         self.has_executed.store(true, Ordering::Relaxed);
         let mut execution = lock(&self.execution);
-        let Some(Sent { whose, .. }) = execution.sent.pop_front() else { return };
+        let Some(Sent { whose, since, turn, .. }) = execution.sent.pop_front() else { return };
         if let Some(Sent { whose: Whose::Reactor { batch, .. }, .. }) = execution.sent.front() {
             batch.begins();
         }
         match whose {
             Whose::Thread => {
                 execution.outcomes.push_back(outcome);
+                drop(execution);
                 self.execution_ended.notify_all();
+                self.placement.note(false);
             }
             Whose::Reactor { numbers, batch } => {
                 drop(execution);
+                let turns = self.calls_ended.swap(0, Ordering::Relaxed).saturating_add(1);
+                self.placement.note(turn.is_alone() && since.elapsed() / turns < QUICK);
+                drop(turn);
                 self.end_batch(outline, numbers, outcome);
                 batch.ended();
             }
