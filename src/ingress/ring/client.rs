@@ -5,6 +5,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use nereid_ring::{
@@ -13,22 +14,34 @@ use nereid_ring::{
 };
 use slab::Slab;
 
-use crate::{memory::RingMemory, runtime::UnixStream, serving::Server};
+use crate::{inference::Timestamp, memory::RingMemory, runtime::UnixStream, serving::Server};
+
+/// How long a client that sleeps is left asleep over completions while more of its submissions are taken:
+/// as long as it takes to wake it.
+const RING_DELAY: Duration = Duration::from_micros(50);
 
 /// A client, on the reactor that its socket is on.
 pub struct Client {
     pub server: Arc<Server>,
     pub memory: Arc<RingMemory>,
     pub socket: RefCell<UnixStream>,
-    /// Submissions taken so far. What the memory says of it is for the client.
+    /// Submissions taken so far, and those that were seen. What the memory says of it is for the client.
     taken: Cell<u32>,
-    /// Completions put so far.
+    seen: Cell<u32>,
+    /// Completions put so far, and those of which the client was seen to have taken them.
     put: Cell<u32>,
+    read: Cell<u32>,
     in_flight: RefCell<Slab<InFlight>>,
     /// Who has a completion that is not its request's last, and waits for a place for it.
     crowded: RefCell<Vec<Waker>>,
-    /// Who takes the submissions, while it sleeps.
+    /// Who takes the submissions, and whether it does so now.
     turns: RefCell<Option<Waker>>,
+    is_in_turn: Cell<bool>,
+    /// Whether more submissions are sure to be taken in the next turn.
+    is_busy: Cell<bool>,
+    /// Whether completions were put that the client has not been rung for, and when that was seen.
+    is_put: Cell<bool>,
+    unrung_since: Cell<Option<Timestamp>>,
     /// Whether it is to look again at what it sleeps for.
     is_to_look: Cell<bool>,
     /// Whether it waits until nothing is in flight.
@@ -60,10 +73,16 @@ impl Client {
             memory,
             socket: RefCell::new(socket),
             taken: Cell::new(0),
+            seen: Cell::new(0),
             put: Cell::new(0),
+            read: Cell::new(0),
             in_flight: RefCell::default(),
             crowded: RefCell::default(),
             turns: RefCell::default(),
+            is_in_turn: Cell::default(),
+            is_busy: Cell::default(),
+            is_put: Cell::default(),
+            unrung_since: Cell::default(),
             is_to_look: Cell::default(),
             is_ending: Cell::default(),
         })
@@ -97,7 +116,12 @@ impl Client {
     /// # Errors
     /// When the client's index makes no sense.
     pub fn has_work(&self) -> Result<bool, Corrupt> {
-        Ok(self.submissions().ready(self.taken.get())? > 0)
+        let taken = self.taken.get();
+        if self.seen.get() == taken {
+            let ready = self.submissions().ready(taken)?;
+            self.seen.set(taken.wrapping_add(ready));
+        }
+        Ok(self.seen.get() != taken)
     }
 
     /// Whether one more completion finds a place, with one kept for every request in flight: so the last
@@ -106,9 +130,15 @@ impl Client {
     /// # Errors
     /// When the client's index makes no sense.
     pub fn has_room(&self) -> Result<bool, Corrupt> {
-        let completions = self.completions();
-        let untaken = completions.untaken(self.put.get())? as usize;
-        Ok(untaken + self.in_flight.borrow().len() < completions.entries as usize)
+        let (completions, put) = (self.completions(), self.put.get());
+        let in_flight = self.in_flight.borrow().len();
+        let fits = |untaken: u32| untaken as usize + in_flight < completions.entries as usize;
+        if fits(put.wrapping_sub(self.read.get())) {
+            return Ok(true);
+        }
+        let untaken = completions.untaken(put)?;
+        self.read.set(put.wrapping_sub(untaken));
+        Ok(fits(untaken))
     }
 
     /// Whether somebody waits for a place for a completion.
@@ -122,10 +152,10 @@ impl Client {
     /// # Errors
     /// When the client's index makes no sense.
     pub fn take(&self) -> Result<Option<Taken>, Corrupt> {
-        let (submissions, taken) = (self.submissions(), self.taken.get());
-        if submissions.ready(taken)? == 0 {
+        if !self.has_work()? {
             return Ok(None);
         }
+        let (submissions, taken) = (self.submissions(), self.taken.get());
         let mut entry = [0; SUBMISSION_BYTES];
         let at = self.memory.header.submission_at(submissions.place(taken));
         self.memory.memory().read(at, &mut entry);
@@ -186,11 +216,19 @@ impl Client {
         woken.into_iter().for_each(Waker::wake);
     }
 
+    /// Whether a request was given up.
+    pub fn is_cancelled(&self, key: usize) -> bool {
+        self.in_flight.borrow().get(key).is_none_or(|request| request.is_cancelled)
+    }
+
     /// Whether a request was given up; if not, its task is woken when it is.
     pub fn poll_cancelled(&self, key: usize, cx: &mut Context<'_>) -> Poll<()> {
         match self.in_flight.borrow_mut().get_mut(key) {
             Some(request) if !request.is_cancelled => {
-                request.waker = Some(cx.waker().clone());
+                match &mut request.waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
                 Poll::Pending
             }
             _ => Poll::Ready(()),
@@ -247,16 +285,52 @@ impl Client {
 
     /// Whether who takes the submissions is to look again, because nothing is in flight or somebody waits
     /// for a place; if not, it is woken when it is.
-    pub fn takes_wake(&self, cx: &mut Context<'_>) -> bool {
-        *self.turns.borrow_mut() = Some(cx.waker().clone());
+    pub fn is_to_look(&self) -> bool {
         self.is_to_look.take()
+    }
+
+    /// Says whether more submissions are sure to be taken in the next turn.
+    pub fn set_busy(&self, is_busy: bool) {
+        self.is_busy.set(is_busy);
+    }
+
+    /// Polls who takes the submissions. Afterwards the client is rung for, once for all that was put since it
+    /// last was: to wake somebody takes longer than a request.
+    pub fn poll_turns<T>(
+        &self,
+        turns: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+        cx: &mut Context<'_>,
+    ) -> Poll<T> {
+        match &mut *self.turns.borrow_mut() {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        self.is_in_turn.set(true);
+        let poll = turns(cx);
+        self.is_in_turn.set(false);
+        if self.is_put.get() && !self.may_ring_later() {
+            self.is_put.set(false);
+            self.unrung_since.set(None);
+            if Bell(self.memory.memory().word(Words::CLIENT_BELL)).take(CLIENT_WAITS) {
+                self.socket.borrow().ring();
+            }
+        }
+        poll
+    }
+
+    fn may_ring_later(&self) -> bool {
+        if !self.is_busy.get() {
+            return false;
+        }
+        let now = Timestamp::now();
+        let since = self.unrung_since.get().unwrap_or(now);
+        self.unrung_since.set(Some(since));
+        now - since < RING_DELAY
     }
 
     fn wake_turns(&self) {
         self.is_to_look.set(true);
-        if let Some(waker) = self.turns.borrow_mut().take() {
-            waker.wake();
-        }
+        self.turns.borrow().iter().for_each(Waker::wake_by_ref);
     }
 
     fn put(&self, completion: Completion) {
@@ -265,8 +339,9 @@ impl Client {
         self.memory.memory().write(at, &completion.encode());
         self.put.set(put.wrapping_add(1));
         completions.publish(put.wrapping_add(1));
-        if Bell(self.memory.memory().word(Words::CLIENT_BELL)).take(CLIENT_WAITS) {
-            self.socket.borrow().ring();
+        let is_rung_for = self.is_put.replace(true) || self.is_in_turn.get();
+        if !is_rung_for {
+            self.turns.borrow().iter().for_each(Waker::wake_by_ref);
         }
     }
 }
