@@ -7,7 +7,6 @@ use compact_str::CompactString;
 use nereid_ring::{Answer, Dims, Parameter as Described, Request, Span, Status, Tensor, Value};
 use smallvec::SmallVec;
 
-use super::request::numbered;
 use crate::{
     inference::{Code, Error, InferResponse, Parameter},
     ingress::away::away,
@@ -228,7 +227,7 @@ async fn copy(writes: SmallVec<[(RingView, Bytes); 2]>) -> Result<(), Error> {
 fn record(response: &InferResponse, spans: &[Span]) -> Result<Vec<u8>, Error> {
     let outputs = response.outputs.iter().zip(spans).map(|(output, &data)| Tensor {
         name: &output.name,
-        datatype: numbered(output.datatype),
+        datatype: output.datatype.numbered(),
         dims: Dims::from_slice(&output.shape),
         data,
     });
