@@ -58,8 +58,8 @@ struct InFlight {
 
 /// A submission that has been copied out of the client's reach.
 pub enum Taken {
-    /// The bytes of a request's description.
-    Request { token: u64, description: Vec<u8> },
+    /// A request, whose description has been copied.
+    Request { token: u64 },
     /// A submission that makes no sense.
     Nonsense { token: u64, error: Malformed },
     /// Requests of this token are to be given up.
@@ -146,12 +146,13 @@ impl Client {
         !self.crowded.borrow().is_empty()
     }
 
-    /// Takes the next submission, if there is one, and copies it with what it leads to. Until its index
-    /// is told, the client leaves both alone; if it does not, it gets what it has made of them.
+    /// Takes the next submission, if there is one, and copies it and, to `description`, what it leads to.
+    /// Until its index is told, the client leaves both alone; if it does not, it gets what it has made of
+    /// them.
     ///
     /// # Errors
     /// When the client's index makes no sense.
-    pub fn take(&self) -> Result<Option<Taken>, Corrupt> {
+    pub fn take(&self, description: &mut Vec<u8>) -> Result<Option<Taken>, Corrupt> {
         if !self.has_work()? {
             return Ok(None);
         }
@@ -163,8 +164,8 @@ impl Client {
             (_, Ok(Submission { token, operation: Operation::Cancel, .. })) => {
                 Taken::Cancel { token }
             }
-            (token, Ok(submission)) => match self.description(&submission) {
-                Ok(description) => Taken::Request { token, description },
+            (token, Ok(submission)) => match self.describe(&submission, description) {
+                Ok(()) => Taken::Request { token },
                 Err(error) => Taken::Nonsense { token, error },
             },
             (token, Err(error)) => Taken::Nonsense { token, error },
@@ -174,7 +175,7 @@ impl Client {
         Ok(Some(submission))
     }
 
-    fn description(&self, submission: &Submission) -> Result<Vec<u8>, Malformed> {
+    fn describe(&self, submission: &Submission, target: &mut Vec<u8>) -> Result<(), Malformed> {
         const WHAT: &str = "a request's description";
         let at = self.memory.header.arena_range(WHAT, submission.span)?;
         let length = usize::try_from(submission.span.length).unwrap_or(usize::MAX);
@@ -185,9 +186,9 @@ impl Client {
                 got: length.to_string(),
             });
         }
-        let mut description = vec![0; length];
-        self.memory.memory().read(at, &mut description);
-        Ok(description)
+        target.resize(length, 0);
+        self.memory.memory().read(at, target);
+        Ok(())
     }
 
     /// Counts a request in, before its first completion. There must be room.

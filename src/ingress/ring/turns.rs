@@ -92,12 +92,13 @@ async fn take_turn<F: Future<Output = ()> + 'static>(
     first_poll: &mut FirstPoll<F>,
     tell: impl Fn(Begun) -> F,
 ) -> Result<bool, Corrupt> {
+    let mut description = Vec::new();
     for _ in 0..TURN {
         if !client.has_room()? {
             return Ok(false);
         }
-        let Some(taken) = client.take()? else { return Ok(false) };
-        let mut begun = take_in(client, taken).await;
+        let Some(taken) = client.take(&mut description)? else { return Ok(false) };
+        let mut begun = take_in(client, taken, &description).await;
         poll_fn(|cx| {
             if let Some(begun) = begun.take() {
                 first_poll.give(&"a request of the ring", tell(begun), cx);
@@ -163,7 +164,7 @@ struct Begun {
     replies: Replies,
 }
 
-async fn take_in(client: &Rc<Client>, taken: Taken) -> Option<Begun> {
+async fn take_in(client: &Rc<Client>, taken: Taken, description: &[u8]) -> Option<Begun> {
     match taken {
         Taken::Cancel { token } => client.cancel(token),
         Taken::Nonsense { token, error } => {
@@ -171,10 +172,10 @@ async fn take_in(client: &Rc<Client>, taken: Taken) -> Option<Begun> {
             let key = client.begin(token);
             client.put_last(key, Status::InvalidArgument, Span::default());
         }
-        Taken::Request { token, description } => {
+        Taken::Request { token } => {
             let key = client.begin(token);
-            let mut places = Places::in_area(&client.memory, Request::area_of(&description));
-            match begin(client, &description, &mut places).await {
+            let mut places = Places::in_area(&client.memory, Request::area_of(description));
+            match begin(client, description, &mut places).await {
                 Ok(answer) => {
                     let replies = Replies { answer, held: None };
                     return Some(Begun { client: client.clone(), key, places, replies });
