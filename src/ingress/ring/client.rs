@@ -111,17 +111,37 @@ impl Client {
         Bell(self.memory.memory().word(Words::SERVER_BELL))
     }
 
+    /// Looks at both of the client's indices. Until it is called again they are looked at only when what
+    /// was seen is used up.
+    ///
+    /// # Errors
+    /// When one makes no sense.
+    pub fn look(&self) -> Result<(), Corrupt> {
+        self.see_work()?;
+        self.see_room()
+    }
+
+    fn see_work(&self) -> Result<(), Corrupt> {
+        let taken = self.taken.get();
+        self.seen.set(taken.wrapping_add(self.submissions().ready(taken)?));
+        Ok(())
+    }
+
+    fn see_room(&self) -> Result<(), Corrupt> {
+        let put = self.put.get();
+        self.read.set(put.wrapping_sub(self.completions().untaken(put)?));
+        Ok(())
+    }
+
     /// Whether a submission waits.
     ///
     /// # Errors
     /// When the client's index makes no sense.
     pub fn has_work(&self) -> Result<bool, Corrupt> {
-        let taken = self.taken.get();
-        if self.seen.get() == taken {
-            let ready = self.submissions().ready(taken)?;
-            self.seen.set(taken.wrapping_add(ready));
+        if self.seen == self.taken {
+            self.see_work()?;
         }
-        Ok(self.seen.get() != taken)
+        Ok(self.seen != self.taken)
     }
 
     /// Whether one more completion finds a place, with one kept for every request in flight: so the last
@@ -130,15 +150,14 @@ impl Client {
     /// # Errors
     /// When the client's index makes no sense.
     pub fn has_room(&self) -> Result<bool, Corrupt> {
-        let (completions, put) = (self.completions(), self.put.get());
-        let in_flight = self.in_flight.borrow().len();
-        let fits = |untaken: u32| untaken as usize + in_flight < completions.entries as usize;
-        if fits(put.wrapping_sub(self.read.get())) {
-            return Ok(true);
+        let fits = || {
+            let untaken = self.put.get().wrapping_sub(self.read.get()) as usize;
+            untaken + self.in_flight.borrow().len() < self.memory.header.completions as usize
+        };
+        if !fits() {
+            self.see_room()?;
         }
-        let untaken = completions.untaken(put)?;
-        self.read.set(put.wrapping_sub(untaken));
-        Ok(fits(untaken))
+        Ok(fits())
     }
 
     /// Whether somebody waits for a place for a completion.

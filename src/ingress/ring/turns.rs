@@ -92,6 +92,7 @@ async fn take_turn<F: Future<Output = ()> + 'static>(
     first_poll: &mut FirstPoll<F>,
     tell: impl Fn(Begun) -> F,
 ) -> Result<bool, Corrupt> {
+    client.look()?;
     let mut description = Vec::new();
     for _ in 0..TURN {
         if !client.has_room()? {
