@@ -157,14 +157,17 @@ impl Voyage {
     }
 
     /// The outputs of a batch that is back.
-    pub fn disembark(batch: Expected, returned: Vec<Bytes>) -> Result<BatchOutputs, BackendError> {
+    pub fn disembark(
+        batch: Expected,
+        returned: Vec<Option<Bytes>>,
+    ) -> Result<BatchOutputs, BackendError> {
         let voyage = Self::of(batch.own.as_ref(), "a model");
         let voyage = voyage.map_err(|error| BackendError(error.to_string()))?;
         let placed = voyage.outputs.iter().zip(batch.shapes).zip(returned);
         let mut outputs: BatchOutputs = placed
             .map(|((awaited, shape), data)| match awaited {
                 Awaited::Echo(input) => input.clone(),
-                Awaited::Placed(..) => Some(BatchTensor { shape, data }),
+                Awaited::Placed(..) => Some(BatchTensor { shape, data: data? }),
                 Awaited::Unwanted | Awaited::Unknown => None,
             })
             .collect();

@@ -46,6 +46,11 @@ pub(super) struct OnDevice {
 type Capture = Vec<(u64, Option<Shape>)>;
 
 impl DeviceModel for Batches {
+    fn takes_resident(&self) -> bool {
+        // An output that is an input is sent from where that came to the host.
+        self.0.outputs.iter().all(|output| output.echo.is_none())
+    }
+
     fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
         let plan = &self.0;
         let mut voyage = Voyage::new(batch.pool);
@@ -64,7 +69,11 @@ impl DeviceModel for Batches {
         Ok(laid)
     }
 
-    fn outputs(&self, batch: Expected, returned: Vec<Bytes>) -> Result<BatchOutputs, BackendError> {
+    fn outputs(
+        &self,
+        batch: Expected,
+        returned: Vec<Option<Bytes>>,
+    ) -> Result<BatchOutputs, BackendError> {
         Voyage::disembark(batch, returned)
     }
 }

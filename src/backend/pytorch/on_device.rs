@@ -64,7 +64,11 @@ impl DeviceModel for Batches {
         Ok(voyage.embark(inputs))
     }
 
-    fn outputs(&self, batch: Expected, returned: Vec<Bytes>) -> Result<BatchOutputs, BackendError> {
+    fn outputs(
+        &self,
+        batch: Expected,
+        returned: Vec<Option<Bytes>>,
+    ) -> Result<BatchOutputs, BackendError> {
         Voyage::disembark(batch, returned)
     }
 }
