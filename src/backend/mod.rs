@@ -9,6 +9,7 @@ mod device;
 pub mod directory;
 mod host;
 mod identity;
+mod libraries;
 pub mod onnxruntime;
 mod ops;
 mod parameters;

@@ -12,7 +12,7 @@ use std::{
 use clap::Subcommand;
 
 use self::{
-    installer::{Installer, installed_version},
+    installer::{Installer, installed},
     package::{PACKAGES, Package},
 };
 use crate::backend::directory;
@@ -31,6 +31,10 @@ pub enum Command {
         /// of the Python package torch
         #[arg(long, value_name = "DIR")]
         from: Option<PathBuf>,
+        /// Fetch what runs on GPUs too, with NVIDIA's libraries beside it: 1 to 2 GB; the GPU's driver
+        /// has to be there
+        #[arg(long, conflicts_with = "from")]
+        gpu: bool,
     },
     /// Show which back ends can be installed, and which are
     List {
@@ -49,8 +53,22 @@ pub struct Listed {
     pub version: &'static str,
     /// The version in the directory, if any.
     pub installed: Option<String>,
+    /// Whether that runs on GPUs too.
+    pub for_gpus: bool,
     /// A library that is missing beside it, and the command that brings that.
     pub missing: Option<(&'static str, &'static str)>,
+}
+
+/// Where a back end is to come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    /// Its makers' packages.
+    Packages {
+        /// Those for GPUs.
+        gpu: bool,
+    },
+    /// An installation in this folder.
+    Folder(&'a Path),
 }
 
 /// What [`install`] has done.
@@ -85,6 +103,8 @@ pub enum InstallError {
     Fetch { requirement: String, detail: String },
     #[error("could not unpack {wheel}: {detail}")]
     Unpack { wheel: String, detail: String },
+    #[error("back end '{name}' is the same for GPUs: install it without --gpu")]
+    NotForGpus { name: &'static str },
     #[error("an installation elsewhere cannot serve as back end '{name}'")]
     NotElsewhere { name: &'static str },
     #[error("{} is no installation of {name}: there is no {file}", folder.display())]
@@ -102,9 +122,11 @@ impl Command {
     /// As [`install`], and when no directory is named or known.
     pub fn run(&self) -> Result<(), InstallError> {
         match self {
-            Self::Install { name, directory, from } => {
+            Self::Install { name, directory, from, gpu } => {
                 let directory = directory_or_default(directory.as_deref())?;
-                let done = install(name, &directory, from.as_deref())?;
+                let packages = Origin::Packages { gpu: *gpu };
+                let origin = from.as_deref().map_or(packages, Origin::Folder);
+                let done = install(name, &directory, origin)?;
                 let Installation { fresh, version, folder, missing } = done;
                 let already = if fresh { "" } else { "already " };
                 println!("{name} {version} is {already}installed in {}", folder.display());
@@ -115,10 +137,11 @@ impl Command {
             Self::List { directory } => {
                 let directory = directory_or_default(directory.as_deref())?;
                 println!("Back ends in {}:", directory.display());
-                for Listed { name, version, installed, missing } in list(&directory) {
+                for Listed { name, version, installed, for_gpus, missing } in list(&directory) {
+                    let kind = if for_gpus { " for GPUs" } else { "" };
                     let state = match (installed, missing) {
-                        (Some(_), Some((file, _))) => format!("installed, without {file}"),
-                        (Some(installed), _) if installed == version => "installed".to_owned(),
+                        (Some(_), Some((file, _))) => format!("installed{kind}, without {file}"),
+                        (Some(installed), _) if installed == version => format!("installed{kind}"),
                         (Some(installed), _) => format!("version {installed} is installed"),
                         (None, _) => "not installed".to_owned(),
                     };
@@ -130,28 +153,30 @@ impl Command {
     }
 }
 
-/// Installs a back end in `{directory}/{name}`, unless it is there already: from its packages or, if
-/// given, by reference to an installation in the folder `from`. The folder changes from the old state
-/// to the new at once; what fails or is broken off leaves the old one.
+/// Installs a back end in `{directory}/{name}`, unless it is there already: from its packages, or by
+/// reference to an installation elsewhere. The folder changes from the old state to the new at once; what
+/// fails or is broken off leaves the old one.
 ///
 /// # Errors
 /// Says plainly what is missing: the name, the architecture, python3, pip, the network, the disk.
 pub fn install(
     name: &str,
     directory: &Path,
-    from: Option<&Path>,
+    origin: Origin<'_>,
 ) -> Result<Installation, InstallError> {
-    Installer::here().install(name, directory, from)
+    Installer::here().install(name, directory, origin)
 }
 
 /// The back ends that can be installed, and what of them is in `directory`.
 pub fn list(directory: &Path) -> Vec<Listed> {
     let listed = |package: &Package| {
         let folder = directory.join(package.name);
+        let there = installed(package, &folder);
         Listed {
             name: package.name,
             version: package.version,
-            installed: installed_version(package, &folder),
+            for_gpus: there.as_ref().is_some_and(|there| there.for_gpus),
+            installed: there.map(|there| there.version),
             missing: package.missing_companion(&folder),
         }
     };

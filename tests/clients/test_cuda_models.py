@@ -110,6 +110,39 @@ def test_tensors_in_device_memory_stay_there(gpu_server, report, driver_library,
 
 
 @needs_onnxruntime
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_execution_provider_finds_its_libraries_in_the_back_ends_folder(gpu_server, report, tmp_path, is_there):
+    """Also those that need one another; one that is missing is named."""
+    folder = report.parent / "backends" / "onnxruntime"
+    built = tmp_path / "built"
+    built.mkdir()
+
+    def build(file: pathlib.Path, *needs: str) -> None:
+        command = [os.environ.get("CXX", "c++"), "-shared", "-fPIC", "-x", "c++", os.devnull, "-x", "none", f"-Wl,-soname,{file.name}"]
+        subprocess.run([*command, "-Wl,--no-as-needed", "-o", file, *(built / name for name in needs)], check=True)
+
+    build(built / "libz-standin.so.1")
+    build(built / "liba-standin.so.13", "libz-standin.so.1")
+    build(folder / "libonnxruntime_providers_cuda.so", "liba-standin.so.13")
+    (folder / "nvidia").mkdir()
+    (folder / "nvidia" / "LICENSE").write_text("no library\n")
+    for library in built.iterdir():
+        if is_there or library.name.startswith("liba"):
+            library.rename(folder / "nvidia" / library.name)
+    flags = ("--exit-on-error=false", "--strict-readiness=false")
+    there = onnx("instance_group { kind: KIND_GPU }")
+    server, accounts = gpu_server(models.write(tmp_path / "own", {"m": there}), *flags, devices=1)
+    told = server.log.read_text()
+    if is_there:
+        check_many(server, "grpc", "m")
+        assert "may miss" not in told
+    else:
+        assert "may miss" in told and "liba-standin.so.13: libz-standin.so.1: cannot open" in told
+        assert "failed to load model 'm' on GPU 0: onnx runtime error 1: liba-standin.so.13: cannot open" in told, told
+    assert accounts.read()["faults"] == []
+
+
+@needs_onnxruntime
 def test_a_library_without_cuda_says_what_it_has(gpu_server, tmp_path):
     """And models that run anywhere run on the processors."""
     chosen = {"anywhere": onnx(), "there": onnx("instance_group { kind: KIND_GPU }")}

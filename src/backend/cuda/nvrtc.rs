@@ -8,7 +8,7 @@ use std::{
 
 use libloading::Library;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, libraries::words};
 
 /// The names of the library, in the order in which they are tried.
 const NAMES: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
@@ -69,7 +69,8 @@ impl Nvrtc {
                 if path.is_file() {
                     // SAFETY: NVIDIA's compiler, which may be opened on any thread.
                     libraries.push(unsafe { Library::new(&path) }.map_err(|error| {
-                        BackendError(format!("'{}' cannot be opened: {error}", path.display()))
+                        let words = words(&error);
+                        BackendError(format!("'{}' cannot be opened: {words}", path.display()))
                     })?);
                     return Self::of(libraries);
                 }
@@ -96,7 +97,7 @@ impl Nvrtc {
                 // SAFETY: the function has this type since CUDA 7; it lives as long as the library,
                 // which is kept beside it.
                 *unsafe { library.get(concat!($name, "\0").as_bytes()) }.map_err(|error| {
-                    BackendError(format!("libnvrtc has no function {}: {error}", $name))
+                    BackendError(format!("libnvrtc has no function {}: {}", $name, words(&error)))
                 })?
             };
         }

@@ -8,7 +8,7 @@ use libloading::Library;
 
 use super::launch::LaunchPlan;
 use crate::{
-    backend::BackendError,
+    backend::{BackendError, libraries::words},
     device::{HostArgument, Twin, kernels::Grid},
     repository::TemporaryFolder,
 };
@@ -71,7 +71,7 @@ pub(super) fn twin(path: &Path, plan: &LaunchPlan) -> Result<Twin, BackendError>
 
 fn open(library: &Path, plan: &LaunchPlan) -> Result<Twin, BackendError> {
     let fault = |error: libloading::Error| {
-        BackendError(format!("the compiled kernel cannot be opened: {error}"))
+        BackendError(format!("the compiled kernel cannot be opened: {}", words(&error)))
     };
     // SAFETY: it was compiled above of the shim and the model's kernel; that what the model's owner
     // runs at its loading does no harm is for the owner to see to, as with any model that is code.

@@ -6,7 +6,7 @@ use std::{
     panic::catch_unwind,
     path::{Path, PathBuf},
     ptr::NonNull,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, Once, PoisonError},
 };
 
 use ort_sys::{
@@ -18,7 +18,10 @@ use super::{
     ANY_VERSION, VERSION,
     handle::{Handle, OrtError, check},
 };
-use crate::backend::BackendError;
+use crate::backend::{
+    BackendError,
+    libraries::{open_companions, words},
+};
 
 /// The command that repairs a missing or mismatched library.
 const INSTALL: &str = "nereid backend install onnxruntime";
@@ -37,6 +40,8 @@ pub(super) struct Runtime {
     /// The execution providers that the library was built with, such as `CUDAExecutionProvider`.
     pub providers: Vec<String>,
     pub path: PathBuf,
+    /// Opens what execution providers need.
+    companions: Once,
 }
 
 // SAFETY: the environment and the default allocator may be used from any thread.
@@ -67,13 +72,13 @@ impl Runtime {
         };
         // SAFETY: the file is the library that the operator installed; its initialisers are trusted
         // as the server's own code is.
-        let library = unsafe { libloading::Library::new(&path) }
-            .map_err(|error| refuse(error.to_string()))?;
+        let library =
+            unsafe { libloading::Library::new(&path) }.map_err(|error| refuse(words(&error)))?;
         // SAFETY: this is the type that the C API gives its one exported function.
         let base = unsafe {
             library.get::<unsafe extern "C" fn() -> *const OrtApiBase>(b"OrtGetApiBase\0")
         }
-        .map_err(|error| refuse(error.to_string()))?;
+        .map_err(|error| refuse(words(&error)))?;
         // SAFETY: the function takes nothing and returns a static table or null.
         let base =
             unsafe { base().as_ref() }.ok_or_else(|| refuse("it offers no C API".to_owned()))?;
@@ -120,7 +125,7 @@ impl Runtime {
             })
         }?;
         let providers = available_providers(api)?;
-        Ok(Self { api, env, allocator, host, version, providers, path })
+        Ok(Self { api, env, allocator, host, version, providers, path, companions: Once::new() })
     }
 
     /// Turns the status of a call into a result.
@@ -142,6 +147,12 @@ impl Runtime {
                 (self.api.CreateMemoryInfo)(name, kind, ordinal, usage, out)
             })
         }
+    }
+
+    /// Opens what execution providers for GPUs need, before the first of them is asked for.
+    pub fn open_companions(&self) {
+        let folder = self.path.parent().unwrap_or(&self.path);
+        self.companions.call_once(|| open_companions(folder));
     }
 
     /// Whether the library has an execution provider, named without its suffix
@@ -288,6 +299,8 @@ mod tests {
         std::fs::write(folder.path().join("libonnxruntime.so"), "not a library").unwrap();
         let error = Runtime::open(folder.path()).err().unwrap().0;
         assert!(error.contains("nereid backend install onnxruntime"), "{error}");
+        // In the loader's own words.
+        assert!(error.contains("libonnxruntime.so: file too short"), "{error}");
     }
 
     #[test]

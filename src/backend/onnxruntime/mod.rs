@@ -5,8 +5,8 @@
 //! This room knows the library, model files, tensors and memory. It must not know requests,
 //! schedulers or wire formats. The library is opened at run time (`library`); what the
 //! configuration asks of a session is read by `settings` and applied by `options`; `plan` ties a
-//! model's signature to the tensors of its file; `execution` runs a batch on the host, `on_device` where a
-//! lane has it.
+//! model's signature to the tensors of its file; `execution` runs a batch on the host, `on_device`
+//! where a lane has it.
 
 mod execution;
 mod handle;

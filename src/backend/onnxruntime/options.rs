@@ -78,6 +78,7 @@ impl Options {
             set!(options, RegisterCustomOpsLibrary_V2, library.as_ptr());
         }
         if let Device::Gpu(ordinal) = device {
+            options.runtime.open_companions();
             for provider in &settings.gpu_providers {
                 options.add(provider, &on_gpu(provider.kind, ordinal, on_stream))?;
             }

@@ -13,7 +13,13 @@ use super::{
     BRIDGE, BUILD, INSTALLATION, VERSION,
     table::{self, Entry, Table},
 };
-use crate::{backend::BackendError, memory::keep_heaps_of_threads};
+use crate::{
+    backend::{
+        BackendError,
+        libraries::{open_companions, words},
+    },
+    memory::keep_heaps_of_threads,
+};
 
 /// The command that repairs a missing or mismatched libtorch.
 const INSTALL: &str = "nereid backend install pytorch";
@@ -51,6 +57,7 @@ impl Library {
                 folder.display()
             )));
         }
+        open_companions(folder);
         let cpu = torch.join("libtorch_cpu.so");
         let host = open(&cpu, RTLD_LOCAL).map_err(|detail| refusal(&cpu, &detail, INSTALL))?;
         let version = torch_version(&host).map_err(|detail| refusal(&cpu, &detail, INSTALL))?;
@@ -97,7 +104,7 @@ pub(super) fn torch_libraries(folder: &Path) -> Result<PathBuf, BackendError> {
 fn open(path: &Path, visibility: i32) -> Result<Opened, String> {
     // SAFETY: the file is a library that the operator installed; its initialisers are trusted as the
     // server's own code is.
-    unsafe { Opened::open(Some(path), RTLD_NOW | visibility) }.map_err(|error| error.to_string())
+    unsafe { Opened::open(Some(path), RTLD_NOW | visibility) }.map_err(|error| words(&error))
 }
 
 /// The version of an open libtorch, if it is the one wanted: another would load, and give wrong

@@ -7,22 +7,37 @@ use std::{
 };
 
 use super::{
-    InstallError, Installation,
+    InstallError, Installation, Origin,
     package::{PACKAGES, Package, Source, Wheel},
 };
 
 /// The file in a back end's folder that tells the version installed there.
 const VERSION_FILE: &str = "VERSION";
 
-/// The version that a folder says it holds, if all that belongs to it is there.
-pub(super) fn installed_version(package: &Package, folder: &Path) -> Option<String> {
-    let version = fs::read_to_string(folder.join(VERSION_FILE)).ok()?.trim().to_owned();
+/// What follows the version in that file when what is installed is for GPUs.
+const FOR_GPUS: &str = "+gpu";
+
+/// What a folder holds of a package.
+pub(super) struct Installed {
+    pub version: String,
+    /// Whether it is what is installed for GPUs.
+    pub for_gpus: bool,
+}
+
+/// What a folder says it holds, if all that belongs to it is there.
+pub(super) fn installed(package: &Package, folder: &Path) -> Option<Installed> {
+    let text = fs::read_to_string(folder.join(VERSION_FILE)).ok()?;
+    let (version, for_gpus) = match text.trim().strip_suffix(FOR_GPUS) {
+        Some(version) => (version.to_owned(), true),
+        None => (text.trim().to_owned(), false),
+    };
     let elsewhere = package.elsewhere.as_ref().is_some_and(|it| folder.join(it.note).is_file());
-    let mut kept = package.sources.iter().flat_map(|source| source.kept);
+    let sources = package.sources_for(for_gpus).unwrap_or(package.sources);
+    let mut kept = sources.iter().flat_map(|source| source.kept);
     let complete = version != package.version
         || elsewhere
         || kept.all(|(_, place)| folder.join(place).exists());
-    complete.then_some(version)
+    complete.then_some(Installed { version, for_gpus })
 }
 
 pub(super) struct Installer {
@@ -49,7 +64,7 @@ impl Installer {
         &self,
         name: &str,
         directory: &Path,
-        from: Option<&Path>,
+        origin: Origin<'_>,
     ) -> Result<Installation, InstallError> {
         let package = PACKAGES.iter().find(|package| package.name == name).ok_or_else(|| {
             let known: Vec<&str> = PACKAGES.iter().map(|package| package.name).collect();
@@ -57,16 +72,25 @@ impl Installer {
         })?;
         let version = package.version;
         let folder = directory.join(package.name);
-        let fresh =
-            from.is_some() || installed_version(package, &folder).as_deref() != Some(version);
+        let serves = |there: &Installed| match origin {
+            Origin::Folder(_) => false,
+            Origin::Packages { gpu } => there.version == version && there.for_gpus >= gpu,
+        };
+        let fresh = !installed(package, &folder).is_some_and(|there| serves(&there));
         if fresh {
             let scratch = Scratch::new(directory, package.name)?;
             let staged = scratch.folder("staged")?;
-            match from {
-                Some(from) => refer(package, from, &staged)?,
-                None => self.stage(package, &scratch, &staged)?,
-            }
-            write(&staged.join(VERSION_FILE), &format!("{version}\n"))?;
+            let kind = match origin {
+                Origin::Folder(from) => {
+                    refer(package, from, &staged)?;
+                    ""
+                }
+                Origin::Packages { gpu } => {
+                    self.stage(package, package.sources_for(gpu)?, &scratch, &staged)?;
+                    if gpu { FOR_GPUS } else { "" }
+                }
+            };
+            write(&staged.join(VERSION_FILE), &format!("{version}{kind}\n"))?;
             replace(&folder, &staged, &scratch)?;
         }
         self.add_companion(package, &folder)?;
@@ -78,14 +102,15 @@ impl Installer {
     fn stage(
         &self,
         package: &Package,
+        sources: &'static [Source],
         scratch: &Scratch,
         staged: &Path,
     ) -> Result<(), InstallError> {
         // Before the first is fetched, since they may be large.
-        for source in package.sources {
+        for source in sources {
             self.wheel_of(package, source)?;
         }
-        for source in package.sources {
+        for source in sources {
             let wheel = self.wheel_of(package, source)?;
             let file = self.fetch(source, wheel, scratch)?;
             let content = self.unpack(source, &file, scratch)?;

@@ -1,8 +1,11 @@
 //! The packages that back ends come from. Raising a version means new hashes: those of the wheels
 //! for CPython 3.11, as the package index lists them.
 
+mod nvidia;
+
 use std::path::Path;
 
+use super::InstallError;
 use crate::backend::{cuda, onnxruntime, pytorch};
 
 /// What one back end is installed from.
@@ -12,6 +15,8 @@ pub(super) struct Package {
     /// The version of the first of its sources, by which the whole is known.
     pub version: &'static str,
     pub sources: &'static [Source],
+    /// What it is installed from to run on GPUs too, if that is something else.
+    pub gpu_sources: Option<&'static [Source]>,
     /// A library of ours that belongs beside the others, built from this server's source.
     pub companion: Option<Companion>,
     /// Whether an installation of the same package elsewhere can serve as well.
@@ -51,6 +56,17 @@ pub(super) struct Elsewhere {
 }
 
 impl Package {
+    /// What it is installed from, for GPUs or without them.
+    ///
+    /// # Errors
+    /// When it is the same for both.
+    pub fn sources_for(&self, gpu: bool) -> Result<&'static [Source], InstallError> {
+        match gpu {
+            true => self.gpu_sources.ok_or(InstallError::NotForGpus { name: self.name }),
+            false => Ok(self.sources),
+        }
+    }
+
     /// The library of ours that is not in a folder yet, and how to get it.
     pub fn missing_companion(&self, folder: &Path) -> Option<(&'static str, &'static str)> {
         let companion = self.companion.as_ref()?;
@@ -86,6 +102,41 @@ pub(super) const PACKAGES: &[Package] = &[
                 ("onnxruntime/ThirdPartyNotices.txt", "ThirdPartyNotices.txt"),
             ],
         }],
+        gpu_sources: Some(&[
+            Source {
+                project: "onnxruntime-gpu",
+                version: onnxruntime::VERSION,
+                platform: "manylinux_2_28",
+                wheels: &[Wheel {
+                    architecture: "x86_64",
+                    sha256: "e26c475fe361b2015f45b4b824bd13f0bb20204e59b62814e6f0acd5f3d491a6",
+                }],
+                kept: &[
+                    ("onnxruntime/capi/libonnxruntime.so.1.31.1", "libonnxruntime.so.1.31.1"),
+                    (
+                        "onnxruntime/capi/libonnxruntime_providers_shared.so",
+                        "libonnxruntime_providers_shared.so",
+                    ),
+                    (
+                        "onnxruntime/capi/libonnxruntime_providers_cuda.so",
+                        "libonnxruntime_providers_cuda.so",
+                    ),
+                    (
+                        "onnxruntime/capi/libonnxruntime_providers_tensorrt.so",
+                        "libonnxruntime_providers_tensorrt.so",
+                    ),
+                    ("onnxruntime/LICENSE", "LICENSE"),
+                    ("onnxruntime/ThirdPartyNotices.txt", "ThirdPartyNotices.txt"),
+                ],
+            },
+            nvidia::CUBLAS,
+            nvidia::CUDA_RUNTIME,
+            nvidia::CUDNN,
+            nvidia::CUFFT,
+            nvidia::CURAND,
+            nvidia::NVJITLINK,
+            nvidia::NVRTC,
+        ]),
         companion: None,
         elsewhere: None,
     },
@@ -141,6 +192,36 @@ pub(super) const PACKAGES: &[Package] = &[
                 ],
             },
         ],
+        gpu_sources: Some(&[
+            Source {
+                project: "torch",
+                version: pytorch::VERSION,
+                platform: "manylinux_2_28",
+                wheels: &[Wheel {
+                    architecture: "x86_64",
+                    sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
+                }],
+                kept: &[
+                    ("torch/lib", "lib"),
+                    ("torch/include", "include"),
+                    ("torch-2.11.0.dist-info/licenses", "licenses/torch"),
+                ],
+            },
+            nvidia::CUBLAS,
+            nvidia::CUDA_RUNTIME,
+            nvidia::CUDNN,
+            nvidia::CUFFT,
+            nvidia::CUFILE,
+            nvidia::CUPTI,
+            nvidia::CURAND,
+            nvidia::CUSOLVER,
+            nvidia::CUSPARSE,
+            nvidia::CUSPARSELT,
+            nvidia::NCCL,
+            nvidia::NVJITLINK,
+            nvidia::NVRTC,
+            nvidia::NVSHMEM,
+        ]),
         companion: Some(Companion { file: pytorch::BRIDGE, command: pytorch::BUILD }),
         elsewhere: Some(Elsewhere { library: "lib/libtorch_cpu.so", note: pytorch::INSTALLATION }),
     },
@@ -162,6 +243,7 @@ pub(super) const PACKAGES: &[Package] = &[
                 ("nvidia_cuda_nvrtc-13.0.88.dist-info/licenses/License.txt", "License.txt"),
             ],
         }],
+        gpu_sources: None,
         companion: None,
         elsewhere: None,
     },

@@ -18,6 +18,9 @@ case "$1" in
 esac
 "#;
 
+const PACKAGED: Origin<'static> = Origin::Packages { gpu: false };
+const FOR_GPUS: Origin<'static> = Origin::Packages { gpu: true };
+
 struct Bed {
     folder: TempDir,
     directory: PathBuf,
@@ -27,28 +30,31 @@ impl Bed {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("python"), STAND_IN).unwrap();
-        let kept = PACKAGES.iter().flat_map(|package| package.sources).flat_map(|it| it.kept);
+        let all = |package: &'static Package| [Some(package.sources), package.gpu_sources];
+        let sources = PACKAGES.iter().flat_map(all).flatten().flatten();
+        let kept = sources.flat_map(|source| source.kept);
         for (file, _) in kept {
             let path = folder.path().join("content").join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, file).unwrap();
+            // Of some packages a folder is kept, and of others of the same name files in it.
+            let _ = fs::write(path, file);
         }
         let directory = folder.path().join("backends");
         Self { folder, directory }
     }
 
     fn install(&self) -> Result<Installation, InstallError> {
-        self.install_named("onnxruntime", None)
+        self.install_named("onnxruntime", PACKAGED)
     }
 
-    fn install_named(&self, name: &str, from: Option<&Path>) -> Result<Installation, InstallError> {
+    fn install_named(&self, name: &str, origin: Origin<'_>) -> Result<Installation, InstallError> {
         let script = self.folder.path().join("python").display().to_string();
         Installer {
             python: vec!["sh".to_owned(), script],
             architecture: "x86_64",
             beside: Some(self.folder.path().to_owned()),
         }
-        .install(name, &self.directory, from)
+        .install(name, &self.directory, origin)
     }
 
     fn calls(&self) -> String {
@@ -171,7 +177,7 @@ fn what_cannot_be_had_is_named() {
     ];
     for (name, architecture, expected) in cases {
         let error =
-            installer(architecture).install(name, folder.path(), None).unwrap_err().to_string();
+            installer(architecture).install(name, folder.path(), PACKAGED).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     assert_eq!(list(folder.path())[0].installed, None);
@@ -180,7 +186,7 @@ fn what_cannot_be_had_is_named() {
 #[test]
 fn pytorch_comes_from_three_packages_and_wants_a_library_of_ours() {
     let bed = Bed::new();
-    let first = bed.install_named("pytorch", None).unwrap();
+    let first = bed.install_named("pytorch", PACKAGED).unwrap();
     assert_eq!(first.missing, Some((pytorch::BRIDGE, pytorch::BUILD)));
     for file in ["lib/libtorch_cpu.so", "lib/libcudart.so.13", "include", "VERSION"] {
         assert!(first.folder.join(file).exists(), "{file}");
@@ -190,17 +196,44 @@ fn pytorch_comes_from_three_packages_and_wants_a_library_of_ours() {
     assert_eq!(list(&bed.directory)[1].missing, first.missing);
 
     fs::write(bed.folder.path().join(pytorch::BRIDGE), "ours").unwrap();
-    let second = bed.install_named("pytorch", None).unwrap();
+    let second = bed.install_named("pytorch", PACKAGED).unwrap();
     assert_eq!((second.fresh, second.missing), (false, None));
     assert!(second.folder.join(pytorch::BRIDGE).is_file());
     assert_eq!(bed.calls(), calls);
 }
 
 #[test]
+fn what_runs_on_gpus_takes_the_place_of_what_does_not_and_stays() {
+    let bed = Bed::new();
+    for (name, library) in
+        [("onnxruntime", "libonnxruntime_providers_cuda.so"), ("pytorch", "nvidia/libcublas.so.13")]
+    {
+        let index = PACKAGES.iter().position(|package| package.name == name).unwrap();
+        assert!(bed.install_named(name, PACKAGED).unwrap().fresh);
+        assert!(!bed.directory.join(name).join(library).exists());
+        assert!(!list(&bed.directory)[index].for_gpus);
+        let installed = bed.install_named(name, FOR_GPUS).unwrap();
+        assert!(installed.fresh && installed.folder.join(library).is_file());
+        let listed = &list(&bed.directory)[index];
+        assert_eq!((listed.for_gpus, listed.installed.as_deref()), (true, Some(listed.version)));
+        let calls = bed.calls();
+        for origin in [PACKAGED, FOR_GPUS] {
+            assert!(!bed.install_named(name, origin).unwrap().fresh);
+        }
+        assert_eq!(bed.calls(), calls);
+        fs::remove_file(installed.folder.join(library)).unwrap();
+        assert_eq!(list(&bed.directory)[index].installed, None);
+    }
+    let error = bed.install_named("cuda", FOR_GPUS).unwrap_err().to_string();
+    assert_eq!(error, "back end 'cuda' is the same for GPUs: install it without --gpu");
+}
+
+#[test]
 fn an_installation_elsewhere_is_taken_if_it_is_of_the_version() {
     let bed = Bed::new();
     let torch = bed.folder.path().join("torch");
-    let install = || bed.install_named("pytorch", Some(&torch)).map_err(|error| error.to_string());
+    let install =
+        || bed.install_named("pytorch", Origin::Folder(&torch)).map_err(|error| error.to_string());
     let error = install().unwrap_err();
     assert!(error.contains("there is no lib/libtorch_cpu.so"), "{error}");
     fs::create_dir_all(torch.join("lib")).unwrap();
@@ -218,7 +251,7 @@ fn an_installation_elsewhere_is_taken_if_it_is_of_the_version() {
     assert_eq!(note.trim(), torch.display().to_string());
     assert_eq!(list(&bed.directory)[1].installed.as_deref(), Some(pytorch::VERSION));
     assert!(bed.calls().is_empty());
-    let error = bed.install_named("onnxruntime", Some(&torch)).unwrap_err().to_string();
+    let error = bed.install_named("onnxruntime", Origin::Folder(&torch)).unwrap_err().to_string();
     assert!(error.contains("'onnxruntime'"), "{error}");
 }
 
@@ -231,7 +264,7 @@ fn the_published_package_has_what_is_kept_of_it() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    assert!(install("onnxruntime", folder.path(), None).unwrap().fresh);
+    assert!(install("onnxruntime", folder.path(), PACKAGED).unwrap().fresh);
     assert!(crate::backend::onnxruntime::OnnxRuntime::open(folder.path()).is_ok());
 }
 
@@ -252,11 +285,12 @@ fn the_words_of_the_command_line_are_understood() {
     };
     let place = |directory: Option<PathBuf>| directory.map(|path| path.display().to_string());
     match parse(&["install", "onnxruntime", "--directory", "/b"]).unwrap() {
-        Command::Install { name, directory, from: None } => {
+        Command::Install { name, directory, from: None, gpu: false } => {
             assert_eq!((name.as_str(), place(directory).as_deref()), ("onnxruntime", Some("/b")));
         }
         other => panic!("{other:?}"),
     }
     assert!(matches!(parse(&["list"]).unwrap(), Command::List { directory: None }));
     assert!(parse(&["install"]).is_err());
+    assert!(parse(&["install", "pytorch", "--gpu", "--from", "/torch"]).is_err());
 }

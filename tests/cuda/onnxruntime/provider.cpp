@@ -5,6 +5,7 @@
 // The numbers are the places of functions in `OrtApi` of onnxruntime_c_api.h, which are never changed.
 
 #include <dlfcn.h>
+#include <sys/stat.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -17,6 +18,7 @@
 namespace {
 
 enum Place {
+    CREATE_STATUS = 0,
     CREATE_SESSION = 7,
     GET_TENSOR_MUTABLE_DATA = 51,
     CREATE_MEMORY_INFO = 68,
@@ -103,7 +105,16 @@ Status update_options(Options* options, const char* const* keys, const char* con
     return nullptr;
 }
 
+// The file of the execution provider beside this one is opened, if there is anything in it.
 Status append(void* session_options, const Options* options) {
+    Dl_info own;
+    dladdr(reinterpret_cast<void*>(&append), &own);
+    const std::string path(own.dli_fname);
+    const std::string file = path.substr(0, path.rfind('/')) + "/libonnxruntime_providers_cuda.so";
+    struct stat about;
+    if (stat(file.c_str(), &about) == 0 && about.st_size > 0 && !dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+        return the_true<Status(int, const char*)>(CREATE_STATUS)(1, dlerror());
+    }
     std::lock_guard<std::mutex> held(guard);
     streams[session_options] = options->stream;
     return nullptr;
