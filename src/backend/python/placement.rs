@@ -10,10 +10,10 @@ use nix::{
     unistd::Pid,
 };
 
-/// So many batches in a row have to be done by turns before the process comes to its reactor; after each
-/// time that it had to leave, twice as many.
+/// So many turns in a row, each a request or a call, come before the process does to its reactor; after
+/// each time that it had to leave, twice as many.
 const TURNS: u32 = 64;
-const TURNS_MAX: u32 = 1 << 14;
+const TURNS_MAX: u32 = 1 << 10;
 
 /// Batches that run now, in all processes.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
@@ -71,17 +71,17 @@ impl Placement {
         Self { process, given, state: Mutex::new(state) }
     }
 
-    /// Notes whether a batch was done by turns. To be called on the process's reactor if it was.
-    pub fn note(&self, by_turns: bool) {
+    /// Notes a batch that was done in so many turns, on the process's reactor; or that one was not, by 0.
+    pub fn note(&self, turns: u32) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !by_turns {
+        if turns == 0 {
             state.in_turn = 0;
             if let Some(shared) = state.shared.take() {
                 state.needed = (state.needed * 2).min(TURNS_MAX);
                 self.leave(&shared);
             }
         } else if state.shared.is_none() {
-            state.in_turn += 1;
+            state.in_turn = state.in_turn.saturating_add(turns);
             if state.in_turn >= state.needed {
                 state.in_turn = 0;
                 state.shared = self.join();
@@ -155,26 +155,26 @@ mod tests {
         let reactor = thread::spawn(move || {
             let placement = Placement::of(sleeping.0.id());
             let at = || sched_getaffinity(process).unwrap();
-            let turns = |count| (0..count).for_each(|_| placement.note(true));
+            let turns = |count| (0..count).for_each(|_| placement.note(1));
             turns(2 * TURNS);
             assert_eq!(at(), given, "a reactor that may run anywhere has no place to share");
             sched_setaffinity(Pid::from_raw(0), &only(core)).unwrap();
-            placement.note(false);
+            placement.note(0);
             turns(TURNS - 1);
             assert_eq!(at(), given);
             turns(1);
             assert_eq!(at(), only(core));
-            placement.note(false);
+            placement.note(0);
             assert_eq!(at(), given);
             turns(TURNS);
             assert_eq!(at(), given, "the next time takes longer");
-            turns(TURNS);
-            assert_eq!(at(), only(core));
-            placement.note(false);
+            placement.note(TURNS);
+            assert_eq!(at(), only(core), "a batch of many calls has many turns");
+            placement.note(0);
             // What the model chooses is left alone.
             sched_setaffinity(process, &only(other)).unwrap();
             turns(8 * TURNS);
-            placement.note(false);
+            placement.note(0);
             assert_eq!(at(), only(other));
         });
         reactor.join().unwrap();

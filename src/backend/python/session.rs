@@ -189,7 +189,7 @@ impl Session {
         let turns = self.calls_ended.load(Ordering::Relaxed).saturating_add(1);
         let is_long = lock(&self.execution).runs_longer_than(QUICK.saturating_mul(turns));
         if is_long {
-            self.placement.note(false);
+            self.placement.note(0);
         }
     }
 
