@@ -78,14 +78,8 @@ impl Placement {
     pub fn note(&self, turns: u32) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if turns == 0 {
-            state.in_turn = state.in_turn.saturating_sub(OUTWEIGHED);
-            if state.in_turn == 0
-                && let Some(shared) = state.shared.take()
-            {
-                state.needed = (state.needed * 2).min(TURNS_MAX);
-                self.leave(&shared);
-            }
-            return;
+            let left = state.in_turn.saturating_sub(OUTWEIGHED);
+            return self.weigh(&mut state, left);
         }
         state.in_turn = state.in_turn.saturating_add(turns);
         if state.shared.is_some() {
@@ -93,6 +87,23 @@ impl Placement {
         } else if state.in_turn >= state.needed {
             state.shared = self.join();
             state.in_turn = if state.shared.is_some() { TURNS } else { 0 };
+        }
+    }
+
+    /// Has the thread leave the reactor's processor now.
+    pub fn end_turns(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.weigh(&mut state, 0);
+    }
+
+    /// Notes that so many turns are left.
+    fn weigh(&self, state: &mut State, turns: u32) {
+        state.in_turn = turns;
+        if turns == 0
+            && let Some(shared) = state.shared.take()
+        {
+            state.needed = (state.needed * 2).min(TURNS_MAX);
+            self.leave(&shared);
         }
     }
 
@@ -179,7 +190,7 @@ mod tests {
             assert_eq!(at(), given, "the next time takes longer");
             placement.note(TURNS);
             assert_eq!(at(), only(core), "a batch of many calls has many turns");
-            others(TURNS / OUTWEIGHED);
+            placement.end_turns();
             assert_eq!(at(), given);
             // What the model chooses is left alone.
             sched_setaffinity(process, &only(other)).unwrap();
