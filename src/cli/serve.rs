@@ -383,14 +383,14 @@ fn listen(
         )?;
     }
     if args.allow_metrics {
-        let server = control.server().clone();
+        let control = control.clone();
         bind(
             "metrics",
             args.metrics_address(),
             args.metrics_port,
             false,
             Arc::new(move |stream, _| {
-                spawn(&"a metrics connection", http::serve_metrics(stream, server.clone()));
+                spawn(&"a metrics connection", http::serve_metrics(stream, control.clone()));
             }),
         )?;
     }

@@ -25,7 +25,7 @@ use self::{
     model::{TorchModel, inspect_file},
 };
 use super::{Backend, BackendError, Model, ModelSource};
-use crate::{device::Devices, proto::ModelConfig};
+use crate::{device::Devices, observe::gpu::GpuStock, proto::ModelConfig};
 
 /// The version of PyTorch that this back end is made for, which `nereid backend install pytorch`
 /// brings.
@@ -81,6 +81,10 @@ impl Backend for PyTorch {
 
     fn default_model_filename(&self) -> Option<&'static str> {
         Some("model.pt")
+    }
+
+    fn gpu_stocks(&self) -> Vec<GpuStock> {
+        self.library.gpu_stocks()
     }
 
     fn complete(&self, source: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {

@@ -138,6 +138,7 @@ impl ObserveArgs {
     pub fn metrics(&self) -> MetricsSettings {
         let mut settings = MetricsSettings {
             cpu: self.allow_cpu_metrics,
+            gpu: self.allow_gpu_metrics,
             interval: Duration::from_millis(self.metrics_interval_ms),
             ..MetricsSettings::default()
         };
