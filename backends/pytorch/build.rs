@@ -31,4 +31,6 @@ fn main() {
     // Beside it, or in the folder `lib` of the same installation.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-rpath,$ORIGIN:$ORIGIN/lib");
     println!("cargo:rustc-cdylib-link-arg=-Wl,--as-needed");
+    println!("cargo:rustc-link-arg-examples=-Wl,-rpath,{}", libtorch.join("lib").display());
+    println!("cargo:rustc-link-arg-examples=-Wl,--as-needed");
 }

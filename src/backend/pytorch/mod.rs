@@ -17,6 +17,8 @@ mod on_device;
 mod plan;
 mod settings;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{path::Path, sync::Arc};
 
