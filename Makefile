@@ -104,6 +104,7 @@ advisories: ## Known faults of the crates we depend on, where their database can
 
 .PHONY: test-unit
 test-unit: test-backends test-pytorch ## Tests in Rust, with a real ONNX Runtime and libtorch
+	@scripts/check_pytorch.sh # again, for the headers may have come just now
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) NEREID_REQUIRE_BACKENDS=1 $(CARGO) test --quiet --locked
 
 .PHONY: test-loom
