@@ -51,7 +51,10 @@ fn write_module(path: &Path, returns: &str, body: &str) {
 }
 
 /// An instance of a module, and its folder.
-struct Bed(Box<dyn Instance>, TempDir);
+struct Bed {
+    instance: Box<dyn Instance>,
+    _folder: TempDir,
+}
 
 impl Bed {
     fn new(runtime: &PyTorch, returns: &str, body: &str) -> Self {
@@ -82,14 +85,15 @@ impl Bed {
         };
         let host = Arc::new(Host::without_models(pool()));
         let instance = runtime.load(&source).unwrap().instance(&placement, &host).unwrap();
-        Self(instance.into_batches().expect("it takes batches"), folder)
+        let instance = instance.into_batches().expect("it takes batches");
+        Self { instance, _folder: folder }
     }
 
     fn run(&mut self, data: Bytes) -> Result<BatchOutputs, BackendError> {
         let shape = Shape::from(&[ELEMENTS as i64][..]);
         let inputs = [Some(BatchTensor { shape, data })];
         let pool = pool();
-        self.0.execute(&Batch {
+        self.instance.execute(&Batch {
             rows: 1,
             inputs: &inputs,
             wanted: &[true],

@@ -1,6 +1,6 @@
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, HashMap, VecDeque},
     time::Duration,
 };
 
@@ -40,6 +40,8 @@ pub(super) struct Table<R, C> {
     max_idle: Duration,
     /// Whether a sequence is over when none of its requests waits.
     is_of_requests: bool,
+    /// Instances that no sequence is given a slot of any more, and how many have one there still.
+    leaving: BTreeMap<u32, usize>,
     /// What a sequence carries when it begins.
     initial: C,
     begun: u64,
@@ -78,22 +80,39 @@ pub(super) struct Front<R> {
 }
 
 impl<R: Sequenced, C: Carried> Table<R, C> {
-    pub fn new(slots: u32, instances: usize, policy: &SequencePolicy, initial: C) -> Self {
-        let instances = u32::try_from(instances).unwrap_or(u32::MAX);
-        let free = (0..slots)
-            .flat_map(|row| (0..instances).map(move |instance| Reverse(Slot { row, instance })));
+    pub fn new(policy: &SequencePolicy, initial: C) -> Self {
         Self {
             sequences: Slab::new(),
             by_id: HashMap::new(),
-            free: free.collect(),
+            free: BinaryHeap::new(),
             backlog: VecDeque::new(),
             looks: BinaryHeap::new(),
             max_idle: policy.max_idle,
             is_of_requests: policy.iterative,
+            leaving: BTreeMap::new(),
             initial,
             begun: 0,
             waiting: 0,
         }
+    }
+
+    /// Gives out the slots of a further instance. Returns the sequences that have waited for one.
+    pub fn add(&mut self, instance: u32, slots: u32, now: Timestamp) -> Vec<SequenceKey> {
+        let slots = (0..slots).map(|row| Slot { row, instance });
+        slots.filter_map(|slot| self.give_on(slot, now)).collect()
+    }
+
+    /// Gives no sequence a slot of an instance any more.
+    pub fn leave(&mut self, instance: u32) {
+        self.free.retain(|Reverse(slot)| slot.instance != instance);
+        let slots = self.sequences.iter().filter_map(|(_, entry)| entry.slot);
+        self.leaving.insert(instance, slots.filter(|slot| slot.instance == instance).count());
+    }
+
+    /// The instances that were to leave and have no sequence any more. They are told once.
+    pub fn left(&mut self) -> impl Iterator<Item = u32> {
+        let left = self.leaving.extract_if(.., |_, sequences| *sequences == 0);
+        left.map(|(instance, _)| instance)
     }
 
     /// Requests that wait here.
@@ -320,6 +339,15 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             self.by_id.remove(&entry.id);
         }
         let slot = entry.slot?;
+        if let Some(sequences) = self.leaving.get_mut(&slot.instance) {
+            *sequences -= 1;
+            return None;
+        }
+        self.give_on(slot, now)
+    }
+
+    /// Gives a slot to the sequence that has waited longest for one, and returns that.
+    fn give_on(&mut self, slot: Slot, now: Timestamp) -> Option<SequenceKey> {
         while let Some(next) = self.backlog.pop_front() {
             if let Some(entry) = self.get_mut(next) {
                 entry.slot = Some(slot);
@@ -332,8 +360,9 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     }
 
     #[cfg(test)]
-    pub(super) fn seated(&self) -> usize {
-        self.sequences.iter().filter(|(_, entry)| entry.slot.is_some()).count()
+    pub(super) fn seated(&self, on: impl Fn(u32) -> bool) -> usize {
+        let slots = self.sequences.iter().filter_map(|(_, entry)| entry.slot);
+        slots.filter(|slot| on(slot.instance)).count()
     }
 
     #[cfg(test)]

@@ -70,7 +70,7 @@ type Queue = SequenceQueue<Fake, u32>;
 type Batch = SequenceBatch<Fake, u32>;
 
 /// Runs what there is to run on an instance, and returns it with what was hopeless.
-fn take(queue: &mut Queue, instance: usize, now: Timestamp) -> (Option<Batch>, Vec<usize>) {
+fn take(queue: &mut Queue, instance: u32, now: Timestamp) -> (Option<Batch>, Vec<usize>) {
     let mut hopeless = Vec::new();
     let batch = match queue.next(instance, now, &mut hopeless) {
         SequenceDecision::Run(batch) => Some(batch),
@@ -269,6 +269,10 @@ enum Event {
     },
     /// Start what can start on an instance.
     Run(usize),
+    /// Feed a further instance.
+    Add,
+    /// Have an instance leave, if it is not the last.
+    Leave(usize),
     /// End the oldest batch that runs.
     End,
     Pass,
@@ -277,20 +281,24 @@ enum Event {
 /// Holds a queue to what it promises, whatever happens.
 struct Model {
     queue: Queue,
-    instances: usize,
+    /// Those that are fed, and those of them that are to leave.
+    instances: Vec<u32>,
+    leaving: BTreeSet<u32>,
+    added: u32,
+    /// Of each instance.
     slots: usize,
     now: u64,
     arrived: usize,
-    running: Vec<(usize, Batch)>,
+    running: Vec<(u32, Batch)>,
     /// By sequence the place where it runs.
-    places: BTreeMap<SequenceKey, (usize, usize)>,
+    places: BTreeMap<SequenceKey, (u32, usize)>,
     out: BTreeSet<usize>,
     accepted: usize,
     is_direct: bool,
 }
 
 impl Model {
-    fn new(policy: SequencePolicy, instances: usize) -> Self {
+    fn new(policy: SequencePolicy, instances: u32) -> Self {
         let is_direct = matches!(policy.strategy, SequenceStrategy::Direct { .. });
         let slots = match policy.strategy {
             SequenceStrategy::Direct { .. } => policy.max_batch_size.max(1),
@@ -298,8 +306,10 @@ impl Model {
         };
         Self {
             queue: Queue::new(policy, instances, 0),
-            instances,
-            slots: slots as usize * instances,
+            instances: (0..instances).collect(),
+            leaving: BTreeSet::new(),
+            added: instances,
+            slots: slots as usize,
             now: 0,
             arrived: 0,
             running: Vec::new(),
@@ -318,7 +328,7 @@ impl Model {
                 self.accepted += usize::from(self.queue.push(request, at(self.now)).is_ok());
             }
             Event::Run(instance) => {
-                let instance = instance % self.instances;
+                let instance = self.instances[instance % self.instances.len()];
                 if self.running.iter().any(|(busy, _)| *busy == instance) {
                     return;
                 }
@@ -347,29 +357,54 @@ impl Model {
                 self.now += 700;
                 self.queue.expire(at(self.now));
             }
+            Event::Add => {
+                self.queue.add(self.added, at(self.now));
+                self.instances.push(self.added);
+                self.added += 1;
+            }
+            Event::Leave(instance) => {
+                let staying = self.instances.iter().filter(|it| !self.leaving.contains(it));
+                let staying: Vec<u32> = staying.copied().collect();
+                if staying.len() > 1 {
+                    let instance = staying[instance % staying.len()];
+                    self.queue.leave(instance);
+                    self.leaving.insert(instance);
+                }
+            }
+        }
+        for instance in self.queue.left() {
+            assert!(self.leaving.remove(&instance), "it was not to leave, or left twice");
+            assert!(self.running.iter().all(|(busy, _)| *busy != instance), "it runs");
+            self.instances.retain(|other| *other != instance);
         }
         let (_, free) = self.queue.table.kept();
-        assert_eq!(free + self.queue.table.seated(), self.slots, "a slot is lost or held twice");
+        let seated = self.queue.table.seated(|instance| !self.leaving.contains(&instance));
+        assert_eq!(free + seated, self.slots(), "a slot is lost or held twice");
+    }
+
+    /// Those of instances that stay.
+    fn slots(&self) -> usize {
+        self.slots * (self.instances.len() - self.leaving.len())
     }
 
     /// Lets everything run and come to its end.
     fn settle(mut self) {
         for _ in 0..4 * (self.arrived + 1) {
-            (0..self.instances).for_each(|instance| self.happen(Event::Run(instance)));
+            (0..self.instances.len()).for_each(|instance| self.happen(Event::Run(instance)));
             self.happen(Event::End);
             self.happen(Event::End);
         }
         // Who still holds a slot has not said that it ends.
         (0..4 * (self.arrived + 1)).for_each(|_| {
             self.happen(Event::Pass);
-            (0..self.instances).for_each(|instance| self.happen(Event::Run(instance)));
+            (0..self.instances.len()).for_each(|instance| self.happen(Event::Run(instance)));
             self.happen(Event::End);
             self.happen(Event::End);
         });
         assert_eq!(self.out.len(), self.accepted, "a request is lost");
         assert_eq!((self.queue.live(), self.queue.len()), (0, 0));
         let (_, free) = self.queue.table.kept();
-        assert_eq!(free, self.slots);
+        assert_eq!((free, self.leaving.len()), (self.slots(), 0));
     }
 }
 
@@ -381,9 +416,11 @@ fn arrivals() -> impl Strategy<Value = Event> {
 fn events() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => arrivals(),
-        2 => (0..2_usize).prop_map(Event::Run),
+        2 => (0..4_usize).prop_map(Event::Run),
         2 => Just(Event::End),
         1 => Just(Event::Pass),
+        1 => Just(Event::Add),
+        1 => (0..4_usize).prop_map(Event::Leave),
     ]
 }
 
@@ -392,7 +429,7 @@ proptest! {
     fn whatever_comes_nothing_is_lost_or_held_twice(
         events in prop::collection::vec(events(), 0..60),
         slots in 1..4_u32,
-        instances in 1..3_usize,
+        instances in 1..3_u32,
         is_direct in any::<bool>(),
     ) {
         let policy = if is_direct { direct(slots) } else { oldest(2, slots) };
