@@ -85,6 +85,7 @@ check: ## Formatting, lints, house style, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
 	$(CARGO) test --quiet --locked --test tidy --test compatibility
+	@scripts/check_pytorch.sh
 	@$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --locked check licenses bans sources; \
@@ -102,7 +103,8 @@ advisories: ## Known faults of the crates we depend on, where their database can
 	fi
 
 .PHONY: test-unit
-test-unit: test-backends ## Tests in Rust, with a real ONNX Runtime
+test-unit: test-backends test-pytorch ## Tests in Rust, with a real ONNX Runtime and libtorch
+	@scripts/check_pytorch.sh # again, for the headers may have come just now
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) NEREID_REQUIRE_BACKENDS=1 $(CARGO) test --quiet --locked
 
 .PHONY: test-loom

@@ -37,8 +37,8 @@ TYPES = {
     "FP32": torch.float32,
     "FP64": torch.float64,
 }
-# The size of a dimension that may have any, in the inputs that are tried.
-ANY_SIZE = 8
+# The sizes of a dimension that may have any, in the inputs that are tried.
+ANY_SIZES = (8, 16)
 TOLERANCE = 1e-4
 
 
@@ -48,9 +48,9 @@ class Input(NamedTuple):
     type: str
     dims: list[int]
 
-    def random(self, rows: int | None) -> torch.Tensor:
+    def random(self, rows: int | None, any_size: int = ANY_SIZES[0]) -> torch.Tensor:
         """Values to try, of so many rows; None for a model that does not batch."""
-        shape = [size if size >= 0 else ANY_SIZE for size in self.dims]
+        shape = [size if size >= 0 else any_size for size in self.dims]
         shape = shape if rows is None else [rows, *shape]
         if TYPES[self.type].is_floating_point:
             return torch.randn(shape).to(TYPES[self.type])
@@ -106,10 +106,11 @@ def convert(model: torch.nn.Module, arguments: argparse.Namespace) -> Path:
 
 
 def agreed(model, converted, arguments) -> list[tuple[str, str, list[int]]]:
-    """The outputs, of which both say the same with one row and with several."""
+    """The outputs, of which both say the same with one row and with several, and with more than one size of what may
+    have any."""
     shapes: list[list[torch.Tensor]] = []
-    for rows in (1, 3) if arguments.max_batch_size > 0 else (None,):
-        values = [each.random(rows) for each in arguments.input]
+    for rows, any_size in zip((1, 3) if arguments.max_batch_size > 0 else (None, None), ANY_SIZES):
+        values = [each.random(rows, any_size) for each in arguments.input]
         expected, got = (tensors(each(*values)) for each in (model, converted))
         for index, (want, have) in enumerate(zip(expected, got, strict=True)):
             if not torch.allclose(want.double(), have.double(), atol=TOLERANCE, rtol=TOLERANCE):
@@ -125,7 +126,12 @@ def agreed(model, converted, arguments) -> list[tuple[str, str, list[int]]]:
             raise ValueError(f"output {index} is of type {tensor.dtype}, which the protocol does not have")
         if arguments.max_batch_size > 0 and [each[index].shape[:1] for each in shapes] != [(1,), (3,)]:
             raise ValueError(f"output {index} has no batch dimension: its first size is not the number of rows")
-        dims = list(tensor.shape[1:] if arguments.max_batch_size > 0 else tensor.shape)
+        others = [each[index].shape for each in shapes]
+        if len({len(shape) for shape in others}) > 1:
+            raise ValueError(f"output {index} has now {others[0]}, now {others[1]}: expected as many dimensions")
+        # What follows from an input of any size may have any, too.
+        dims = [first if first == second else -1 for first, second in zip(*others)]
+        dims = dims[1:] if arguments.max_batch_size > 0 else dims
         found.append((f"OUTPUT__{index}", names[tensor.dtype], dims))
     return found
 

@@ -35,7 +35,7 @@ log=$("$cargo" fetch --locked --manifest-path backends/pytorch/Cargo.toml 2>&1) 
 mkdir -p build/pytorch
 ln -sfn "$(cat "$folder/LIBTORCH" 2>/dev/null || realpath "$folder")" build/pytorch/libtorch
 log=$(LIBTORCH="$PWD/build/pytorch/libtorch" CARGO_TARGET_DIR="$PWD/build/pytorch/target" \
-    "$cargo" build --release --locked --manifest-path backends/pytorch/Cargo.toml 2>&1) ||
+    "$cargo" build --release --locked --lib --examples --manifest-path backends/pytorch/Cargo.toml 2>&1) ||
     { echo "$log" >&2; echo "build_pytorch: its library could not be built" >&2; exit 1; }
 
 library=build/pytorch/target/release/libnereid_pytorch.so

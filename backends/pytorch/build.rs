@@ -3,7 +3,10 @@
 use std::{env, fs, path::PathBuf};
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/libtorch.cpp");
+    const SOURCES: [&str; 2] = ["src/inspect.cpp", "src/libtorch.cpp"];
+    for file in SOURCES.iter().chain(&["src/libtorch.h"]) {
+        println!("cargo:rerun-if-changed={file}");
+    }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = env::var_os("LIBTORCH").map(PathBuf::from);
     let libtorch = libtorch.expect("LIBTORCH names the folder that holds torch's include and lib");
@@ -16,7 +19,7 @@ fn main() {
         .flag(&include)
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
-        .file("src/libtorch.cpp")
+        .files(SOURCES)
         .compile("nereid_libtorch");
 
     // torch-sys asks the linker for a `libtorch.so`, which in torch's packages draws in CUDA; the
@@ -28,4 +31,6 @@ fn main() {
     // Beside it, or in the folder `lib` of the same installation.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-rpath,$ORIGIN:$ORIGIN/lib");
     println!("cargo:rustc-cdylib-link-arg=-Wl,--as-needed");
+    println!("cargo:rustc-link-arg-examples=-Wl,-rpath,{}", libtorch.join("lib").display());
+    println!("cargo:rustc-link-arg-examples=-Wl,--as-needed");
 }

@@ -22,6 +22,7 @@ MLP_INPUT = 64
 TORCH_DIMS = (3, 224, 224)
 TORCH_BATCH_MAX = 8
 TORCH_WARM_UP_RUNS = 4
+TORCH_LOOP = HERE.parents[1] / "build" / "pytorch" / "target" / "release" / "examples" / "bare"
 TORCH_MODEL = HERE.parents[1] / "build" / "examples" / "torchscript" / "image_classifier_torch" / "1" / "model.pt"
 MLP_HIDDEN = 256
 MLP_OUTPUT = 10
@@ -45,23 +46,17 @@ def write_repository(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def torch_folder() -> pathlib.Path:
-    """Where the back end `pytorch` lies."""
-    backends = os.environ.get("NEREID_BACKEND_DIR") or os.path.expanduser("~/.local/share/nereid/backends")
-    return pathlib.Path(backends, "pytorch")
-
-
-def add_torch(folder: pathlib.Path, name: str, loop: pathlib.Path) -> str | None:
-    """Adds the TorchScript model to the repository, and compiles the program that runs it bare.
+def add_torch(folder: pathlib.Path, name: str) -> str | None:
+    """Adds the TorchScript model to the repository.
 
     Returns why that cannot be, if it cannot.
     """
     shutil.rmtree(folder / name, ignore_errors=True)
-    for needed, maker in ((torch_folder() / "libnereid_pytorch.so", "backend-pytorch"), (TORCH_MODEL, "examples")):
+    backends = os.environ.get("NEREID_BACKEND_DIR") or os.path.expanduser("~/.local/share/nereid/backends")
+    bridge = pathlib.Path(backends, "pytorch", "libnereid_pytorch.so")
+    for needed, maker in ((bridge, "backend-pytorch"), (TORCH_LOOP, "backend-pytorch"), (TORCH_MODEL, "examples")):
         if not needed.is_file():
             return f"there is no {needed} (`make {maker}`)"
-    compiler = [os.environ.get("CC", "cc"), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([*compiler, "-o", str(loop), str(HERE / "torch_loop.c"), "-ldl"], check=True)
     (folder / name / "1").mkdir(parents=True)
     (folder / name / "1" / "model.pt").symlink_to(TORCH_MODEL.resolve())
     dims = ", ".join(str(each) for each in TORCH_DIMS)

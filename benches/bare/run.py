@@ -70,7 +70,7 @@ def main() -> int:
     options = parse()
     repository = models.write_repository(bench.OUT / "bare")
     heavy, light = {name: [] for name in HEAVY}, []
-    if why := models.add_torch(repository, TORCH, bench.OUT / "torch_loop"):
+    if why := models.add_torch(repository, TORCH):
         print(f"skipped: {TORCH}, because {why}", flush=True)
         del heavy[TORCH]
     chosen = [name for name in heavy if options.only in (None, name)]
@@ -201,8 +201,7 @@ def bare_loop(repository: pathlib.Path, model: str, sizes: dict[int, int], secon
     folder = repository / model / "1"
     if model == TORCH:
         dims = (str(each) for each in models.TORCH_DIMS)
-        program = [str(bench.OUT / "torch_loop"), str(models.torch_folder())]
-        command = [*program, str(folder / "model.pt"), str(seconds), *dims, *map(str, sizes)]
+        command = [str(models.TORCH_LOOP), str(folder / "model.pt"), str(seconds), *dims, *map(str, sizes)]
     else:
         command = [sys.executable, str(HERE / "loop.py"), str(folder / "model.onnx"), str(seconds), *map(str, sizes)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120 + 10 * seconds).stdout

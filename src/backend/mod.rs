@@ -28,6 +28,7 @@ use crate::{
     device::Device,
     inference::{DataType, Shape},
     memory::{BufferPool, Exhausted, OutputMemory, OutputPlaces},
+    observe::gpu::GpuStock,
     proto::ModelConfig,
 };
 
@@ -81,6 +82,11 @@ pub trait Backend: Send + Sync {
     /// have no say in it.
     fn complete(&self, _: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {
         Ok(None)
+    }
+
+    /// What its library keeps in stock of GPUs' memory, for each GPU; nothing where it keeps none.
+    fn gpu_stocks(&self) -> Vec<GpuStock> {
+        Vec::new()
     }
 
     /// Ends what runs outside of the server, because the server is about to end; for at most `patience`

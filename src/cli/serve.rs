@@ -392,14 +392,14 @@ fn listen(
         )?);
     }
     if let Some(scraped) = scraped {
-        let server = control.server().clone();
+        let control = control.clone();
         let (what, listener) = bind(
             "metrics",
             args.metrics_address(),
             args.metrics_port,
             false,
             Arc::new(move |stream, _| {
-                spawn(&"a metrics connection", http::serve_metrics(stream, server.clone()));
+                spawn(&"a metrics connection", http::serve_metrics(stream, control.clone()));
             }),
         )?;
         listeners.push((what, listener.on(scraped)));

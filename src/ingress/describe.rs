@@ -3,13 +3,16 @@
 
 use crate::{
     inference::{Code, Error, Shape, TensorSpec},
-    observe::prometheus::{self, ModelMetrics, PoolMetrics},
+    observe::{
+        gpu,
+        prometheus::{self, ModelMetrics, PoolMetrics},
+    },
     proto::{
         MemoryUsage, ModelMetadataResponse, ModelStatisticsResponse, RepositoryIndexResponse,
         ServerMetadataResponse, model_metadata_response::TensorMetadata,
         repository_index_response::ModelIndex,
     },
-    serving::{IndexEntry, LoadedVersion, Server, ServerState, VersionState},
+    serving::{IndexEntry, LoadedVersion, ModelControl, Server, ServerState, VersionState},
 };
 
 /// The protocol's extensions that the server offers.
@@ -152,7 +155,8 @@ pub fn index(entries: &[IndexEntry]) -> RepositoryIndexResponse {
 }
 
 /// What Prometheus reads.
-pub fn metrics(server: &Server) -> String {
+pub fn metrics(control: &ModelControl) -> String {
+    let server = control.server();
     let versions = server.all_versions();
     let models: Vec<_> = versions
         .iter()
@@ -172,6 +176,13 @@ pub fn metrics(server: &Server) -> String {
     let mut page = prometheus::render(server.metrics(), &models, pool);
     if let Some(gpus) = server.gpu_metrics() {
         gpus.render(&mut page);
+    }
+    if server.metrics().gpu {
+        let opened = control.loader().backends.opened();
+        let told = opened.iter().filter_map(|(name, backend)| {
+            Some((name.as_str(), backend.as_ref().ok()?.gpu_stocks()))
+        });
+        gpu::render_stocks(&mut page, &told.collect::<Vec<_>>());
     }
     server.host().metrics.render(&mut page);
     page

@@ -87,6 +87,47 @@ impl GpuMetrics {
     }
 }
 
+/// What a framework keeps in stock of a GPU's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuStock {
+    /// The GPU's number.
+    pub gpu: u32,
+    /// All that it has taken from the driver.
+    pub reserved_bytes: u64,
+    /// What of that is in use.
+    pub allocated_bytes: u64,
+}
+
+/// Adds to a page what back ends, by their names, keep in stock.
+pub fn render_stocks(page: &mut String, told: &[(&str, Vec<GpuStock>)]) {
+    if told.iter().all(|(_, stocks)| stocks.is_empty()) {
+        return;
+    }
+    type Bytes = fn(&GpuStock) -> u64;
+    let families: [(&str, &str, Bytes); 2] = [
+        (
+            "nereid_gpu_memory_reserved_bytes",
+            "GPU memory that a back end's own allocator has taken, in bytes",
+            |stock| stock.reserved_bytes,
+        ),
+        (
+            "nereid_gpu_memory_allocated_bytes",
+            "GPU memory that a back end's own allocator has given to tensors, in bytes",
+            |stock| stock.allocated_bytes,
+        ),
+    ];
+    for (name, help, bytes) in families {
+        // Writing to a string does not fail.
+        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for (backend, stocks) in told {
+            for stock in stocks {
+                let (gpu, bytes) = (stock.gpu, bytes(stock));
+                let _ = writeln!(page, "{name}{{backend=\"{backend}\",gpu=\"{gpu}\"}} {bytes}");
+            }
+        }
+    }
+}
+
 type Value = fn(&GpuUsage) -> Option<f64>;
 
 /// Name, help, kind and value.

@@ -8,6 +8,8 @@ use crate::proto::ModelConfig;
 pub struct MetricsSettings {
     /// Whether the machine's processors and memory are told of.
     pub cpu: bool,
+    /// Whether its GPUs are.
+    pub gpu: bool,
     /// How often the machine is looked at, at most.
     pub interval: Duration,
     /// Whether the sums of durations are told.
@@ -24,6 +26,7 @@ impl Default for MetricsSettings {
     fn default() -> Self {
         Self {
             cpu: true,
+            gpu: true,
             interval: Duration::from_secs(2),
             counters: true,
             histograms: false,

@@ -303,6 +303,24 @@ def test_torchscript_models_run_in_lanes(start, tmp_path):
 
 
 @needs_torch
+def test_a_module_that_keeps_its_input_is_not_shared_with_a_lane(start, tmp_path):
+    """What it keeps of a lane's memory must be a copy, and of what is on the processors need not be."""
+    keeper = torch_models.states()["shared_keeper"]
+    groups = "instance_group [ { kind: KIND_CPU count: 1 }, { kind: KIND_GPU count: 1 } ]\n"
+    keeper.config = keeper.config.replace(torch_models.TWO_INSTANCES, groups)
+    server = start(torch_models.write(tmp_path / "kept", {"keeper": keeper}), "--device=host")
+    assert sorted(kinds(server, "keeper")) == [("KIND_CPU", []), ("KIND_GPU", [0])]
+    given = [np.full(100, number, dtype=np.float32) for number in range(1, 41)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda array: doubled(server, "keeper", array), given))
+    assert all(len(set(answer.tolist())) == 1 for answer in answers)
+    # Each is what one earlier request has left, and nobody's twice; at first there is nothing.
+    left = sorted(float(answer[0]) for answer in answers if answer[0])
+    assert len(set(left)) == len(left) >= len(given) - 2
+    assert all(answer[0] != array[0] for answer, array in zip(answers, given, strict=True))
+
+
+@needs_torch
 def test_torchscript_models_in_lanes_take_and_give_device_memory(start, tmp_path):
     """Where a result's shape is known before the run, and where it is not."""
     server = start(

@@ -167,27 +167,39 @@ def states() -> dict[str, TorchModel]:
     }
 
 
+SMOOTH = "y = torch.add(torch.mul(x, x), 1)\nreturn torch.mul(torch.sigmoid(y), torch.tanh(y))"
+FORK = (
+    "def half() -> Tensor:\n  return torch.mul(x, 2)\n_0 = fork(half)\n_1 = fork(half)\n"
+    "return torch.sub(torch.add(torch.wait(_0), torch.wait(_1)), torch.mul(x, 2))"
+)
+
+
 def settings() -> dict[str, TorchModel]:
-    """One model per parameter."""
-    given = {
-        "INFERENCE_MODE": "false",
-        "DISABLE_OPTIMIZED_EXECUTION": "true",
-        "ENABLE_TENSOR_FUSER": "true",
-        "ENABLE_JIT_EXECUTOR": "true",
-        "ENABLE_JIT_PROFILING": "true",
-        "ENABLE_WEIGHT_SHARING": "true",
-        "ENABLE_CACHE_CLEANING": "true",
-        "DISABLE_CUDNN": "true",
-        "INTRA_OP_THREAD_COUNT": "2",
-        "INTER_OP_THREAD_COUNT": "2",
-    }
-    kind_model = "instance_group [ { kind: KIND_MODEL count: 1 } ]\n"
+    """Models whose settings show: in what they answer, in torch's own log, in the server's threads."""
+
+    def model(body: str, *parameters: tuple[str, str], options: str = "") -> TorchModel:
+        given = "".join(parameter(*each) for each in parameters)
+        return TorchModel(config("x", "OUTPUT__0", options + given), "x: Tensor", "Tensor", body)
+
+    asks_mode = "return torch.full([1], float(torch.is_inference(torch.clone(x))))"
     return {
-        "kind_model": TorchModel(config("x", "OUTPUT__0", kind_model), *DOUBLE),
-        **{
-            f"with_{name.lower()}": TorchModel(config("x", "OUTPUT__0", parameter(name, value)), *DOUBLE)
-            for name, value in given.items()
-        },
+        "kind_model": model("return torch.mul(x, 2)", options="instance_group [ { kind: KIND_MODEL count: 1 } ]\n"),
+        "cache_cleaning": model("return torch.mul(x, 2)", ("ENABLE_CACHE_CLEANING", "true")),
+        "without_cudnn": model("return torch.mul(x, 2)", ("DISABLE_CUDNN", "true")),
+        "in_inference_mode": model(asks_mode),
+        "out_of_inference_mode": model(asks_mode, ("INFERENCE_MODE", "false")),
+        "plain": model(SMOOTH),
+        "not_optimized": model(SMOOTH, ("DISABLE_OPTIMIZED_EXECUTION", "true")),
+        "not_fused": model(SMOOTH, ("ENABLE_TENSOR_FUSER", "false")),
+        "fused": model(SMOOTH, ("ENABLE_TENSOR_FUSER", "true")),
+        "not_profiled": model(SMOOTH, ("ENABLE_JIT_PROFILING", "false")),
+        "profiled": model(SMOOTH, ("ENABLE_JIT_PROFILING", "true")),
+        "old_executor": model(SMOOTH, ("ENABLE_JIT_EXECUTOR", "false")),
+        "new_executor": model(SMOOTH, ("ENABLE_JIT_EXECUTOR", "true"), ("ENABLE_JIT_PROFILING", "true")),
+        "three_threads": model("return torch.mul(x, 2)", ("INTRA_OP_THREAD_COUNT", "3")),
+        "one_thread": model("return torch.mul(x, 2)"),
+        "forks": model(FORK, ("INTER_OP_THREAD_COUNT", "3")),
+        "forks_otherwise": model(FORK, ("INTER_OP_THREAD_COUNT", "2")),
     }
 
 
@@ -208,6 +220,9 @@ def failing() -> dict[str, TorchModel]:
         "wrong_index": TorchModel(config("x", "OUTPUT__3"), *DOUBLE),
         "scalar": TorchModel(config("x", "OUTPUT__0"), "x: Tensor", "Tensor", "return torch.sum(x)"),
         "no_tensor": TorchModel(config("x", "OUTPUT__0"), "x: Tensor", "int", "return torch.len(x)"),
+        "unknown_to_tch": TorchModel(
+            config("x", "OUTPUT__0"), "x: Tensor", "Tuple[Device, Tensor]", "return (ops.prim.device(x), x)"
+        ),
         "no_key": TorchModel(config("x", "missing"), "x: Tensor", "Dict[str, Tensor]", 'return {"there": x}'),
     }
 

@@ -27,24 +27,26 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def torchscript(examples, request, tmp_path_factory) -> Iterator[tritonclient.grpc.InferenceServerClient]:
-    """A client of a server of the TorchScript examples."""
+    """A client of a server of the TorchScript examples, and of the classifier as ONNX."""
     if not (binary := os.environ.get("NEREID_BINARY")):
         pytest.skip("no server: set NEREID_BINARY")
     log = tmp_path_factory.mktemp("torchscript") / "log"
-    running = run_server(binary, [examples / "torchscript"], log, request.session)
+    chosen = ("image_classifier", "image_classifier_torch", "voice_activity_torch")
+    flags = ("--model-control-mode=explicit", *(f"--load-model={name}" for name in chosen))
+    repositories = [examples / "torchscript", examples / "models"]
+    running = run_server(binary, repositories, log, request.session, *flags)
     with tritonclient.grpc.InferenceServerClient(next(running)["grpc"]) as client:
         yield client
     next(running, None)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 32])
-def test_the_classifier_agrees_with_its_onnx_form(torchscript, examples, images, rows):
-    """On a picture and on noise."""
+def test_the_classifier_agrees_with_its_onnx_form(torchscript, images, rows):
+    """On a picture and on noise, both of one server."""
     picture = classify.preprocess(Image.open(images / "clock.png"))
     noise = np.random.default_rng(rows).standard_normal((rows - 1, 3, 224, 224)).astype(np.float32)
     batch = np.concatenate([picture.reshape(1, 3, 224, 224), noise])
-    session = onnxruntime.InferenceSession(examples / "models" / "image_classifier" / "1" / "model.onnx")
-    expected = session.run(["probabilities"], {"image": batch})[0]
+    expected = ask(torchscript, "image_classifier", image=batch).as_numpy("probabilities")
     got = ask(torchscript, "image_classifier_torch", image=batch).as_numpy("probabilities__0")
     np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=0)
     assert expected[0].argmax() == got[0].argmax()

@@ -61,6 +61,23 @@ fi
 echo "== ONNX and TorchScript models end to end, of the back ends in ${NEREID_BACKEND_DIR:-the usual place}"
 python3 "$(dirname "$0")/frameworks.py" "$nereid"
 
+echo "== TorchScript, with the torch that is installed here"
+torch=$(python3 -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)' 2>/dev/null || true)
+library=$(dirname "$nereid")/libnereid_pytorch.so
+[ -f "$library" ] || library=${NEREID_BACKEND_DIR:-$HOME/.local/share/nereid/backends}/pytorch/libnereid_pytorch.so
+if [ -z "$torch" ]; then
+	echo "not checked: python3 has no torch"
+elif [ ! -f "$library" ]; then
+	echo "not checked: there is no libnereid_pytorch.so beside $nereid or among the back ends (make backend-pytorch)"
+elif ! python3 -c 'import pytest, numpy, tritonclient.grpc, tritonclient.http' 2>/dev/null; then
+	echo "not checked: pytest, numpy and tritonclient[all] are not there"
+else
+	"$nereid" backend install pytorch --directory "$folder/backends" --from "$torch"
+	cp "$library" "$folder/backends/pytorch/"
+	NEREID_TEST_GPU=1 NEREID=$nereid NEREID_BACKEND_DIR=$folder/backends python3 -m pytest -q \
+		-p no:cacheprovider tests/clients/test_torch.py tests/clients/test_torch_settings.py
+fi
+
 echo "== the host's engines and virtual time"
 "$nereid" bench gpu --device=host --device=virtual
 

@@ -1,12 +1,14 @@
 //! The library that links libtorch, so that the server need not: TorchScript modules behind the
 //! table of C functions in `table.rs`, which the server loads at run time.
 //!
-//! Modules, values and tensors are tch's; `libtorch` adds what tch lacks. Nothing of this library may
+//! Tensors and switches are tch's; `libtorch` adds what tch lacks, and what it does not give back:
+//! values that it cannot convert, and arguments of a call that fails. Nothing of this library may
 //! panic or throw into its caller: every function of the table ends in [`guarded`].
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod libtorch;
 mod module;
+mod switches;
 // Each side uses its part.
 #[allow(dead_code)]
 #[path = "../../../src/backend/pytorch/table.rs"]
@@ -18,7 +20,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use table::{Argument, Arguments, Options, Outcome, Results, Table, Text, Value};
+use table::{Argument, Arguments, GpuMemory, Options, Outcome, Results, Table, Text, Value};
 use tch::TchError;
 
 /// The version of torch that tch 0.24 is made for.
@@ -47,6 +49,7 @@ pub extern "C" fn nereid_pytorch_table() -> *const Table {
         torch_version: TORCH_VERSION_TEXT,
         last_error,
         gpu_count,
+        gpu_memory,
         inspect,
         free_arguments,
         load,
@@ -69,6 +72,15 @@ unsafe extern "C" fn last_error() -> Text {
 
 unsafe extern "C" fn gpu_count() -> i32 {
     libtorch::gpu_count()
+}
+
+unsafe extern "C" fn gpu_memory(gpu: i32, out: *mut GpuMemory) -> Outcome {
+    guarded(|| {
+        let (reserved_bytes, allocated_bytes) = libtorch::gpu_memory(gpu)?;
+        // SAFETY: the caller's place.
+        unsafe { *out = GpuMemory { reserved_bytes, allocated_bytes } };
+        Ok(())
+    })
 }
 
 unsafe extern "C" fn inspect(path: Text, out: *mut *mut Arguments) -> Outcome {
@@ -128,8 +140,8 @@ unsafe extern "C" fn forward(
         // SAFETY: `load` has made the module.
         let module = unsafe { &*module.cast::<module::Module>() };
         let results = module.forward(inputs)?;
-        // SAFETY: the caller's place; the table's `Results` stand first in what is pointed to.
-        unsafe { *out = Box::into_raw(results).cast() };
+        // SAFETY: the caller's place.
+        unsafe { *out = results.as_ptr() };
         Ok(())
     })
 }
@@ -137,7 +149,7 @@ unsafe extern "C" fn forward(
 unsafe extern "C" fn free_results(results: *mut Results) {
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: `forward` has made it, and this is its last use.
-        drop(unsafe { Box::from_raw(results.cast::<values::Outputs>()) });
+        unsafe { libtorch::free_results(results) };
     }));
 }
 

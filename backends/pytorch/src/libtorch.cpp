@@ -1,144 +1,203 @@
-// What the back end needs of libtorch and tch does not offer: the arguments of `forward`, tensors
-// over memory with an owner, inference mode, the current stream.
+// What the back end needs of libtorch and tch does not offer: what `forward` takes and returns, tensors over memory
+// with an owner, inference mode, the current stream, the memory of GPUs.
 //
 // Every function that can fail returns a message that the caller frees, or null.
 
 #include <ATen/Context.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/csrc/jit/ir/alias_analysis.h>
-#include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
-#include <torch/script.h>
 
-#include <cstring>
 #include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "libtorch.h"
 
 namespace {
 
-template <typename Body>
-char* message_of(Body body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("an exception of an unknown type");
-  }
+// As in table.rs, like the two types that follow.
+struct Text {
+  const char* data;
+  size_t len;
+};
+
+struct Value {
+  Text name;
+  uint32_t kind;
+  int32_t element;
+  const void* data;
+  size_t len;
+  const int64_t* dims;
+  size_t rank;
+  void* owner;
+  void (*release)(void*);
+};
+
+struct TableResults {
+  const Value* data;
+  size_t len;
+  bool dictionary;
+};
+
+struct Result {
+  std::string name;
+  Kind kind = kOther;
+  at::Tensor tensor;
+  // Strings, each behind its length; of what cannot be sent, the type.
+  std::string text;
+  int64_t count = 0;
+};
+
+// What a `forward` returned.
+struct Results {
+  // First, so that a pointer to one is a pointer to the other.
+  TableResults table{};
+  std::vector<Value> values;
+  std::vector<Result> list;
+};
+
+Result other(std::string type) {
+  Result result;
+  result.text = std::move(type);
+  return result;
 }
 
-// The numbers are those of `KIND_…` in table.rs.
-uint32_t kind_of(const c10::TypePtr& given) {
-  auto type = given;
-  if (auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
-  switch (type->kind()) {
-    case c10::TypeKind::TensorType:
-      return 1;
-    case c10::TypeKind::ListType:
-      return type->expect<c10::ListType>()->getElementType()->kind() == c10::TypeKind::StringType ? 2 : 0;
-    case c10::TypeKind::DictType: {
-      auto dictionary = type->expect<c10::DictType>();
-      bool of_tensors = dictionary->getKeyType()->kind() == c10::TypeKind::StringType &&
-                        dictionary->getValueType()->kind() == c10::TypeKind::TensorType;
-      return of_tensors ? 3 : 0;
+Result result_of(const c10::IValue& value) {
+  Result result;
+  if (value.isTensor()) {
+    const auto& tensor = value.toTensor();
+    // Also undefined ones, which have no layout.
+    if (!tensor.defined() || tensor.layout() != at::kStrided || tensor.is_nested()) {
+      return other("Tensor that is not dense");
     }
-    case c10::TypeKind::IntType:
-      return 4;
-    case c10::TypeKind::FloatType:
-      return 5;
-    case c10::TypeKind::BoolType:
-      return 6;
-    default:
-      return 0;
+    result.kind = kTensor;
+    result.tensor = tensor;
+  } else if (value.isList() && kind_of(value.type()) == kStrings) {
+    result.kind = kStrings;
+    for (const c10::IValue& each : value.toListRef()) {
+      const auto& text = each.toStringRef();
+      TORCH_CHECK(text.size() <= UINT32_MAX, "a string of ", text.size(), " bytes is too long to be sent");
+      auto len = static_cast<uint32_t>(text.size());
+      result.text.append(reinterpret_cast<const char*>(&len), sizeof len);
+      result.text.append(text);
+      ++result.count;
+    }
+  } else {
+    return other(value.isNone() ? "None" : value.type()->annotation_str());
   }
+  return result;
 }
 
-// Whether what runs may keep something until its next run.
-bool keeps_something(const torch::jit::Block* block) {
-  for (const auto* node : block->nodes()) {
-    auto kind = node->kind();
-    // What is called but not in sight may do anything.
-    if (kind == c10::prim::SetAttr || kind == c10::prim::CallMethod || kind == c10::prim::CallFunction) return true;
-    // The tensor takes the other's memory, which may be that of an argument.
-    if (kind == c10::aten::set_) return true;
-    if (node->hasAttribute(c10::attr::Subgraph)) return true;
-    if (const auto* schema = node->maybeSchema()) {
-      for (const auto& argument : schema->arguments()) {
-        const auto* alias = argument.alias_info();
-        if (alias && alias->isWrite() && argument.type()->kind() != c10::TypeKind::TensorType) return true;
+// One result, or those in a tuple, list or dictionary.
+void take_apart(const c10::IValue& returned, Results& results) {
+  results.table.dictionary = returned.isGenericDict();
+  if (returned.isTuple()) {
+    for (const auto& each : returned.toTupleRef().elements()) results.list.push_back(result_of(each));
+  } else if (returned.isTensorList()) {
+    for (const c10::IValue& each : returned.toListRef()) results.list.push_back(result_of(each));
+  } else if (returned.isGenericDict()) {
+    for (const auto& entry : returned.toGenericDict()) {
+      if (!entry.key().isString()) {
+        results.list.push_back(other("Dict without strings for keys"));
+        continue;
       }
+      results.list.push_back(result_of(entry.value()));
+      results.list.back().name = entry.key().toStringRef();
     }
-    for (const auto* inner : node->blocks()) {
-      if (keeps_something(inner)) return true;
-    }
+  } else {
+    results.list.push_back(result_of(returned));
   }
-  return false;
 }
 
-// Whether what runs may write into a tensor that lies in `container`, which the container's own writers do not tell.
-bool writes_into_contents(const torch::jit::AliasDb& aliases, const torch::jit::Block* block,
-                          torch::jit::Value* container) {
-  for (const auto* node : block->nodes()) {
-    if (const auto* schema = node->maybeSchema()) {
-      const auto& arguments = schema->arguments();
-      for (size_t index = 0; index < arguments.size() && index < node->inputs().size(); ++index) {
-        const auto* alias = arguments[index].alias_info();
-        auto* value = const_cast<torch::jit::Value*>(node->inputs()[index]);
-        if (alias && alias->isWrite() && aliases.mayContainAlias(value, container)) return true;
-      }
-    }
-    for (const auto* inner : node->blocks()) {
-      if (writes_into_contents(aliases, inner, container)) return true;
-    }
-  }
-  return false;
+// A tensor in order, on a GPU, where the next run's work comes behind whatever reads it; or on the host, in memory that
+// nothing else refers to: what a module keeps or hands out twice it may write on its next run.
+at::Tensor own(at::Tensor given, int gpu) {
+  if (gpu >= 0) return given.to(c10::Device(c10::kCUDA, gpu)).resolve_conj().resolve_neg().contiguous();
+  auto own = given.to(at::kCPU).resolve_conj().resolve_neg().contiguous();
+  given.reset();
+  return own.use_count() > 1 || own.storage().use_count() > 1 ? own.clone() : own;
 }
 
-// The graph of a module's `forward`, for which a file is read without its weights: on this device tensors are shapes
-// only. Some modules, quantised ones for instance, cannot be put there.
-torch::jit::Module module_for_graph(const char* path) {
-  try {
-    return torch::jit::load(path, c10::Device(c10::kMeta));
-  } catch (const std::exception&) {
-    return torch::jit::load(path, c10::Device(c10::kCPU));
+Value value_of(const Result& result) {
+  Value value{};
+  value.name = {result.name.data(), result.name.size()};
+  value.kind = result.kind;
+  value.release = [](void*) {};
+  if (result.kind == kTensor) {
+    value.element = static_cast<int32_t>(result.tensor.scalar_type());
+    value.data = result.tensor.const_data_ptr();
+    value.len = result.tensor.nbytes();
+    value.dims = result.tensor.sizes().data();
+    value.rank = result.tensor.dim();
+    return value;
   }
+  value.data = result.text.data();
+  value.len = result.text.size();
+  if (result.kind == kStrings) {
+    value.dims = &result.count;
+    value.rank = 1;
+  }
+  return value;
 }
 
 }  // namespace
 
 extern "C" {
 
-using Visit = void (*)(void* context, const char* name, const char* type_name, uint32_t kind, bool has_default,
-                       bool is_written);
-
-// `returns` is told the kind of each result, as far as their number is known.
-char* nereid_torch_inspect(const char* path, void* context, Visit visit, void (*returns)(void*, uint32_t),
-                           bool* stateful) {
+// A module whose tensors lie on the host, on a GPU or where they were saved, by the numbers of `Options::device`.
+char* nereid_torch_load(const char* path, int place, torch::jit::Module** module) {
   return message_of([&] {
-    auto module = module_for_graph(path);
-    auto forward = module.get_method("forward");
-    auto graph = forward.graph()->copy();
-    torch::jit::Inline(*graph);
-    torch::jit::AliasDb aliases(graph);
-    *stateful = keeps_something(graph->block());
-    const auto& arguments = forward.function().getSchema().arguments();
-    for (size_t index = 1; index < arguments.size(); ++index) {
-      const auto& argument = arguments[index];
-      auto type = argument.type();
-      auto* value = graph->inputs().at(index);
-      bool is_written = aliases.hasWriters(value) || writes_into_contents(aliases, graph->block(), value);
-      visit(context, argument.name().c_str(), type->annotation_str().c_str(), kind_of(type),
-            argument.default_value().has_value(), is_written);
+    std::optional<c10::Device> device;
+    if (place == -1) device = c10::Device(c10::kCPU);
+    if (place >= 0) device = c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(place));
+    *module = new torch::jit::Module(torch::jit::load(path, device));
+  });
+}
+
+// Calls `forward`, which takes the arguments out of their places.
+char* nereid_torch_forward(torch::jit::Module* module, c10::IValue* const* arguments, size_t count, int gpu,
+                           Results** results) {
+  return message_of([&] {
+    std::vector<c10::IValue> stack;
+    stack.reserve(count);
+    for (size_t index = 0; index < count; ++index) stack.push_back(std::exchange(*arguments[index], c10::IValue()));
+    auto returned = module->forward(std::move(stack));
+    auto found = std::make_unique<Results>();
+    take_apart(returned, *found);
+    // Whatever nothing else keeps is then the results' alone.
+    returned = c10::IValue();
+    for (auto& result : found->list) {
+      if (result.kind == kTensor) result.tensor = own(std::move(result.tensor), gpu);
     }
-    for (const auto& result : forward.function().getSchema().returns()) {
-      if (auto tuple = result.type()->cast<c10::TupleType>()) {
-        for (const auto& element : tuple->elements()) returns(context, kind_of(element));
-      } else if (kind_of(result.type()) == 1 || kind_of(result.type()) == 2) {
-        returns(context, kind_of(result.type()));
-      }
+    for (const auto& result : found->list) found->values.push_back(value_of(result));
+    found->table.data = found->values.data();
+    found->table.len = found->values.size();
+    *results = found.release();
+  });
+}
+
+void nereid_torch_free_results(Results* results) { delete results; }
+
+char* nereid_torch_strings(const Text* texts, size_t count, c10::IValue** list) {
+  return message_of([&] {
+    c10::List<std::string> strings;
+    strings.reserve(count);
+    for (size_t index = 0; index < count; ++index) strings.push_back(std::string(texts[index].data, texts[index].len));
+    *list = new c10::IValue(std::move(strings));
+  });
+}
+
+char* nereid_torch_dictionary(const Text* names, const at::Tensor* const* tensors, size_t count,
+                              c10::IValue** dictionary) {
+  return message_of([&] {
+    c10::Dict<std::string, at::Tensor> entries;
+    for (size_t index = 0; index < count; ++index) {
+      entries.insert(std::string(names[index].data, names[index].len), *tensors[index]);
     }
+    *dictionary = new c10::IValue(std::move(entries));
   });
 }
 
@@ -154,21 +213,6 @@ char* nereid_torch_tensor(const void* data, const int64_t* dims, size_t rank, in
     auto over = at::from_blob(const_cast<void*>(data), c10::IntArrayRef(dims, rank), deleter, options.device(device),
                               device);
     *tensor = new at::Tensor(copied ? over.clone() : std::move(over));
-  });
-}
-
-// The tensor in order, on a GPU, where the next run's work comes behind whatever reads it; or on the host, in memory
-// that only the result refers to: what a module keeps or hands out twice it may write on its next run.
-char* nereid_torch_own(const at::Tensor* given, int gpu, at::Tensor** result) {
-  return message_of([&] {
-    if (gpu >= 0) {
-      *result = new at::Tensor(given->to(c10::Device(c10::kCUDA, gpu)).resolve_conj().resolve_neg().contiguous());
-      return;
-    }
-    auto own = given->to(at::kCPU).resolve_conj().resolve_neg().contiguous();
-    size_t handles = own.is_same(*given) ? 2 : 1;
-    if (own.use_count() > handles || own.storage().use_count() > 1) own = own.clone();
-    *result = new at::Tensor(std::move(own));
   });
 }
 
@@ -205,6 +249,19 @@ char* nereid_torch_use_stream(int gpu, c10::StreamId stream) {
     c10::Device device(c10::kCUDA, gpu);
     cuda.setDevice(device);
     cuda.exchangeStream(c10::Stream(c10::Stream::UNSAFE, device, stream));
+  });
+}
+
+// What the caching allocator holds of a GPU's memory, and what of that tensors take.
+char* nereid_torch_gpu_memory(int gpu, uint64_t* reserved, uint64_t* allocated) {
+  return message_of([&] {
+    *reserved = *allocated = 0;
+    auto* allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
+    if (!allocator->initialized()) return;
+    auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    auto stats = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(gpu));
+    *reserved = static_cast<uint64_t>(stats.reserved_bytes[all].current);
+    *allocated = static_cast<uint64_t>(stats.allocated_bytes[all].current);
   });
 }
 

@@ -1,11 +1,18 @@
-//! The functions of `libtorch.cpp`, made safe.
+//! The functions of `libtorch.cpp` and `inspect.cpp`, made safe.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    ptr::NonNull,
+    sync::OnceLock,
+};
 
 use tch::Tensor;
-use torch_sys::C_tensor;
+use torch_sys::{C_tensor, CIValue, CModule_};
 
-use crate::Failure;
+use crate::{
+    Failure,
+    table::{Results, Text},
+};
 
 unsafe extern "C" {
     fn nereid_torch_inspect(
@@ -26,8 +33,30 @@ unsafe extern "C" {
         release: unsafe extern "C" fn(*mut c_void),
         tensor: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn nereid_torch_own(given: *const C_tensor, gpu: c_int, own: *mut *mut C_tensor)
-    -> *mut c_char;
+    fn nereid_torch_load(
+        path: *const c_char,
+        place: c_int,
+        module: *mut *mut CModule_,
+    ) -> *mut c_char;
+    fn nereid_torch_forward(
+        module: *mut CModule_,
+        arguments: *const *mut CIValue,
+        count: usize,
+        gpu: c_int,
+        results: *mut *mut Results,
+    ) -> *mut c_char;
+    fn nereid_torch_free_results(results: *mut Results);
+    fn nereid_torch_strings(
+        texts: *const Text,
+        count: usize,
+        list: *mut *mut CIValue,
+    ) -> *mut c_char;
+    fn nereid_torch_dictionary(
+        names: *const Text,
+        tensors: *const *mut C_tensor,
+        count: usize,
+        dictionary: *mut *mut CIValue,
+    ) -> *mut c_char;
     fn nereid_torch_gpu_count() -> c_int;
     fn nereid_torch_enter(inference_mode: bool) -> *mut c_void;
     fn nereid_torch_leave(mode: *mut c_void);
@@ -35,6 +64,7 @@ unsafe extern "C" {
     fn nereid_torch_set_cudnn(enabled: bool);
     fn nereid_torch_new_stream(gpu: c_int, stream: *mut i64) -> *mut c_char;
     fn nereid_torch_use_stream(gpu: c_int, stream: i64) -> *mut c_char;
+    fn nereid_torch_gpu_memory(gpu: c_int, reserved: *mut u64, allocated: *mut u64) -> *mut c_char;
     fn nereid_torch_empty_cache() -> *mut c_char;
     fn free(memory: *mut c_void);
 }
@@ -86,7 +116,7 @@ pub fn inspect(path: &str) -> Result<Forward, Failure> {
         unsafe { (*context.cast::<Forward>()).results.push(kind) };
     }
 
-    let path = CString::new(path).map_err(|_| Failure("its path holds a zero byte".to_owned()))?;
+    let path = path_of(path)?;
     let (mut forward, mut stateful) = (Forward::default(), false);
     let context = (&raw mut forward).cast();
     // SAFETY: both functions are called with this context, during this call only, which writes the switch.
@@ -134,19 +164,124 @@ pub unsafe fn tensor_over(
     }
 }
 
-/// The tensor in row-major order, on a GPU; or on the host, in memory that nobody else refers to.
-pub fn own(given: &Tensor, memory: Memory) -> Result<Tensor, Failure> {
-    let mut own = std::ptr::null_mut();
-    // SAFETY: the tensor is alive; the call writes the place.
-    unsafe {
-        check(nereid_torch_own(given.as_ptr(), memory.gpu, &mut own))?;
-        Ok(Tensor::from_ptr(own))
+/// A module's pointer, which is given back with it.
+pub struct Script(NonNull<CModule_>);
+
+// SAFETY: torch ties no module to a thread.
+unsafe impl Send for Script {}
+// SAFETY: the caller of the table's `forward` vouches for runs at the same time.
+unsafe impl Sync for Script {}
+
+impl Script {
+    /// Loads a file; `place` is one of the table's numbers for a device.
+    pub fn load(path: &str, place: i32) -> Result<Self, Failure> {
+        let path = path_of(path)?;
+        let mut module = std::ptr::null_mut();
+        // SAFETY: the path lives through the call, which writes the place.
+        check(unsafe { nereid_torch_load(path.as_ptr(), place, &mut module) })?;
+        made(module).map(Self)
+    }
+
+    /// Calls `forward`. The results are the caller's to free, by [`free_results`].
+    pub fn forward(&self, arguments: Vec<IValue>, gpu: c_int) -> Result<NonNull<Results>, Failure> {
+        let pointers: Vec<*mut CIValue> = arguments.iter().map(|it| it.0.as_ptr()).collect();
+        let mut results = std::ptr::null_mut();
+        // SAFETY: module and arguments are alive; the call takes what the arguments hold and writes the
+        // place.
+        check(unsafe {
+            nereid_torch_forward(
+                self.0.as_ptr(),
+                pointers.as_ptr(),
+                pointers.len(),
+                gpu,
+                &mut results,
+            )
+        })?;
+        made(results)
     }
 }
 
+impl Drop for Script {
+    fn drop(&mut self) {
+        // SAFETY: `load` has made it, and this is its last use.
+        unsafe { torch_sys::atm_free(self.0.as_ptr()) };
+    }
+}
+
+/// # Safety
+/// [`Script::forward`] has made them, and this is their last use.
+pub unsafe fn free_results(results: *mut Results) {
+    // SAFETY: the caller's promise.
+    unsafe { nereid_torch_free_results(results) };
+}
+
+/// A value of torch's, which is given back with it.
+pub struct IValue(NonNull<CIValue>);
+
+impl IValue {
+    pub fn integer(value: i64) -> Result<Self, Failure> {
+        // SAFETY: it takes a number.
+        made(unsafe { torch_sys::ati_int(value) }).map(Self)
+    }
+
+    pub fn number(value: f64) -> Result<Self, Failure> {
+        // SAFETY: it takes a number.
+        made(unsafe { torch_sys::ati_double(value) }).map(Self)
+    }
+
+    pub fn boolean(value: bool) -> Result<Self, Failure> {
+        // SAFETY: it takes a number.
+        made(unsafe { torch_sys::ati_bool(value.into()) }).map(Self)
+    }
+
+    pub fn tensor(tensor: Tensor) -> Result<Self, Failure> {
+        // SAFETY: the tensor is alive; the value refers to what it refers to.
+        made(unsafe { torch_sys::ati_tensor(tensor.as_ptr().cast_mut()) }).map(Self)
+    }
+
+    pub fn strings(strings: &[&[u8]]) -> Result<Self, Failure> {
+        let text = |string: &&[u8]| Text { data: string.as_ptr(), len: string.len() };
+        let texts: Vec<Text> = strings.iter().map(text).collect();
+        let mut list = std::ptr::null_mut();
+        // SAFETY: the texts live through the call, which writes the place.
+        check(unsafe { nereid_torch_strings(texts.as_ptr(), texts.len(), &mut list) })?;
+        made(list).map(Self)
+    }
+
+    pub fn dictionary(entries: &[(String, Tensor)]) -> Result<Self, Failure> {
+        let names: Vec<Text> = entries.iter().map(|(name, _)| Text::of(name)).collect();
+        let tensors: Vec<*mut C_tensor> =
+            entries.iter().map(|(_, tensor)| tensor.as_ptr().cast_mut()).collect();
+        let mut dictionary = std::ptr::null_mut();
+        // SAFETY: names and tensors live through the call, which writes the place.
+        check(unsafe {
+            nereid_torch_dictionary(
+                names.as_ptr(),
+                tensors.as_ptr(),
+                entries.len(),
+                &mut dictionary,
+            )
+        })?;
+        made(dictionary).map(Self)
+    }
+}
+
+impl Drop for IValue {
+    fn drop(&mut self) {
+        // SAFETY: one of its makers has made it, and this is its last use.
+        unsafe { torch_sys::ati_free(self.0.as_ptr()) };
+    }
+}
+
+fn made<T>(pointer: *mut T) -> Result<NonNull<T>, Failure> {
+    NonNull::new(pointer).ok_or_else(|| Failure("torch has made nothing".to_owned()))
+}
+
+/// The number of GPUs, which is settled when it is first asked for.
 pub fn gpu_count() -> i32 {
+    static COUNT: OnceLock<i32> = OnceLock::new();
     // SAFETY: it takes nothing and throws nothing.
-    unsafe { nereid_torch_gpu_count() }
+    *COUNT.get_or_init(|| unsafe { nereid_torch_gpu_count() })
 }
 
 /// Inference mode, on or off, on this thread for as long as it lives.
@@ -171,8 +306,10 @@ pub fn set_executor(enabled: bool) {
     unsafe { nereid_torch_set_executor(enabled) };
 }
 
-pub fn set_cudnn(enabled: bool) {
-    // SAFETY: a plain switch, which torch reads at its operators.
+/// # Safety
+/// Nothing of torch runs meanwhile, since operators read the switch, which is no atomic one.
+pub unsafe fn set_cudnn(enabled: bool) {
+    // SAFETY: the caller's promise.
     unsafe { nereid_torch_set_cudnn(enabled) };
 }
 
@@ -209,6 +346,18 @@ impl GpuStream {
 pub fn empty_cache() -> Result<(), Failure> {
     // SAFETY: it may be called at any time.
     check(unsafe { nereid_torch_empty_cache() })
+}
+
+/// What the caching allocator holds of a GPU's memory, and what of that tensors take; in bytes.
+pub fn gpu_memory(gpu: i32) -> Result<(u64, u64), Failure> {
+    let (mut reserved, mut allocated) = (0, 0);
+    // SAFETY: the call writes both places.
+    check(unsafe { nereid_torch_gpu_memory(gpu, &mut reserved, &mut allocated) })?;
+    Ok((reserved, allocated))
+}
+
+fn path_of(path: &str) -> Result<CString, Failure> {
+    CString::new(path).map_err(|_| Failure("its path holds a zero byte".to_owned()))
 }
 
 fn check(message: *mut c_char) -> Result<(), Failure> {

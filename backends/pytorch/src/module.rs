@@ -1,18 +1,19 @@
 //! A loaded module, and how it runs.
 
-use std::cell::Cell;
+use std::{ptr::NonNull, sync::OnceLock};
 
-use tch::{CModule, Device, IValue};
+use tch::{Device, Tensor};
 
 use crate::{
     Failure,
-    libtorch::{self, GpuStream, Memory, Mode},
-    table::{self, Options},
-    values::{Outputs, input, outputs},
+    libtorch::{self, GpuStream, IValue, Memory, Mode, Script},
+    switches,
+    table::{self, Options, Results},
+    values::{Argument, argument},
 };
 
 pub struct Module {
-    module: CModule,
+    script: Script,
     options: Options,
     device: Option<Device>,
     stream: Option<GpuStream>,
@@ -44,89 +45,69 @@ impl Module {
             Some(Device::Cuda(_)) => Some(GpuStream::new(options.device)?),
             _ => None,
         };
-        let module = match device {
-            Some(device) => CModule::load_on_device(path, device),
-            None => CModule::load(path),
-        }?;
+        let script = Script::load(path, options.device)?;
         let gpu = if options.stream == 0 { table::HOST } else { options.device };
         let memory = Memory { gpu, copied: options.copied_arguments };
-        Ok(Self { module, options, device, stream, memory })
+        Ok(Self { script, options, device, stream, memory })
     }
 
-    pub fn forward(&self, inputs: Vec<table::Value>) -> Result<Box<Outputs>, Failure> {
+    /// The results are the caller's to free, by [`libtorch::free_results`].
+    pub fn forward(&self, inputs: Vec<table::Value>) -> Result<NonNull<Results>, Failure> {
         let _mode = Mode::enter(self.options.inference_mode);
         let _no_gradient = tch::no_grad_guard();
-        let switched = self.set_switches();
         // All of them before anything fails, because each has memory to give back.
         let arguments: Vec<_> = inputs
             .into_iter()
             // SAFETY: the caller of the table's `forward` vouches for the values.
-            .map(|value| unsafe { input(value, self.memory) })
+            .map(|value| unsafe { argument(value, self.memory) })
             .collect();
-        switched?;
-        let arguments = arguments.into_iter();
-        let arguments = if self.options.dictionary {
-            let entry = |(name, value)| Ok((IValue::String(name), self.moved_in(value)?));
-            vec![IValue::GenericDict(arguments.map(entry).collect::<Result<_, Failure>>()?)]
-        } else {
-            arguments.map(|(_, value)| self.moved_in(value)).collect::<Result<_, _>>()?
+        let _switches = switches::hold(&self.options)?;
+        self.stream.map_or(Ok(()), GpuStream::make_current)?;
+        let arguments = match self.options.dictionary {
+            true => vec![self.dictionary(arguments)?],
+            false => {
+                let values = arguments.into_iter().map(|(_, argument)| self.moved_in(argument?));
+                values
+                    .map(|argument| argument?.into_value())
+                    .collect::<Result<Vec<IValue>, Failure>>()?
+            }
         };
-        let returned = self.module.forward_is(&arguments);
-        drop(arguments);
-        let results = outputs(returned?, self.memory)?;
+        let results = self.script.forward(arguments, self.memory.gpu)?;
         if self.options.cache_cleaning && libtorch::gpu_count() > 0 {
-            libtorch::empty_cache()?;
+            if let Err(failure) = libtorch::empty_cache() {
+                // SAFETY: nobody else has them.
+                unsafe { libtorch::free_results(results.as_ptr()) };
+                return Err(failure);
+            }
         }
         Ok(results)
     }
 
-    /// Some of torch's switches belong to the thread and some to the process, where another module
-    /// may have changed them.
-    fn set_switches(&self) -> Result<(), Failure> {
-        thread_local! {
-            static INTRA_OP_THREADS: Cell<i32> = const { Cell::new(0) };
-        }
-        let options = &self.options;
-        let threads = options.intra_op_threads;
-        if threads > 0 && INTRA_OP_THREADS.replace(threads) != threads {
-            // The first use on a thread takes the number of the process, which another may have set.
-            let _ = tch::get_num_threads();
-            tch::set_num_threads(threads);
-        }
-        tch::jit::f_set_graph_executor_optimize(options.optimized_execution)?;
-        if let Some(enabled) = switch(options.tensor_fuser) {
-            tch::jit::f_set_tensor_expr_fuser_enabled(enabled)?;
-        }
-        if let Some(enabled) = switch(options.jit_profiling) {
-            tch::jit::f_set_profiling_mode(enabled)?;
-        }
-        if let Some(enabled) = switch(options.jit_executor) {
-            libtorch::set_executor(enabled);
-        }
-        if let Some(enabled) = switch(options.cudnn) {
-            libtorch::set_cudnn(enabled);
-        }
-        self.stream.map_or(Ok(()), GpuStream::make_current)
+    fn dictionary(
+        &self,
+        arguments: Vec<(String, Result<Argument, Failure>)>,
+    ) -> Result<IValue, Failure> {
+        let entries =
+            arguments.into_iter().map(|(name, argument)| match self.moved_in(argument?)? {
+                Argument::Tensor(tensor) => Ok((name, tensor)),
+                Argument::Other(_) => Err(Failure(format!("entry '{name}' is no tensor"))),
+            });
+        IValue::dictionary(&entries.collect::<Result<Vec<(String, Tensor)>, Failure>>()?)
     }
 
     /// An argument where the module is.
-    fn moved_in(&self, argument: Result<IValue, Failure>) -> Result<IValue, Failure> {
-        match (argument?, self.device) {
-            (IValue::Tensor(tensor), Some(device @ Device::Cuda(_))) => {
-                Ok(IValue::Tensor(tensor.f_to(device)?))
+    fn moved_in(&self, argument: Argument) -> Result<Argument, Failure> {
+        match (argument, self.device) {
+            (Argument::Tensor(tensor), Some(device @ Device::Cuda(_))) => {
+                Ok(Argument::Tensor(tensor.f_to(device)?))
             }
             (argument, _) => Ok(argument),
         }
     }
 }
 
-fn switch(given: table::Switch) -> Option<bool> {
-    (given != table::UNCHANGED).then_some(given == table::ON)
-}
-
 /// Torch ends the process when this is done twice, or after the first fork of a module.
 fn set_inter_op_threads(threads: i32) -> Result<(), Failure> {
-    use std::sync::OnceLock;
     static SET: OnceLock<i32> = OnceLock::new();
     let set = *SET.get_or_init(|| {
         tch::set_num_interop_threads(threads);

@@ -166,7 +166,7 @@ fn check_type(plan: &OutputPlan, output: &Output<'_>) -> Result<(), RunError> {
         KIND_TENSOR => datatype_of(output.element()),
         KIND_STRINGS => Some(DataType::Bytes),
         _ => {
-            let got = output.name();
+            let got = output.type_name();
             return Err(RunError::OutputKind { output: plan.name.clone(), got });
         }
     };

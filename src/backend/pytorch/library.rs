@@ -11,7 +11,7 @@ use libloading::os::unix::{Library as Opened, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW}
 
 use super::{
     BRIDGE, BUILD, INSTALLATION, VERSION,
-    table::{self, Entry, Table},
+    table::{self, Entry, GpuMemory, Table},
 };
 use crate::{
     backend::{
@@ -19,6 +19,7 @@ use crate::{
         libraries::{open_companions, words},
     },
     memory::keep_heaps_of_threads,
+    observe::gpu::GpuStock,
 };
 
 /// The command that repairs a missing or mismatched libtorch.
@@ -79,6 +80,21 @@ impl Library {
         // Nothing of them may be unloaded while the table is in use, which is for ever.
         std::mem::forget((host, library));
         Ok(Self { table, version, folder: folder.to_owned() })
+    }
+
+    /// What torch's caching allocator holds of each GPU that torch has.
+    pub fn gpu_stocks(&self) -> Vec<GpuStock> {
+        // SAFETY: it takes nothing.
+        let count = unsafe { (self.table.gpu_count)() };
+        let stock = |gpu: i32| {
+            let mut memory = GpuMemory::default();
+            // SAFETY: the call writes the place.
+            let outcome = unsafe { (self.table.gpu_memory)(gpu, &mut memory) };
+            let GpuMemory { reserved_bytes, allocated_bytes } = memory;
+            let gpu = u32::try_from(gpu).ok().filter(|_| outcome == table::SUCCESS)?;
+            Some(GpuStock { gpu, reserved_bytes, allocated_bytes })
+        };
+        (0..count).filter_map(stock).collect()
     }
 }
 

@@ -17,6 +17,8 @@ mod on_device;
 mod plan;
 mod settings;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{path::Path, sync::Arc};
 
@@ -25,7 +27,7 @@ use self::{
     model::{TorchModel, inspect_file},
 };
 use super::{Backend, BackendError, Model, ModelSource};
-use crate::{device::Devices, proto::ModelConfig};
+use crate::{device::Devices, observe::gpu::GpuStock, proto::ModelConfig};
 
 /// The version of PyTorch that this back end is made for, which `nereid backend install pytorch`
 /// brings.
@@ -81,6 +83,10 @@ impl Backend for PyTorch {
 
     fn default_model_filename(&self) -> Option<&'static str> {
         Some("model.pt")
+    }
+
+    fn gpu_stocks(&self) -> Vec<GpuStock> {
+        self.library.gpu_stocks()
     }
 
     fn complete(&self, source: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {

@@ -31,8 +31,9 @@ pub(super) struct TorchModel {
     plan: Arc<Plan>,
     /// Whether `forward` may keep something from one run to the next.
     is_stateful: bool,
-    /// Modules that instances share, by device.
-    shared: Mutex<Vec<(PlacementDevice, Arc<Module>)>>,
+    /// Modules that instances share, by how they were loaded: one that must copy its arguments is no
+    /// other's.
+    shared: Mutex<Vec<(Options, Arc<Module>)>>,
 }
 
 impl TorchModel {
@@ -72,11 +73,11 @@ impl TorchModel {
     ) -> Result<Arc<Module>, BackendError> {
         // Held while a module loads, so that two instances do not load one each.
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, module)) = shared.iter().find(|(of, _)| *of == device) {
+        if let Some((_, module)) = shared.iter().find(|(of, _)| of == options) {
             return Ok(module.clone());
         }
         let module = self.open(device, options)?;
-        shared.push((device, module.clone()));
+        shared.push((*options, module.clone()));
         Ok(module)
     }
 

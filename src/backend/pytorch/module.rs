@@ -258,10 +258,17 @@ impl Output<'_> {
         self.0.element
     }
 
-    /// The key in a dictionary; for what cannot be sent, its type.
+    /// The key in a dictionary.
     pub fn name(&self) -> String {
         // SAFETY: the text lives as long as the results.
         unsafe { self.0.name.to_string() }
+    }
+
+    /// The type of what cannot be sent, in TorchScript's words.
+    pub fn type_name(&self) -> String {
+        let text = Text { data: self.0.data, len: self.0.len };
+        // SAFETY: of a result of this kind the data is a text, which lives as long as the results.
+        if self.0.kind == table::KIND_OTHER { unsafe { text.to_string() } } else { String::new() }
     }
 
     pub fn dims(&self) -> &[i64] {

@@ -7,7 +7,7 @@
 use std::ffi::c_void;
 
 /// The version of everything in this file.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The symbol of the function that returns the table, of type [`Entry`].
 pub const ENTRY: &std::ffi::CStr = c"nereid_pytorch_table";
@@ -34,6 +34,8 @@ pub struct Table {
     pub last_error: unsafe extern "C" fn() -> Text,
     /// The number of GPUs that torch can use; zero too where torch was built for the host alone.
     pub gpu_count: unsafe extern "C" fn() -> i32,
+    /// What torch holds of a GPU's memory.
+    pub gpu_memory: unsafe extern "C" fn(gpu: i32, memory: *mut GpuMemory) -> Outcome,
     /// Reads the arguments that the `forward` of a model file takes.
     pub inspect: unsafe extern "C" fn(path: Text, arguments: *mut *mut Arguments) -> Outcome,
     /// Gives back what [`inspect`](Self::inspect) returned.
@@ -60,6 +62,16 @@ pub struct Table {
 
 // SAFETY: nobody writes a table, and its text is as static as it is.
 unsafe impl Sync for Table {}
+
+/// What torch's caching allocator holds of a GPU's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GpuMemory {
+    /// All that it has taken from the driver.
+    pub reserved_bytes: u64,
+    /// What of that tensors take.
+    pub allocated_bytes: u64,
+}
 
 /// A module that has been loaded.
 #[repr(C)]
@@ -175,13 +187,14 @@ pub const KIND_BOOLEAN: u32 = 6;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Value {
-    /// The key, where it is an entry of a dictionary; of a result of [`KIND_OTHER`], its type.
+    /// The key, where it is an entry of a dictionary.
     pub name: Text,
     /// What `data` holds: one of the `KIND_…`.
     pub kind: u32,
     /// The type of a tensor's elements by torch's own number (`c10::ScalarType`).
     pub element: i32,
-    /// The elements, little-endian and row-major; strings each behind its length as a `u32`.
+    /// The elements, little-endian and row-major; strings each behind its length as a `u32`; of a result
+    /// of [`KIND_OTHER`], its type in TorchScript's words.
     pub data: *const u8,
     /// The number of bytes.
     pub len: usize,

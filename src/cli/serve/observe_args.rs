@@ -144,6 +144,7 @@ impl ObserveArgs {
     pub fn metrics(&self) -> MetricsSettings {
         let mut settings = MetricsSettings {
             cpu: self.allow_cpu_metrics,
+            gpu: self.allow_gpu_metrics,
             interval: self.metrics_interval_ms,
             ..MetricsSettings::default()
         };

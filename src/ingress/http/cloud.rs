@@ -160,7 +160,7 @@ async fn answer(calls: &Calls, cloud: &Cloud, request: Request<Incoming>) -> Res
     if let Some(redirect) = redirect {
         let path = format!("/{}", redirect.to_str().unwrap_or_default());
         return match redirected(&path) {
-            _ if path == "/metrics" => metrics(&calls.server).await,
+            _ if path == "/metrics" => metrics(&calls.control).await,
             Some(route) => calls.dispatch(route, request).await,
             None => empty(StatusCode::BAD_REQUEST),
         };

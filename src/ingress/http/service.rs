@@ -76,13 +76,13 @@ pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: Arc<
 }
 
 /// Serves a connection of the metrics port until it ends.
-pub async fn serve_metrics(stream: TcpStream, server: Arc<Server>) {
+pub async fn serve_metrics(stream: TcpStream, control: Arc<ModelControl>) {
     carry(stream, move |request: Request<Incoming>| {
-        let server = server.clone();
+        let control = control.clone();
         async move {
             match (request.uri().path(), request.method()) {
-                ("/metrics" | "/metrics/", &Method::GET) => metrics(&server).await,
-                ("/timeline", &Method::GET) => timeline(&server).await,
+                ("/metrics" | "/metrics/", &Method::GET) => metrics(&control).await,
+                ("/timeline", &Method::GET) => timeline(control.server()).await,
                 ("/metrics" | "/metrics/" | "/timeline", _) => method_not_allowed("GET"),
                 _ => failure(StatusCode::NOT_FOUND, "Not Found"),
             }
@@ -107,9 +107,9 @@ async fn timeline(server: &Server) -> Response<Segments> {
 }
 
 /// The page of metrics, which with many models is long: no request waits until it is written.
-pub(super) async fn metrics(server: &Arc<Server>) -> Response<Segments> {
-    let server = server.clone();
-    match offload(move || describe::metrics(&server)).await {
+pub(super) async fn metrics(control: &Arc<ModelControl>) -> Response<Segments> {
+    let control = control.clone();
+    match offload(move || describe::metrics(&control)).await {
         Some(text) => with_type(Segments::one(text.into()), "text/plain; charset=utf-8"),
         None => failure(StatusCode::INTERNAL_SERVER_ERROR, "the page of metrics was given up"),
     }
