@@ -13,7 +13,7 @@ use super::{
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::Job,
-    lanes::ModelLanes,
+    lanes::{ModelLanes, OpenLanes},
     padding::padding,
     rows::{Help, SHARED_AHEAD_BYTES_MIN, SHARED_BYTES_MIN, SharedRows},
 };
@@ -67,10 +67,11 @@ impl InlineInstance {
     fn into_thread(self) -> Executor {
         let name = &self.placed.name;
         log::warn!("instance '{name}' has become too slow to run inline: it gets a thread");
-        let started = InstanceThreads::start(vec![self.placed], &current());
+        let home = current();
+        let started = InstanceThreads::start(vec![self.placed], &home);
         Executor::Threads(started.unwrap_or_else(|NoThread { name, source }| {
             log::error!("cannot start the thread of instance '{name}': {source}");
-            InstanceThreads::none()
+            InstanceThreads::none(home)
         }))
     }
 }
@@ -136,7 +137,7 @@ impl Shard {
                 ready.into_iter().for_each(|executed| executed.answer(self.home.index(), now));
             }
         }
-        if !self.queue.borrow().is_empty() {
+        if !self.queue.borrow().is_empty() && self.executor.borrow().wants_more() {
             self.bell.ring();
         }
     }
@@ -144,8 +145,22 @@ impl Shard {
     /// Goes on with those instances of which `stays` is true and with `others`, if they are on threads.
     pub fn exchange_instances(&self, stays: &[bool], others: InstanceThreads) {
         let mut executor = self.executor.borrow_mut();
-        let Executor::Threads(threads) = &mut *executor else { return };
-        threads.exchange(stays, others);
+        if let Executor::Threads(threads) = &mut *executor {
+            threads.exchange(stays, others);
+        }
+        self.feed_anew(&executor);
+    }
+
+    /// The same, if they are in lanes.
+    pub fn exchange_lanes(&self, stays: &[bool], others: Option<OpenLanes>) {
+        let mut executor = self.executor.borrow_mut();
+        if let Executor::Lanes(lanes) = &mut *executor {
+            lanes.exchange(stays, others);
+        }
+        self.feed_anew(&executor);
+    }
+
+    fn feed_anew(&self, executor: &Executor) {
         self.queue.borrow_mut().set_instances(executor.instances());
         self.bell.ring();
     }
@@ -194,6 +209,7 @@ impl Shard {
         loop {
             let now = Timestamp::now();
             if now - inline_since > INLINE_TICK {
+                self.executor.borrow().flush();
                 yield_now().await;
                 inline_since = Timestamp::now();
                 continue;
@@ -343,6 +359,21 @@ impl Executor {
         }
     }
 
+    /// Whether batches should follow those that have ended.
+    fn wants_more(&self) -> bool {
+        match self {
+            Self::Threads(threads) => threads.want_more(),
+            Self::Inline(_) | Self::Lanes(_) => true,
+        }
+    }
+
+    /// Sends batches that have been begun on their way.
+    fn flush(&self) {
+        if let Self::Threads(threads) = self {
+            threads.flush();
+        }
+    }
+
     fn room(&self) -> Room {
         match self {
             Self::Inline(Some(_)) => Room::Now,
@@ -380,6 +411,8 @@ async fn feed(shard: Rc<Shard>) {
         if shard.closed.get() {
             return;
         }
-        again = shard.pump().await.map(|due| sleep_until(due.to_instant()));
+        let due = shard.pump().await;
+        shard.executor.borrow().flush();
+        again = due.map(|due| sleep_until(due.to_instant()));
     }
 }
