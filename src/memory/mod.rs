@@ -19,7 +19,7 @@ mod view;
 pub use gather::{Destination, Filler, Gather, WrongLength};
 pub use heap::{give_back_free_pages, keep_freed_memory, keep_heaps_of_threads};
 pub use objects::{OwnObject, SharedObject};
-pub use places::{OutputMemory, OutputPlaces, SharedView};
+pub use places::{OutputMemory, OutputNames, OutputPlaces, SharedView};
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};
 pub use regions::{Region, RegionView, Regions};
 pub use ring::{RingMemory, RingMemoryError, RingView};

@@ -1,6 +1,9 @@
 use std::{
     fmt,
-    sync::atomic::{AtomicU8, AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -27,7 +30,12 @@ pub struct OutputPlaces {
     /// Where outputs without a place of their own go, one behind the other.
     area: Option<Area>,
     state: AtomicU8,
+    /// In place of all that, whose places these are, and for outputs the names that they have there.
+    others: Option<(Arc<OutputPlaces>, OutputNames)>,
 }
+
+/// Names of outputs, and what each is called elsewhere.
+pub type OutputNames = SmallVec<[(CompactString, CompactString); 1]>;
 
 /// Bytes that a client shares with the server.
 #[derive(Clone, Debug)]
@@ -68,9 +76,14 @@ impl OutputPlaces {
         self.area = Some(Area { view, alignment, used: AtomicUsize::new(0) });
     }
 
+    /// These places, for outputs that `names` tells what they are called here.
+    pub fn renamed(self: &Arc<Self>, names: OutputNames) -> Self {
+        Self { others: Some((self.clone(), names)), ..Self::default() }
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.named.is_empty() && self.area.is_none()
+        self.named.is_empty() && self.area.is_none() && self.others.is_none()
     }
 
     /// Memory for the `len` bytes of an output, if they fit where it is to go and that is a multiple of
@@ -78,6 +91,10 @@ impl OutputPlaces {
     pub fn lend(&self, output: &str, len: usize, alignment: usize) -> Option<OutputMemory> {
         if len == 0 {
             return None;
+        }
+        if let Some((others, names)) = &self.others {
+            let (_, name) = names.iter().find(|(name, _)| name == output)?;
+            return others.lend(name, len, alignment);
         }
         let named = self.named.iter().find(|(name, _)| name == output);
         let view = match (named, &self.area) {
@@ -222,6 +239,20 @@ mod tests {
         assert_eq!(lent("d", 0, 1), None);
         assert_eq!(lent("own", usize::MAX, 1), None);
         assert_eq!(lent("e", usize::MAX, 1), None);
+    }
+
+    #[test]
+    fn places_by_other_names_are_the_same_and_close_with_them() {
+        let (places, area, own) = places();
+        let places = Arc::new(places);
+        let names = [("last".into(), "own".into()), ("more".into(), "a".into())];
+        let renamed = places.renamed(names.into_iter().collect());
+        let lent = |output| renamed.lend(output, 8, 4).map(|mut memory| memory.as_mut_ptr());
+        assert_eq!(lent("last"), Some(own));
+        assert_eq!(lent("more"), Some(area));
+        assert_eq!(lent("own"), None, "nobody has told of it");
+        assert!(places.close());
+        assert_eq!(lent("last"), None);
     }
 
     #[test]

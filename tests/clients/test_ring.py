@@ -122,8 +122,16 @@ def test_a_real_model(ring):
 
 @needs_onnx
 @pytest.mark.parametrize("is_chosen", [True, False])
-def test_a_model_writes_its_output_to_the_arena(start, repository, tmp_path, is_chosen):
-    """There would be no memory for it elsewhere."""
+@pytest.mark.parametrize("model", ["relu", "last"])
+def test_a_model_writes_its_output_to_the_arena(start, tmp_path, model, is_chosen):
+    """There would be no memory for it elsewhere: not for the model's alone, nor as the last step of an ensemble."""
+    tensors = 'input [{ name: "x" data_type: TYPE_FP32 dims: [ -1 ] }] output [{ name: "y" data_type: TYPE_FP32 dims: [ -1 ] }]'
+    maps = 'input_map { key: "x" value: "x" } output_map { key: "z" value: "y" }'
+    last = f'platform: "ensemble" max_batch_size: 4 {tensors} ensemble_scheduling {{ step [{{ model_name: "named" {maps} }}] }}'
+    node = onnx_file.node("Relu", ["x"], "z")
+    named = onnx_file.model([node], onnx_file.FLOAT, ["rows", "columns"], ["rows", "columns"], ("x", "z"))
+    both = {"relu": models.Model(None, {1: onnx_file.relu()}), "named": models.Model(None, {1: named}), "last": models.Model(last)}
+    repository = models.write(tmp_path / "models", both)
     array = np.arange(1 << 20, dtype=np.float32).reshape(4, -1) - (1 << 19)
     path, budget = tmp_path / "socket", 3 * array.nbytes
     limits = (f"--memory-budget-byte-size={budget}", "--pinned-memory-pool-byte-size=4096")
@@ -132,13 +140,13 @@ def test_a_model_writes_its_output_to_the_arena(start, repository, tmp_path, is_
         given = ring.array(array)
         wanted = {"y": ring.empty(array.shape, np.float32)} if is_chosen else ()
         for _ in range(3):
-            answer = ring.infer("relu", {"x": given}, wanted, area_bytes=1024 if is_chosen else array.nbytes + 1024)
+            answer = ring.infer(model, {"x": given}, wanted, area_bytes=1024 if is_chosen else array.nbytes + 1024)
             np.testing.assert_array_equal(answer["y"], np.maximum(array, 0))
             assert not is_chosen or answer["y"].ctypes.data == wanted["y"].ctypes.data
             del answer
         # Over itself it is copied, so that nothing is lost that is still to be read.
         with pytest.raises(RingError, match="would pass the budget"):
-            ring.infer("relu", {"x": given}, {"y": given}, area_bytes=1024)
+            ring.infer(model, {"x": given}, {"y": given}, area_bytes=1024)
 
 
 @needs_onnx

@@ -100,6 +100,26 @@ impl EnsemblePlan {
         self.steps.get(index).into_iter().flat_map(|step| step.outputs.iter().map(|(name, _)| name))
     }
 
+    /// The step that begins when all others have ended, and runs once, if there is one; and of its outputs
+    /// those that the ensemble answers: the model's name, and its place among the ensemble's outputs.
+    pub fn last_step(&self) -> Option<(usize, Vec<(Arc<str>, usize)>)> {
+        let is_taken = |(_, tensor): &(Arc<str>, TensorIndex)| {
+            self.tensors.get(*tensor).is_some_and(|tensor| !tensor.to.is_empty())
+        };
+        // What all others give is taken, in the end by this one.
+        let steps = self.steps.iter().enumerate();
+        let mut ends = steps.filter(|(_, step)| !step.outputs.iter().any(is_taken));
+        let (index, step) = ends.next()?;
+        if ends.next().is_some() || self.steps.iter().any(|step| step.decoupled) {
+            return None;
+        }
+        let answered = step.outputs.iter().filter_map(|(name, tensor)| {
+            let output = self.outputs.iter().position(|output| *output == Some(*tensor))?;
+            Some((name.clone(), output))
+        });
+        Some((index, answered.collect()))
+    }
+
     /// What a decoupled step gives is there any number of times, and so is what is made of it.
     fn mark_repeated(&mut self) {
         let Self { steps, tensors, .. } = self;

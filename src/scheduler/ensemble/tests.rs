@@ -47,6 +47,32 @@ fn plan(
     Arc::new(EnsemblePlan::new(&ensemble, &signature(inputs, outputs), &decoupled))
 }
 
+#[test]
+fn the_last_step_is_the_one_that_all_others_lead_to() {
+    let last = |outputs: &str, steps: &[StepText<'_>]| {
+        let plan = plan("in", outputs, steps, None);
+        plan.last_step().map(|(step, outputs)| {
+            let outputs = outputs.into_iter().map(|(name, output)| format!("{name}={output}"));
+            (step, outputs.collect::<Vec<_>>().join(" "))
+        })
+    };
+    let found = |step, outputs: &str| Some((step, outputs.to_owned()));
+    let chain = [("a", "x=in", "y=t", false), ("b", "x=t", "y=out z=no", false)];
+    assert_eq!(last("out", &chain), found(1, "y=0"));
+    assert_eq!(last("t out", &chain), found(1, "y=1"), "the first's answer is still to be read");
+    let diamond = [
+        ("d", "x=t y=u", "z=out", false),
+        ("b", "x=s", "y=t", false),
+        ("c", "x=s", "y=u", false),
+        ("a", "x=in", "y=s", false),
+    ];
+    assert_eq!(last("out", &diamond), found(0, "z=0"));
+    let fork = [("a", "x=in", "y=out", false), ("b", "x=in", "y=other", false)];
+    assert_eq!(last("out other", &fork), None);
+    let repeated = [("a", "x=in", "y=t", true), ("b", "x=t", "y=out", false)];
+    assert_eq!(last("out", &repeated), None);
+}
+
 type Run = EnsembleRun<&'static str>;
 
 fn calls(run: &mut Run) -> Vec<(Call, Vec<Option<&'static str>>)> {

@@ -12,6 +12,7 @@ use crate::{
         CorrelationId, DataType, Error, InferInput, InferOutput, InferRequest, InferResponse,
         Parameter, Parameters, RequestedOutput, Rope, Shape, Timestamp,
     },
+    memory::OutputPlaces,
     runtime::{End, ReplyReceiver, current, spawn},
     scheduler::{Call, EnsembleRun, Progress},
     serving::{
@@ -52,6 +53,8 @@ struct Flow {
     run: EnsembleRun<Tensor>,
     calls: SmallVec<[OpenCall; 2]>,
     parent: Parent,
+    /// Where the last step may write its outputs.
+    places: Option<Arc<OutputPlaces>>,
     account: Arc<Account>,
     /// When the first response was sent.
     first: Option<Timestamp>,
@@ -79,7 +82,8 @@ impl Flow {
         let account = Arc::new(Account::default());
         let trace = job.trace.as_ref().map(|trace| trace.as_outer());
         let parent = Parent { trace, account: Some(account.clone()), places: None };
-        Self { steps, job, run, calls: SmallVec::new(), parent, account, first: None }
+        let places = lent(&steps, &job);
+        Self { steps, job, run, calls: SmallVec::new(), parent, places, account, first: None }
     }
 
     /// Goes on as far as it can.
@@ -108,7 +112,10 @@ impl Flow {
             let steps = self.steps.clone();
             let Some(step) = steps.steps.get(call.step) else { continue };
             let request = self.request(step, call, inputs);
-            let replies = step.version.infer_within(request, self.parent.clone())?;
+            let is_last = steps.last.as_ref().is_some_and(|last| last.index == call.step);
+            let places = self.places.clone().filter(|_| is_last);
+            let parent = Parent { places, ..self.parent.clone() };
+            let replies = step.version.infer_within(request, parent)?;
             self.calls.push(OpenCall { call, replies });
         }
         Ok(())
@@ -302,6 +309,17 @@ impl Flow {
             None => job.reply.close(),
         }
     }
+}
+
+/// The places for the outputs of a request to an ensemble, by the names that its last step has for them.
+fn lent(steps: &EnsembleSteps, job: &Job) -> Option<Arc<OutputPlaces>> {
+    let (last, places) = steps.last.as_ref().zip(job.output_places())?;
+    let names = last.outputs.iter().filter_map(|(name, output)| {
+        let is_wanted = job.admitted.outputs.iter().any(|wanted| usize::from(*wanted) == *output);
+        let spec = job.version.signature.outputs.get(*output).filter(|_| is_wanted)?;
+        Some(((&**name).into(), (&*spec.name).into()))
+    });
+    Some(Arc::new(places.renamed(names.collect())))
 }
 
 /// A shape that has or has not a batch dimension, as a model wants it that has the other kind: a batch of

@@ -31,7 +31,15 @@ pub struct EnsembleSteps {
     plan: Arc<EnsemblePlan>,
     /// By step of the plan.
     steps: Vec<Step>,
+    last: Option<LastStep>,
     ensemble: Ensemble,
+}
+
+/// The step after all others: what it answers, nobody reads but the client.
+struct LastStep {
+    index: usize,
+    /// Of its outputs, the names and which of the ensemble's outputs each is.
+    outputs: Vec<(Arc<str>, usize)>,
 }
 
 /// What one step runs.
@@ -103,7 +111,8 @@ impl EnsembleSteps {
         let plan = Arc::new(EnsemblePlan::new(ensemble, signature, &decoupled));
         let steps = versions.into_iter().enumerate();
         let steps = steps.map(|(index, version)| Step::new(version, &plan, index)).collect();
-        Ok(Self { plan, steps, ensemble: ensemble.clone() })
+        let last = plan.last_step().map(|(index, outputs)| LastStep { index, outputs });
+        Ok(Self { plan, steps, last, ensemble: ensemble.clone() })
     }
 
     /// Whether a request may get any number of responses.
