@@ -2,11 +2,13 @@
 //!
 //! A sequence is given a slot, which is a row of an instance's batches (direct) or a place among an
 //! instance's candidates (oldest), and keeps it until its last request has run or until it has been
-//! idle for too long. Sequences without a slot wait in the order in which they began. What a model
+//! idle for too long. A client that leaves while a request waits ends its sequence with it, and so does an
+//! instance that cannot run any more. Sequences without a slot wait in the order in which they began. What a model
 //! carries from request to request is kept with the sequence, and nobody here looks into it.
 //!
 //! `table.rs` knows the sequences and their slots, and is the only place where a slot is released.
 
+mod front;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -21,7 +23,8 @@ use crate::{
 
 pub use table::SequenceKey;
 
-use table::{Front, Slot, Table};
+use front::Front;
+use table::{NoSequence, Slot, Table};
 
 /// A request that may belong to a sequence.
 pub trait Sequenced: Queued {
@@ -55,6 +58,8 @@ pub struct SequenceQueue<R, C> {
     policy: SequencePolicy,
     table: Table<R, C>,
     instances: Vec<Instance<R>>,
+    /// Why an instance was lost, if one was.
+    lost: Option<String>,
     ids_given: u64,
 }
 
@@ -122,7 +127,7 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
         };
         let table = Table::new(slots, instances, &policy, initial);
         let instances = (0..instances).map(|_| lane()).collect();
-        Self { table, instances, policy, ids_given: 0 }
+        Self { table, instances, policy, lost: None, ids_given: 0 }
     }
 
     /// The number of requests that wait.
@@ -144,7 +149,8 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     /// than before, if one can.
     ///
     /// # Errors
-    /// When it is no request of a sequence that has begun; it comes back.
+    /// When it is no request of a sequence that has begun, or its sequence ended with its instance; it
+    /// comes back.
     pub fn push(&mut self, request: R, now: Timestamp) -> Result<Option<usize>, (R, Error)> {
         let model = || self.policy.model.clone();
         if request.rows() > 1 {
@@ -154,9 +160,13 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
             return Err((request, Error::NoCorrelationId { model: model() }));
         };
         let Sequence { id, start, end } = sequence.clone();
-        let Some(key) = self.table.find_or_begin(&id, start, now) else {
-            let error = Error::SequenceNotStarted { model: model(), id: id.to_string() };
-            return Err((request, error));
+        let key = match self.table.find_or_begin(&id, start, now) {
+            Ok(key) => key,
+            Err(NoSequence::NotStarted) => {
+                let error = Error::SequenceNotStarted { model: model(), id: id.to_string() };
+                return Err((request, error));
+            }
+            Err(NoSequence::Lost) => return Err((request, self.unavailable())),
         };
         self.table.push(key, request, now, start, end);
         Ok(self.offer(key, now))
@@ -210,6 +220,34 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
                 decision => return decision,
             }
         }
+    }
+
+    /// Takes an instance out on which nothing runs and nothing will, and ends its sequences; others go on,
+    /// and begin, on the instances that are left. Requests that must not run any more are put into
+    /// `hopeless`.
+    pub fn lose(
+        &mut self,
+        instance: usize,
+        reason: String,
+        now: Timestamp,
+        hopeless: &mut Vec<(R, Error)>,
+    ) {
+        let mut gone = Vec::new();
+        match self.instances.get_mut(instance) {
+            Some(Instance::Direct(ready)) => ready.clear(),
+            Some(Instance::Oldest(queue)) => {
+                gone.extend(queue.drain().into_iter().map(|front| front.request));
+            }
+            None => return,
+        }
+        self.lost = Some(reason);
+        self.table.lose(instance, now, &mut gone);
+        hopeless.extend(gone.into_iter().map(|request| (request, self.unavailable())));
+    }
+
+    fn unavailable(&self) -> Error {
+        let reason = self.lost.clone().unwrap_or_default();
+        Error::ModelUnavailable { model: self.policy.model.clone(), reason }
     }
 
     /// Notes that a request of a sequence has run, and takes back what the sequence carries. Returns
@@ -306,8 +344,7 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
             }
             let Some(front) = self.table.take(key) else { continue };
             if let Some(error) = front.hopeless(now) {
-                hopeless.push((front.request, error));
-                again.extend(self.table.skipped(key, front.start, front.end, now));
+                again.extend(self.abandoned(front, error, now, hopeless));
                 continue;
             }
             let index = row as usize;
@@ -319,6 +356,21 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
             self.offer(key, now);
         }
         SequenceDecision::Run(SequenceBatch { rows })
+    }
+
+    /// Ends a sequence the client of which has left. Returns the one that can go on.
+    fn abandoned(
+        &mut self,
+        front: Front<R>,
+        error: Error,
+        now: Timestamp,
+        hopeless: &mut Vec<(R, Error)>,
+    ) -> Option<SequenceKey> {
+        let mut rest = Vec::new();
+        let goes_on = self.table.abandoned(front.key, now, &mut rest);
+        hopeless.push((front.request, error));
+        hopeless.extend(rest.into_iter().map(|request| (request, Error::Cancelled)));
+        goes_on
     }
 
     fn next_oldest(
@@ -335,9 +387,7 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
         let gone: Vec<_> = expired.into_iter().chain(cancelled).collect();
         if !gone.is_empty() {
             for (front, error) in gone {
-                let again = self.table.skipped(front.key, front.start, front.end, now);
-                hopeless.push((front.request, error));
-                if let Some(key) = again {
+                if let Some(key) = self.abandoned(front, error, now, hopeless) {
                     self.offer(key, now);
                 }
             }

@@ -6,11 +6,8 @@ use std::{
 
 use slab::Slab;
 
-use super::{Carried, SequencePolicy, SequenceRow, Sequenced};
-use crate::{
-    inference::{CorrelationId, Error, Timestamp},
-    scheduler::Queued,
-};
+use super::{Carried, SequencePolicy, SequenceRow, Sequenced, front::Front};
+use crate::inference::{CorrelationId, Timestamp};
 
 /// A sequence, told apart from those that had its place before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +23,15 @@ pub(super) struct Slot {
     pub instance: u32,
 }
 
+/// Why a request belongs to no sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoSequence {
+    /// None of that id has begun.
+    NotStarted,
+    /// It ended with its instance, or there is no instance left.
+    Lost,
+}
+
 /// The sequences of a model, and which of them have a slot.
 pub(super) struct Table<R, C> {
     sequences: Slab<Entry<R, C>>,
@@ -37,6 +43,8 @@ pub(super) struct Table<R, C> {
     backlog: VecDeque<SequenceKey>,
     /// For every sequence when it is looked at next, to see whether it is idle.
     looks: BinaryHeap<Reverse<(Timestamp, SequenceKey)>>,
+    /// Instances that have slots.
+    instances: u32,
     max_idle: Duration,
     /// Whether a sequence is over when none of its requests waits.
     is_of_requests: bool,
@@ -55,8 +63,8 @@ struct Entry<R, C> {
     busy: bool,
     /// Whether its last request has come.
     ended: bool,
-    /// Whether the request that said that it is the first was never run.
-    owes_start: bool,
+    /// Whether it ended with its instance, which its client has not been told yet.
+    is_lost: bool,
     active: Timestamp,
     carried: C,
 }
@@ -66,15 +74,6 @@ struct Waiting<R> {
     since: Timestamp,
     start: bool,
     end: bool,
-}
-
-/// A request that is the next of its sequence to run.
-pub(super) struct Front<R> {
-    pub key: SequenceKey,
-    pub request: R,
-    pub start: bool,
-    pub end: bool,
-    since: Timestamp,
 }
 
 impl<R: Sequenced, C: Carried> Table<R, C> {
@@ -88,6 +87,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             free: free.collect(),
             backlog: VecDeque::new(),
             looks: BinaryHeap::new(),
+            instances,
             max_idle: policy.max_idle,
             is_of_requests: policy.iterative,
             initial,
@@ -106,17 +106,28 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     }
 
     /// The sequence of that id; with `start` it begins if there is none.
+    ///
+    /// # Errors
+    /// When there is none, and none can begin.
     pub fn find_or_begin(
         &mut self,
         id: &CorrelationId,
         start: bool,
         now: Timestamp,
-    ) -> Option<SequenceKey> {
+    ) -> Result<SequenceKey, NoSequence> {
         if let Some(&key) = self.by_id.get(id) {
-            return Some(key);
+            if self.get(key).is_some_and(|entry| !entry.is_lost) {
+                return Ok(key);
+            }
+            self.release(key, now);
+            if !start {
+                return Err(NoSequence::Lost);
+            }
         }
-        if !start {
-            return None;
+        match (self.instances, start) {
+            (0, _) => return Err(NoSequence::Lost),
+            (_, false) => return Err(NoSequence::NotStarted),
+            (_, true) => {}
         }
         self.forget_the_dead();
         self.begun += 1;
@@ -134,13 +145,13 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             waiting: VecDeque::new(),
             busy: false,
             ended: false,
-            owes_start: false,
+            is_lost: false,
             active: now,
             carried: self.initial.clone(),
         });
         self.by_id.insert(id.clone(), key);
         self.looks.push(Reverse((now + self.max_idle, key)));
-        Some(key)
+        Ok(key)
     }
 
     /// Puts a request behind the others of its sequence.
@@ -201,7 +212,6 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         let entry = self.get_mut(key)?;
         let Waiting { request, since, start, end } = entry.waiting.pop_front()?;
         entry.busy = true;
-        let start = start || std::mem::take(&mut entry.owes_start);
         self.waiting -= 1;
         Some(Front { key, request, start, end, since })
     }
@@ -223,19 +233,49 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         SequenceRow { key, request, start, end, carried }
     }
 
-    /// Notes that what was taken will not run. Whoever comes next in the sequence is then its first, if
-    /// this was. Returns the sequence that can go on: this one, or one that got its slot.
-    pub fn skipped(
+    /// Notes that what was taken will not run, because its client has left. With it go those behind it in
+    /// its sequence, up to one that begins anew. Returns the sequence that can go on: this one, or one that
+    /// got its slot.
+    pub fn abandoned(
         &mut self,
         key: SequenceKey,
-        start: bool,
-        end: bool,
         now: Timestamp,
+        rest: &mut Vec<R>,
     ) -> Option<SequenceKey> {
         let entry = self.get_mut(key)?;
-        entry.owes_start |= start && !end;
         entry.busy = false;
-        self.go_on(key, now)
+        entry.active = now;
+        let waiting = &mut entry.waiting;
+        let gone = waiting.iter().position(|waiting| waiting.start).unwrap_or(waiting.len());
+        rest.extend(waiting.drain(..gone).map(|waiting| waiting.request));
+        let is_over = waiting.is_empty();
+        self.waiting -= gone;
+        if is_over { self.release(key, now) } else { Some(key) }
+    }
+
+    /// Takes the slots of an instance away, on which nothing runs, and ends the sequences that have them;
+    /// with the last instance, all. Their requests are put into `rest`.
+    pub fn lose(&mut self, instance: usize, now: Timestamp, rest: &mut Vec<R>) {
+        self.instances = self.instances.saturating_sub(1);
+        let is_of_it = |slot: &Slot| slot.instance as usize == instance;
+        self.free.retain(|Reverse(slot)| !is_of_it(slot));
+        let is_last = self.instances == 0;
+        let mut over = Vec::new();
+        for (index, entry) in &mut self.sequences {
+            if entry.slot.is_some_and(|slot| is_of_it(&slot)) || (is_last && !entry.is_lost) {
+                self.waiting -= entry.waiting.len();
+                rest.extend(entry.waiting.drain(..).map(|waiting| waiting.request));
+                (entry.slot, entry.busy, entry.is_lost) = (None, false, true);
+                let key = SequenceKey { index, generation: entry.generation };
+                over.extend(entry.ended.then_some(key));
+            }
+        }
+        if is_last {
+            self.backlog.clear();
+        }
+        for key in over {
+            self.release(key, now);
+        }
     }
 
     /// Notes that what was taken has run. Returns the sequence that can go on: this one, or one that
@@ -331,9 +371,13 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         None
     }
 
+    /// The sequences that have slots, and the slots.
     #[cfg(test)]
-    pub(super) fn seated(&self) -> usize {
-        self.sequences.iter().filter(|(_, entry)| entry.slot.is_some()).count()
+    pub(super) fn seated(&self) -> Vec<(SequenceKey, Slot)> {
+        let key = |(index, entry): (usize, &Entry<R, C>)| {
+            Some((SequenceKey { index, generation: entry.generation }, entry.slot?))
+        };
+        self.sequences.iter().filter_map(key).collect()
     }
 
     #[cfg(test)]
@@ -347,42 +391,5 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     fn get_mut(&mut self, key: SequenceKey) -> Option<&mut Entry<R, C>> {
         self.sequences.get_mut(key.index).filter(|entry| entry.generation == key.generation)
-    }
-}
-
-impl<R: Queued> Front<R> {
-    /// Why it must not run any more, if so.
-    pub fn hopeless(&self, now: Timestamp) -> Option<Error> {
-        if self.request.is_cancelled() {
-            return Some(Error::Cancelled);
-        }
-        let late = self.request.deadline().is_some_and(|deadline| deadline <= now);
-        late.then_some(Error::DeadlineExpired)
-    }
-}
-
-impl<R: Queued> Queued for Front<R> {
-    fn rows(&self) -> u32 {
-        self.request.rows()
-    }
-
-    fn fits_with(&self, other: &Self) -> bool {
-        self.request.fits_with(&other.request)
-    }
-
-    fn priority(&self) -> u64 {
-        self.request.priority()
-    }
-
-    fn queue_timeout(&self) -> Option<Duration> {
-        self.request.queue_timeout()
-    }
-
-    fn deadline(&self) -> Option<Timestamp> {
-        self.request.deadline()
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.request.is_cancelled()
     }
 }

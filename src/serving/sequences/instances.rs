@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     backend::ModelInstance,
+    device::Device,
     inference::Timestamp,
     runtime::{ReactorHandle, pin_to},
     scheduler::{SequenceBatch, SequenceKey},
@@ -29,6 +30,8 @@ pub struct Instances(Vec<Instance>);
 struct Instance {
     batches: Sender<Batch>,
     is_idle: bool,
+    /// What it cannot run without.
+    device: Option<Arc<dyn Device>>,
 }
 
 /// A batch that has run, on its way home.
@@ -54,12 +57,13 @@ impl Instances {
         let started = placed.into_iter().enumerate().map(|(index, placed)| {
             let PlacedInstance { name, cores, instance, seat } = placed;
             let (batches, receive) = bounded(1);
+            let device = instance.device().cloned();
             let (setup, home) = (setup.clone(), home.clone());
             thread::Builder::new()
                 .name(name.clone())
                 .spawn(move || run(index, instance, seat.as_ref(), &cores, &setup, &receive, &home))
                 .map_err(|source| NoThread { name, source })?;
-            Ok(Instance { batches, is_idle: true })
+            Ok(Instance { batches, is_idle: true, device })
         });
         started.collect::<Result<_, _>>().map(Self)
     }
@@ -70,6 +74,14 @@ impl Instances {
 
     pub fn is_idle(&self, instance: usize) -> bool {
         self.0.get(instance).is_some_and(|instance| instance.is_idle)
+    }
+
+    /// Why an idle instance cannot run any more, if that is so; from then on it is never idle again.
+    pub fn lost_now(&mut self, instance: usize) -> Option<String> {
+        let instance = self.0.get_mut(instance)?;
+        let lost = instance.device.as_ref()?.lost()?;
+        instance.is_idle = false;
+        Some(lost.to_string())
     }
 
     /// Runs a batch on an instance that is idle.

@@ -78,6 +78,9 @@ impl SequenceShard {
                     self.bell.ring();
                 }
             }
+            Err((job, error @ Error::ModelUnavailable { .. })) => {
+                job.fail(self.home.index(), error)
+            }
             Err((job, error)) => job.refuse(error),
         }
     }
@@ -121,6 +124,10 @@ impl SequenceShard {
         let count = self.instances.borrow().len();
         for instance in 0..count {
             if !self.instances.borrow().is_idle(instance) {
+                continue;
+            }
+            if let Some(reason) = self.instances.borrow_mut().lost_now(instance) {
+                self.queue.borrow_mut().lose(instance, reason, now, &mut hopeless);
                 continue;
             }
             let decision = self.queue.borrow_mut().next(instance, now, &mut hopeless);
