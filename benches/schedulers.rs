@@ -17,7 +17,11 @@ use nereid::{
 
 use simulation::{Delay, Outcome, simulate};
 
-struct Request(Sequence);
+/// As large as a request on its way through the server, for what is cold costs by its size.
+struct Request {
+    sequence: Sequence,
+    _rest: [u8; 512],
+}
 
 impl Queued for Request {
     fn rows(&self) -> u32 {
@@ -27,7 +31,7 @@ impl Queued for Request {
 
 impl Sequenced for Request {
     fn sequence(&self) -> Option<&Sequence> {
-        Some(&self.0)
+        Some(&self.sequence)
     }
 }
 
@@ -64,7 +68,8 @@ fn sequences(criterion: &mut Criterion) {
             nanos += 1000;
             let now = Timestamp::from_nanos(nanos);
             let id = CorrelationId::Number(id + 1);
-            let request = Request(Sequence { id, start, end: false });
+            let sequence = Sequence { id, start, end: false };
+            let request = Request { sequence, _rest: [0; 512] };
             assert!(queue.push(request, now).is_ok(), "the sequence has begun");
             now
         };

@@ -9,6 +9,7 @@
 //! `table.rs` knows the sequences and their slots, and is the only place where a slot is released.
 
 mod front;
+mod lines;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,11 @@ use std::{
 
 use slab::Slab;
 
-use super::{Carried, SequencePolicy, SequenceRow, Sequenced, front::Front};
+use super::{
+    Carried, SequencePolicy, SequenceRow, Sequenced,
+    front::Front,
+    lines::{Line, Lines},
+};
 use crate::inference::{CorrelationId, Timestamp};
 
 /// A sequence, told apart from those that had its place before.
@@ -34,7 +38,9 @@ pub(super) enum NoSequence {
 
 /// The sequences of a model, and which of them have a slot.
 pub(super) struct Table<R, C> {
-    sequences: Slab<Entry<R, C>>,
+    sequences: Slab<Entry<C>>,
+    /// Requests that wait.
+    lines: Lines<Waiting<R>>,
     /// Those whose last request has not come yet. Clients choose the ids, so the hash must be one that
     /// they cannot aim at.
     by_id: HashMap<CorrelationId, SequenceKey>,
@@ -51,14 +57,13 @@ pub(super) struct Table<R, C> {
     /// What a sequence carries when it begins.
     initial: C,
     begun: u64,
-    waiting: usize,
 }
 
-struct Entry<R, C> {
+struct Entry<C> {
     generation: u64,
     id: CorrelationId,
     slot: Option<Slot>,
-    waiting: VecDeque<Waiting<R>>,
+    waiting: Line,
     /// Whether a request of it has been taken and has not run yet.
     busy: bool,
     /// Whether its last request has come.
@@ -83,6 +88,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             .flat_map(|row| (0..instances).map(move |instance| Reverse(Slot { row, instance })));
         Self {
             sequences: Slab::new(),
+            lines: Lines::new(),
             by_id: HashMap::new(),
             free: free.collect(),
             backlog: VecDeque::new(),
@@ -92,13 +98,12 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             is_of_requests: policy.iterative,
             initial,
             begun: 0,
-            waiting: 0,
         }
     }
 
     /// Requests that wait here.
     pub fn waiting(&self) -> usize {
-        self.waiting
+        self.lines.len()
     }
 
     pub fn live(&self) -> usize {
@@ -142,7 +147,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             generation: key.generation,
             id: id.clone(),
             slot,
-            waiting: VecDeque::new(),
+            waiting: Line::default(),
             busy: false,
             ended: false,
             is_lost: false,
@@ -156,15 +161,14 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// Puts a request behind the others of its sequence.
     pub fn push(&mut self, key: SequenceKey, request: R, now: Timestamp, start: bool, end: bool) {
-        let Some(entry) = self.get_mut(key) else { return };
+        let Some(entry) = live(&mut self.sequences, key) else { return };
         entry.active = now;
-        entry.waiting.push_back(Waiting { request, since: now, start, end });
+        self.lines.push_back(&mut entry.waiting, Waiting { request, since: now, start, end });
         if end {
             entry.ended = true;
             let id = entry.id.clone();
             self.by_id.remove(&id);
         }
-        self.waiting += 1;
     }
 
     /// Whether a sequence of that id has begun, whose last request has not come.
@@ -177,10 +181,10 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     /// # Errors
     /// When nothing of the sequence runs; the request comes back.
     pub fn push_again(&mut self, key: SequenceKey, request: R, now: Timestamp) -> Result<(), R> {
-        let Some(entry) = self.get_mut(key).filter(|entry| entry.busy) else { return Err(request) };
+        let entry = live(&mut self.sequences, key).filter(|entry| entry.busy);
+        let Some(entry) = entry else { return Err(request) };
         let waiting = Waiting { request, since: now, start: false, end: false };
-        entry.waiting.push_front(waiting);
-        self.waiting += 1;
+        self.lines.push_front(&mut entry.waiting, waiting);
         Ok(())
     }
 
@@ -192,12 +196,12 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// Since when the next request of a sequence has waited.
     pub fn since(&self, key: SequenceKey) -> Option<Timestamp> {
-        Some(self.get(key)?.waiting.front()?.since)
+        Some(self.lines.front(self.get(key)?.waiting)?.since)
     }
 
     /// Whether the next request of a sequence can be in a batch with one that carries this.
     pub fn fits(&self, key: SequenceKey, request: &R, carried: &C) -> bool {
-        let front = self.get(key).and_then(|entry| entry.waiting.front());
+        let front = self.get(key).and_then(|entry| self.lines.front(entry.waiting));
         front.is_some_and(|front| front.request.fits_with(request))
             && self.carries_like(key, carried)
     }
@@ -209,20 +213,18 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// Takes the next request of a sequence, which is busy from then on.
     pub fn take(&mut self, key: SequenceKey) -> Option<Front<R>> {
-        let entry = self.get_mut(key)?;
-        let Waiting { request, since, start, end } = entry.waiting.pop_front()?;
+        let entry = live(&mut self.sequences, key)?;
+        let Waiting { request, since, start, end } = self.lines.pop_front(&mut entry.waiting)?;
         entry.busy = true;
-        self.waiting -= 1;
         Some(Front { key, request, start, end, since })
     }
 
     /// Gives back what was taken.
     pub fn put_back(&mut self, front: Front<R>) {
         let Front { key, request, start, end, since } = front;
-        let Some(entry) = self.get_mut(key) else { return };
+        let Some(entry) = live(&mut self.sequences, key) else { return };
         entry.busy = false;
-        entry.waiting.push_front(Waiting { request, since, start, end });
-        self.waiting += 1;
+        self.lines.push_front(&mut entry.waiting, Waiting { request, since, start, end });
     }
 
     /// Begins to run what was taken. A sequence that starts carries nothing of one before.
@@ -242,14 +244,13 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         now: Timestamp,
         rest: &mut Vec<R>,
     ) -> Option<SequenceKey> {
-        let entry = self.get_mut(key)?;
+        let entry = live(&mut self.sequences, key)?;
         entry.busy = false;
         entry.active = now;
-        let waiting = &mut entry.waiting;
-        let gone = waiting.iter().position(|waiting| waiting.start).unwrap_or(waiting.len());
-        rest.extend(waiting.drain(..gone).map(|waiting| waiting.request));
-        let is_over = waiting.is_empty();
-        self.waiting -= gone;
+        while self.lines.front(entry.waiting).is_some_and(|waiting| !waiting.start) {
+            rest.extend(self.lines.pop_front(&mut entry.waiting).map(|waiting| waiting.request));
+        }
+        let is_over = entry.waiting.is_empty();
         if is_over { self.release(key, now) } else { Some(key) }
     }
 
@@ -263,8 +264,9 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         let mut over = Vec::new();
         for (index, entry) in &mut self.sequences {
             if entry.slot.is_some_and(|slot| is_of_it(&slot)) || (is_last && !entry.is_lost) {
-                self.waiting -= entry.waiting.len();
-                rest.extend(entry.waiting.drain(..).map(|waiting| waiting.request));
+                while let Some(waiting) = self.lines.pop_front(&mut entry.waiting) {
+                    rest.push(waiting.request);
+                }
                 (entry.slot, entry.busy, entry.is_lost) = (None, false, true);
                 let key = SequenceKey { index, generation: entry.generation };
                 over.extend(entry.ended.then_some(key));
@@ -329,9 +331,12 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// Takes out all requests that wait.
     pub fn drain(&mut self) -> Vec<R> {
-        self.waiting = 0;
-        let entries = self.sequences.iter_mut();
-        entries.flat_map(|(_, entry)| entry.waiting.drain(..)).map(|it| it.request).collect()
+        let Self { sequences, lines, .. } = self;
+        let entries = sequences.iter_mut().map(|(_, entry)| &mut entry.waiting);
+        entries
+            .flat_map(|line| std::iter::from_fn(|| lines.pop_front(line)).collect::<Vec<_>>())
+            .map(|waiting| waiting.request)
+            .collect()
     }
 
     /// Drops what is kept in lists of sequences that are over, once that is most of it.
@@ -374,7 +379,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     /// The sequences that have slots, and the slots.
     #[cfg(test)]
     pub(super) fn seated(&self) -> Vec<(SequenceKey, Slot)> {
-        let key = |(index, entry): (usize, &Entry<R, C>)| {
+        let key = |(index, entry): (usize, &Entry<C>)| {
             Some((SequenceKey { index, generation: entry.generation }, entry.slot?))
         };
         self.sequences.iter().filter_map(key).collect()
@@ -385,11 +390,15 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         (self.looks.len(), self.free.len())
     }
 
-    fn get(&self, key: SequenceKey) -> Option<&Entry<R, C>> {
+    fn get(&self, key: SequenceKey) -> Option<&Entry<C>> {
         self.sequences.get(key.index).filter(|entry| entry.generation == key.generation)
     }
 
-    fn get_mut(&mut self, key: SequenceKey) -> Option<&mut Entry<R, C>> {
-        self.sequences.get_mut(key.index).filter(|entry| entry.generation == key.generation)
+    fn get_mut(&mut self, key: SequenceKey) -> Option<&mut Entry<C>> {
+        live(&mut self.sequences, key)
     }
+}
+
+fn live<C>(sequences: &mut Slab<Entry<C>>, key: SequenceKey) -> Option<&mut Entry<C>> {
+    sequences.get_mut(key.index).filter(|entry| entry.generation == key.generation)
 }
