@@ -1,7 +1,8 @@
 //! What a request costs the sequence batcher, for few sequences that live and for many; and, on a virtual clock,
 //! what the delay that the dynamic batcher chooses brings beside fixed ones.
 //!
-//! `make bench-schedulers`
+//! `make bench-schedulers`; what both cost over the wire is measured by `make bench-sequences` and
+//! `make bench-ensembles`.
 
 #[path = "../tests/delay/simulation.rs"]
 mod simulation;
