@@ -75,7 +75,7 @@ cuda: ## Fetch a CUDA compiler into build/cuda, so that the build embeds the GPU
 	@scripts/setup_cuda.sh --optional
 
 .PHONY: tools
-tools: ## Install cargo-deny, cargo-fuzz and mdbook, in pinned versions, into build/tools
+tools: ## Install cargo-deny, cargo-fuzz, mdbook and azurite, in pinned versions, into build/tools
 	@scripts/require.sh rust cc
 	@scripts/setup_tools.sh
 

@@ -11,3 +11,15 @@ while read -r tool; do
         exit 1
     }
 done < <(grep -v '^#' "$root/requirements/tools.txt")
+
+# Azurite stands in for Azure's store in tests/clients; they do without it where it is not.
+if command -v npm >/dev/null; then
+    npm install --silent --no-audit --no-fund --omit=dev --omit=optional --prefix "$root/build/tools/azurite" \
+        azurite@3.37.0 </dev/null || {
+        echo "setup_tools: could not install azurite" >&2
+        exit 1
+    }
+    ln -sf ../azurite/node_modules/.bin/azurite-blob "$root/build/tools/bin/azurite-blob"
+else
+    echo "skipped: azurite, because npm is missing (Debian: apt-get install npm)"
+fi

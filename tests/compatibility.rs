@@ -1,7 +1,7 @@
 //! `docs/src/compatibility.md` speaks of every call and every route of the protocol and of every flag,
 //! and of each in one of a few words. What works is shown by tests, which it names.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 const PAGE: &str = include_str!("../docs/src/compatibility.md");
 const PROTOS: [&str; 2] =
@@ -44,99 +44,21 @@ const ROUTES: [&str; 29] = [
     "POST /models/{m}/invoke",
 ];
 
-/// tritonserver's flags, as its help lists them.
-const FLAGS: [&str; 90] = [
-    "id",
-    "exit-timeout-secs",
-    "log-verbose",
-    "log-info",
-    "log-warning",
-    "log-error",
-    "log-format",
-    "log-file",
-    "model-store",
-    "model-repository",
-    "exit-on-error",
-    "disable-auto-complete-config",
-    "strict-readiness",
-    "model-control-mode",
-    "load-model",
-    "model-config-name",
-    "model-load-thread-count",
-    "model-load-retry-count",
-    "model-namespacing",
-    "repository-poll-secs",
-    "enable-peer-access",
-    "allow-http",
-    "http-address",
-    "http-port",
-    "reuse-http-port",
-    "http-header-forward-pattern",
-    "http-thread-count",
-    "http-restricted-api",
-    "allow-grpc",
-    "grpc-address",
-    "grpc-port",
-    "reuse-grpc-port",
-    "grpc-header-forward-pattern",
-    "grpc-infer-allocation-pool-size",
-    "grpc-use-ssl",
-    "grpc-use-ssl-mutual",
-    "grpc-server-cert",
-    "grpc-server-key",
-    "grpc-root-cert",
-    "grpc-infer-response-compression-level",
-    "grpc-keepalive-time",
-    "grpc-keepalive-timeout",
-    "grpc-keepalive-permit-without-calls",
-    "grpc-http2-max-pings-without-data",
-    "grpc-http2-min-recv-ping-interval-without-data",
-    "grpc-http2-max-ping-strikes",
-    "grpc-max-connection-age",
-    "grpc-max-connection-age-grace",
-    "grpc-restricted-protocol",
-    "allow-sagemaker",
-    "sagemaker-port",
-    "sagemaker-safe-port-range",
-    "sagemaker-thread-count",
-    "allow-vertex-ai",
-    "vertex-ai-port",
-    "vertex-ai-thread-count",
-    "vertex-ai-default-model",
-    "allow-metrics",
-    "allow-gpu-metrics",
-    "allow-cpu-metrics",
-    "metrics-address",
-    "metrics-port",
-    "metrics-interval-ms",
-    "metrics-config",
-    "trace-config",
-    "backend-directory",
-    "backend-config",
-    "repoagent-directory",
-    "cache-config",
-    "cache-directory",
-    "rate-limit",
-    "rate-limit-resource",
-    "pinned-memory-pool-byte-size",
-    "cuda-memory-pool-byte-size",
-    "cuda-virtual-address-size",
-    "min-supported-compute-capability",
-    "buffer-manager-thread-count",
-    "host-policy",
-    "model-load-gpu-limit",
-    "strict-model-config",
-    "response-cache-byte-size",
-    "trace-file",
-    "trace-level",
-    "trace-rate",
-    "trace-count",
-    "trace-log-frequency",
-    "http-max-input-size",
-    "allow-client-shm",
-    "grpc-infer-thread-count",
-    "grpc-max-response-pool-size",
+/// The flags of tritonserver 2.51 and the forms of their values, a line each, as its help lists them.
+const RECORDED_FLAGS: &str = include_str!("differential/triton-2.51-flags.txt");
+/// Those that came after it, as the sources of 2.73 have them.
+const NEWER_FLAGS: [(&str, &str); 4] = [
+    ("http-max-input-size", "integer"),
+    ("allow-client-shm", "boolean"),
+    ("grpc-infer-thread-count", "integer"),
+    ("grpc-max-response-pool-size", "integer"),
 ];
+
+/// tritonserver's flags, each with the form of its value; a switch without one has none.
+fn tritons_flags() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let recorded = RECORDED_FLAGS.lines().map(|line| line.split_once(' ').unwrap_or((line, "")));
+    recorded.filter(|(name, _)| *name != "help").chain(NEWER_FLAGS)
+}
 
 /// The rows of the page's tables by their cells: what, how far, a note, the tests that show it.
 fn cells() -> impl Iterator<Item = Vec<&'static str>> {
@@ -147,9 +69,16 @@ fn cells() -> impl Iterator<Item = Vec<&'static str>> {
         .filter(|cells| cells.get(1) != Some(&"state"))
 }
 
-/// The first cell of each row, without its quotes, and the second.
+/// The first cell of each row, without its quotes, and the second; of a row of several fields, each.
 fn rows() -> Vec<(String, &'static str)> {
-    cells().filter_map(|cells| Some((cells.first()?.replace('`', ""), *cells.get(1)?))).collect()
+    let named = cells().filter_map(|cells| Some((cells.first()?.replace('`', ""), *cells.get(1)?)));
+    named
+        .flat_map(|(first, state)| {
+            let fields: Vec<_> = first.split(", ").map(|field| (field.to_owned(), state)).collect();
+            let are_fields = fields.len() > 1 && fields.iter().all(|(it, _)| it.contains('.'));
+            if are_fields { fields } else { vec![(first, state)] }
+        })
+        .collect()
 }
 
 fn rows_that_lack(wanted: impl IntoIterator<Item = String>) -> Vec<String> {
@@ -174,17 +103,48 @@ fn every_route_has_a_row() {
     assert_eq!(rows_that_lack(ROUTES.map(str::to_owned)), [""; 0]);
 }
 
+/// The messages of a model's configuration: of each its fields, by name and type.
+fn messages() -> BTreeMap<&'static str, Vec<(&'static str, &'static str)>> {
+    let mut messages: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    // What is open: a message by its name, anything else by none. A oneof is a part of its message.
+    let mut open: Vec<Option<&str>> = Vec::new();
+    for line in CONFIG.lines() {
+        let line = line.split("//").next().unwrap_or_default().trim();
+        let words: Vec<_> = line.split_whitespace().collect();
+        match (words.as_slice(), open.last().copied().flatten()) {
+            (["message", name, ..], _) => {
+                messages.entry(*name).or_default();
+                open.push(Some(*name));
+            }
+            (["oneof", ..], message) => open.push(message),
+            _ if line.ends_with('{') => open.push(None),
+            (["}", ..], _) => drop(open.pop()),
+            ([.., kind, name, "=", _], Some(message)) => {
+                messages.entry(message).or_default().push((*name, kind.trim_end_matches('>')));
+            }
+            _ => {}
+        }
+    }
+    messages
+}
+
 #[test]
 fn every_field_of_a_model_configuration_has_a_row() {
-    let body = CONFIG.split_once("message ModelConfig {").expect("the message ModelConfig").1;
-    let body = body.split("\n}").next().unwrap_or_default();
-    let fields: Vec<String> = body
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or_default().trim())
-        .filter_map(|line| line.split_once(" = ")?.0.rsplit(' ').next().map(str::to_owned))
-        .collect();
+    let messages = messages();
+    let config = &messages["ModelConfig"];
+    let fields: Vec<String> = config.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert!(fields.contains(&"max_batch_size".to_owned()), "{fields:?}");
     assert_eq!(rows_that_lack(fields), [""; 0]);
+    // What has several fields of its own has rows of theirs too.
+    let parts: Vec<String> = config
+        .iter()
+        .filter_map(|(name, kind)| Some((name, messages.get(kind.rsplit('.').next()?)?)))
+        .filter(|(_, parts)| parts.len() > 1)
+        .flat_map(|(name, parts)| parts.iter().map(move |(part, _)| format!("{name}.{part}")))
+        .collect();
+    assert!(parts.contains(&"batch_input.kind".to_owned()), "{parts:?}");
+    assert!(parts.contains(&"sequence_batching.direct".to_owned()), "{parts:?}");
+    assert_eq!(rows_that_lack(parts), [""; 0]);
 }
 
 #[test]
@@ -255,12 +215,49 @@ fn flags() -> Vec<String> {
         .collect()
 }
 
+/// A value that the flag may have: of its form, or what its own rules let through.
+fn value(name: &str, form: &str) -> &'static str {
+    match name {
+        "log-format" => "ISO8601",
+        "model-control-mode" => "explicit",
+        "rate-limit" => "off",
+        "trace-level" => "OFF",
+        "grpc-infer-response-compression-level" => "none",
+        "http-restricted-api" | "grpc-restricted-protocol" => "health:key=value",
+        "metrics-config" => "counter_latencies=true",
+        "trace-config" => "triton,file=trace.json",
+        "backend-config" => "onnxruntime,default-max-batch-size=4",
+        "cache-config" => "local,size=1048576",
+        "rate-limit-resource" => "R:1:0",
+        "host-policy" => "cpu,cpu-cores=0-0",
+        _ => match form {
+            "integer" => "1",
+            "float" => "7.5",
+            "boolean" => "true",
+            "string" => "text",
+            "<integer>-<integer>" => "1-2",
+            "<integer>:<integer>" => "0:1",
+            "<device_id>:<fraction>" => "0:0.5",
+            other => panic!("--{name}: no value is known of the form '{other}'"),
+        },
+    }
+}
+
 #[test]
 fn every_flag_of_tritonserver_is_taken() {
-    let taken = flags();
-    let missing: Vec<_> =
-        FLAGS.into_iter().filter(|flag| !taken.iter().any(|it| it == flag)).collect();
-    assert_eq!(missing, [""; 0]);
+    let mut names = Vec::new();
+    for (name, form) in tritons_flags() {
+        let flag = match form {
+            "" => format!("--{name}"),
+            _ => format!("--{name}={}", value(name, form)),
+        };
+        let line = ["nereid", "--model-repository=models", &flag];
+        if let Err(error) = nereid::cli::command().try_get_matches_from(line) {
+            panic!("{flag} is not taken: {error}");
+        }
+        names.push(name);
+    }
+    assert!(names.len() == 90 && names.contains(&"id") && names.contains(&"trace-log-frequency"));
 }
 
 #[test]

@@ -53,7 +53,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -62,7 +62,7 @@ def _stat(process: int) -> list[str]:
     return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
-def _environment(binary: pathlib.Path) -> dict[str, str] | None:
+def environment(binary: pathlib.Path) -> dict[str, str] | None:
     # The processes of the real server's Python models find their libraries by this.
     return {**os.environ, "LD_LIBRARY_PATH": str(PEER / "nvidia_pytriton.libs")} if binary == TRITON else None
 
@@ -103,8 +103,8 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
-                env=_environment(binary),
-                preexec_fn=_end_with_parent,
+                env=environment(binary),
+                preexec_fn=end_with_parent,
             )
         self.ready_seconds = 0.0
         self.stop_seconds = 0.0

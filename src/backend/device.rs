@@ -9,7 +9,7 @@ use super::{BackendError, Batch, BatchOutputs, BatchTensor, Instance};
 use crate::{
     device::{
         Device,
-        streams::{Alone, BatchParts, Runner},
+        streams::{Alone, BatchParts, OutputPart, Runner},
     },
     inference::Shape,
     memory::{BufferPool, Exhausted},
@@ -34,19 +34,24 @@ pub trait DeviceModel: Send + Sync {
     fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError>;
 
     /// Whether inputs may come without their bytes, which are brought to their places on the device
-    /// meanwhile, and outputs that are not wanted go from there to others. Then what goes to the device
-    /// begins with the inputs given, in their order, as they are, and every output is made.
+    /// meanwhile, and outputs may go from there to others. Then what goes to the device begins with the
+    /// inputs given, in their order, as they are.
     fn takes_resident(&self) -> bool {
-        false
+        true
     }
 
-    /// The outputs of a batch that has come back, as [`Instance::execute`] would give them.
+    /// The outputs of a batch that has come back, as [`Instance::execute`] would give them; `returned`
+    /// are those that came.
     ///
     /// # Errors
     /// The whole batch fails with the message.
-    fn outputs(&self, batch: Expected, returned: Vec<Bytes>) -> Result<BatchOutputs, BackendError> {
+    fn outputs(
+        &self,
+        batch: Expected,
+        returned: Vec<Option<Bytes>>,
+    ) -> Result<BatchOutputs, BackendError> {
         let tensors = batch.shapes.into_iter().zip(returned);
-        Ok(tensors.map(|(shape, data)| Some(BatchTensor { shape, data })).collect())
+        Ok(tensors.map(|(shape, data)| Some(BatchTensor { shape, data: data? })).collect())
     }
 }
 
@@ -84,17 +89,26 @@ pub struct DeviceOutput {
 }
 
 impl DeviceBatch {
-    /// The batch as lanes take it, with memory for its outputs, and what is expected of those.
+    /// The batch as lanes take it, with memory for those of its outputs that `comes` says are to come
+    /// back, and what is expected of them.
     ///
     /// # Errors
     /// When the pool is used up.
-    pub fn parts(self, rows: u32, pool: &BufferPool) -> Result<(BatchParts, Expected), Exhausted> {
+    pub fn parts(
+        self,
+        rows: u32,
+        comes: impl Fn(usize) -> bool,
+        pool: &BufferPool,
+    ) -> Result<(BatchParts, Expected), Exhausted> {
         let Self { inputs, outputs, scratch, numbers, own } = self;
-        let buffers = outputs.iter().map(|output| pool.allocate(output.bytes));
-        let buffers = buffers.collect::<Result<_, _>>()?;
+        let part = |(index, output): (usize, &DeviceOutput)| match comes(index) {
+            true => pool.allocate(output.bytes).map(OutputPart::Comes),
+            false => Ok(OutputPart::Stays(output.bytes)),
+        };
+        let parts = outputs.iter().enumerate().map(part).collect::<Result<_, _>>()?;
         let shapes = outputs.into_iter().map(|output| output.shape).collect();
         let expected = Expected { shapes, own: own.clone() };
-        let (outputs, resident) = (buffers, None);
+        let (outputs, resident) = (parts, None);
         Ok((BatchParts { rows, inputs, outputs, scratch, numbers, own, resident }, expected))
     }
 }
@@ -142,7 +156,7 @@ impl<R: BorrowMut<Runner> + Send> Instance for Direct<R> {
     fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
         let laid = self.model.lay_out(batch)?;
         let (parts, expected) = laid
-            .parts(batch.rows, batch.pool)
+            .parts(batch.rows, |index| batch.wanted.get(index) == Some(&true), batch.pool)
             .map_err(|exhausted| BackendError(exhausted.to_string()))?;
         let outputs = self.alone.run(parts).map_err(|error| BackendError(error.to_string()))?;
         self.model.outputs(expected, outputs)

@@ -10,7 +10,10 @@ use bytes::Bytes;
 
 use super::{BackendError, BatchOutputs, BatchTensor, DeviceBatch, DeviceOutput, Expected};
 use crate::{
-    device::{Destination, DeviceError, Landing, LibraryMemory, VisitError, Visited},
+    device::{
+        Destination, DeviceError, DeviceSlice, Landing, LibraryMemory, Stream, Visit, VisitError,
+        Visited, streams::PlacedBatch,
+    },
     inference::Shape,
     memory::{BufferPool, Exhausted},
 };
@@ -48,6 +51,62 @@ pub(super) enum NotBrought {
     Device(VisitError),
 }
 
+impl From<NotBrought> for VisitError {
+    fn from(error: NotBrought) -> Self {
+        match error {
+            NotBrought::Device(error) => error,
+            NotBrought::Exhausted(error) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// A batch at its places in a lane.
+pub(super) struct Aboard {
+    /// What is to know of it.
+    pub voyage: Arc<Voyage>,
+    /// Where its inputs lie, in the order of [`Voyage::inputs`].
+    pub inputs: Vec<DeviceSlice>,
+    /// Where its outputs go.
+    pub outputs: Vec<DeviceSlice>,
+    who: Arc<str>,
+}
+
+impl Aboard {
+    /// That which `model` is to run.
+    ///
+    /// # Errors
+    /// When the batch is none of a framework's.
+    pub fn of(batch: &PlacedBatch<'_>, model: &str) -> Result<Self, DeviceError> {
+        let who: Arc<str> = format!("model '{model}'").into();
+        let voyage = Voyage::of(batch.own, &who)?;
+        Ok(Self { voyage, inputs: batch.inputs.to_vec(), outputs: batch.outputs.to_vec(), who })
+    }
+
+    /// Has `run` visit a stream. Of the lane's memory it writes the outputs, and the inputs if it
+    /// `writes_inputs`.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn visit(
+        self,
+        stream: &mut dyn Stream,
+        writes_inputs: bool,
+        run: impl FnOnce(&Self, &mut dyn Visited) -> Result<(), VisitError> + Send + 'static,
+    ) -> Result<(), DeviceError> {
+        let (reads, writes) = match writes_inputs {
+            true => (Vec::new(), [&self.inputs[..], &self.outputs].concat()),
+            false => (self.inputs.clone(), self.outputs.clone()),
+        };
+        let who = self.who.clone();
+        stream.visit(Visit {
+            who,
+            reads,
+            writes,
+            work: Box::new(move |visited| run(&self, visited)),
+        })
+    }
+}
+
 impl Voyage {
     /// Of a batch whose run takes memory of `pool`.
     pub fn new(pool: &BufferPool) -> Self {
@@ -59,10 +118,7 @@ impl Voyage {
     ///
     /// # Errors
     /// When it has none, for which `who` is at fault.
-    pub fn of(
-        own: Option<&Arc<dyn Any + Send + Sync>>,
-        who: &str,
-    ) -> Result<Arc<Self>, DeviceError> {
+    fn of(own: Option<&Arc<dyn Any + Send + Sync>>, who: &str) -> Result<Arc<Self>, DeviceError> {
         let voyage = own.and_then(|own| own.clone().downcast::<Self>().ok());
         voyage.ok_or_else(|| DeviceError::Visit {
             device: 0,
@@ -101,14 +157,17 @@ impl Voyage {
     }
 
     /// The outputs of a batch that is back.
-    pub fn disembark(batch: Expected, returned: Vec<Bytes>) -> Result<BatchOutputs, BackendError> {
+    pub fn disembark(
+        batch: Expected,
+        returned: Vec<Option<Bytes>>,
+    ) -> Result<BatchOutputs, BackendError> {
         let voyage = Self::of(batch.own.as_ref(), "a model");
         let voyage = voyage.map_err(|error| BackendError(error.to_string()))?;
         let placed = voyage.outputs.iter().zip(batch.shapes).zip(returned);
         let mut outputs: BatchOutputs = placed
             .map(|((awaited, shape), data)| match awaited {
                 Awaited::Echo(input) => input.clone(),
-                Awaited::Placed(..) => Some(BatchTensor { shape, data }),
+                Awaited::Placed(..) => Some(BatchTensor { shape, data: data? }),
                 Awaited::Unwanted | Awaited::Unknown => None,
             })
             .collect();

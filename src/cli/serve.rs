@@ -48,10 +48,13 @@ use crate::{
     memory::{BufferPool, Regions, keep_freed_memory},
     observe::{logging, trace::Tracer},
     repository::{self, Agents, Options, Repository},
-    runtime::{Acceptor, Listener, Reactors, StartError, Topology, raise_descriptor_limit, spawn},
+    runtime::{
+        Acceptor, Listener, ReactorHandle, Reactors, StartError, Topology, raise_descriptor_limit,
+        spawn,
+    },
     serving::{
-        Backends, Caches, Fleet, Limiter, Loader, ModelControl, Observers, Server, ServerState,
-        Startup,
+        Backends, Caches, Fleet, Limiter, Loader, ModelControl, Observers, Places, Server,
+        ServerState, Startup,
     },
 };
 
@@ -128,7 +131,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let count = args.reactors().unwrap_or_else(|| topology.default_reactors());
     // Whoever serves the ring alone comes last.
     let all = count + args.ring.reactors();
-    let reactors = Reactors::start(&args.reactor_settings(all), &topology)?;
+    let mut reactors = Reactors::start(&args.reactor_settings(all), &topology)?;
     let (arena, budget) = args.memory();
     let pool = BufferPool::new(arena, budget)
         .map_err(|source| ServeError::Memory { bytes: arena, source })?;
@@ -140,6 +143,11 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let regions = Regions::new(args.allow_client_shm);
     let devices = Arc::new(args.devices.devices(&pool));
     let instance_cores = args.instance_cores(&topology, all).map_err(ServeError::OtherFlags)?;
+    // A scrape is answered also while models keep all other reactors busy.
+    let scraped = match args.allow_metrics {
+        true => Some(reactors.start_aside(&args.reactor_settings(all), instance_cores.others())?),
+        false => None,
+    };
     let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
 
     if let Some(settings) = args.sharing.cache().map_err(ServeError::OtherFlags)? {
@@ -157,7 +165,7 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         server.run_on(fleet);
     }
     let control = control(args, server.clone(), &devices)?;
-    let mut listeners = listen(args, &control)?;
+    let mut listeners = listen(args, &control, scraped)?;
     if let Some(path) = args.ring.path() {
         let listener = args.ring.listen(&server, reactors.handles().last());
         let address = path.display().to_string();
@@ -236,6 +244,7 @@ fn control(
         agents: Agents::built_in(),
         options,
         retries: args.model_load_retry_count,
+        places: Places::new(args.model_load_thread_count),
     };
     let repository = Repository::new(args.model_repository.clone(), args.model_namespacing)?;
     Ok(ModelControl::new(server, repository, loader, args.control_settings()))
@@ -310,22 +319,22 @@ fn known(directory: Option<&Path>) -> Result<&Path, BackendError> {
 fn listen(
     args: &ServeArgs,
     control: &Arc<ModelControl>,
+    scraped: Option<ReactorHandle>,
 ) -> Result<Vec<(&'static str, Listener)>, ServeError> {
     let mut listeners = Vec::new();
-    let mut bind = |what, address: &str, port: u16, reuse, serve| {
+    let bind = |what, address: &str, port: u16, reuse, serve| {
         let bound = resolve(address, port).and_then(|at| Listener::bind(at, reuse, serve));
         let listener = bound.map_err(|source| {
             let address = format!("{address}:{port}");
             ServeError::Listen { what, address, source }
         })?;
-        listeners.push((what, listener));
-        Ok::<_, ServeError>(())
+        Ok::<_, ServeError>((what, listener))
     };
     if args.allow_grpc {
         let settings = Arc::new(args.wires.grpc_settings()?);
         let service = GrpcService::new(control.clone(), settings.message_max);
         let tls = args.wires.grpc_tls()?;
-        bind(
+        listeners.push(bind(
             "gRPC",
             &args.grpc_address,
             args.grpc_port,
@@ -339,13 +348,13 @@ fn listen(
                     }),
                 }
             }),
-        )?;
+        )?);
     }
     if args.allow_http {
         let control = control.clone();
         let settings = Arc::new(args.wires.http_settings(args.http_max_input_size)?);
         let tls = args.wires.http_tls()?;
-        bind(
+        listeners.push(bind(
             "HTTP",
             &args.http_address,
             args.http_port,
@@ -359,7 +368,7 @@ fn listen(
                     }),
                 }
             }),
-        )?;
+        )?);
     }
     let others = [
         ("HTTP", args.allow_http, args.http_port),
@@ -370,7 +379,7 @@ fn listen(
     for Endpoint { what, port, cloud } in args.cloud.endpoints()? {
         let control = control.clone();
         let settings = Arc::new(args.wires.http_settings(args.http_max_input_size)?);
-        bind(
+        listeners.push(bind(
             what,
             &args.http_address,
             port,
@@ -380,11 +389,11 @@ fn listen(
                 let serve = http::serve_cloud(stream, control, settings, cloud);
                 spawn(&"a connection of a cloud's", serve);
             }),
-        )?;
+        )?);
     }
-    if args.allow_metrics {
+    if let Some(scraped) = scraped {
         let server = control.server().clone();
-        bind(
+        let (what, listener) = bind(
             "metrics",
             args.metrics_address(),
             args.metrics_port,
@@ -393,6 +402,7 @@ fn listen(
                 spawn(&"a metrics connection", http::serve_metrics(stream, server.clone()));
             }),
         )?;
+        listeners.push((what, listener.on(scraped)));
     }
     Ok(listeners)
 }

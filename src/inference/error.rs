@@ -90,6 +90,8 @@ pub enum Error {
     UnexpectedOutput { output: String, model: String },
     #[error("input '{input}' already exists in request")]
     DuplicateInput { input: String },
+    #[error("output '{output}' already exists in request")]
+    DuplicateOutput { output: String },
     #[error(
         "expected {} inputs for model '{model}'. \
          Got input(s) {got_names}, but missing required input(s) {missing_names}. \
@@ -286,6 +288,7 @@ impl Error {
             | Self::UnexpectedInput { .. }
             | Self::UnexpectedOutput { .. }
             | Self::DuplicateInput { .. }
+            | Self::DuplicateOutput { .. }
             | Self::InputCount { .. }
             | Self::DataTypeMismatch { .. }
             | Self::ShapeMismatch { .. }

@@ -14,6 +14,13 @@ use prost_reflect::{
 use super::{error::Error, text::model_config_descriptor};
 use crate::proto::ModelConfig;
 
+/// The 64-bit integers that are texts all the same, as protobuf's own mapping has them.
+const TEXTS: [&str; 3] = [
+    "inference.ModelInstanceGroup.SecondaryDevice.device_id",
+    "inference.ModelOptimizationPolicy.Cuda.GraphSpec.Shape.dim",
+    "inference.ModelSequenceBatching.InitialState.dims",
+];
+
 /// Prints a configuration the way `GET /v2/models/{model}/config` does.
 pub fn to_json(config: &ModelConfig) -> String {
     let mut message = DynamicMessage::new(model_config_descriptor());
@@ -88,12 +95,15 @@ fn write_message(json: &mut String, message: &DynamicMessage) {
 }
 
 fn write_field(json: &mut String, field: &FieldDescriptor, value: &Value) {
+    let quote = if TEXTS.contains(&field.full_name()) { "\"" } else { "" };
     match value {
         Value::List(values) => {
             json.push('[');
             for (index, value) in values.iter().enumerate() {
                 json.push_str(if index > 0 { "," } else { "" });
+                json.push_str(quote);
                 write_value(json, &field.kind(), value);
+                json.push_str(quote);
             }
             json.push(']');
         }
@@ -112,7 +122,11 @@ fn write_field(json: &mut String, field: &FieldDescriptor, value: &Value) {
             }
             json.push('}');
         }
-        value => write_value(json, &field.kind(), value),
+        value => {
+            json.push_str(quote);
+            write_value(json, &field.kind(), value);
+            json.push_str(quote);
+        }
     }
 }
 

@@ -39,7 +39,7 @@ pub type ServeUnix = Arc<dyn Fn(unix::UnixStream) + Send + Sync>;
 pub struct Listener(Port);
 
 enum Port {
-    Tcp { socket: TcpListener, serve: Serve },
+    Tcp { socket: TcpListener, serve: Serve, reactor: Option<ReactorHandle> },
     Unix { file: SocketFile, serve: ServeUnix, reactor: Option<ReactorHandle> },
 }
 
@@ -55,7 +55,22 @@ impl Listener {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Ok(Self(Port::Tcp { socket: socket.into(), serve }))
+        Ok(Self(Port::Tcp { socket: socket.into(), serve, reactor: None }))
+    }
+
+    /// Has all its connections go to one reactor, instead of that with the fewest.
+    pub fn on(mut self, its: ReactorHandle) -> Self {
+        match &mut self.0 {
+            Port::Tcp { reactor, .. } | Port::Unix { reactor, .. } => *reactor = Some(its),
+        }
+        self
+    }
+
+    /// The reactor that all its connections go to, if it is settled.
+    fn reactor(&self) -> Option<&ReactorHandle> {
+        match &self.0 {
+            Port::Tcp { reactor, .. } | Port::Unix { reactor, .. } => reactor.as_ref(),
+        }
     }
 
     /// Listens at `path`, whose file gets the permissions `mode` and goes when the listener does. Its
@@ -94,7 +109,7 @@ impl Listener {
 
     fn accept(&self) -> io::Result<Arrival> {
         match &self.0 {
-            Port::Tcp { socket, serve } => {
+            Port::Tcp { socket, serve, reactor } => {
                 let (socket, peer) = socket.accept()?;
                 if let Err(error) = socket.set_nodelay(true) {
                     log::debug!("cannot turn off Nagle's algorithm for {peer}: {error}");
@@ -106,7 +121,8 @@ impl Listener {
                         log::warn!("cannot take over the connection from {peer}: {error}");
                     }
                 };
-                Ok(Arrival { peer: peer.to_string(), reactor: None, serve: Box::new(serve) })
+                let peer = peer.to_string();
+                Ok(Arrival { peer, reactor: reactor.clone(), serve: Box::new(serve) })
             }
             Port::Unix { file, serve, reactor } => {
                 let (socket, _) = file.socket.accept()?;
@@ -155,7 +171,13 @@ impl Acceptor {
     ) -> io::Result<Self> {
         // A process that a back end starts must not keep it open.
         let (stopped, stop) = pipe2(OFlag::O_CLOEXEC)?;
-        let mut door = Door { reactors, connections_max, refusal_logged: None };
+        let mut counted = reactors.clone();
+        for reactor in listeners.iter().filter_map(Listener::reactor) {
+            if counted.iter().all(|other| other.index() != reactor.index()) {
+                counted.push(reactor.clone());
+            }
+        }
+        let mut door = Door { reactors, counted, connections_max, refusal_logged: None };
         let thread = thread::Builder::new()
             .name("acceptor".into())
             .spawn(move || accept(&listeners, &mut door, &stopped))?;
@@ -200,6 +222,8 @@ fn accept(listeners: &[Listener], door: &mut Door, stopped: &OwnedFd) {
 /// Who gets a new connection, and whether anybody does.
 struct Door {
     reactors: Vec<ReactorHandle>,
+    /// All that have connections.
+    counted: Vec<ReactorHandle>,
     connections_max: usize,
     refusal_logged: Option<Instant>,
 }
@@ -237,7 +261,7 @@ impl Door {
     }
 
     fn is_full(&self) -> bool {
-        let open: usize = self.reactors.iter().map(ReactorHandle::connections).sum();
+        let open: usize = self.counted.iter().map(ReactorHandle::connections).sum();
         open >= self.connections_max
     }
 

@@ -170,6 +170,8 @@ pub fn spawn(label: Label, task: impl Future<Output = ()> + 'static) {
 /// All reactors of the process.
 pub struct Reactors {
     handles: Vec<ReactorHandle>,
+    /// Those that are no part of what the others share.
+    aside: Vec<ReactorHandle>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -180,32 +182,9 @@ impl Reactors {
     /// When a thread or an event loop cannot be had.
     pub fn start(settings: &ReactorSettings, topology: &Topology) -> Result<Self, StartError> {
         let chosen = driver::choose(settings.driver);
-        let mut reactors = Self { handles: Vec::new(), threads: Vec::new() };
+        let mut reactors = Self { handles: Vec::new(), aside: Vec::new(), threads: Vec::new() };
         for (index, core) in topology.reactor_cores(settings.count).into_iter().enumerate() {
-            let handle = ReactorHandle(Arc::new(Shared {
-                index,
-                driver: chosen,
-                mailbox: Mailbox::new(settings.mailbox_capacity),
-                connections: AtomicUsize::new(0),
-                stopping: AtomicBool::new(false),
-                activity: Activity::default(),
-            }));
-            let (report, started) = mpsc::sync_channel(1);
-            let thread = thread::Builder::new()
-                .name(format!("reactor-{index}"))
-                .spawn({
-                    let (handle, idle_spin) = (handle.clone(), settings.idle_spin);
-                    move || run(handle, core, idle_spin, report)
-                })
-                .map_err(|source| StartError::Thread { index, core, source })?;
-            match started.recv() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(error),
-                Err(mpsc::RecvError) => {
-                    let detail = "the thread ended before it was ready".to_owned();
-                    return Err(StartError::Driver { index, driver: chosen, detail });
-                }
-            }
+            let (handle, thread) = start(settings, chosen, index, &[core])?;
             reactors.handles.push(handle);
             reactors.threads.push(thread);
         }
@@ -217,6 +196,29 @@ impl Reactors {
         Ok(reactors)
     }
 
+    /// Starts one more on any of `cores`, for what has to go on though the others are kept busy. It is
+    /// none of [`handles`](Self::handles): what they share has no part for it.
+    ///
+    /// # Errors
+    /// When the thread or its event loop cannot be had.
+    pub fn start_aside(
+        &mut self,
+        settings: &ReactorSettings,
+        cores: &[usize],
+    ) -> Result<ReactorHandle, StartError> {
+        // It sleeps most of the time, and a ring of its own would take locked memory.
+        let settings = ReactorSettings { idle_spin: Duration::ZERO, ..settings.clone() };
+        let index = self.handles.len() + self.aside.len();
+        let (handle, thread) = start(&settings, Driver::Epoll, index, cores)?;
+        self.aside.push(handle.clone());
+        self.threads.push(thread);
+        Ok(handle)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ReactorHandle> {
+        self.handles.iter().chain(&self.aside)
+    }
+
     /// The reactors in the order of their numbers.
     pub fn handles(&self) -> &[ReactorHandle] {
         &self.handles
@@ -226,7 +228,7 @@ impl Reactors {
     ///
     /// [`draining`]: super::draining
     pub fn drain(&self) {
-        for handle in &self.handles {
+        for handle in self.all() {
             if handle.send(Box::new(drain::begin)).is_err() {
                 log::debug!("reactor {} had ended before it was drained", handle.index());
             }
@@ -235,12 +237,12 @@ impl Reactors {
 
     /// Open connections on all reactors.
     pub fn connections(&self) -> usize {
-        self.handles.iter().map(ReactorHandle::connections).sum()
+        self.all().map(ReactorHandle::connections).sum()
     }
 
     /// Ends all reactors: tasks that still run are dropped, messages that still wait are run.
     pub fn stop(self) {
-        for handle in &self.handles {
+        for handle in self.all() {
             let stopping = handle.clone();
             let message = Box::new(move || stopping.0.stopping.store(true, Ordering::Relaxed));
             if handle.send(message).is_err() {
@@ -255,14 +257,49 @@ impl Reactors {
     }
 }
 
+/// Starts the reactor `index` on a thread that is bound to `cores`.
+fn start(
+    settings: &ReactorSettings,
+    driver: Driver,
+    index: usize,
+    cores: &[usize],
+) -> Result<(ReactorHandle, JoinHandle<()>), StartError> {
+    let handle = ReactorHandle(Arc::new(Shared {
+        index,
+        driver,
+        mailbox: Mailbox::new(settings.mailbox_capacity),
+        connections: AtomicUsize::new(0),
+        stopping: AtomicBool::new(false),
+        activity: Activity::default(),
+    }));
+    let (report, started) = mpsc::sync_channel(1);
+    let core = cores.first().copied().unwrap_or_default();
+    let thread = thread::Builder::new()
+        .name(format!("reactor-{index}"))
+        .spawn({
+            let (handle, cores, idle_spin) = (handle.clone(), cores.to_vec(), settings.idle_spin);
+            move || run(handle, &cores, core, idle_spin, report)
+        })
+        .map_err(|source| StartError::Thread { index, core, source })?;
+    match started.recv() {
+        Ok(Ok(())) => Ok((handle, thread)),
+        Ok(Err(error)) => Err(error),
+        Err(mpsc::RecvError) => {
+            let detail = "the thread ended before it was ready".to_owned();
+            Err(StartError::Driver { index, driver, detail })
+        }
+    }
+}
+
 fn run(
     handle: ReactorHandle,
+    cores: &[usize],
     core: usize,
     idle_spin: Duration,
     report: mpsc::SyncSender<Result<(), StartError>>,
 ) {
     let index = handle.index();
-    if let Err(source) = pin_to(&[core]) {
+    if let Err(source) = pin_to(cores) {
         let _ = report.send(Err(StartError::Thread { index, core, source }));
         return;
     }
@@ -332,6 +369,46 @@ mod tests {
                 assert!(!handle.is_current());
             }
         });
+    }
+
+    #[test]
+    fn one_aside_goes_on_while_the_others_stall() {
+        let settings = ReactorSettings {
+            count: 2,
+            driver: DriverChoice::Auto,
+            idle_spin: Duration::ZERO,
+            mailbox_capacity: 64,
+        };
+        let topology = Topology::read().unwrap();
+        let mut reactors = Reactors::start(&settings, &topology).unwrap();
+        let shared = Arc::new(PerReactor::new(reactors.handles()));
+        let aside = reactors.start_aside(&settings, &topology.reactor_cores(2)).unwrap();
+        let (go_on, stalled) = channel::<()>();
+        let stalled = Arc::new(std::sync::Mutex::new(stalled));
+        for handle in reactors.handles() {
+            let (stalled, shared) = (stalled.clone(), shared.clone());
+            let stall = move || {
+                shared.set(handle_number());
+                let _ = stalled.lock().unwrap().recv();
+            };
+            handle.send(Box::new(stall)).unwrap();
+        }
+        let (report, reported) = channel();
+        let ask = move || {
+            spawn(&"aside", async move {
+                sleep(Duration::from_millis(1)).await;
+                report.send((handle_number(), shared.get().copied())).unwrap();
+            });
+        };
+        aside.send(Box::new(ask)).unwrap();
+        let heard = reported.recv_timeout(Duration::from_secs(10));
+        drop(go_on);
+        assert_eq!(heard, Ok((Some(2), None)));
+        reactors.stop();
+    }
+
+    fn handle_number() -> Option<usize> {
+        try_current().map(|reactor| reactor.index())
     }
 
     #[test]

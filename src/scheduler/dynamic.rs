@@ -117,10 +117,15 @@ impl<R: Queued> DynamicQueue<R> {
 
     /// The same for so many instances; without, it feeds one.
     pub fn for_instances(mut self, instances: usize) -> Self {
+        self.set_instances(instances);
+        self
+    }
+
+    /// Feeds so many instances from now on.
+    pub fn set_instances(&mut self, instances: usize) {
         if let Some(auto_delay) = &mut self.auto_delay {
             auto_delay.set_instances(instances);
         }
-        self
     }
 
     /// The number of requests that wait.

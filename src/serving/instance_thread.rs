@@ -1,6 +1,6 @@
-use std::{cell::RefCell, io, sync::Arc, thread, time::Duration};
+use std::{cell::RefCell, io, ops::ControlFlow, sync::Arc, thread, time::Duration};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::{
     execution::{Executed, SealedBatch, execute, hand_over_series},
@@ -26,13 +26,28 @@ const QUICK: Duration = Duration::from_micros(250);
 /// The instances of a model on threads of their own, away from the reactors' cores where there are
 /// others. They take batches from their home reactor and send them back there.
 pub struct InstanceThreads {
-    /// One queue for all, so that the instance that is free first takes the next batch. The threads
-    /// end when this is dropped and what was sent has run.
+    /// One queue for all, so that the instance that is free first takes the next batch.
     batches: Sender<SealedBatch>,
-    count: usize,
+    threads: Vec<InstanceThread>,
     in_flight: usize,
     /// For each instance.
     lanes: usize,
+}
+
+/// An instance's thread, as its home knows it. When this and the queue that it takes batches from are
+/// dropped, it ends after all that was sent has run.
+struct InstanceThread {
+    device: Option<Arc<dyn Device>>,
+    /// Takes the queues that it takes batches from, one after the other.
+    supplies: Sender<Supply>,
+}
+
+/// Where instances take their batches from.
+#[derive(Clone)]
+struct Supply {
+    batches: Receiver<SealedBatch>,
+    /// The device of each instance that does.
+    devices: Arc<[Option<Arc<dyn Device>>]>,
 }
 
 /// An instance and where it is to run.
@@ -61,39 +76,51 @@ impl InstanceThreads {
     /// # Errors
     /// When a thread cannot be had.
     pub fn start(instances: Vec<PlacedInstance>, home: &ReactorHandle) -> Result<Self, NoThread> {
-        let count = instances.len();
-        let (batches, receive) = bounded(count * LANES_WHEN_QUICK);
-        let devices = instances.iter().map(|placed| placed.instance.device().cloned());
-        let devices: Arc<[_]> = devices.collect();
+        let mut threads = Vec::with_capacity(instances.len());
         for PlacedInstance { name, cores, seat, instance } in instances {
-            let (receive, home) = (receive.clone(), home.clone());
-            let devices = devices.clone();
+            let device = instance.device().cloned();
+            let (supplies, receive) = unbounded();
+            let home = home.clone();
             thread::Builder::new()
                 .name(name.clone())
-                .spawn(move || run(instance, seat.as_ref(), &cores, &receive, &home, &devices))
+                .spawn(move || work(instance, seat.as_ref(), &cores, &receive, &home))
                 .map_err(|source| NoThread { name, source })?;
+            threads.push(InstanceThread { device, supplies });
         }
-        Ok(Self { batches, count, in_flight: 0, lanes: LANES })
+        let batches = supply(&threads);
+        Ok(Self { batches, threads, in_flight: 0, lanes: LANES })
+    }
+
+    /// Goes on with those instances of which `stays` is true, in their order, and then with those of
+    /// `others`, which have had no batches. What was sent before runs on the instances that there were;
+    /// those that do not stay end after it.
+    pub fn exchange(&mut self, stays: &[bool], others: Self) {
+        let mut stays = stays.iter().copied();
+        self.threads.retain(|_| stays.next().unwrap_or(true));
+        self.threads.extend(others.threads);
+        // The queue before is closed by this.
+        self.batches = supply(&self.threads);
     }
 
     /// What stands in for an instance whose thread could not be had: it refuses every batch.
     pub fn none() -> Self {
-        Self { batches: bounded(1).0, count: 1, in_flight: 0, lanes: LANES }
+        let nobody = InstanceThread { device: None, supplies: unbounded().0 };
+        Self { batches: bounded(1).0, threads: vec![nobody], in_flight: 0, lanes: LANES }
     }
 
     /// The number of instances.
     pub fn count(&self) -> usize {
-        self.count
+        self.threads.len()
     }
 
     /// Whether a batch would begin at once.
     pub fn have_idle(&self) -> bool {
-        self.in_flight < self.count
+        self.in_flight < self.count()
     }
 
     /// Whether a batch can be put together though all are busy.
     pub fn have_free_lane(&self) -> bool {
-        self.in_flight < self.count * self.lanes
+        self.in_flight < self.count() * self.lanes
     }
 
     /// Runs a batch on the instance that is free first.
@@ -113,20 +140,46 @@ impl InstanceThreads {
     }
 }
 
-fn run(
+/// A queue that these threads take batches from once they have no other.
+fn supply(threads: &[InstanceThread]) -> Sender<SealedBatch> {
+    let (send, batches) = bounded(threads.len() * LANES_WHEN_QUICK);
+    let devices = threads.iter().map(|thread| thread.device.clone()).collect();
+    let supply = Supply { batches, devices };
+    for InstanceThread { supplies, .. } in threads {
+        if supplies.send(supply.clone()).is_err() {
+            log::debug!("an instance whose device is lost gets no more batches");
+        }
+    }
+    send
+}
+
+fn work(
     mut instance: ModelInstance,
     seat: Option<&Seat>,
     cores: &[usize],
-    batches: &Receiver<SealedBatch>,
+    supplies: &Receiver<Supply>,
     home: &ReactorHandle,
-    devices: &[Option<Arc<dyn Device>>],
 ) {
     if let Err(error) = pin_to(cores) {
         log::warn!("an instance thread cannot be bound to cores {cores:?}: {error}");
     }
+    for supply in supplies {
+        if run(&mut instance, seat, &supply, home).is_break() {
+            return;
+        }
+    }
+}
+
+/// Runs what comes from a queue until it is closed. Breaks when the instance can run nothing more.
+fn run(
+    instance: &mut ModelInstance,
+    seat: Option<&Seat>,
+    Supply { batches, devices }: &Supply,
+    home: &ReactorHandle,
+) -> ControlFlow<()> {
     let mut is_quick = false;
     for batch in batches {
-        if let (ModelInstance::Requests(instance), None) = (&mut instance, seat) {
+        if let (ModelInstance::Requests(instance), None) = (&mut *instance, seat) {
             // What waits while all are busy is shared out among them.
             let others = if is_quick { batches.len().div_ceil(devices.len()) } else { 0 };
             let series = std::iter::once(batch).chain(batches.try_iter().take(others));
@@ -136,20 +189,20 @@ fn run(
                 is_gone |= home.send(Box::new(move || version.executed(executed))).is_err();
             });
             if is_gone {
-                return;
+                return ControlFlow::Break(());
             }
             continue;
         }
         let Some(version) = batch.jobs.first().map(|job| job.version.clone()) else { continue };
         let executed = match seat {
-            None => run_batch(&mut instance, batch, home),
+            None => run_batch(instance, batch, home),
             Some(seat) => {
                 // What is shared between the two ways that the wait can end.
                 let batch = RefCell::new(Some(batch));
                 let is_moot = || batch.borrow().as_ref().is_none_or(|batch| all_left(&batch.jobs));
                 let run = || {
                     let batch = batch.take()?;
-                    Some(run_batch(&mut instance, batch, home))
+                    Some(run_batch(instance, batch, home))
                 };
                 let ran = seat.run(is_moot, run).flatten();
                 match (ran, batch.take()) {
@@ -161,13 +214,14 @@ fn run(
             }
         };
         if home.send(Box::new(move || version.executed(executed))).is_err() {
-            return;
+            return ControlFlow::Break(());
         }
         // An instance that cannot run any more leaves what comes to those that can.
         if is_lost(instance.device()) && !devices.iter().all(|other| is_lost(other.as_ref())) {
-            return;
+            return ControlFlow::Break(());
         }
     }
+    ControlFlow::Continue(())
 }
 
 /// Runs batches one after the other on an instance that can be told of all of them at once.

@@ -1,37 +1,30 @@
 //! How a model's folder becomes versions that can be served: `source` is where it lies, `backends` what
-//! may run it, `failure` why it is not served.
+//! may run it, `versions` what is made of each of its versions, `places` how many of them are made at a
+//! time, `failure` why it is not served.
 
 mod backends;
 mod failure;
+mod places;
 mod source;
+mod versions;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-pub use self::{backends::Backends, failure::LoadFailure, source::Source};
-use self::{backends::SCRIPT_RUNTIME, failure::VersionFault};
-use super::{
-    ensemble::EnsembleSteps,
-    registry::Versions,
-    sequences::SequenceSetup,
-    server::Server,
-    version::{LoadedVersion, Outline, VersionSpec},
-    warm_up::WarmUp,
+pub use self::{
+    backends::Backends,
+    failure::{LoadFailure, VersionFailure},
+    places::Places,
+    source::Source,
+    versions::Before,
 };
+use self::{backends::SCRIPT_RUNTIME, failure::VersionFault, versions::Loading};
+use super::{ensemble::EnsembleSteps, registry::Versions, server::Server};
 use crate::{
     backend::{Backend, BackendError},
     inference::Timestamp,
     proto::ModelConfig,
     repository::{AgentChain, Agents, Definition, Draft, Ensemble, Options, Scheduling},
-    scheduler::BatchingPolicy,
 };
-
-/// What is served of a model that is loaded again, and which versions of it may be served on.
-pub struct Before<'a> {
-    /// What is served.
-    pub versions: &'a Versions,
-    /// Whether the files of a version are the same still.
-    pub is_same: &'a dyn Fn(i64) -> bool,
-}
 
 /// Makes models of folders.
 pub struct Loader {
@@ -43,6 +36,8 @@ pub struct Loader {
     pub options: Arc<Options>,
     /// How often a version that failed is tried again.
     pub retries: usize,
+    /// Lets so many versions be loaded at a time.
+    pub places: Places,
 }
 
 impl Loader {
@@ -66,37 +61,21 @@ impl Loader {
             log::warn!("{warning}");
         }
         if draft.backend_name().is_none() {
-            return self.load_ensemble(server, source, &agents, draft, before, began);
+            return self.load_ensemble(server, source, agents, draft, before, began);
         }
         let numbers = draft.versions().to_vec();
         began(&numbers);
-        let defined = self.define(draft);
-        let mut versions = Versions::new();
-        let mut failures = BTreeMap::new();
-        for version in numbers {
-            let started = match &defined {
-                Ok((definition, backend)) => match reusable(before, definition, version) {
-                    Some(kept) if agents.is_none() => Ok(kept),
-                    _ => self.start(server, source, &agents, definition, backend.as_ref(), version),
-                },
-                Err(fault) => Err(fault.clone()),
-            };
-            match started {
-                Ok(started) => {
-                    versions.insert(version, started);
-                    failures.insert(version, None);
-                }
-                Err(fault) => {
-                    let located = fault.located();
-                    log::error!("failed to load '{}' version {version}: {located}", source.id);
-                    failures.insert(version, Some(fault.reason()));
-                }
+        let (definition, backend) = match self.define(draft) {
+            Ok(defined) => defined,
+            Err(fault) => {
+                let failures = numbers
+                    .into_iter()
+                    .map(|version| (version, Some(fault.told(&source.id, version, false))));
+                return Err(LoadFailure::Versions(failures.collect()));
             }
-        }
-        match failures.values().any(Option::is_some) {
-            true => Err(LoadFailure::Versions(failures)),
-            false => Ok(versions),
-        }
+        };
+        let model = Loading::new(server, source, agents, &definition, before);
+        model.load(&*backend, self.retries, &self.places)
     }
 
     /// The steps of a model that is an ensemble, if it is one and can be read.
@@ -121,7 +100,7 @@ impl Loader {
         &self,
         server: &Server,
         source: &Source,
-        agents: &Option<Arc<AgentChain>>,
+        agents: Option<Arc<AgentChain>>,
         draft: Draft,
         before: &Before<'_>,
         began: impl FnOnce(&[i64]),
@@ -135,16 +114,13 @@ impl Loader {
         let steps = EnsembleSteps::compose(server, &source.id, ensemble, &definition.signature)?;
         let steps = Arc::new(steps);
         began(&definition.versions);
+        let model = Loading::new(server, source, agents, &definition, before);
         let version = |&version: &i64| {
-            let kept = reusable(before, &definition, version);
-            let kept = kept.filter(|kept| {
-                agents.is_none()
-                    && kept.steps.as_ref().is_some_and(|earlier| earlier.are_those_of(&steps))
+            let kept = model.as_served(version).filter(|kept| {
+                kept.steps.as_ref().is_some_and(|earlier| earlier.are_those_of(&steps))
             });
-            let started = || {
-                let outline = outline(server, source, agents, &definition, version, beginning);
-                server.start_ensemble(outline, steps.clone())
-            };
+            let started =
+                || server.start_ensemble(model.outline(version, beginning), steps.clone());
             (version, kept.unwrap_or_else(started))
         };
         Ok(definition.versions.iter().map(version).collect())
@@ -166,44 +142,6 @@ impl Loader {
         };
         Ok((draft.complete(told.as_ref())?, backend))
     }
-
-    fn start(
-        &self,
-        server: &Server,
-        source: &Source,
-        agents: &Option<Arc<AgentChain>>,
-        definition: &Definition,
-        backend: &dyn Backend,
-        version: i64,
-    ) -> Result<Arc<LoadedVersion>, VersionFault> {
-        let mut tries = 0;
-        loop {
-            match start_version(server, source, agents, definition, backend, version) {
-                Err(fault) if tries < self.retries => {
-                    tries += 1;
-                    log::warn!(
-                        "'{}' version {version} failed to load and is tried again ({tries} of {}): \
-                         {fault}",
-                        source.id,
-                        self.retries
-                    );
-                }
-                started => return started,
-            }
-        }
-    }
-}
-
-/// The version as it is served, if loading it again would make the same.
-fn reusable(
-    before: &Before<'_>,
-    definition: &Definition,
-    version: i64,
-) -> Option<Arc<LoadedVersion>> {
-    let served = before.versions.get(&version)?;
-    let same =
-        served.agents.is_none() && served.config == definition.config && (before.is_same)(version);
-    same.then(|| served.clone())
 }
 
 fn find_backend(
@@ -220,68 +158,5 @@ fn find_backend(
             let known = backends.names().collect::<Vec<_>>().join(", ");
             Err(VersionFault::UnknownBackend { name, model, known })
         }
-    }
-}
-
-fn start_version(
-    server: &Server,
-    source: &Source,
-    agents: &Option<Arc<AgentChain>>,
-    definition: &Definition,
-    backend: &dyn Backend,
-    version: i64,
-) -> Result<Arc<LoadedVersion>, VersionFault> {
-    let dynamic = match &definition.scheduling {
-        Scheduling::Plain => None,
-        Scheduling::Dynamic(dynamic) => Some(dynamic.clone()),
-        Scheduling::Sequence(_) => None,
-        Scheduling::Ensemble(_) => {
-            let (model, feature) = (definition.name.to_string(), "ensemble scheduling");
-            return Err(VersionFault::Unsupported { model, feature });
-        }
-    };
-    let sequences = match &definition.scheduling {
-        Scheduling::Sequence(batching) => {
-            let setup = SequenceSetup::new(batching, &definition.signature, &definition.dir);
-            Some(Arc::new(setup.map_err(|error| VersionFault::Sequences(Arc::new(error)))?))
-        }
-        _ => None,
-    };
-    let began = Timestamp::now();
-    let warm_ups = WarmUp::read_all(&definition.config, &definition.signature, &definition.dir)
-        .map_err(|error| VersionFault::WarmUp(Arc::new(error)))?;
-    let model = backend.load(&definition.source(version))?;
-    let spec = VersionSpec {
-        outline: outline(server, source, agents, definition, version, began),
-        allowed_batch_sizes: definition.allowed_batch_sizes.clone(),
-        policy: BatchingPolicy { max_batch_size: definition.signature.max_batch_size, dynamic },
-        sequences,
-        placements: definition.placements.clone(),
-        rate_limits: definition.rate_limits.clone(),
-        warm_ups,
-        model,
-    };
-    server.start(spec).map_err(|error| VersionFault::Version(Arc::new(error)))
-}
-
-fn outline(
-    server: &Server,
-    source: &Source,
-    agents: &Option<Arc<AgentChain>>,
-    definition: &Definition,
-    version: i64,
-    began: Timestamp,
-) -> Outline {
-    Outline {
-        name: definition.name.clone(),
-        namespace: source.id.namespace.as_str().into(),
-        version,
-        config: definition.config.clone(),
-        signature: definition.signature.clone(),
-        labels: definition.labels.clone(),
-        identity: server.identity(&source.id, definition, version),
-        began,
-        folder: source.folder.clone(),
-        agents: agents.clone(),
     }
 }

@@ -60,7 +60,7 @@ pub use instance_cores::InstanceCores;
 pub use job::Reply;
 pub use lanes::{Fleet, FleetSettings};
 pub use limiter::Limiter;
-pub use load::{Backends, Loader};
+pub use load::{Backends, Loader, Places};
 pub use server::{Observers, Server, ServerState};
 pub use version::{LoadedVersion, Outline, Site, VersionError, VersionSpec};
 pub use warm_up::{WarmUp, WarmUpError};

@@ -16,7 +16,7 @@ use super::{
     lanes::Fleet,
     limiter::Limiter,
     registry::{self, Models, Versions, find, find_model},
-    version::{LoadedVersion, Outline, Site, VersionError, VersionSpec},
+    version::{LoadedVersion, Outline, Regrouping, Site, VersionError, VersionSpec},
 };
 use crate::{
     backend::Host,
@@ -193,6 +193,19 @@ impl Server {
     /// When the version cannot be started.
     pub(super) fn start(&self, spec: VersionSpec) -> Result<Arc<LoadedVersion>, VersionError> {
         LoadedVersion::start(spec, &self.site())
+    }
+
+    /// Makes the instances of `spec` for a version that is served. `None` when it has to be loaded anew for
+    /// them. Blocks, so not for reactors.
+    ///
+    /// # Errors
+    /// When an instance cannot be had.
+    pub(super) fn regroup(
+        &self,
+        version: &Arc<LoadedVersion>,
+        spec: VersionSpec,
+    ) -> Result<Option<Regrouping>, VersionError> {
+        version.regroup(spec, &self.site())
     }
 
     /// Makes a version of an ensemble, which is not served yet.

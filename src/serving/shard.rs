@@ -137,6 +137,15 @@ impl Shard {
         }
     }
 
+    /// Goes on with those instances of which `stays` is true and with `others`, if they are on threads.
+    pub fn exchange_instances(&self, stays: &[bool], others: InstanceThreads) {
+        let mut executor = self.executor.borrow_mut();
+        let Executor::Threads(threads) = &mut *executor else { return };
+        threads.exchange(stays, others);
+        self.queue.borrow_mut().set_instances(executor.instances());
+        self.bell.ring();
+    }
+
     /// Ends an answer when all before it have ended.
     pub fn end_in_order(&self, ticket: &AnswerTicket, end: End) {
         self.answer_order.take_back(ticket, Some(end));

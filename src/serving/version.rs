@@ -1,8 +1,12 @@
+mod regroup;
 mod start;
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{any::Any, ops::Deref, sync::Arc, time::Duration};
 
-pub use self::start::{Outline, Site, VersionError, VersionSpec};
+pub use self::{
+    regroup::Regrouping,
+    start::{Outline, Site, VersionError, VersionSpec},
+};
 use super::{
     answer_order::{AnswerTicket, End},
     cache::VersionCache,
@@ -15,33 +19,24 @@ use super::{
     shard::ShardHandle,
 };
 use crate::{
-    backend::{Host, Model},
+    backend::{Host, Model, Placement},
     device::Device,
     inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
     observe::{
         ModelStatistics,
         trace::{Event, ModelTracer, Trace, TracedTensor},
     },
-    proto,
-    repository::{AgentChain, Labels, Ragged, TemporaryFolder},
+    repository::{Ragged, RateLimit},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
 };
 
 /// A version of a model that is being served. Whoever holds it keeps it loaded; its queues and
 /// instances live on reactors and threads, and end when the last request has been answered.
+///
+/// A version that goes on with other [`Member`]s is a copy of itself, which shares its queues.
+#[derive(Clone)]
 pub struct LoadedVersion {
-    /// The model's name.
-    pub name: Arc<str>,
-    /// The repository that it is from, where names are not unique; else empty.
-    pub namespace: Arc<str>,
-    /// The version.
-    pub version: i64,
-    /// Its configuration, complete.
-    pub config: Arc<proto::ModelConfig>,
-    /// Its tensors.
-    pub signature: Arc<Signature>,
-    /// The names of classes, for outputs that have them.
-    pub labels: Arc<Labels>,
+    outline: Outline,
     /// What was counted of it.
     pub statistics: Arc<ModelStatistics>,
     /// How long it took to load.
@@ -60,25 +55,42 @@ pub struct LoadedVersion {
     tracer: Arc<ModelTracer>,
     /// What runs it; nothing, if it is an ensemble.
     model: Option<Arc<dyn Model>>,
-    instances: usize,
-    /// Where its instances run, if it is on devices.
-    devices: Vec<Arc<dyn Device>>,
+    /// Its instances; none, if it is an ensemble.
+    members: Arc<[Member]>,
     /// The device whose memory its tensors may lie in.
     resident_on: Option<usize>,
     /// Who is to hear that one of them is lost.
     fleet: Option<Arc<Fleet>>,
-    /// Kept as long as the version, whose back end may still read from it.
-    _folder: Option<Arc<TemporaryFolder>>,
-    /// Told of the end of the model when no version of it is left.
-    pub(super) agents: Option<Arc<AgentChain>>,
     home: ReactorHandle,
-    runs_inline: bool,
+    runs_on: RunsOn,
     /// One on every reactor when the model runs inline, else one at home.
-    queues: PerReactor<Queue>,
+    queues: Arc<PerReactor<Queue>>,
     /// Where its answers are kept, if they are.
     pub(super) cache: Option<VersionCache>,
     /// What runs instead, if it is an ensemble, which has no instances and no queue.
     pub(super) steps: Option<Arc<EnsembleSteps>>,
+}
+
+/// One instance of a version, by what tells it from others.
+#[derive(Clone)]
+struct Member {
+    /// Its number among all that the version ever had.
+    number: u32,
+    placement: Placement,
+    rate_limit: RateLimit,
+    /// Where it runs, if it is on a device.
+    device: Option<Arc<dyn Device>>,
+}
+
+/// What the instances of a version run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunsOn {
+    /// All reactors; an ensemble does too.
+    Reactors,
+    /// Threads of their own, at whose home there is one queue.
+    Threads,
+    /// Lanes of devices.
+    Lanes,
 }
 
 /// A reactor's queue of a version, and the instances that it feeds.
@@ -96,6 +108,15 @@ impl Queue {
     }
 }
 
+impl Deref for LoadedVersion {
+    type Target = Outline;
+
+    /// What is known of it, as what it has.
+    fn deref(&self) -> &Outline {
+        &self.outline
+    }
+}
+
 impl LoadedVersion {
     /// Bytes of the host's memory that its model takes, where that is known.
     pub fn memory_bytes(&self) -> Option<u64> {
@@ -106,12 +127,42 @@ impl LoadedVersion {
     pub fn is_ready(&self) -> bool {
         match &self.steps {
             None => {
-                let is_there = self.devices.iter().any(|device| device.lost().is_none());
-                (self.devices.is_empty() || is_there)
+                let mut devices = self.devices().peekable();
+                let is_anywhere = devices.peek().is_none();
+                (is_anywhere || devices.any(|device| device.lost().is_none()))
                     && self.model.as_ref().is_some_and(|model| model.is_ready())
             }
             Some(steps) => steps.are_ready(),
         }
+    }
+
+    /// Whether this is `other`, perhaps with other instances.
+    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.queues, &other.queues)
+    }
+
+    /// Whether nobody else has this version or shares its queues.
+    pub(super) fn is_last(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 && Arc::strong_count(&self.queues) == 1
+    }
+
+    /// The devices that its instances run on, if they do.
+    fn devices(&self) -> impl Iterator<Item = &Arc<dyn Device>> {
+        self.members.iter().filter_map(|member| member.device.as_ref())
+    }
+
+    /// How many requests can run at a time.
+    fn instances(&self) -> usize {
+        match self.steps {
+            // Any number are on their way through what has no instances.
+            Some(_) => usize::MAX,
+            None => self.members.len(),
+        }
+    }
+
+    /// What runs it; nothing, if it is an ensemble.
+    pub(super) fn model(&self) -> Option<&Arc<dyn Model>> {
+        self.model.as_ref()
     }
 
     /// Takes a request in. The answer comes to the reactor that calls, which must be one.
@@ -125,10 +176,10 @@ impl LoadedVersion {
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let arrived = Timestamp::now();
         if let Some(callers) = &request.callers
-            && callers.waiting(&self.name, self.version) >= self.instances
+            && callers.waiting(&self.name, self.version) >= self.instances()
         {
             let model = self.name.to_string();
-            return Err(Error::WaitsForItself { model, instances: self.instances });
+            return Err(Error::WaitsForItself { model, instances: self.instances() });
         }
         let on_device = request.on_device.take();
         let mut admitted = self.signature.admit(&mut request)?;
@@ -270,7 +321,7 @@ impl LoadedVersion {
 
     /// The number of the reactor that all requests go to, unless they go to all.
     pub(super) fn only_reactor(&self) -> Option<usize> {
-        (!self.runs_inline).then(|| self.home.index())
+        (self.runs_on != RunsOn::Reactors).then(|| self.home.index())
     }
 
     /// Takes back a batch that an instance thread has run. Runs at home.
@@ -286,7 +337,7 @@ impl LoadedVersion {
         if let Some(fleet) = &self.fleet
             && executed.took().is_none()
         {
-            let lost = self.devices.iter().filter_map(|device| device.lost());
+            let lost = self.devices().filter_map(|device| device.lost());
             lost.for_each(|error| fleet.heed(&error));
         }
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-FLOAT, STRING = 1, 8
+FLOAT, INT32, STRING = 1, 6, 8
 IR_VERSION, OPSET = 9, 19
 
 
@@ -47,12 +47,17 @@ def weights(name: str, values: np.ndarray) -> bytes:
     return _bytes(5, dims + _integer(2, FLOAT) + _bytes(8, name) + _bytes(9, raw))
 
 
+def graph(parts: list[bytes], inputs: dict[str, tuple[int, list]], outputs: dict[str, tuple[int, list]]) -> bytes:
+    """A model of nodes and weights; of each input and output the type and the dimensions, numbers or names."""
+    told = b"".join(parts) + _bytes(2, "test")
+    told += b"".join(_bytes(11, _value_info(name, *port)) for name, port in inputs.items())
+    told += b"".join(_bytes(12, _value_info(name, *port)) for name, port in outputs.items())
+    return _integer(1, IR_VERSION) + _bytes(8, _bytes(1, "") + _integer(2, OPSET)) + _bytes(7, told)
+
+
 def model(parts: list[bytes], element: int, x: list, y: list, names: tuple[str, str] = ("x", "y")) -> bytes:
     """A model of one input and one output, `x` and `y` unless named; a dimension is a number or a name."""
-    graph = b"".join(parts) + _bytes(2, "test")
-    graph += _bytes(11, _value_info(names[0], element, x)) + _bytes(12, _value_info(names[1], element, y))
-    opset = _bytes(1, "") + _integer(2, OPSET)
-    return _integer(1, IR_VERSION) + _bytes(8, opset) + _bytes(7, graph)
+    return graph(parts, {names[0]: (element, x)}, {names[1]: (element, y)})
 
 
 def mlp(seed: int = 0) -> bytes:
@@ -73,14 +78,35 @@ def relu() -> bytes:
     return model([node("Relu", ["x"], "y")], FLOAT, ["rows", "columns"], ["rows", "columns"])
 
 
-def ragged() -> bytes:
-    """Numbers in one row, without their signs, and how many of them there are by a batch input."""
-    parts = [node("Abs", ["x"], "y"), node("Identity", ["n"], "counts"), node("Identity", ["ends"], "ends_out")]
-    graph = b"".join(parts) + _bytes(2, "test")
-    inputs = [_value_info("x", FLOAT, ["all"]), _value_info("n", FLOAT, ["requests"]), _value_info("ends", FLOAT, ["requests"])]
-    outputs = [_value_info("y", FLOAT, ["all"]), _value_info("counts", FLOAT, ["requests"]), _value_info("ends_out", FLOAT, ["requests"])]
-    graph += b"".join(_bytes(11, each) for each in inputs) + b"".join(_bytes(12, each) for each in outputs)
-    return _integer(1, IR_VERSION) + _bytes(8, _bytes(1, "") + _integer(2, OPSET)) + _bytes(7, graph)
+# The kinds of batch inputs, by the names of their tensors in `ragged`, and how many dimensions each has.
+BATCH_INPUTS = {
+    "count": ("BATCH_ELEMENT_COUNT", 1),
+    "ends": ("BATCH_ACCUMULATED_ELEMENT_COUNT", 1),
+    "bounds": ("BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO", 1),
+    "longest": ("BATCH_MAX_ELEMENT_COUNT_AS_SHAPE", 1),
+    "shapes": ("BATCH_ITEM_SHAPE", 2),
+    "flat_shapes": ("BATCH_ITEM_SHAPE_FLATTEN", 1),
+}
+
+
+def ragged(element: int) -> bytes:
+    """Numbers in one row, without their signs, and what batch inputs of this type tell: `NAME_told` has in each row
+    all that has one dimension, and of the others what belongs to the row."""
+    parts = [node("Abs", ["x"], "y"), node("Sub", ["row", "row"], "zero")]
+    inputs: dict[str, tuple[int, list]] = {"x": (FLOAT, ["all"]), "row": (element, ["rows", 1])}
+    outputs: dict[str, tuple[int, list]] = {"y": (FLOAT, ["all"])}
+    for name, (_, rank) in BATCH_INPUTS.items():
+        parts.append(node("Add", ["zero", name], f"{name}_told"))
+        inputs[name] = (element, [f"{name}_{axis}" for axis in range(rank)])
+        outputs[f"{name}_told"] = (element, ["rows", f"{name}_told_1"])
+    return graph(parts, inputs, outputs)
+
+
+def sums() -> bytes:
+    """What came so far and one number more; twice, as output and as what the sequence carries on."""
+    parts = [node("Add", ["x", "so_far"], "y"), node("Identity", ["y"], "sum")]
+    one = (FLOAT, ["N", 1])
+    return graph(parts, {"x": one, "so_far": one}, {"y": one, "sum": one})
 
 
 def strings() -> bytes:

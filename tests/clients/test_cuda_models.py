@@ -8,11 +8,12 @@ import os
 import pathlib
 import subprocess
 
+import numpy as np
 import pytest
 import tritonclient.http as triton_http
 
-from . import models
-from .test_device_models import check, check_many, kinds, needs_onnxruntime, onnx, rows
+from . import device_memory, models
+from .test_device_models import COLUMNS, check, check_in_device_memory, check_many, kinds, needs_onnxruntime, onnx, rows, untold
 
 SOURCE = pathlib.Path(__file__).resolve().parents[1] / "cuda" / "onnxruntime" / "provider.cpp"
 GRAPHS = "optimization { cuda { graphs: true } } instance_group { gpus: [ 0 ] }"
@@ -80,6 +81,32 @@ def test_onnx_runtime_captures_what_has_the_same_places(gpu_server, report, tmp_
     # The lane grows at most once for each size, after which all is where it was.
     assert len(graphs) == 12 and graphs[-3:] == graphs[-6:-3] and len(set(graphs[-3:])) == 3
     assert accounts.read()["faults"] == []
+
+
+@needs_onnxruntime
+@pytest.mark.parametrize("model", ["known", "unknown"])
+def test_tensors_in_device_memory_stay_there(gpu_server, report, driver_library, tmp_path, model):
+    """But for an output whose shape only the run tells, which goes by way of the host."""
+    chosen = {"known": onnx(delay_us=20_000), "unknown": untold()}
+    flags = ("--allow-client-shm=true", "--model-control-mode=explicit", f"--load-model={model}")
+    server, accounts = gpu_server(models.write(tmp_path / "own", chosen), *flags, devices=1)
+    size = 40 * 8 * 16 * COLUMNS
+    with contextlib.closing(device_memory.CudaMemory(str(driver_library), size)) as memory:
+        check_in_device_memory(server, memory, model, "y", lambda array: np.maximum(array, 0))
+    assert "run on the stream" in report.read_text()
+    told = accounts.wait(lambda it: it["live"]["opened"] == 0)
+    assert told["faults"] == []
+    launches, copies_out = told["launches"], told["calls"].get("cuMemcpyDtoHAsync_v2", 0)
+    assert 0 < launches["gather"] <= 40
+    if model == "known":
+        assert launches["scatter"] == launches["gather"] and copies_out == 0
+    else:
+        assert "scatter" not in launches and copies_out == launches["gather"]
+        assert report.read_text().count("an output on the GPU") == copies_out
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        client.unload_model(model)
+    told = accounts.wait(lambda it: it["live"]["allocations"] == 0)
+    assert told["faults"] == []
 
 
 @needs_onnxruntime

@@ -14,7 +14,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.utils.shared_memory as system_memory
 from tritonclient.utils import InferenceServerException
 
-from . import models, onnx_file, torch_models, triton
+from . import device_memory, models, onnx_file, torch_models, triton
 
 needs_onnxruntime = pytest.mark.skipif(
     not models.has_onnxruntime(), reason="the ONNX Runtime back end is not installed: NEREID_BACKEND_DIR names it"
@@ -27,6 +27,7 @@ needs_torch = pytest.mark.skipif(
     not BRIDGE.is_file(), reason=f"there is no {BRIDGE}: `make backend-pytorch` builds it (NEREID_BACKEND_DIR names it)"
 )
 COLUMNS = 4
+TENSORS = (("input", "x"), ("output", "y"))
 WARM_UP = (
     'model_warmup { name: "zeros" batch_size: 2 inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 4 ]'
     " zero_data: true } } }"
@@ -42,12 +43,16 @@ def relu(y: str = "N", columns: int = COLUMNS) -> bytes:
 
 def onnx(options: str = "", y: str = "N", columns: int = COLUMNS, delay_us: int = 0) -> models.Model:
     """A model that cuts off negative numbers."""
-    tensors = "".join(
-        f'{kind} [{{ name: "{name}" data_type: TYPE_FP32 dims: [ {columns} ] }}]\n'
-        for kind, name in (("input", "x"), ("output", "y"))
-    )
+    tensors = "".join(f'{kind} [{{ name: "{name}" data_type: TYPE_FP32 dims: [ {columns} ] }}]\n' for kind, name in TENSORS)
     config = f'backend: "onnxruntime" {models.batched(delay_us)} {options}\n{tensors}'
     return models.Model(config, {1: relu(y, columns)})
+
+
+def untold() -> models.Model:
+    """The same, of whose output nothing tells the length of a row."""
+    file = onnx_file.model([onnx_file.node("Relu", ["x"], "y")], onnx_file.FLOAT, ["N", "given"], ["N", "made"])
+    tensors = "".join(f'{kind} [{{ name: "{name}" data_type: TYPE_FP32 dims: [ -1 ] }}]\n' for kind, name in TENSORS)
+    return models.Model(f'backend: "onnxruntime" {models.batched(20_000)}\n{tensors}', {1: file})
 
 
 def rows(count: int, seed: int, columns: int = COLUMNS) -> np.ndarray:
@@ -128,6 +133,57 @@ def test_onnx_models_in_lanes_take_and_give_shared_memory(start, tmp_path):
         client.unregister_system_shared_memory("r")
     finally:
         system_memory.destroy_shared_memory_region(region)
+
+
+def check_in_device_memory(server, memory, model: str, output: str, expect) -> None:
+    """That many requests at once find their inputs and leave their outputs in memory of the device, each its own."""
+    size, requests = 16 * COLUMNS, 40
+    arrays = [rows(1 + seed % 4, seed) for seed in range(requests)]
+    memory.write(bytes(requests * 8 * size))
+    for seed, array in enumerate(arrays):
+        memory.write(array.tobytes(), seed * 8 * size)
+
+    def run(seed: int) -> None:
+        array, at = arrays[seed], seed * 8 * size
+        given = triton_grpc.InferInput("x", list(array.shape), "FP32")
+        given.set_shared_memory("r", array.nbytes, at)
+        wanted = triton_grpc.InferRequestedOutput(output)
+        wanted.set_shared_memory("r", array.nbytes, at + 4 * size)
+        with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+            answer = client.infer(model, [given], outputs=[wanted]).get_response()
+        assert list(answer.outputs[0].shape) == list(array.shape), answer
+        assert b"".join(answer.raw_output_contents) == b""
+
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        client.register_cuda_shared_memory("r", device_memory.encoded(memory), 0, requests * 8 * size)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(run, seed) for seed in range(requests)]:
+                done.result()
+        client.unregister_cuda_shared_memory("r")
+    for seed, array in enumerate(arrays):
+        at = seed * 8 * size + 4 * size
+        np.testing.assert_array_equal(device_memory.array(memory, array.shape, at), expect(array))
+        assert memory.read(4 * size - array.nbytes, at + array.nbytes).strip(b"\0") == b""
+
+
+@needs_onnxruntime
+def test_onnx_models_in_lanes_take_and_give_device_memory(start, tmp_path):
+    """Where an output's shape is known before the run, guessed or not known, and where it is the input."""
+    batched = f'backend: "onnxruntime" {models.batched(20_000)}\n'
+    same = "".join(
+        f'{kind} [{{ name: "x" data_type: TYPE_FP32 dims: [ {COLUMNS} ] }}]\n' for kind in ("input", "output")
+    )
+    chosen = {
+        "known": onnx(delay_us=20_000),
+        "guessed": onnx(y="M", delay_us=20_000),
+        "unknown": untold(),
+        "same": models.Model(batched + same, {1: onnx_file.model([], onnx_file.FLOAT, ["N", COLUMNS], ["N", COLUMNS], ("x", "x"))}),
+    }
+    server = start(models.write(tmp_path / "own", chosen), "--allow-client-shm=true", *device_memory.HostMemory.flags)
+    with contextlib.closing(device_memory.HostMemory(40 * 8 * 16 * COLUMNS)) as memory:
+        for model in ("known", "guessed", "unknown"):
+            check_in_device_memory(server, memory, model, "y", lambda array: np.maximum(array, 0))
+        check_in_device_memory(server, memory, "same", "x", lambda array: array)
 
 
 def refusal(server, model: str, array: np.ndarray) -> InferenceServerException:
@@ -244,3 +300,16 @@ def test_torchscript_models_run_in_lanes(start, tmp_path):
     texts = np.array([b"a", b"b"], dtype=np.object_)
     got = triton.infer("grpc", server, "strings", texts, "BYTES", input_name="texts").as_numpy("OUTPUT__0")
     assert got.tolist() == [b"a!", b"b!"]
+
+
+@needs_torch
+def test_torchscript_models_in_lanes_take_and_give_device_memory(start, tmp_path):
+    """Where a result's shape is known before the run, and where it is not."""
+    server = start(
+        torch_models.write(tmp_path / "own", torch_models_in_lanes()),
+        "--allow-client-shm=true",
+        *device_memory.HostMemory.flags,
+    )
+    with contextlib.closing(device_memory.HostMemory(40 * 8 * 16 * COLUMNS)) as memory:
+        for model in ("known", "batched"):
+            check_in_device_memory(server, memory, model, "OUTPUT__0", lambda array: array * 2)

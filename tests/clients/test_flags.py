@@ -139,6 +139,10 @@ def test_bad_values_are_refused_with_the_flag_that_has_them(binary, small, flag,
     [
         (("--grpc-use-ssl=1",), "--grpc-server-cert is missing"),
         (("--grpc-use-ssl=1", "--grpc-server-cert=/no/such", "--grpc-server-key=/no/such"), "cannot read '/no/such'"),
+        (
+            ("--allow-sagemaker", "--sagemaker-safe-port-range=1-2"),
+            "cannot listen to HTTP requests at port 0, allowed port range is [1, 2]",
+        ),
         (("--http-restricted-api=health:a=b", "--http-restricted-api=health:c=d"), "'health' is restricted twice"),
     ],
 )

@@ -125,6 +125,13 @@ def test_one_broken_model_leaves_the_others(start, small):
     )
 
 
+def test_one_broken_model_ends_the_start_by_default(binary, small):
+    """As --exit-on-error is true; what is wrong with the model is told."""
+    models.write(small, {"broken": models.Model("no_such_field: 1")})
+    status, output = _nereid(binary, f"--model-repository={small}", *PORTS, *LOOPBACK)
+    assert status != 0 and "broken/config.pbtxt:1:1" in output and "no_such_field" in output
+
+
 def _warmed(name: str, dims: int, data: str) -> str:
     inputs = f'{{ key: "INPUT0" value: {{ data_type: TYPE_FP32 dims: [ {dims} ] {data} }} }}'
     return models.identity(models.batched(), dims="4") + (
@@ -161,6 +168,7 @@ def _nereid(binary, *arguments) -> tuple[int, str]:
 
 
 LOOPBACK = ("--http-address=127.0.0.1", "--grpc-address=127.0.0.1")
+PORTS = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
 
 
 @pytest.mark.parametrize("arguments, word", [
@@ -178,8 +186,7 @@ def test_bad_flags_are_named(binary, arguments, word):
 
 def test_a_missing_repository_is_named(binary, tmp_path):
     """By its path."""
-    ports = ("--http-port=0", "--grpc-port=0", "--metrics-port=0", *LOOPBACK)
-    status, output = _nereid(binary, f"--model-repository={tmp_path}/absent", *ports)
+    status, output = _nereid(binary, f"--model-repository={tmp_path}/absent", *PORTS, *LOOPBACK)
     assert status != 0 and f"{tmp_path}/absent" in output
 
 

@@ -682,13 +682,19 @@ class TritonPythonModel:
     (1, 1, ["begin", "end", "begin", "end"]),
     (2, 60, ["begin", "begin", "end", "end"]),
 ])  # fmt: skip
-def test_models_load_at_once_on_as_many_threads_as_there_are(start, tmp_path, monkeypatch, threads, patience, expected):
-    """Two, of which the first waits for the second to begin, for a while."""
+@pytest.mark.parametrize("what", ["models", "versions"])
+def test_models_load_at_once_on_as_many_threads_as_there_are(
+    start, tmp_path, monkeypatch, what, threads, patience, expected
+):
+    """Two, of which the first waits for the second to begin, for a while. As many versions of one model do."""
     events = tmp_path / "events"
     events.touch()
     monkeypatch.setenv("LOADING", str(events))
     monkeypatch.setenv("PATIENCE", str(patience))
-    for name in ("one", "two"):
-        python_server.write(tmp_path / "models", name, models.identity().replace("identity", "python"), LOADING)
+    config = models.identity("version_policy { all { } }").replace("identity", "python")
+    for name in ("one", "two") if what == "models" else ("one",):
+        python_server.write(tmp_path / "models", name, config, LOADING)
+    if what == "versions":
+        shutil.copytree(tmp_path / "models" / "one" / "1", tmp_path / "models" / "one" / "2")
     start(tmp_path / "models", python_server.INTERPRETER, f"--model-load-thread-count={threads}")
     assert events.read_text().split() == expected

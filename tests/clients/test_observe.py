@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import http.server
 import json
+import os
+import pathlib
 import queue
 import re
 import signal
@@ -245,6 +248,16 @@ def test_durations_are_told_as_configured(start, small):
     assert not [name for name in page if "_duration_us" in name or name.startswith("nv_cpu_")]
 
 
+def test_the_machine_is_looked_at_as_often_as_the_flag_says(start, small):
+    """A fraction of a millisecond is an interval too."""
+    name = "nv_cpu_utilization"
+    seldom = start(small, "--metrics-interval-ms=3600000")
+    often = start(small, "--metrics-interval-ms=0.5")
+    first, before = metrics(seldom)[name], metrics(often)[name]
+    python_server.wait_until(lambda: metrics(often)[name] != before)
+    assert metrics(seldom)[name] == first
+
+
 FAILING = """
 class TritonPythonModel:
     def execute(self, requests):
@@ -379,3 +392,48 @@ def test_traces_are_sent_as_spans_of_opentelemetry(start, small, way):
     assert request.start_time_unix_nano <= model.start_time_unix_nano
     assert request.end_time_unix_nano >= model.end_time_unix_nano
     assert abs(request.start_time_unix_nano / 1e9 - time.time()) < 60
+
+
+@contextlib.contextmanager
+def stopped(server, names: set[str]):
+    """Threads of a server, by their names, do nothing meanwhile: as a debugger has it."""
+    seize, interrupt, detach, every_thread = 0x4206, 0x4207, 17, 0x40000000
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    folders = pathlib.Path(f"/proc/{server.process.pid}/task").iterdir()
+    # What such a thread starts has its name.
+    found = [(int(folder.name), (folder / "comm").read_text().strip()) for folder in folders]
+    threads = [thread for thread, name in found if name in names]
+    assert {name for _, name in found} >= names
+    try:
+        for thread in threads:
+            assert ptrace(seize, thread, None, None) == 0, os.strerror(ctypes.get_errno())
+            assert ptrace(interrupt, thread, None, None) == 0, os.strerror(ctypes.get_errno())
+            os.waitpid(thread, every_thread)
+        yield
+    finally:
+        for thread in threads:
+            ptrace(detach, thread, None, None)
+
+
+def test_a_scrape_waits_for_no_reactor(start, small):
+    """Neither one over a connection that was kept nor one over a new one, while all of them stand still."""
+    server = start(small)
+    kept, new = (http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=10) for _ in range(2))
+
+    def scrape(connection) -> str:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+
+    with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+        infer(triton_grpc, client)
+        assert 'nv_inference_count{model="fp32",version="1"} 1' in scrape(kept)
+        with stopped(server, {"reactor-0", "reactor-1"}):
+            with pytest.raises(InferenceServerException, match="Deadline"):
+                client.is_server_live(client_timeout=0.2)
+            for connection in (kept, new):
+                assert 'nv_inference_count{model="fp32",version="1"} 1' in scrape(connection)
+        infer(triton_grpc, client)
+        assert 'nv_inference_count{model="fp32",version="1"} 2' in scrape(kept)
+    kept.close()
+    new.close()

@@ -66,36 +66,62 @@ def test_a_models_file_may_have_a_name_of_its_own(start, tmp_path):
     np.testing.assert_allclose(got, direct(onnx_file.mlp(), x), atol=TOLERANCE, rtol=TOLERANCE)
 
 
-RAGGED = """
-    backend: "onnxruntime"
-    max_batch_size: 8
-    input { name: "x" data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true }
-    batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 source_input: "x" }
-    batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT target_name: "ends" data_type: TYPE_FP32 source_input: "x" }
-    output { name: "y" data_type: TYPE_FP32 dims: -1 }
-    output { name: "counts" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }
-    output { name: "ends_out" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }
-    batch_output { target_name: "y" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "x" }
-    dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 2000000 }
-"""
+def _ragged(datatype: str) -> str:
+    """A configuration with a batch input of each kind."""
+    told = [
+        f'batch_input {{ kind: {kind} target_name: "{name}" data_type: TYPE_{datatype} source_input: "x" }}\n'
+        f'output {{ name: "{name}_told" data_type: TYPE_{datatype} dims: -1 }}'
+        for name, (kind, _) in onnx_file.BATCH_INPUTS.items()
+    ]
+    return """
+        backend: "onnxruntime"
+        max_batch_size: 8
+        input { name: "x" data_type: TYPE_FP32 dims: [ -1, -1 ] allow_ragged_batch: true }
+        input { name: "row" data_type: TYPE_%s dims: 1 }
+        output { name: "y" data_type: TYPE_FP32 dims: -1 }
+        batch_output { target_name: "y" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "x" }
+        dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 20000000 }
+        %s
+    """ % (datatype, "\n".join(told))
 
 
-def test_requests_of_different_shapes_share_a_batch(start, tmp_path):
-    """Each gets its own part of the output; the model is told where each ends."""
-    written = {"ragged": models.Model(RAGGED, {1: onnx_file.ragged()})}
+@pytest.mark.parametrize("datatype", ["FP32", "INT32"])
+def test_requests_of_different_shapes_share_a_batch(start, tmp_path, datatype):
+    """Each gets its own part of the output; the model is told of all of them, in every way that there is."""
+    element = {"FP32": onnx_file.FLOAT, "INT32": onnx_file.INT32}[datatype]
+    written = {"ragged": models.Model(_ragged(datatype), {1: onnx_file.ragged(element)})}
     server = start(models.write(tmp_path / "repository", written))
-    lengths = [3, 1, 5, 2]
-    with concurrent.futures.ThreadPoolExecutor(len(lengths)) as pool:
-        results = list(
-            pool.map(lambda n: triton.infer("grpc", server, "ragged", random(1, n), input_name="x"), lengths)
-        )
-    for length, result in zip(lengths, results):
-        np.testing.assert_array_equal(result.as_numpy("y"), np.abs(random(1, length)))
-        assert result.as_numpy("counts").tolist() == [[length]]
-    ends = sorted(result.as_numpy("ends_out").item() for result in results)
-    assert ends[-1] == sum(lengths) and len(set(ends)) == len(lengths)
-    statistics = server.get_json("/v2/models/ragged/stats")["model_stats"][0]
-    assert statistics["execution_count"] == 1 and statistics["inference_count"] == len(lengths)
+    # Rows, and the shape of each; no two have as many elements.
+    shapes = [(1, 2, 3), (2, 1, 4), (1, 5, 1)]
+
+    def ask(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        row = np.zeros((shape[0], 1), models.TYPES[datatype][1])
+        inputs = [triton.tensor(triton_grpc, "x", "FP32", random(*shape)), triton.tensor(triton_grpc, "row", datatype, row)]
+        result = triton.grpc(server, model_name="ragged", inputs=inputs)
+        return {name: result.as_numpy(name) for name in ["y", *(f"{each}_told" for each in onnx_file.BATCH_INPUTS)]}
+
+    with concurrent.futures.ThreadPoolExecutor(len(shapes)) as pool:
+        results = dict(zip(shapes, pool.map(ask, shapes)))
+    assert triton.executions(server, "ragged") == (4, 1)
+    by_size = {int(np.prod(shape)): shape for shape in shapes}
+    sizes = [int(size) for size in results[shapes[0]]["count_told"][0]]
+    # In which order they came is not known, but that the server tells all kinds of the same one.
+    assert sorted(sizes) == sorted(by_size)
+    order = [by_size[size] for size in sizes]
+    ends = np.cumsum(sizes).tolist()
+    expected = {
+        "count": sizes,
+        "ends": ends,
+        "bounds": [0, *ends],
+        "longest": [0] * max(sizes),
+        "flat_shapes": [dim for rows, *dims in order for dim in dims * rows],
+    }
+    for shape, got in results.items():
+        rows, *dims = shape
+        np.testing.assert_array_equal(got["y"], np.abs(random(*shape)))
+        assert got["shapes_told"].tolist() == [dims] * rows
+        for name, values in expected.items():
+            assert got[f"{name}_told"].tolist() == [values] * rows, name
 
 
 def test_the_configuration_is_completed(server):

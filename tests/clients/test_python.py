@@ -109,6 +109,20 @@ def test_a_process_that_is_stopped_is_not_ready_until_it_goes_on(start, reposito
     assert "OUTPUT" in cases.way(server, "errors", "plain")
 
 
+def test_a_passive_group_has_no_instances(start, tmp_path):
+    """And the others have as many as they say, by the names of their groups."""
+    groups = [
+        '{ name: "many" count: 2 kind: KIND_CPU }',
+        '{ name: "one" kind: KIND_MODEL }',
+        '{ name: "none" count: 2 kind: KIND_CPU passive: true }',
+    ]
+    config = f"{WAY}instance_group [ {', '.join(groups)} ]"
+    source = f"{ECHO}\nclass TritonPythonModel:\n    def execute(self, requests):\n        return [output('') for _ in requests]\n"
+    write(tmp_path / "repository", "grouped", config, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    assert processes(server).keys() == {"many_0", "many_1", "one_0"}
+
+
 def test_no_process_outlives_its_server(start, repository):
     server = start(repository, INTERPRETER)
     running = processes(server)

@@ -14,7 +14,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from . import models, triton
+from . import models, onnx_file, triton
 
 STRATEGIES = ["sequence_direct", "sequence_oldest"]
 IDLE_SECONDS = 1.0
@@ -282,3 +282,71 @@ def test_sequences_under_way_end_with_their_model_and_leave_nobody_waiting(start
     assert answered and all(answered)
     known = ("is not found", "START flag", "is being unloaded", "no available versions")
     assert all(any(words in text for words in known) for text in refused), set(refused)
+
+
+def _summing(strategy: str, initial: str) -> str:
+    return f"""
+        backend: "onnxruntime"
+        max_batch_size: 4
+        input {{ name: "x" data_type: TYPE_FP32 dims: 1 }}
+        output {{ name: "y" data_type: TYPE_FP32 dims: 1 }}
+        sequence_batching {{
+          {strategy}
+          max_sequence_idle_microseconds: 60000000
+          state {{ input_name: "so_far" output_name: "sum" data_type: TYPE_FP32 dims: 1
+            initial_state {{ name: "begin" data_type: TYPE_FP32 dims: 1 {initial} }} }}
+        }}
+    """
+
+
+@pytest.mark.skipif(not models.has_onnxruntime(), reason="ONNX Runtime is not installed")
+@pytest.mark.parametrize("strategy", ["direct { }", "oldest { }"])
+@pytest.mark.parametrize("initial, begin", [("zero_data: true", 0), ('data_file: "ten"', 10)])
+def test_a_sequence_carries_its_state(start, tmp_path, strategy, initial, begin):
+    """From what the configuration says that it begins with, each its own, until it ends."""
+    repository = models.write(tmp_path / "repository", {"sums": models.Model(_summing(strategy, initial), {1: onnx_file.sums()})})
+    (repository / "sums" / "initial_state").mkdir()
+    (repository / "sums" / "initial_state" / "ten").write_bytes(np.float32(10).tobytes())
+    server = start(repository)
+
+    def ask(sequence: int, value: float, flags: str = "") -> float:
+        given = triton.tensor(triton_grpc, "x", "FP32", np.full((1, 1), value, np.float32))
+        told = {"sequence_id": sequence, "sequence_start": "s" in flags, "sequence_end": "e" in flags}
+        return triton.grpc(server, model_name="sums", inputs=[given], **told).as_numpy("y").item() - begin
+
+    assert [ask(1, 1, "s"), ask(1, 2), ask(2, 100, "s"), ask(1, 4)] == [1, 3, 100, 7]
+    assert [ask(2, 200), ask(1, 8, "e"), ask(2, 400, "e")] == [300, 15, 700]
+    # The next of that number, and one that starts anew before it has ended, begin at the beginning.
+    assert [ask(1, 5, "s"), ask(1, 5), ask(1, 6, "s"), ask(1, 1, "e")] == [5, 10, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "company"),
+    [
+        ("direct { max_queue_delay_microseconds: 700000 minimum_slot_utilization: 1 }", 4),
+        ("direct { max_queue_delay_microseconds: 700000 minimum_slot_utilization: 0.5 }", 2),
+        ("oldest { max_candidate_sequences: 4 max_queue_delay_microseconds: 700000 preferred_batch_size: [ 2, 4 ] }", 2),
+        ("oldest { max_candidate_sequences: 4 max_queue_delay_microseconds: 700000 preferred_batch_size: [ 4 ] }", 4),
+    ],
+)
+def test_sequences_wait_for_company_as_configured(start, tmp_path, strategy, company):
+    """One alone as long as is allowed; as many as are wanted run together, at once."""
+    server = start(models.write(tmp_path / "repository", {"waits": models.Model(models.sequence(strategy))}))
+
+    def ask(count: int) -> float:
+        done: queue.Queue = queue.Queue()
+        with contextlib.ExitStack() as clients:
+            began = time.monotonic()
+            for number in range(count):
+                client = clients.enter_context(contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)))
+                given = triton.tensor(triton_grpc, "INPUT0", "FP32", np.zeros((1, 1), np.float32))
+                client.async_infer(
+                    "waits", [given], lambda result, error: done.put(error), sequence_id=number + 1, sequence_start=True, sequence_end=True
+                )
+            assert [done.get(timeout=20) for _ in range(count)] == [None] * count
+            return time.monotonic() - began
+
+    assert ask(1) >= 0.69
+    before = triton.executions(server, "waits")[1]
+    assert ask(company) < 0.69
+    assert triton.executions(server, "waits")[1] == before + 1

@@ -15,11 +15,11 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from . import certificates, models, triton
+from . import certificates, models, triton, wire
 
 READY_SECONDS_MAX = 20
 # The server looks at its files once a second at most.
-RELOAD_SECONDS_MAX = 10
+RELOAD_SECONDS_MAX = 20
 STOP_SECONDS_MAX = 1.0
 ARRAY = np.arange(300_000, dtype=np.float32)
 
@@ -68,14 +68,14 @@ def tls(start, pki, tmp_path):
     """Starts a server with both ports behind TLS."""
     repository = models.write(tmp_path / "repository", {"fp32": models.identity_models()["fp32"]})
 
-    def begin(mutual: bool = False, identity=None):
+    def begin(mutual: bool = False, identity=None, roots=pki["root"].certificate):
         certificate, key = identity or pki["server"]
         flags = []
         for protocol in ("http", "grpc"):
             flags += [
                 f"--{protocol}-server-cert={certificate}",
                 f"--{protocol}-server-key={key}",
-                f"--{protocol}-root-cert={pki['root'].certificate}",
+                f"--{protocol}-root-cert={roots}",
                 f"--{protocol}-use-ssl{'-mutual' if mutual else ''}=true",
             ]
         context = _context(pki, "client" if mutual else None)
@@ -169,36 +169,90 @@ def test_plain_text_gets_no_answer(tls, pki, port):
     assert _ready(server, _context(pki))
 
 
-def test_a_changed_certificate_is_taken_up(tls, pki):
+every_protocol = pytest.mark.parametrize("protocol", ["http", "grpc"])
+
+
+@every_protocol
+@pytest.mark.parametrize("mutual", [False, True], ids=["server only", "mutual"])
+def test_a_changed_certificate_is_taken_up(tls, pki, protocol, mutual):
     """Connections that are open stay; a half-written file changes nothing."""
     root = pki["root"]
     certificate, key = root.sign("before", into="changing")
-    server = tls(identity=(certificate, key))
-    assert _name(server, pki) == "before"
-    kept = http.client.HTTPSConnection("127.0.0.1", server.http_port, context=_context(pki), timeout=5)
-    kept.connect()
+    server = tls(mutual, identity=(certificate, key))
+    context = _context(pki, "client" if mutual else None)
 
-    certificate.write_text("-----BEGIN CERTIFICATE-----\nMII")
-    time.sleep(1.2)
-    assert _name(server, pki) == "before"
-    root.sign("after", into="changing")
-    deadline = time.monotonic() + RELOAD_SECONDS_MAX
-    while _name(server, pki) != "after":
-        assert time.monotonic() < deadline, server.log_tail()
-        time.sleep(0.1)
+    def name() -> str:
+        return _name(server, protocol, context)
 
-    kept.request("GET", "/v2/health/ready")
-    assert kept.getresponse().status == 200
-    kept.close()
-    with contextlib.closing(_grpc(server, pki)) as client:
-        assert client.is_server_live()
+    assert name() == "before"
+    with _kept(server, protocol, context) as asks:
+        certificate.write_text("-----BEGIN CERTIFICATE-----\nMII")
+        time.sleep(1.2)
+        assert name() == "before"
+        root.sign("after", into="changing")
+        _eventually(lambda: name() == "after", server)
+        assert asks()
+    assert _is_served(server, pki, protocol, "client" if mutual else None)
     assert "the former certificate stays in use" in server.log.read_text()
 
 
-def _name(server, pki) -> str:
+@every_protocol
+def test_changed_roots_of_clients_are_taken_up(tls, pki, protocol, tmp_path):
+    """Who was signed by the former one is refused from then on, and stays where the connection is open."""
+    roots = tmp_path / "roots.crt"
+    roots.write_bytes(pki["root"].certificate.read_bytes())
+    server = tls(mutual=True, roots=roots)
+    assert _is_served(server, pki, protocol, "client")
+    assert not _is_served(server, pki, protocol, "strange client")
+    with _kept(server, protocol, _context(pki, "client")) as asks:
+        roots.write_bytes(pki["stranger"].certificate.read_bytes())
+        _eventually(lambda: _is_served(server, pki, protocol, "strange client"), server)
+        assert not _is_served(server, pki, protocol, "client")
+        assert asks()
+
+
+def _eventually(holds, server) -> None:
+    deadline = time.monotonic() + RELOAD_SECONDS_MAX
+    while not holds():
+        assert time.monotonic() < deadline, server.log_tail()
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _kept(server, protocol: str, context: ssl.SSLContext):
+    """A connection that is opened now; what is given asks over it, and tells whether it was answered."""
+    if protocol == "grpc":
+        with wire.Connection(server, tls=context) as connection:
+            yield lambda: connection.answer(connection.call("ServerLive", wire.message(b""))).grpc_status == 0
+        return
+    connection = http.client.HTTPSConnection("127.0.0.1", server.http_port, context=context, timeout=5)
+    with contextlib.closing(connection):
+        connection.connect()
+        opened = connection.sock
+
+        def asks() -> bool:
+            connection.request("GET", "/v2/health/ready")
+            return connection.sock is opened and connection.getresponse().status == 200
+
+        yield asks
+
+
+def _is_served(server, pki, protocol: str, client: str | None) -> bool:
+    """Whether a client that comes now gets an answer."""
+    if protocol == "http":
+        with contextlib.suppress(ssl.SSLError, ConnectionError, http.client.RemoteDisconnected):
+            return _ready(server, _context(pki, client))
+        return False
+    with contextlib.closing(_grpc(server, pki, client)) as connection:
+        with contextlib.suppress(InferenceServerException):
+            return connection.is_server_live()
+    return False
+
+
+def _name(server, protocol: str, context: ssl.SSLContext) -> str:
     """The common name in the certificate that the server shows."""
-    with socket.create_connection(("127.0.0.1", server.http_port), timeout=5) as raw:
-        with _context(pki).wrap_socket(raw, server_hostname="127.0.0.1") as wrapped:
+    with socket.create_connection(("127.0.0.1", getattr(server, f"{protocol}_port")), timeout=5) as raw:
+        with context.wrap_socket(raw, server_hostname="127.0.0.1") as wrapped:
             subject = dict(pair for part in wrapped.getpeercert()["subject"] for pair in part)
     return subject["commonName"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 
 import hpack
@@ -71,8 +72,10 @@ class Answer:
 class Connection:
     """A connection that has said hello, and what came over it."""
 
-    def __init__(self, server, window: int = 1 << 30):
+    def __init__(self, server, window: int = 1 << 30, tls: ssl.SSLContext | None = None):
         self.socket = socket.create_connection(("127.0.0.1", server.grpc_port), timeout=WAIT_SECONDS_MAX)
+        if tls:
+            self.socket = tls.wrap_socket(self.socket, server_hostname="127.0.0.1")
         self.decoder = hpack.Decoder()
         self.answers: dict[int, Answer] = {}
         self.pongs = 0

@@ -1,6 +1,6 @@
 """Where the server under test may answer otherwise than the real Triton, case by case, and why.
 
-Everything here is a difference that we want and that `docs/differences.md` tells the user of. A case that is
+Everything here is a difference that we want and that `docs/src/differences.md` tells the user of. A case that is
 listed and yet answers alike is reported too, so that the list cannot outlive its reasons.
 """
 
@@ -11,35 +11,80 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Why a case may differ, and how far: in its status only, by more words at its end only, or else in every
-    way."""
+    """Why a case may differ, by which words at the beginning of an entry `docs/src/differences.md` tells of it, and
+    how far: in its status only, by more words at its end only, or else in every way."""
 
     reason: str
+    told: tuple[str, ...]
     status: int | None = None
     says_more: bool = False
 
 
-CRASH = Difference("the real server ends at this request; ours refuses it and lives on")
-OVERFLOW = Difference("the real server multiplies the shape without a check for overflow")
-WRAP = Difference("the real server silently keeps the low bits of a number that does not fit its type")
-NOT_JSON = Difference("the real server writes a number that JSON has no form for")
-LENIENT = Difference("the real server takes half of a malformed request for a whole one")
-UNCHECKED = Difference("the real server hands on strings whose length points past their end")
-ZERO_ROWS = Difference("the real server forgets the batch dimension when it is zero, and asks for another size")
-NEGATIVE = Difference("the real server multiplies negative dimensions")
-UNORDERED = Difference("the real server names inputs in the order of a hash table, and drops a bracket")
-INCOMPLETE = Difference("the real server runs a model without an input that it needs, as many are optional")
-VAGUE = Difference("the real server does not say what it could not read; ours does")
-REFUSED = Difference("the real server refuses a kind of parameter that its protocol has")
-ESCAPED = Difference("the real server does not decode names in paths, though its own client encodes them")
-NOT_FOUND = Difference("the real server's metrics port answers every path with an empty page")
-NESTED = Difference("ours bounds how deep JSON may nest")
-RECOUNTED = Difference("the counts tell of the cases above, which one server answers and the other refuses")
-NO_REASON = Difference("the real server tells its log alone why a model was not polled", says_more=True)
-UNSOUND = Difference("the real server loads a model whose tensors cannot be told apart or filled")
-LISTED = Difference("the index tells of the cases above, and ours also lists models without versions")
-NEWER = Difference("the configuration has a field that came after the recorded release")
-CLIENT_ERROR = Difference("the real server calls what the client got wrong an internal error", 400)
+CRASH = Difference(
+    "the real server ends at this request; ours refuses it and lives on",
+    ("A shape too large to multiply", "Classification of strings"),
+)
+OVERFLOW = Difference(
+    "the real server multiplies the shape without a check for overflow",
+    ("A shape too large to multiply",),
+)
+WRAP = Difference(
+    "the real server silently keeps the low bits of a number that does not fit its type",
+    ("An integer that does not fit its type", "Numbers must be numbers"),
+)
+NOT_JSON = Difference(
+    "the real server writes a number that JSON has no form for", ("A number too large for FP32",)
+)
+LENIENT = Difference(
+    "the real server takes half of a malformed request for a whole one",
+    ("Half of a malformed request", "A shape with a 0 and yet data", "Files that come with a load", "A parameter of the wrong type"),
+)
+UNCHECKED = Difference(
+    "the real server hands on strings whose length points past their end",
+    ("A string that is longer than what is left",),
+)
+ZERO_ROWS = Difference(
+    "the real server forgets the batch dimension when it is zero, and asks for another size",
+    ("A batch of no rows",),
+)
+NEGATIVE = Difference("the real server multiplies negative dimensions", ("A negative dimension",))
+UNORDERED = Difference(
+    "the real server names inputs in the order of a hash table, and drops a bracket",
+    ("Inputs are named in the order of the request",),
+)
+INCOMPLETE = Difference(
+    "the real server runs a model without an input that it needs, as many are optional",
+    ("An input that the model needs",),
+)
+VAGUE = Difference("the real server does not say what it could not read; ours does", ("Errors say more",))
+REFUSED = Difference(
+    "the real server refuses a kind of parameter that its protocol has", ("Parameters of the kind `uint64_param`",)
+)
+ESCAPED = Difference(
+    "the real server does not decode names in paths, though its own client encodes them", ("Names in paths",)
+)
+NOT_FOUND = Difference(
+    "the real server's metrics port answers every path with an empty page", ("Other paths of the metrics port",)
+)
+NESTED = Difference("ours bounds how deep JSON may nest", ("JSON nests",))
+RECOUNTED = Difference(
+    "the counts tell of the cases above, which one server answers and the other refuses",
+    ("What the client got wrong is 400",),
+)
+NO_REASON = Difference(
+    "the real server tells its log alone why a model was not polled", ("Why a load failed",), says_more=True
+)
+UNSOUND = Difference(
+    "the real server loads a model whose tensors cannot be told apart or filled",
+    ("A configuration with two inputs or two outputs of one name", "A configuration that the back end `identity` cannot serve"),
+)
+LISTED = Difference(
+    "the index tells of the cases above, and ours also lists models without versions", ("The index",)
+)
+NEWER = Difference("the recorded release came before what ours follows", ("After 2.51",))
+CLIENT_ERROR = Difference(
+    "the real server calls what the client got wrong an internal error", ("What the client got wrong is 400",), 400
+)
 
 _WHERE = {
     CRASH: """
@@ -58,7 +103,7 @@ _WHERE = {
         grpc/infer/contents_UINT8_over grpc/infer/contents_UINT16_over
         grpc/infer/contents_INT8_over grpc/infer/contents_INT16_over
     """,
-    NEWER: "http/model/config_ensemble",
+    NEWER: "http/model/config_ensemble http/infer/output_twice grpc/infer/output_twice",
     NOT_JSON: "http/infer/value_fp32_over",
     LENIENT: """
         http/infer/empty_body http/infer/content_encoding_gzip_plain http/infer/not_utf8

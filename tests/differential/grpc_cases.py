@@ -197,7 +197,7 @@ def _metadata():
     yield _call("server/live", "ServerLive")
     yield _call("server/ready", "ServerReady")
     yield _call("server/metadata", "ServerMetadata")
-    for model in ("identity", "identity_batched", "identity_types", "identity_labels", "identity_reshape", "identity_versions", "identity_sequence", "identity_priority", "ensemble", "no_such", ""):
+    for model in ("identity", "identity_batched", "identity_types", "identity_labels", "identity_reshape", "identity_versions", "identity_sequence", "identity_priority", "identity_whole", "identity_whole_sequence", "ensemble", "no_such", ""):
         for method in ("ModelReady", "ModelMetadata", "ModelConfig"):
             yield _call(f"model/{method}_{model or 'empty'}", method, name=model)
     for label, version in (("known", "1"), ("missing", "9"), ("text", "abc"), ("zero", "0"), ("over", "99999999999999999999")):

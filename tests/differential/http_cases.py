@@ -40,7 +40,7 @@ def _metadata():
     for model in (
         "identity identity_batched identity_fixed identity_two identity_types identity_string identity_labels identity_reshape "
         "identity_scalar identity_optional identity_versions identity_latest identity_decoupled "
-        "identity_sequence identity_priority ensemble no_such"
+        "identity_sequence identity_priority identity_whole identity_whole_sequence ensemble no_such"
     ).split():
         yield _get(f"model/metadata_{model}", f"/v2/models/{model}")
         yield _get(f"model/config_{model}", f"/v2/models/{model}/config")
@@ -202,6 +202,7 @@ def closing():
     """What the requests before have left in the counters."""
     for model in ("identity", "identity_batched", "identity_two", "identity_sequence", "identity_decoupled", "ensemble"):
         yield _get(f"stats/{model}", f"/v2/models/{model}/stats")
+    yield HttpCase("http/stats/all", "/v2/models/stats", setup="explicit")
     yield HttpCase("metrics/page", "/metrics", service="metrics")
     yield HttpCase("metrics/slash", "/metrics/", service="metrics")
     yield HttpCase("metrics/unknown", "/other", service="metrics")

@@ -22,6 +22,8 @@ import servers  # noqa: E402
 from . import cache_cases, grpc_cases, http_cases, http_infer_cases, repository, restricted_cases  # noqa: E402
 
 GOLDEN = FOLDER / "triton-2.51.json"
+# Every flag, and the form of its value.
+FLAGS = FOLDER / "triton-2.51-flags.txt"
 # Why a model's configuration was refused goes to the real server's log only.
 POLL_FAILURES = FOLDER / "triton-2.51-poll-failures.json"
 
@@ -100,6 +102,20 @@ def _has_ended(server: servers.Server) -> bool:
     return True
 
 
+def flags(help_text: str) -> str:
+    """What the real server's help says of its flags: one a line, with the form of its value."""
+    found = re.findall(r"^  --([a-z0-9-]+)(?: <(.*)>)?$", help_text, re.MULTILINE)
+    return "".join(f"{name} {form}".rstrip() + "\n" for name, form in found)
+
+
+def ask_for_flags() -> str:
+    """The flags of the real server that is installed."""
+    told = subprocess.run(
+        [servers.TRITON, "--help"], capture_output=True, text=True, env=servers.environment(servers.TRITON)
+    )
+    return flags(told.stdout + told.stderr)
+
+
 def written(golden: dict) -> str:
     """The recorded file's text: a line for each request and one for each answer."""
     lines = (
@@ -119,6 +135,7 @@ def main() -> None:
     answers = ask("triton", servers.TRITON, cases)
     golden = {case.name: {"request": case.request(), "answer": answers[case.name]} for case in cases}
     GOLDEN.write_text(written(golden))
+    FLAGS.write_text(ask_for_flags())
     failures = re.findall(
         r"\"Poll failed for model directory '(.*?)': (.*)\"$", log.read_text(), re.MULTILINE
     )

@@ -128,6 +128,99 @@ instance_group [{ count: 2 kind: KIND_CPU }]
         + FP32_PAIR,
         (1,),
     ),
+    # What such a model does not use, and is echoed all the same.
+    "identity_whole": (
+        """
+backend: "identity"
+max_batch_size: 4
+version_policy { specific { versions: [ 1 ] } }
+input [{ name: "INPUT0" data_type: TYPE_FP32 format: FORMAT_NCHW dims: [ 3, 2, 2 ] }]
+output [{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 3, 2, 2 ] label_filename: "labels.txt" }]
+optimization {
+  graph { level: -1 }
+  priority: PRIORITY_MIN
+  cuda {
+    graphs: true
+    busy_wait_events: true
+    graph_spec [{
+      batch_size: 2
+      input { key: "INPUT0" value { dim: [ 3, 2, 2 ] } }
+      graph_lower_bound { batch_size: 1 input { key: "INPUT0" value { dim: [ 3, 2, 2 ] } } }
+    }]
+    output_copy_stream: true
+  }
+  execution_accelerators {
+    gpu_execution_accelerator [{ name: "tensorrt" parameters { key: "precision_mode" value: "FP16" } }]
+    cpu_execution_accelerator [{ name: "openvino" }]
+  }
+  input_pinned_memory { enable: false }
+  output_pinned_memory { enable: false }
+  gather_kernel_buffer_threshold: 5
+  eager_batching: true
+}
+dynamic_batching {
+  preferred_batch_size: [ 2 ]
+  max_queue_delay_microseconds: 5
+  priority_levels: 2
+  default_priority_level: 1
+  default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 7 allow_timeout_override: true max_queue_size: 9 }
+  priority_queue_policy { key: 1 value { max_queue_size: 3 } }
+}
+instance_group [{
+  name: "own"
+  count: 1
+  kind: KIND_CPU
+  host_policy: "some"
+  rate_limiter { resources [{ name: "R" global: true count: 2 }] priority: 3 }
+  secondary_devices [{ kind: KIND_NVDLA device_id: 1 }]
+}]
+default_model_filename: "some.file"
+cc_model_filenames { key: "7.5" value: "other.file" }
+metric_tags { key: "team" value: "b" }
+parameters { key: "note" value { string_value: "kept" } }
+model_operations { op_library_filename: [ "some.so" ] }
+model_transaction_policy { decoupled: false }
+response_cache { enable: false }
+model_warmup [{
+  name: "zeros"
+  batch_size: 1
+  count: 2
+  inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: [ 3, 2, 2 ] zero_data: true } }
+}]
+""",
+        (1,),
+    ),
+    "identity_whole_sequence": (
+        """
+backend: "identity"
+max_batch_size: 4
+sequence_batching {
+  oldest {
+    max_candidate_sequences: 3
+    preferred_batch_size: [ 2, 4 ]
+    max_queue_delay_microseconds: 6
+    preserve_ordering: true
+  }
+  max_sequence_idle_microseconds: 7000000
+  control_input [
+    { name: "START" control [{ kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] }] },
+    { name: "READY" control [{ kind: CONTROL_SEQUENCE_READY int32_false_true: [ 0, 1 ] }] },
+    { name: "END" control [{ kind: CONTROL_SEQUENCE_END bool_false_true: [ false, true ] }] },
+    { name: "ID" control [{ kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 }] }
+  ]
+  state [{
+    input_name: "INPUT1"
+    output_name: "OUTPUT1"
+    data_type: TYPE_FP32
+    dims: [ 2, 3 ]
+    initial_state [{ name: "begin" data_type: TYPE_FP32 dims: [ 2, 3 ] zero_data: true }]
+    use_same_buffer_for_input_output: true
+  }]
+}
+"""
+        + FP32_PAIR,
+        (1,),
+    ),
     "ensemble": (
         """
 platform: "ensemble"
@@ -415,5 +508,6 @@ def write(folder: pathlib.Path, broken: bool = False, cached: bool = False) -> p
             (model / str(version)).mkdir()
         if config is not None:
             (model / "config.pbtxt").write_text(config)
-    (folder / "identity_labels" / "labels.txt").write_text("ant\nbee\ncat\ndog\n")
+    for name in ("identity_labels", "identity_whole"):
+        (folder / name / "labels.txt").write_text("ant\nbee\ncat\ndog\n")
     return folder

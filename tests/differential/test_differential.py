@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from . import record
 from .accepted import ACCEPTED, overlooked
 from .record import all_cases
 
+PAGE = record.servers.ROOT / "docs" / "src" / "differences.md"
 # Bodies of these say which server and which version of it this is.
 OWN_IDENTITY = {"http/server/metadata", "grpc/server/metadata"}
 
@@ -41,9 +45,28 @@ def test_the_recording_is_what_the_real_server_answers(case_name, golden, triton
     assert triton_answers[case_name] == golden[case_name]["answer"]
 
 
+def test_the_recorded_flags_are_those_of_the_real_server():
+    """Which `tests/compatibility.rs` holds ours against."""
+    if not record.servers.peer_is_usable():
+        pytest.skip("the real server is not installed: scripts/setup_peer.sh installs it")
+    assert record.ask_for_flags() == record.FLAGS.read_text()
+
+
 def test_every_accepted_difference_is_a_case():
     """A renamed case takes its entry along."""
     assert set(ACCEPTED) <= {each.name for each in all_cases()}
+
+
+def test_every_accepted_difference_is_told():
+    """As an entry of the page for those who come from Triton."""
+    entries = [line.removeprefix("- ").replace("**", "") for line in PAGE.read_text().splitlines() if line.startswith("- ")]
+    untold = {
+        words
+        for difference in ACCEPTED.values()
+        for words in difference.told
+        if not any(entry.startswith(words) for entry in entries)
+    }
+    assert not untold
 
 
 def test_the_recording_holds_every_case(golden):

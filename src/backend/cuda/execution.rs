@@ -28,10 +28,6 @@ pub(super) fn dims(spec: &TensorSpec) -> &Shape {
 }
 
 impl DeviceModel for Batches {
-    fn takes_resident(&self) -> bool {
-        true
-    }
-
     fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
         let given: Option<Vec<&BatchTensor>> = batch.inputs.iter().map(Option::as_ref).collect();
         let given =

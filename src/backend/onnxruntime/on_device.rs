@@ -17,10 +17,10 @@ use super::{
 use crate::{
     backend::{
         BackendError, Batch, BatchOutputs, DeviceBatch, DeviceModel, Expected,
-        voyage::{Awaited, NotBrought, Voyage},
+        voyage::{Aboard, Awaited, Voyage},
     },
     device::{
-        DeviceError, DeviceSlice, LibraryMemory, Stream, Visit, VisitError, Visited,
+        DeviceError, DeviceSlice, LibraryMemory, Stream, VisitError, Visited,
         streams::{Compute, PlacedBatch},
     },
     inference::Shape,
@@ -46,6 +46,11 @@ pub(super) struct OnDevice {
 type Capture = Vec<(u64, Option<Shape>)>;
 
 impl DeviceModel for Batches {
+    fn takes_resident(&self) -> bool {
+        // An output that is an input is sent from where that came to the host.
+        self.0.outputs.iter().all(|output| output.echo.is_none())
+    }
+
     fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
         let plan = &self.0;
         let mut voyage = Voyage::new(batch.pool);
@@ -64,7 +69,11 @@ impl DeviceModel for Batches {
         Ok(laid)
     }
 
-    fn outputs(&self, batch: Expected, returned: Vec<Bytes>) -> Result<BatchOutputs, BackendError> {
+    fn outputs(
+        &self,
+        batch: Expected,
+        returned: Vec<Option<Bytes>>,
+    ) -> Result<BatchOutputs, BackendError> {
         Voyage::disembark(batch, returned)
     }
 }
@@ -130,18 +139,13 @@ impl Compute for OnDevice {
         stream: &mut dyn Stream,
         batch: &PlacedBatch<'_>,
     ) -> Result<(), DeviceError> {
-        let who: Arc<str> = format!("model '{}'", self.model).into();
-        let voyage = Voyage::of(batch.own, &who)?;
-        let (reads, writes) = (batch.inputs.to_vec(), batch.outputs.to_vec());
+        let aboard = Aboard::of(batch, &self.model)?;
         let run = Run {
-            graph: self.graph(batch, &voyage),
+            graph: self.graph(batch, &aboard.voyage),
             execution: self.execution.clone(),
             memory: self.memory.clone(),
-            inputs: reads.clone(),
-            outputs: writes.clone(),
-            voyage,
         };
-        stream.visit(Visit { who, reads, writes, work: Box::new(move |visited| run.go(visited)) })
+        aboard.visit(stream, false, move |aboard, visited| run.go(aboard, visited))
     }
 
     fn is_library(&self) -> bool {
@@ -154,17 +158,14 @@ struct Run {
     execution: Arc<Execution>,
     memory: Option<Arc<Handle<OrtMemoryInfo>>>,
     graph: Option<usize>,
-    inputs: Vec<DeviceSlice>,
-    outputs: Vec<DeviceSlice>,
-    voyage: Arc<Voyage>,
 }
 
 impl Run {
-    fn go(self, visited: &mut dyn Visited) -> Result<(), VisitError> {
+    fn go(&self, aboard: &Aboard, visited: &mut dyn Visited) -> Result<(), VisitError> {
         let plan = self.execution.plan();
-        let ran = match self.attempt(plan.guesses(), visited) {
+        let ran = match self.attempt(plan.guesses(), aboard, visited) {
             Err(RunError::Ort(error)) if is_shape_mismatch(&error) && plan.guesses() => {
-                self.attempt(false, visited).inspect(|()| plan.guess_no_more())
+                self.attempt(false, aboard, visited).inspect(|()| plan.guess_no_more())
             }
             ran => ran,
         };
@@ -172,12 +173,17 @@ impl Run {
             RunError::Ort(error) if error.is_out_of_memory() => {
                 VisitError::OutOfMemory(error.to_string())
             }
-            RunError::NotBrought(NotBrought::Device(error)) => error,
+            RunError::NotBrought(error) => error.into(),
             error => VisitError::Failed(error.to_string()),
         })
     }
 
-    fn attempt(&self, guess: bool, visited: &mut dyn Visited) -> Result<(), RunError> {
+    fn attempt(
+        &self,
+        guess: bool,
+        aboard: &Aboard,
+        visited: &mut dyn Visited,
+    ) -> Result<(), RunError> {
         let session = self.execution.session();
         let (runtime, plan) = (session.runtime, self.execution.plan());
         let api = runtime.api;
@@ -188,7 +194,7 @@ impl Run {
                 (api.CreateIoBinding)(session.as_ptr(), out)
             })
         }?;
-        for ((index, shape), slice) in self.voyage.inputs.iter().zip(&self.inputs) {
+        for ((index, shape), slice) in aboard.voyage.inputs.iter().zip(&aboard.inputs) {
             let Some(input) = plan.inputs.get(*index) else { continue };
             // SAFETY: the lane's memory stays until the run's work has passed.
             let value = unsafe {
@@ -202,7 +208,7 @@ impl Run {
         }
         // In the order in which they are bound.
         let mut bound = Vec::with_capacity(plan.outputs.len());
-        let outputs = plan.outputs.iter().zip(&self.voyage.outputs).zip(&self.outputs);
+        let outputs = plan.outputs.iter().zip(&aboard.voyage.outputs).zip(&aboard.outputs);
         for (index, ((output, awaited), slice)) in outputs.enumerate() {
             let name = output.tensor.name.as_ptr();
             let placed = match awaited {
@@ -239,7 +245,7 @@ impl Run {
             runtime.check((api.RunWithBinding)(session.as_ptr(), options, binding.as_ptr()))
         }?;
         match bound.iter().any(|(_, is_late)| *is_late) {
-            true => self.bring(&binding, &bound, visited),
+            true => self.bring(&binding, &bound, &aboard.voyage, visited),
             false => Ok(()),
         }
     }
@@ -249,6 +255,7 @@ impl Run {
         &self,
         binding: &Handle<OrtIoBinding>,
         bound: &[(usize, bool)],
+        voyage: &Voyage,
         visited: &mut dyn Visited,
     ) -> Result<(), RunError> {
         let session = self.execution.session();
@@ -274,7 +281,7 @@ impl Run {
             // session's stream, and the keeper holds it and the session, whose arena it is of.
             let memory = unsafe { LibraryMemory::new(address, len, keeper) };
             let shape = plan.scalar.clone().unwrap_or(shape);
-            self.voyage.bring(visited, *index, shape, memory)?;
+            voyage.bring(visited, *index, shape, memory)?;
         }
         Ok(())
     }

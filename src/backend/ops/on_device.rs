@@ -119,10 +119,6 @@ struct Made {
 }
 
 impl DeviceModel for Launches {
-    fn takes_resident(&self) -> bool {
-        true
-    }
-
     fn lay_out(&self, given: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
         let Loaded { plan, results, has_batch } = &*self.chain;
         let rows = if *has_batch { given.rows as usize } else { 1 };
@@ -400,12 +396,16 @@ mod tests {
         let (shape, data) = (Shape::from(input.2).with_batch(rows.into()), Bytes::from(data));
         let expected = run(&source, vec![(shape.clone(), data.clone())]).unwrap();
         let inputs = [Some(BatchTensor { shape, data })];
-        let (wanted, pool) = (vec![true; outputs.len()], pool());
-        let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool: &pool, places: None };
-        let made = device.execute(&batch).unwrap();
-        for (made, (shape, data)) in made.iter().zip(expected) {
-            let made = made.as_ref().unwrap();
-            assert_eq!((&made.shape, &made.data), (&shape, &data));
+        let pool = pool();
+        // Without the last, which then stays on the device, and with all.
+        for wanted_count in [outputs.len() - 1, outputs.len()] {
+            let wanted: Vec<bool> = (0..outputs.len()).map(|index| index < wanted_count).collect();
+            let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool: &pool, places: None };
+            let made = device.execute(&batch).unwrap();
+            for ((made, (shape, data)), wanted) in made.iter().zip(&expected).zip(wanted) {
+                let made = made.as_ref().map(|made| (&made.shape, &made.data));
+                assert_eq!(made, wanted.then_some((shape, data)));
+            }
         }
     }
 

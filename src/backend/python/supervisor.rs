@@ -166,9 +166,9 @@ impl Seat {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether requests would be answered.
+    /// Whether requests would be answered; none come to one that is to stop.
     pub fn is_ready(&self) -> bool {
-        self.session().is_some_and(|session| session.serves())
+        self.is_stopping() || self.session().is_some_and(|session| session.serves())
     }
 
     /// Ends the process, after the model's `finalize`, and the thread that keeps it.

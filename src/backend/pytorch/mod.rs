@@ -4,8 +4,8 @@
 //! This room knows that library's functions, model files, tensors and memory. It must not know
 //! requests, schedulers or wire formats. `table` is what both sides agree on; `library` finds and opens
 //! the library, `module` wraps its functions; `settings` reads what the configuration asks for,
-//! `completion` completes one; `plan` ties a model's signature to the arguments of its `forward`; `execution` runs a batch on
-//! the host, `on_device` where a lane has it.
+//! `completion` completes one; `plan` ties a model's signature to the arguments of its `forward`;
+//! `execution` runs a batch on the host, `on_device` where a lane has it.
 
 mod completion;
 mod elements;

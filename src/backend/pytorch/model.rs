@@ -54,10 +54,14 @@ impl TorchModel {
 
     /// The module for a further instance: one of its own, with its own state and weights, unless the
     /// configuration has those on one device share one.
-    fn module(&self, device: PlacementDevice) -> Result<Arc<Module>, BackendError> {
+    fn module(
+        &self,
+        device: PlacementDevice,
+        options: &Options,
+    ) -> Result<Arc<Module>, BackendError> {
         match self.settings.weight_sharing {
-            true => self.shared_module(device, &self.options(device)),
-            false => self.open(device, &self.options(device)),
+            true => self.shared_module(device, options),
+            false => self.open(device, options),
         }
     }
 
@@ -128,11 +132,7 @@ impl TorchModel {
             copied_arguments: self.is_stateful,
             ..self.options(device)
         };
-        let module = match self.settings.weight_sharing {
-            // On the host, all with the same options.
-            true => self.shared_module(device, &options)?,
-            false => self.open(device, &options)?,
-        };
+        let module = self.module(device, &options)?;
         let (model, plan) = (self.source.name.clone(), self.plan.clone());
         Ok(Runner { stream, model: Box::new(OnDevice { model, module, plan }) })
     }
@@ -164,7 +164,8 @@ impl Model for TorchModel {
         if let Some(instance) = self.on_device(placement)? {
             return Ok(ModelInstance::Batches(Box::new(Direct::of(instance)?)));
         }
-        let module = self.module(self.place(placement))?;
+        let device = self.place(placement);
+        let module = self.module(device, &self.options(device))?;
         let (model, plan) = (self.source.name.clone(), self.plan.clone());
         Ok(ModelInstance::Batches(Box::new(TorchInstance { model, module, plan })))
     }

@@ -16,10 +16,10 @@ use super::{
 use crate::{
     backend::{
         BackendError, Batch, BatchOutputs, DeviceBatch, DeviceModel, Expected,
-        voyage::{Awaited, NotBrought, Voyage},
+        voyage::{Aboard, Awaited, Voyage},
     },
     device::{
-        Destination, DeviceError, DeviceSlice, Stream, Visit, VisitError, Visited,
+        Destination, DeviceError, DeviceSlice, Stream, VisitError, Visited,
         streams::{Compute, PlacedBatch},
     },
     inference::Shape,
@@ -64,7 +64,11 @@ impl DeviceModel for Batches {
         Ok(voyage.embark(inputs))
     }
 
-    fn outputs(&self, batch: Expected, returned: Vec<Bytes>) -> Result<BatchOutputs, BackendError> {
+    fn outputs(
+        &self,
+        batch: Expected,
+        returned: Vec<Option<Bytes>>,
+    ) -> Result<BatchOutputs, BackendError> {
         Voyage::disembark(batch, returned)
     }
 }
@@ -75,17 +79,10 @@ impl Compute for OnDevice {
         stream: &mut dyn Stream,
         batch: &PlacedBatch<'_>,
     ) -> Result<(), DeviceError> {
-        let who: Arc<str> = format!("model '{}'", self.model).into();
-        let voyage = Voyage::of(batch.own, &who)?;
-        let (reads, writes) = (Vec::new(), [batch.inputs, batch.outputs].concat());
-        let run = Run {
-            module: self.module.clone(),
-            plan: self.plan.clone(),
-            inputs: batch.inputs.to_vec(),
-            outputs: batch.outputs.to_vec(),
-            voyage,
-        };
-        stream.visit(Visit { who, reads, writes, work: Box::new(move |visited| run.go(visited)) })
+        let aboard = Aboard::of(batch, &self.model)?;
+        let run = Run { module: self.module.clone(), plan: self.plan.clone() };
+        // A module may write into what it is given.
+        aboard.visit(stream, true, move |aboard, visited| run.go(aboard, visited))
     }
 
     fn is_library(&self) -> bool {
@@ -97,32 +94,30 @@ impl Compute for OnDevice {
 struct Run {
     module: Arc<Module>,
     plan: Arc<Plan>,
-    inputs: Vec<DeviceSlice>,
-    outputs: Vec<DeviceSlice>,
-    voyage: Arc<Voyage>,
 }
 
 impl Run {
-    fn go(self, visited: &mut dyn Visited) -> Result<(), VisitError> {
-        let outputs = self.module.forward(self.arguments()).map_err(|error| {
+    fn go(&self, aboard: &Aboard, visited: &mut dyn Visited) -> Result<(), VisitError> {
+        let outputs = self.module.forward(self.arguments(aboard)).map_err(|error| {
             let is_memory = error.is_out_of_memory();
             let text = RunError::from(error).to_string();
             if is_memory { VisitError::OutOfMemory(text) } else { VisitError::Failed(text) }
         })?;
-        for (index, (awaited, slice)) in self.voyage.outputs.iter().zip(&self.outputs).enumerate() {
+        let places = aboard.voyage.outputs.iter().zip(&aboard.outputs);
+        for (index, (awaited, slice)) in places.enumerate() {
             let place = match awaited {
                 Awaited::Unwanted | Awaited::Echo(_) => continue,
                 Awaited::Placed(shape, _) => Some((shape, slice)),
                 Awaited::Unknown => None,
             };
-            self.bring(visited, &outputs, index, place)?;
+            self.bring(&aboard.voyage, visited, &outputs, index, place)?;
         }
         Ok(())
     }
 
-    fn arguments(&self) -> Vec<Input<'_>> {
-        let mut arguments = Vec::with_capacity(self.inputs.len());
-        for ((index, shape), slice) in self.voyage.inputs.iter().zip(&self.inputs) {
+    fn arguments<'a>(&'a self, aboard: &'a Aboard) -> Vec<Input<'a>> {
+        let mut arguments = Vec::with_capacity(aboard.inputs.len());
+        for ((index, shape), slice) in aboard.voyage.inputs.iter().zip(&aboard.inputs) {
             if let Some(plan) = self.plan.inputs.get(*index) {
                 arguments.push(Input::on_device(&plan.name, plan.datatype, shape, slice));
             }
@@ -133,6 +128,7 @@ impl Run {
     /// Brings a result to its place in the lane, or to the host where it has none of its shape.
     fn bring(
         &self,
+        voyage: &Voyage,
         visited: &mut dyn Visited,
         outputs: &Arc<Outputs>,
         index: usize,
@@ -147,9 +143,6 @@ impl Run {
         {
             return visited.bring(memory, Destination::Device(slice));
         }
-        self.voyage.bring(visited, index, shape, memory).map_err(|error| match error {
-            NotBrought::Device(error) => error,
-            NotBrought::Exhausted(error) => VisitError::Failed(error.to_string()),
-        })
+        Ok(voyage.bring(visited, index, shape, memory)?)
     }
 }

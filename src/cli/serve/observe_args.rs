@@ -29,8 +29,8 @@ pub struct ObserveArgs {
           default_value = "true", value_parser = switch(), action = clap::ArgAction::Set)]
     allow_gpu_metrics: bool,
     /// Milliseconds that lie between two looks at the machine for its metrics, at least
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 2000)]
-    metrics_interval_ms: u64,
+    #[arg(long, value_name = "MILLISECONDS", default_value = "2000", value_parser = milliseconds)]
+    metrics_interval_ms: Duration,
     /// What the metrics tell of durations, as <SETTING>=<VALUE>: counter_latencies (true),
     /// histogram_latencies (false), summary_latencies (false), summary_quantiles; may be given
     /// several times
@@ -133,12 +133,18 @@ fn level(name: &str) -> Result<Level, String> {
         .ok_or_else(|| format!("expected the trace level OFF, TIMESTAMPS or TENSORS, got '{name}'"))
 }
 
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    let number: Option<f64> = text.parse().ok();
+    let duration = number.and_then(|number| Duration::try_from_secs_f64(number / 1000.0).ok());
+    duration.ok_or_else(|| format!("expected a number of milliseconds, got '{text}'"))
+}
+
 impl ObserveArgs {
     /// What the metrics tell.
     pub fn metrics(&self) -> MetricsSettings {
         let mut settings = MetricsSettings {
             cpu: self.allow_cpu_metrics,
-            interval: Duration::from_millis(self.metrics_interval_ms),
+            interval: self.metrics_interval_ms,
             ..MetricsSettings::default()
         };
         self.metrics_config.iter().for_each(|setting| settings.set(setting));
@@ -150,7 +156,7 @@ impl ObserveArgs {
         if !self.allow_gpu_metrics {
             return None;
         }
-        let interval = Duration::from_millis(self.metrics_interval_ms.max(1));
+        let interval = self.metrics_interval_ms.max(Duration::from_millis(1));
         match Management::open() {
             Ok(management) => GpuMetrics::start(management, interval)
                 .inspect_err(|error| log::warn!("GPUs are not measured: {error}"))
@@ -332,7 +338,7 @@ mod tests {
     fn metrics_are_configured_by_flags() {
         let flags = [
             "--allow-cpu-metrics=false",
-            "--metrics-interval-ms=5",
+            "--metrics-interval-ms=2.5",
             "--metrics-config=summary_latencies=true",
             "--metrics-config",
             "summary_quantiles=0.5:0.05",
@@ -340,12 +346,14 @@ mod tests {
         let settings = parse(&flags).unwrap().metrics();
         let expected = MetricsSettings {
             cpu: false,
-            interval: Duration::from_millis(5),
+            interval: Duration::from_micros(2500),
             summaries: true,
             quantiles: vec![0.5],
             ..MetricsSettings::default()
         };
         assert_eq!(settings, expected);
-        assert!(parse(&["--metrics-config=x=1"]).is_err());
+        for bad in ["--metrics-config=x=1", "--metrics-interval-ms=-1", "--metrics-interval-ms=x"] {
+            assert!(parse(&[bad]).is_err(), "{bad}");
+        }
     }
 }

@@ -33,11 +33,11 @@ impl<R: BorrowMut<Runner>> Alone<R> {
         &self.device
     }
 
-    /// Runs a batch and gives its outputs.
+    /// Runs a batch and gives the outputs that came.
     ///
     /// # Errors
     /// The first that an operation met with.
-    pub fn run(&mut self, parts: BatchParts) -> Result<Vec<Bytes>, DeviceError> {
+    pub fn run(&mut self, parts: BatchParts) -> Result<Vec<Option<Bytes>>, DeviceError> {
         let mut cargo = Cargo::new(parts);
         self.lane.prepare(&*self.device, &mut cargo)?;
         let given = self.give(&mut cargo);

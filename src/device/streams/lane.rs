@@ -4,7 +4,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{
-    lanes::{BatchParts, Compute, PlacedBatch},
+    lanes::{BatchParts, Compute, OutputPart, PlacedBatch},
     resident::Resident,
     worker::{Runner, Worker},
 };
@@ -50,11 +50,28 @@ pub(super) struct Lane {
 /// The tensors of a batch on its way.
 pub(super) struct Cargo {
     inputs: Vec<Bytes>,
-    outputs: Vec<(Landing, HostTarget)>,
+    outputs: Vec<Output>,
     scratch: Vec<usize>,
     placed: Placed,
-    resident: Option<Resident>,
-    placed_tables: Vec<DeviceSlice>,
+}
+
+/// An output of a batch on its way.
+struct Output {
+    /// Its size on the device.
+    bytes: usize,
+    /// Where it is copied to, unless it stays.
+    comes: Option<(Landing, HostTarget)>,
+}
+
+impl From<OutputPart> for Output {
+    fn from(part: OutputPart) -> Self {
+        match part {
+            OutputPart::Comes(buffer) => {
+                Self { bytes: buffer.len(), comes: Some(Landing::new(buffer)) }
+            }
+            OutputPart::Stays(bytes) => Self { bytes, comes: None },
+        }
+    }
 }
 
 /// A batch in a lane's memory.
@@ -66,6 +83,26 @@ pub(super) struct Placed {
     scratch: Vec<DeviceSlice>,
     numbers: Vec<u64>,
     own: Option<Arc<dyn Any + Send + Sync>>,
+    resident: Option<Arc<Resident>>,
+    /// For the tables of its launches.
+    table: Option<DeviceSlice>,
+}
+
+impl Placed {
+    /// Has the model `run` between what brings inputs from elsewhere on the device and what takes
+    /// outputs there.
+    pub fn run(
+        &self,
+        compute: &mut dyn Stream,
+        run: impl FnOnce(&mut dyn Stream) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let Some((resident, table)) = self.resident.as_ref().zip(self.table.as_ref()) else {
+            return run(compute);
+        };
+        resident.bring(compute, &self.inputs, table)?;
+        run(compute)?;
+        resident.take_out(compute, &self.outputs, table)
+    }
 }
 
 /// What a graph holds good for: so many rows and these numbers, with tensors in these places of a
@@ -90,10 +127,18 @@ impl Cargo {
 
     pub fn new(parts: BatchParts) -> Self {
         let BatchParts { rows, inputs, outputs, scratch, numbers, own, resident } = parts;
-        let (none, outputs) = (Vec::new, outputs.into_iter().map(Landing::new).collect());
-        let placed =
-            Placed { rows, inputs: none(), outputs: none(), scratch: none(), numbers, own };
-        Self { inputs, outputs, scratch, placed, resident, placed_tables: Vec::new() }
+        let (none, outputs) = (Vec::new, outputs.into_iter().map(Output::from).collect());
+        let placed = Placed {
+            rows,
+            inputs: none(),
+            outputs: none(),
+            scratch: none(),
+            numbers,
+            own,
+            resident: resident.map(Arc::new),
+            table: None,
+        };
+        Self { inputs, outputs, scratch, placed }
     }
 
     /// The batch in its lane's memory.
@@ -101,35 +146,29 @@ impl Cargo {
         &self.placed
     }
 
-    /// Bytes of all inputs, and of all outputs.
+    /// Bytes that are copied to the device, and bytes that are copied from it.
     pub fn bytes(&self) -> (usize, usize) {
-        let outputs = self.outputs.iter().map(|(_, target)| target.len());
-        (self.inputs.iter().map(Bytes::len).sum(), outputs.sum())
+        let coming = self.outputs.iter().filter(|output| output.comes.is_some());
+        (self.inputs.iter().map(Bytes::len).sum(), coming.map(|output| output.bytes).sum())
     }
 
     /// The sizes of all inputs on the device.
     fn input_sizes(&self) -> Vec<usize> {
-        let resident = self.resident.as_ref();
+        let resident = self.placed.resident.as_ref();
         let size = |(index, input): (usize, &Bytes)| {
             resident.and_then(|it| it.input_bytes(index)).unwrap_or(input.len())
         };
         self.inputs.iter().enumerate().map(size).collect()
     }
 
-    /// The size of an output on the device, if nothing of it is copied to the host.
-    fn stays(&self, output: usize) -> Option<usize> {
-        self.resident.as_ref()?.output_bytes(output)
-    }
-
-    /// The outputs, when no copy into them is under way any more.
-    pub fn finish(self) -> Option<Vec<Bytes>> {
-        self.outputs
-            .into_iter()
-            .map(|(landing, target)| {
-                drop(target);
-                landing.finish()
-            })
-            .collect()
+    /// The outputs that came, when no copy into them is under way any more.
+    pub fn finish(self) -> Option<Vec<Option<Bytes>>> {
+        let come = self.outputs.into_iter().map(|output| {
+            let Some((landing, target)) = output.comes else { return Some(None) };
+            drop(target);
+            landing.finish().map(Some)
+        });
+        come.collect()
     }
 }
 
@@ -160,17 +199,15 @@ impl Lane {
     /// Gives the batch its places in the lane's memory, more of which is taken if it is too small.
     pub fn prepare(&mut self, device: &dyn Device, cargo: &mut Cargo) -> Result<(), DeviceError> {
         let inputs = cargo.input_sizes();
-        let outputs = cargo.outputs.iter().enumerate();
-        let outputs: Vec<usize> = outputs
-            .map(|(index, (_, target))| cargo.stays(index).unwrap_or(target.len()))
-            .collect();
-        let tables: Vec<usize> = cargo.resident.iter().map(Resident::table_bytes).collect();
+        let outputs: Vec<usize> = cargo.outputs.iter().map(|output| output.bytes).collect();
+        let resident = cargo.placed.resident.iter();
+        let tables: Vec<usize> = resident.map(|resident| resident.table_bytes()).collect();
         let (placed, graphs) = (&mut cargo.placed, &mut self.graphs);
         placed.inputs = place(&mut self.inputs, &inputs, device, graphs)?;
         placed.outputs = place(&mut self.outputs, &outputs, device, graphs)?;
         placed.scratch = place(&mut self.scratch, &cargo.scratch, device, graphs)?;
         // No graph names these.
-        cargo.placed_tables = place(&mut self.tables, &tables, device, &mut Vec::new())?;
+        placed.table = place(&mut self.tables, &tables, device, &mut Vec::new())?.pop();
         Ok(())
     }
 
@@ -196,17 +233,10 @@ impl Lane {
     ) -> Result<(), DeviceError> {
         let (compute, model) = (&mut *runner.stream, &mut *runner.model);
         compute.wait(&self.there)?;
-        let resident = cargo.resident.as_ref().zip(cargo.placed_tables.first());
-        if let Some((resident, table)) = resident {
-            resident.bring(compute, &cargo.placed.inputs, table)?;
-        }
-        let mut ran = match graph && !self.refuses_graphs {
+        let ran = cargo.placed.run(compute, |compute| match graph && !self.refuses_graphs {
             true => self.replay(compute, model, cargo),
             false => enqueue(compute, model, &cargo.placed),
-        };
-        if let Some((resident, table)) = resident.filter(|_| ran.is_ok()) {
-            ran = resident.take_out(compute, &cargo.placed.outputs, table);
-        }
+        });
         // Also behind what failed half way: the outputs are not read before it has ended.
         let recorded = compute.record(&self.computed);
         ran.and(recorded)
@@ -247,10 +277,9 @@ impl Lane {
     pub fn copy_out(&mut self, cargo: &mut Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
         self.copies_out.wait(&self.computed)?;
         let mut start = 0;
-        let Cargo { outputs, placed, resident, .. } = cargo;
-        let stays = |index| resident.as_ref().and_then(|it| it.output_bytes(index)).is_some();
-        let outputs = outputs.iter_mut().zip(&placed.outputs).enumerate();
-        for (_, ((_, target), placed)) in outputs.filter(|(index, _)| !stays(*index)) {
+        let outputs = cargo.outputs.iter_mut().zip(&cargo.placed.outputs);
+        let coming = outputs.filter_map(|(output, placed)| output.comes.as_mut().zip(Some(placed)));
+        for ((_, target), placed) in coming {
             let part = overlap(range, start, placed.len());
             if !part.is_empty() {
                 // Ranges come in order, so the target's first bytes are the next.
@@ -282,7 +311,7 @@ pub(super) fn enqueue(
     model: &mut dyn Compute,
     batch: &Placed,
 ) -> Result<(), DeviceError> {
-    let Placed { rows, inputs, outputs, scratch, numbers, own } = batch;
+    let Placed { rows, inputs, outputs, scratch, numbers, own, .. } = batch;
     for output in outputs.iter().filter(|output| !output.is_empty()) {
         compute.fill(output, UNWRITTEN)?;
     }

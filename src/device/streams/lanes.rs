@@ -61,16 +61,35 @@ pub struct BatchParts {
     pub rows: u32,
     /// Its inputs, each contiguous; copies of pinned memory are faster.
     pub inputs: Vec<Bytes>,
-    /// Where its outputs are to go.
-    pub outputs: Vec<Buffer>,
+    /// What becomes of its outputs.
+    pub outputs: Vec<OutputPart>,
     /// The sizes of what the model puts down between inputs and outputs.
     pub scratch: Vec<usize>,
     /// What the model has to know of the batch beside sizes. A graph serves batches with the same.
     pub numbers: Vec<u64>,
     /// What the model itself keeps of the batch; no graph may depend on it.
     pub own: Option<Arc<dyn Any + Send + Sync>>,
-    /// What of it lies on the device already: of such inputs and outputs there are no bytes above.
+    /// What of it lies on the device already. Of such inputs there are no bytes above, and such outputs
+    /// stay.
     pub resident: Option<Resident>,
+}
+
+/// What becomes of an output.
+pub enum OutputPart {
+    /// It is copied to the host.
+    Comes(Buffer),
+    /// It has so many bytes, which are not copied to the host.
+    Stays(usize),
+}
+
+impl OutputPart {
+    /// How many bytes are copied to the host.
+    pub fn coming(&self) -> usize {
+        match self {
+            Self::Comes(buffer) => buffer.len(),
+            Self::Stays(_) => 0,
+        }
+    }
 }
 
 /// A model that is to run in lanes.
@@ -105,8 +124,8 @@ pub struct Job {
 pub struct Finished {
     /// How.
     pub outcome: Outcome,
-    /// The outputs, if it ran.
-    pub outputs: Vec<Bytes>,
+    /// The outputs that came, if it ran.
+    pub outputs: Vec<Option<Bytes>>,
 }
 
 /// Told of the end of every operation, on a thread of the device, to bring the news to whoever drives
@@ -210,7 +229,7 @@ impl Lanes {
             model: job.model,
             rows: job.parts.rows,
             bytes_in: job.parts.inputs.iter().map(Bytes::len).sum(),
-            bytes_out: job.parts.outputs.iter().map(|output| output.len()).sum(),
+            bytes_out: job.parts.outputs.iter().map(OutputPart::coming).sum(),
             priority: job.priority,
             deadline: job.deadline,
         };

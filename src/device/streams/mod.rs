@@ -24,7 +24,10 @@ mod worker;
 
 pub use self::{
     alone::Alone,
-    lanes::{BatchParts, Compute, Finished, Job, Lanes, ModelPlan, Notify, OpenModel, PlacedBatch},
+    lanes::{
+        BatchParts, Compute, Finished, Job, Lanes, ModelPlan, Notify, OpenModel, OutputPart,
+        PlacedBatch,
+    },
     resident::{Mover, Resident},
     scheduler::Scheduler,
     timeline::{Timeline, TimelineEntry},

@@ -20,8 +20,7 @@ pub struct Mover {
     parts_writes: bool,
 }
 
-/// The tensors of a batch that lie on its device: of these inputs no bytes are copied from the host, of
-/// these outputs none to it.
+/// The tensors of a batch that lie on its device: of these inputs no bytes are copied from the host.
 pub struct Resident {
     mover: Arc<Mover>,
     inputs: Vec<Tensor>,
@@ -31,7 +30,6 @@ pub struct Resident {
 struct Tensor {
     /// Which of the batch's.
     index: usize,
-    bytes: usize,
     shares: Vec<Share>,
 }
 
@@ -86,30 +84,25 @@ impl Resident {
 
     /// Adds the batch's input `index`, whose rows lie in these places, in their order.
     pub fn add_input(&mut self, index: usize, places: Vec<DeviceSlice>) {
-        let bytes = places.iter().map(DeviceSlice::len).sum();
         let pieces = places.into_iter().scan(0, |end, place| {
             let start = *end;
             *end += place.len();
             Some((start, place))
         });
-        self.inputs.push(Tensor { index, bytes, shares: shares(pieces, false) });
+        self.inputs.push(Tensor { index, shares: shares(pieces, false) });
     }
 
-    /// Adds the batch's output `index` of `bytes` bytes, of which those from each number on go to the
-    /// place beside it, as many as it has.
-    pub fn add_output(&mut self, index: usize, bytes: usize, places: Vec<(usize, DeviceSlice)>) {
+    /// Adds the batch's output `index`, whose bytes from each number on go to the place beside it, as
+    /// many as that has.
+    pub fn add_output(&mut self, index: usize, places: Vec<(usize, DeviceSlice)>) {
         let shares = shares(places.into_iter(), self.mover.parts_writes);
-        self.outputs.push(Tensor { index, bytes, shares });
+        self.outputs.push(Tensor { index, shares });
     }
 
     /// The size of the input `index`, if it is one of these.
     pub(super) fn input_bytes(&self, index: usize) -> Option<usize> {
-        self.inputs.iter().find(|tensor| tensor.index == index).map(|tensor| tensor.bytes)
-    }
-
-    /// The size of the output `index`, if it is one of these.
-    pub(super) fn output_bytes(&self, index: usize) -> Option<usize> {
-        self.outputs.iter().find(|tensor| tensor.index == index).map(|tensor| tensor.bytes)
+        let tensor = self.inputs.iter().find(|tensor| tensor.index == index)?;
+        Some(tensor.shares.iter().map(|share| share.range.len()).sum())
     }
 
     fn shares(&self) -> impl Iterator<Item = &Share> {
@@ -282,8 +275,8 @@ mod tests {
             start += place.len();
             (start - place.len(), to.slice(place.clone()).unwrap())
         });
-        resident.add_output(0, total, targets.collect());
-        assert_eq!((resident.input_bytes(0), resident.output_bytes(1)), (Some(total), None));
+        resident.add_output(0, targets.collect());
+        assert_eq!((resident.input_bytes(0), resident.input_bytes(1)), (Some(total), None));
         let table = device.allocate(resident.table_bytes()).unwrap().whole();
         let batch = [batch.whole()];
         resident.bring(&mut *stream, &batch, &table).unwrap();

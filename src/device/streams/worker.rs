@@ -75,7 +75,9 @@ impl Errand {
     fn run(self, runner: &mut Runner) {
         let Self { there, computed, batch, ticket, notify } = self;
         let stream = &mut *runner.stream;
-        let given = stream.wait(&there).and_then(|()| enqueue(stream, &mut *runner.model, &batch));
+        let given = stream
+            .wait(&there)
+            .and_then(|()| batch.run(stream, |stream| enqueue(stream, &mut *runner.model, &batch)));
         let given = given.and(stream.record(&computed));
         if let Some(stillborn) = report_end(stream, given.err(), ticket, &notify) {
             notify(stillborn);

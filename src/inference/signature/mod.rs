@@ -230,38 +230,44 @@ impl Signature {
         })
     }
 
-    /// The outputs to answer with; to ask for one twice is to ask for it.
+    /// The outputs to answer with.
     fn requested_outputs(&self, request: &InferRequest) -> Result<SmallVec<[u16; 4]>, Error> {
         if request.outputs.is_empty() {
             return Ok((0..self.outputs.len() as u16).collect());
         }
         let mut indices: SmallVec<[u16; 4]> = SmallVec::new();
+        let mut unknown = None;
         for output in &request.outputs {
-            let index = self.outputs.iter().position(|spec| *spec.name == *output.name);
-            let index = index.ok_or_else(|| Error::UnexpectedOutput {
-                output: output.name.to_string(),
+            match self.output_index(&output.name) {
+                Some(index) if indices.contains(&index) => {
+                    return Err(Error::DuplicateOutput { output: output.name.to_string() });
+                }
+                Some(index) => indices.push(index),
+                None => unknown = unknown.or(Some(&output.name)),
+            }
+        }
+        if let Some(name) = unknown {
+            return Err(Error::UnexpectedOutput {
+                output: name.to_string(),
                 model: self.model.to_string(),
-            })?;
-            indices.push(index as u16);
+            });
         }
         indices.sort_unstable();
-        indices.dedup();
         Ok(indices)
     }
 
     fn requested_classes(&self, request: &InferRequest) -> SmallVec<[(u16, u32); 1]> {
         let asked = request.outputs.iter().filter(|output| output.classification > 0);
         let mut classes: SmallVec<[(u16, u32); 1]> = asked
-            .filter_map(|output| {
-                let index = self.outputs.iter().position(|spec| *spec.name == *output.name)?;
-                Some((u16::try_from(index).ok()?, output.classification))
-            })
+            .filter_map(|output| Some((self.output_index(&output.name)?, output.classification)))
             .collect();
-        // Of an output that is asked for twice the last counts.
-        classes.reverse();
-        classes.sort_by_key(|&(index, _)| index);
-        classes.dedup_by_key(|&mut (index, _)| index);
+        classes.sort_unstable();
         classes
+    }
+
+    fn output_index(&self, name: &str) -> Option<u16> {
+        let index = self.outputs.iter().position(|spec| *spec.name == *name)?;
+        u16::try_from(index).ok()
     }
 
     fn unspecified_dimension(&self, input: &InferInput) -> Error {

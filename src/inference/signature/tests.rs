@@ -51,7 +51,7 @@ fn refusal(signature: &Signature, mut request: InferRequest) -> String {
 #[test]
 fn a_request_that_fits_is_put_in_the_signatures_order() {
     let mut request =
-        request([strings(&[2, 1], b"\x01\0\0\0x\0\0\0\0"), floats(&[2, 4], 32)], &["Y", "X", "Y"]);
+        request([strings(&[2, 1], b"\x01\0\0\0x\0\0\0\0"), floats(&[2, 4], 32)], &["Y", "X"]);
     request.outputs[0].classification = 3;
     let admitted = signature(8).admit(&mut request).unwrap();
     assert_eq!(admitted.batch_size, 2);
@@ -85,9 +85,10 @@ fn names_and_numbers_of_tensors_are_held_against_the_signature() {
              Please provide all required input(s)."
         )
     };
-    let twice = "[request id: <id_unknown>] input 'A' already exists in request".to_owned();
+    let twice = |what: &str| format!("[request id: <id_unknown>] {what} already exists in request");
     for (request, expected) in [
-        (request([a(), a()], &["N"]), twice),
+        (request([a(), a()], &["N"]), twice("input 'A'")),
+        (request([], &["N", "X", "Y", "X"]), twice("output 'X'")),
         (request([], &["N"]), "unexpected inference output 'N' for model 'm'".to_owned()),
         (request([], &[]), missing(0, "[]", "['A','B']")),
         (request([b()], &[]), missing(1, "['B']", "['A']")),

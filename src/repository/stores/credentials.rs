@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, env, fs};
 
 use serde::Deserialize;
 
-use super::location::{Service, StoreUrl};
 use crate::repository::layout;
 
 /// Names the file of credentials.
@@ -14,9 +13,10 @@ const FILE: &str = "TRITON_CLOUD_CREDENTIAL_PATH";
 /// Credentials by the beginning of the URL that they are for; the empty one is for all.
 type ByUrl<T> = BTreeMap<String, T>;
 
+/// What the file of credentials says.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Credentials {
+pub struct Credentials {
     s3: ByUrl<S3>,
     gs: ByUrl<String>,
     #[serde(rename = "as")]
@@ -38,40 +38,58 @@ pub struct S3 {
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Azure {
+    /// The account, if not the one that the URL names.
     pub account_str: String,
     pub account_key: String,
-}
-
-/// What the file says for a URL.
-#[derive(Clone)]
-pub enum Credential {
-    S3(S3),
-    /// The path of the application's credentials.
-    Google(String),
-    Azure(Azure),
-}
-
-/// What is said of `url` in the file of credentials; `None` without such a file, or where it says nothing.
-pub fn of(url: &StoreUrl) -> Result<Option<Credential>, String> {
-    let Some(path) = env::var_os(FILE).filter(|path| !path.is_empty()) else { return Ok(None) };
-    let named = format!("the file of credentials '{}' ({FILE})", path.display());
-    let text = fs::read_to_string(&path)
-        .map_err(|error| format!("cannot read {named}: {}", layout::describe(&error)))?;
-    // The parser's own message could show a secret.
-    let all: Credentials = serde_json::from_str(&text).map_err(|error| {
-        format!("{named} is malformed at line {} column {}", error.line(), error.column())
-    })?;
-    Ok(all.choose(url))
+    /// How to say who asks: `key`, `managed_identity` or `default`.
+    pub auth_type: String,
+    /// Which of several managed identities.
+    pub client_id: String,
 }
 
 impl Credentials {
-    fn choose(&self, url: &StoreUrl) -> Option<Credential> {
-        match url.service {
-            Service::S3 { .. } => longest(&self.s3, &url.text).map(Credential::S3),
-            Service::Google { .. } => longest(&self.gs, &url.text).map(Credential::Google),
-            Service::Azure { .. } => longest(&self.azure, &url.text).map(Credential::Azure),
+    /// Those of the file; none without one.
+    ///
+    /// # Errors
+    /// The file cannot be read or is malformed.
+    pub fn read() -> Result<Self, String> {
+        let path = variable(FILE);
+        if path.is_empty() {
+            return Ok(Self::default());
         }
+        let named = format!("the file of credentials '{path}' ({FILE})");
+        let text = fs::read_to_string(&path)
+            .map_err(|error| format!("cannot read {named}: {}", layout::describe(&error)))?;
+        // The parser's own message could show a secret.
+        serde_json::from_str(&text).map_err(|error| {
+            format!("{named} is malformed at line {} column {}", error.line(), error.column())
+        })
     }
+
+    /// What the file says for a URL of S3.
+    pub fn s3(&self, url: &str) -> Option<S3> {
+        longest(&self.s3, url)
+    }
+
+    /// The path of an application's credentials that the file names for a URL of Google's.
+    pub fn google(&self, url: &str) -> Option<String> {
+        longest(&self.gs, url)
+    }
+
+    /// What the file, or else the environment, says for a URL of Azure's.
+    pub fn azure(&self, url: &str) -> Azure {
+        longest(&self.azure, url).unwrap_or_else(|| Azure {
+            account_str: variable("AZURE_STORAGE_ACCOUNT"),
+            account_key: variable("AZURE_STORAGE_KEY"),
+            auth_type: variable("AZURE_STORAGE_AUTH_TYPE"),
+            client_id: variable("AZURE_STORAGE_CLIENT_ID"),
+        })
+    }
+}
+
+/// A variable of the environment; empty where there is none, or it is no text.
+pub fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_default()
 }
 
 /// What the longest beginning of `url` has.
@@ -103,21 +121,16 @@ mod tests {
             }"#,
         )
         .unwrap();
-        let google = |url: &str| match all.choose(&StoreUrl::parse(url).unwrap().unwrap()) {
-            Some(Credential::Google(path)) => path,
-            _ => panic!("not Google's"),
-        };
         for (url, expected) in [
             ("gs://bucket/a/b", "a"),
             ("gs://bucket/ab", "bucket"),
             ("gs://bucket", "bucket"),
             ("gs://bucket2", "all"),
         ] {
-            assert_eq!(google(url), expected, "{url}");
+            assert_eq!(all.google(url).as_deref(), Some(expected), "{url}");
         }
-        let of = |url: &str| all.choose(&StoreUrl::parse(url).unwrap().unwrap());
-        assert!(matches!(of("s3://bucket/x"), Some(Credential::S3(it)) if it.key_id == "id"));
-        assert!(of("s3://other").is_none());
-        assert!(matches!(of("as://a/b"), Some(Credential::Azure(it)) if it.account_key == "key"));
+        assert_eq!(all.s3("s3://bucket/x").map(|it| it.key_id).as_deref(), Some("id"));
+        assert!(all.s3("s3://other").is_none());
+        assert_eq!(all.azure("as://a/b").account_key, "key");
     }
 }

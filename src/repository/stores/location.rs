@@ -107,6 +107,8 @@ fn google(rest: &str) -> Result<(Service, &str), &'static str> {
 fn azure(rest: &str) -> Result<(Service, &str), &'static str> {
     let (account, path) = split(rest);
     let (container, path) = split(path);
+    // Both are written.
+    let account = account.strip_suffix(".blob.core.windows.net").unwrap_or(account);
     match (name(account), name(container)) {
         (Some(account), Some(container)) => Ok((Service::Azure { account, container }, path)),
         _ => Err("as://account/container/path"),
@@ -138,6 +140,7 @@ mod tests {
             bucket: bucket.to_owned(),
             endpoint: endpoint.map(str::to_owned),
         };
+        let azure = || Service::Azure { account: "account".into(), container: "container".into() };
         for (text, expected, root) in [
             ("s3://bucket", s3("bucket", None), ""),
             ("s3://bucket/", s3("bucket", None), ""),
@@ -146,11 +149,8 @@ mod tests {
             ("s3://http://host:80/bucket", s3("bucket", Some("http://host:80")), ""),
             ("s3://https://host/bucket/a", s3("bucket", Some("https://host")), "a"),
             ("gs://bucket/a b", Service::Google { bucket: "bucket".into() }, "a b"),
-            (
-                "as://account/container/a",
-                Service::Azure { account: "account".into(), container: "container".into() },
-                "a",
-            ),
+            ("as://account/container/a", azure(), "a"),
+            ("as://account.blob.core.windows.net/container", azure(), ""),
         ] {
             assert_eq!(service(text), (expected, root.to_owned()), "{text}");
         }

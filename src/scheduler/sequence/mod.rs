@@ -58,7 +58,8 @@ pub struct SequencePolicy {
 pub struct SequenceQueue<R, C> {
     policy: SequencePolicy,
     table: Table<R, C>,
-    instances: Vec<Instance<R>>,
+    /// By their numbers.
+    instances: BTreeMap<u32, Instance<R>>,
     /// Why an instance was lost, if one was.
     lost: Option<String>,
     ids_given: u64,
@@ -106,34 +107,59 @@ pub enum SequenceDecision<R, C> {
 }
 
 impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
-    /// No sequences yet; each begins by carrying `initial`.
-    pub fn new(policy: SequencePolicy, instances: usize, initial: C) -> Self {
-        let rows = policy.max_batch_size.max(1);
-        let (slots, lane): (u32, Box<dyn Fn() -> Instance<R>>) = match &policy.strategy {
+    /// No sequences yet; each begins by carrying `initial`. The instances are numbered from 0 on.
+    pub fn new(policy: SequencePolicy, instances: u32, initial: C) -> Self {
+        let table = Table::new(&policy, initial);
+        let mut queue =
+            Self { table, instances: BTreeMap::new(), policy, lost: None, ids_given: 0 };
+        // Nobody waits who would want to know the time.
+        (0..instances).for_each(|instance| queue.add(instance, Timestamp::default()));
+        queue
+    }
+
+    /// Feeds a further instance, which has this number.
+    pub fn add(&mut self, instance: u32, now: Timestamp) {
+        let SequencePolicy { max_batch_size, strategy, .. } = &self.policy;
+        let (slots, fed) = match strategy {
             SequenceStrategy::Direct { .. } => {
-                (rows, Box::new(|| Instance::Direct(BTreeMap::new())))
+                ((*max_batch_size).max(1), Instance::Direct(BTreeMap::new()))
             }
             SequenceStrategy::Oldest {
                 max_candidates, preferred_sizes, max_queue_delay, ..
             } => {
-                let dynamic = (policy.max_batch_size > 0).then(|| DynamicBatching {
+                let dynamic = (*max_batch_size > 0).then(|| DynamicBatching {
                     preferred_sizes: preferred_sizes.clone(),
                     max_queue_delay: *max_queue_delay,
                     ..DynamicBatching::default()
                 });
-                let batching = BatchingPolicy { max_batch_size: policy.max_batch_size, dynamic };
-                let lane = move || Instance::Oldest(DynamicQueue::new(batching.clone()));
-                ((*max_candidates).max(1), Box::new(lane))
+                let batching = BatchingPolicy { max_batch_size: *max_batch_size, dynamic };
+                ((*max_candidates).max(1), Instance::Oldest(DynamicQueue::new(batching)))
             }
         };
-        let table = Table::new(slots, instances, &policy, initial);
-        let instances = (0..instances).map(|_| lane()).collect();
-        Self { table, instances, policy, lost: None, ids_given: 0 }
+        self.instances.insert(instance, fed);
+        for key in self.table.add(instance, slots, now) {
+            self.offer(key, now);
+        }
+    }
+
+    /// Binds no further sequence to an instance. It is fed until those that are bound to it are over,
+    /// and then among those that [have left](Self::left).
+    pub fn leave(&mut self, instance: u32) {
+        if self.instances.contains_key(&instance) {
+            self.table.leave(instance);
+        }
+    }
+
+    /// The instances that have left since this was asked last, and are fed no more.
+    pub fn left(&mut self) -> Vec<u32> {
+        let left: Vec<u32> = self.table.left().collect();
+        self.instances.retain(|instance, _| !left.contains(instance));
+        left
     }
 
     /// The number of requests that wait.
     pub fn len(&self) -> usize {
-        self.table.waiting() + self.instances.iter().map(Instance::taken).sum::<usize>()
+        self.table.waiting() + self.instances.values().map(Instance::taken).sum::<usize>()
     }
 
     /// Whether no request waits.
@@ -152,7 +178,7 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     /// # Errors
     /// When it is no request of a sequence that has begun, or its sequence ended with its instance; it
     /// comes back.
-    pub fn push(&mut self, request: R, now: Timestamp) -> Result<Option<usize>, (R, Error)> {
+    pub fn push(&mut self, request: R, now: Timestamp) -> Result<Option<u32>, (R, Error)> {
         let model = || self.policy.model.clone();
         if request.rows() > 1 {
             return Err((request, Error::BatchInSequence { model: model() }));
@@ -205,12 +231,12 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     /// `hopeless`, each with the reason.
     pub fn next(
         &mut self,
-        instance: usize,
+        instance: u32,
         now: Timestamp,
         hopeless: &mut Vec<(R, Error)>,
     ) -> SequenceDecision<R, C> {
         loop {
-            let decision = match self.instances.get(instance) {
+            let decision = match self.instances.get(&instance) {
                 Some(Instance::Direct(_)) => self.next_direct(instance, now, hopeless),
                 Some(Instance::Oldest(_)) => self.next_oldest(instance, now, hopeless),
                 None => SequenceDecision::Idle,
@@ -228,15 +254,15 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     /// `hopeless`.
     pub fn lose(
         &mut self,
-        instance: usize,
+        instance: u32,
         reason: String,
         now: Timestamp,
         hopeless: &mut Vec<(R, Error)>,
     ) {
         let mut gone = Vec::new();
-        match self.instances.get_mut(instance) {
-            Some(Instance::Direct(ready)) => ready.clear(),
-            Some(Instance::Oldest(queue)) => {
+        match self.instances.remove(&instance) {
+            Some(Instance::Direct(_)) => {}
+            Some(Instance::Oldest(mut queue)) => {
                 gone.extend(queue.drain().into_iter().map(|front| front.request));
             }
             None => return,
@@ -253,14 +279,14 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
 
     /// Notes that a request of a sequence has run, and takes back what the sequence carries. Returns
     /// the instance that can now run more than before, if one can.
-    pub fn finished(&mut self, key: SequenceKey, carried: C, now: Timestamp) -> Option<usize> {
+    pub fn finished(&mut self, key: SequenceKey, carried: C, now: Timestamp) -> Option<u32> {
         let freed = self.table.finished(key, carried, now);
         freed.and_then(|next| self.offer(next, now))
     }
 
     /// Ends the sequences that have been idle for too long. Returns the instances that can now run
     /// more than before.
-    pub fn expire(&mut self, now: Timestamp) -> Vec<usize> {
+    pub fn expire(&mut self, now: Timestamp) -> Vec<u32> {
         let begun = self.table.expire(now);
         begun.into_iter().filter_map(|key| self.offer(key, now)).collect()
     }
@@ -273,7 +299,7 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     /// Takes out all requests that wait.
     pub fn drain(&mut self) -> Vec<R> {
         let mut all = Vec::new();
-        for instance in &mut self.instances {
+        for instance in self.instances.values_mut() {
             match instance {
                 Instance::Direct(ready) => ready.clear(),
                 Instance::Oldest(queue) => {
@@ -286,10 +312,9 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     }
 
     /// Lets the front of a sequence run, if it has a slot and none of its requests is running.
-    fn offer(&mut self, key: SequenceKey, now: Timestamp) -> Option<usize> {
+    fn offer(&mut self, key: SequenceKey, now: Timestamp) -> Option<u32> {
         let Slot { row, instance } = self.table.ready_slot(key)?;
-        let index = instance as usize;
-        match self.instances.get_mut(index)? {
+        match self.instances.get_mut(&instance)? {
             Instance::Direct(ready) => {
                 ready.insert(row, key);
             }
@@ -302,16 +327,16 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
                 }
             }
         }
-        Some(index)
+        Some(instance)
     }
 
     fn next_direct(
         &mut self,
-        instance: usize,
+        instance: u32,
         now: Timestamp,
         hopeless: &mut Vec<(R, Error)>,
     ) -> SequenceDecision<R, C> {
-        let Some(Instance::Direct(ready)) = self.instances.get_mut(instance) else {
+        let Some(Instance::Direct(ready)) = self.instances.get_mut(&instance) else {
             return SequenceDecision::Idle;
         };
         if ready.is_empty() {
@@ -340,7 +365,7 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
                 // It stays, for the batch after this one.
                 continue;
             }
-            if let Some(Instance::Direct(ready)) = self.instances.get_mut(instance) {
+            if let Some(Instance::Direct(ready)) = self.instances.get_mut(&instance) {
                 ready.remove(&row);
             }
             let Some(front) = self.table.take(key) else { continue };
@@ -376,11 +401,11 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
 
     fn next_oldest(
         &mut self,
-        instance: usize,
+        instance: u32,
         now: Timestamp,
         hopeless: &mut Vec<(R, Error)>,
     ) -> SequenceDecision<R, C> {
-        let Some(Instance::Oldest(queue)) = self.instances.get_mut(instance) else {
+        let Some(Instance::Oldest(queue)) = self.instances.get_mut(&instance) else {
             return SequenceDecision::Idle;
         };
         let expired = queue.expired(now);

@@ -1,6 +1,6 @@
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, HashMap, VecDeque},
     time::Duration,
 };
 
@@ -49,11 +49,13 @@ pub(super) struct Table<R, C> {
     backlog: VecDeque<SequenceKey>,
     /// For every sequence when it is looked at next, to see whether it is idle.
     looks: BinaryHeap<Reverse<(Timestamp, SequenceKey)>>,
-    /// Instances that have slots.
-    instances: u32,
+    /// The number of instances of which slots are given.
+    staying: usize,
     max_idle: Duration,
     /// Whether a sequence is over when none of its requests waits.
     is_of_requests: bool,
+    /// Instances that no sequence is given a slot of any more, and how many have one there still.
+    leaving: BTreeMap<u32, usize>,
     /// What a sequence carries when it begins.
     initial: C,
     begun: u64,
@@ -82,23 +84,43 @@ struct Waiting<R> {
 }
 
 impl<R: Sequenced, C: Carried> Table<R, C> {
-    pub fn new(slots: u32, instances: usize, policy: &SequencePolicy, initial: C) -> Self {
-        let instances = u32::try_from(instances).unwrap_or(u32::MAX);
-        let free = (0..slots)
-            .flat_map(|row| (0..instances).map(move |instance| Reverse(Slot { row, instance })));
+    pub fn new(policy: &SequencePolicy, initial: C) -> Self {
         Self {
             sequences: Slab::new(),
             lines: Lines::new(),
             by_id: HashMap::new(),
-            free: free.collect(),
+            free: BinaryHeap::new(),
             backlog: VecDeque::new(),
             looks: BinaryHeap::new(),
-            instances,
+            staying: 0,
             max_idle: policy.max_idle,
             is_of_requests: policy.iterative,
+            leaving: BTreeMap::new(),
             initial,
             begun: 0,
         }
+    }
+
+    /// Gives out the slots of a further instance. Returns the sequences that have waited for one.
+    pub fn add(&mut self, instance: u32, slots: u32, now: Timestamp) -> Vec<SequenceKey> {
+        self.staying += 1;
+        let slots = (0..slots).map(|row| Slot { row, instance });
+        slots.filter_map(|slot| self.give_on(slot, now)).collect()
+    }
+
+    /// Gives no sequence a slot of an instance any more.
+    pub fn leave(&mut self, instance: u32) {
+        self.free.retain(|Reverse(slot)| slot.instance != instance);
+        let slots = self.sequences.iter().filter_map(|(_, entry)| entry.slot);
+        let sequences = slots.filter(|slot| slot.instance == instance).count();
+        let was_leaving = self.leaving.insert(instance, sequences).is_some();
+        self.staying -= usize::from(!was_leaving);
+    }
+
+    /// The instances that were to leave and have no sequence any more. They are told once.
+    pub fn left(&mut self) -> impl Iterator<Item = u32> {
+        let left = self.leaving.extract_if(.., |_, sequences| *sequences == 0);
+        left.map(|(instance, _)| instance)
     }
 
     /// Requests that wait here.
@@ -129,7 +151,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
                 return Err(NoSequence::Lost);
             }
         }
-        match (self.instances, start) {
+        match (self.staying, start) {
             (0, _) => return Err(NoSequence::Lost),
             (_, false) => return Err(NoSequence::NotStarted),
             (_, true) => {}
@@ -255,15 +277,20 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     }
 
     /// Takes the slots of an instance away, on which nothing runs, and ends the sequences that have them;
-    /// with the last instance, all. Their requests are put into `rest`.
-    pub fn lose(&mut self, instance: usize, now: Timestamp, rest: &mut Vec<R>) {
-        self.instances = self.instances.saturating_sub(1);
-        let is_of_it = |slot: &Slot| slot.instance as usize == instance;
-        self.free.retain(|Reverse(slot)| !is_of_it(slot));
-        let is_last = self.instances == 0;
+    /// with the last of which slots are given, also those that wait for one. Their requests are put into
+    /// `rest`.
+    pub fn lose(&mut self, instance: u32, now: Timestamp, rest: &mut Vec<R>) {
+        let was_leaving = self.leaving.remove(&instance).is_some();
+        self.staying -= usize::from(!was_leaving);
+        self.free.retain(|Reverse(slot)| slot.instance != instance);
+        let is_last = self.staying == 0;
         let mut over = Vec::new();
         for (index, entry) in &mut self.sequences {
-            if entry.slot.is_some_and(|slot| is_of_it(&slot)) || (is_last && !entry.is_lost) {
+            let is_lost = match entry.slot {
+                Some(slot) => slot.instance == instance,
+                None => is_last && !entry.is_lost,
+            };
+            if is_lost {
                 while let Some(waiting) = self.lines.pop_front(&mut entry.waiting) {
                     rest.push(waiting.request);
                 }
@@ -365,6 +392,15 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             self.by_id.remove(&entry.id);
         }
         let slot = entry.slot?;
+        if let Some(sequences) = self.leaving.get_mut(&slot.instance) {
+            *sequences -= 1;
+            return None;
+        }
+        self.give_on(slot, now)
+    }
+
+    /// Gives a slot to the sequence that has waited longest for one, and returns that.
+    fn give_on(&mut self, slot: Slot, now: Timestamp) -> Option<SequenceKey> {
         while let Some(next) = self.backlog.pop_front() {
             if let Some(entry) = self.get_mut(next) {
                 entry.slot = Some(slot);

@@ -70,7 +70,7 @@ type Queue = SequenceQueue<Fake, u32>;
 type Batch = SequenceBatch<Fake, u32>;
 
 /// Runs what there is to run on an instance, and returns it with what was hopeless.
-fn take(queue: &mut Queue, instance: usize, now: Timestamp) -> (Option<Batch>, Vec<usize>) {
+fn take(queue: &mut Queue, instance: u32, now: Timestamp) -> (Option<Batch>, Vec<usize>) {
     let mut hopeless = Vec::new();
     let batch = match queue.next(instance, now, &mut hopeless) {
         SequenceDecision::Run(batch) => Some(batch),
@@ -292,7 +292,7 @@ fn a_sequence_that_was_lost_while_idle_is_told_so_once() {
         let mut queue = Queue::new(policy, 2, 0);
         for (name, id) in [(1, 11), (2, 22)] {
             queue.push(fake(name, id, "s"), at(0)).unwrap();
-            let (batch, _) = take(&mut queue, name - 1, at(0));
+            let (batch, _) = take(&mut queue, name as u32 - 1, at(0));
             finish(&mut queue, batch.unwrap(), at(0));
         }
         queue.lose(0, "it is gone".to_owned(), at(1), &mut Vec::new());
@@ -357,6 +357,10 @@ enum Event {
     },
     /// Start what can start on an instance.
     Run(usize),
+    /// Feed a further instance.
+    Add,
+    /// Have an instance leave, if it is not the last.
+    Leave(usize),
     /// An instance cannot run any more, once its batch has ended.
     Lose(usize),
     /// End the oldest batch that runs.
@@ -367,8 +371,10 @@ enum Event {
 /// Holds a queue to what it promises, whatever happens.
 struct Model {
     queue: Queue,
-    instances: usize,
-    lost: BTreeSet<usize>,
+    /// Those that are fed, and those of them that are to leave.
+    instances: Vec<u32>,
+    leaving: BTreeSet<u32>,
+    added: u32,
     /// Of each instance.
     slots: usize,
     /// By id, whether one of its sequence has left.
@@ -377,16 +383,16 @@ struct Model {
     left: BTreeSet<usize>,
     now: u64,
     arrived: usize,
-    running: Vec<(usize, Batch)>,
+    running: Vec<(u32, Batch)>,
     /// By sequence the place where it runs.
-    places: BTreeMap<SequenceKey, (usize, usize)>,
+    places: BTreeMap<SequenceKey, (u32, usize)>,
     out: BTreeSet<usize>,
     accepted: usize,
     is_direct: bool,
 }
 
 impl Model {
-    fn new(policy: SequencePolicy, instances: usize) -> Self {
+    fn new(policy: SequencePolicy, instances: u32) -> Self {
         let is_direct = matches!(policy.strategy, SequenceStrategy::Direct { .. });
         let slots = match policy.strategy {
             SequenceStrategy::Direct { .. } => policy.max_batch_size.max(1),
@@ -394,8 +400,9 @@ impl Model {
         };
         Self {
             queue: Queue::new(policy, instances, 0),
-            instances,
-            lost: BTreeSet::new(),
+            instances: (0..instances).collect(),
+            leaving: BTreeSet::new(),
+            added: instances,
             slots: slots as usize,
             is_left: BTreeMap::new(),
             left: BTreeSet::new(),
@@ -422,9 +429,8 @@ impl Model {
                 self.accepted += usize::from(self.queue.push(request, at(self.now)).is_ok());
             }
             Event::Run(instance) => {
-                let instance = instance % self.instances;
-                let is_busy = self.running.iter().any(|(busy, _)| *busy == instance);
-                if is_busy || self.lost.contains(&instance) {
+                let Some(instance) = self.instance(instance) else { return };
+                if self.running.iter().any(|(busy, _)| *busy == instance) {
                     return;
                 }
                 let (batch, hopeless) = take(&mut self.queue, instance, at(self.now));
@@ -446,11 +452,12 @@ impl Model {
                 self.running.push((instance, batch));
             }
             Event::Lose(instance) => {
-                let instance = instance % self.instances;
-                let is_busy = self.running.iter().any(|(busy, _)| *busy == instance);
-                if is_busy || !self.lost.insert(instance) {
+                let Some(instance) = self.instance(instance) else { return };
+                if self.running.iter().any(|(busy, _)| *busy == instance) {
                     return;
                 }
+                self.instances.retain(|other| *other != instance);
+                self.leaving.remove(&instance);
                 let mut hopeless = Vec::new();
                 self.queue.lose(instance, String::new(), at(self.now), &mut hopeless);
                 for (request, _) in hopeless {
@@ -468,6 +475,25 @@ impl Model {
                 self.now += 700;
                 self.queue.expire(at(self.now));
             }
+            Event::Add => {
+                self.queue.add(self.added, at(self.now));
+                self.instances.push(self.added);
+                self.added += 1;
+            }
+            Event::Leave(instance) => {
+                let staying = self.instances.iter().filter(|it| !self.leaving.contains(it));
+                let staying: Vec<u32> = staying.copied().collect();
+                if staying.len() > 1 {
+                    let instance = staying[instance % staying.len()];
+                    self.queue.leave(instance);
+                    self.leaving.insert(instance);
+                }
+            }
+        }
+        for instance in self.queue.left() {
+            assert!(self.leaving.remove(&instance), "it was not to leave, or left twice");
+            assert!(self.running.iter().all(|(busy, _)| *busy != instance), "it runs");
+            self.instances.retain(|other| *other != instance);
         }
         self.check_slots();
     }
@@ -476,16 +502,26 @@ impl Model {
         let seated = self.queue.table.seated();
         let slots: BTreeSet<_> = seated.iter().map(|(_, slot)| slot).collect();
         assert_eq!(slots.len(), seated.len(), "a slot is held twice");
-        assert!(slots.iter().all(|slot| !self.lost.contains(&(slot.instance as usize))));
-        let left = self.slots * (self.instances - self.lost.len());
+        assert!(slots.iter().all(|slot| self.instances.contains(&slot.instance)), "of none");
+        let staying = slots.iter().filter(|slot| !self.leaving.contains(&slot.instance)).count();
         let (_, free) = self.queue.table.kept();
-        assert_eq!(free + seated.len(), left, "a slot is lost or held twice");
+        assert_eq!(free + staying, self.slots(), "a slot is lost or held twice");
+    }
+
+    /// One of those that are fed.
+    fn instance(&self, which: usize) -> Option<u32> {
+        self.instances.get(which.checked_rem(self.instances.len())?).copied()
+    }
+
+    /// Those of instances that stay.
+    fn slots(&self) -> usize {
+        self.slots * (self.instances.len() - self.leaving.len())
     }
 
     /// Lets everything run and come to its end.
     fn settle(mut self) {
         for _ in 0..4 * (self.arrived + 1) {
-            (0..self.instances).for_each(|instance| self.happen(Event::Run(instance)));
+            (0..self.instances.len()).for_each(|instance| self.happen(Event::Run(instance)));
             self.happen(Event::End);
             self.happen(Event::End);
         }
@@ -494,12 +530,13 @@ impl Model {
         assert!(seated.iter().all(|(key, _)| self.places.contains_key(key)), "an idle slot");
         (0..4 * (self.arrived + 1)).for_each(|_| {
             self.happen(Event::Pass);
-            (0..self.instances).for_each(|instance| self.happen(Event::Run(instance)));
+            (0..self.instances.len()).for_each(|instance| self.happen(Event::Run(instance)));
             self.happen(Event::End);
             self.happen(Event::End);
         });
         assert_eq!(self.out.len(), self.accepted, "a request is lost");
         assert_eq!((self.queue.live(), self.queue.len()), (0, 0));
+        assert!(self.leaving.is_empty());
         self.check_slots();
     }
 }
@@ -512,10 +549,12 @@ fn arrivals() -> impl Strategy<Value = Event> {
 fn events() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => arrivals(),
-        2 => (0..2_usize).prop_map(Event::Run),
+        2 => (0..4_usize).prop_map(Event::Run),
         2 => Just(Event::End),
         1 => Just(Event::Pass),
-        1 => (0..8_usize).prop_filter_map("seldom", |it| (it < 2).then_some(Event::Lose(it))),
+        1 => Just(Event::Add),
+        1 => (0..4_usize).prop_map(Event::Leave),
+        1 => (0..16_usize).prop_filter_map("seldom", |it| (it < 4).then_some(Event::Lose(it))),
     ]
 }
 
@@ -524,7 +563,7 @@ proptest! {
     fn whatever_comes_nothing_is_lost_or_held_twice(
         events in prop::collection::vec(events(), 0..60),
         slots in 1..4_u32,
-        instances in 1..3_usize,
+        instances in 1..3_u32,
         is_direct in any::<bool>(),
     ) {
         let policy = if is_direct { direct(slots) } else { oldest(2, slots) };

@@ -95,6 +95,7 @@ impl Caches {
 }
 
 /// The cache as one version of a model uses it.
+#[derive(Clone)]
 pub struct VersionCache {
     caches: Arc<Caches>,
     identity: ModelIdentity,

@@ -210,7 +210,7 @@ impl ModelControl {
         };
         // One that was loaded with a configuration of the client's keeps it.
         let served = self.server.served(id);
-        let is_given = lock(&self.records).loaded_as(id).is_none();
+        let is_given = lock(&self.records).loaded_as(id).is_some_and(|it| it.is_configured);
         let given = served.values().next().filter(|_| is_given);
         let config = given.map(|version| (*version.config).clone());
         drop(served);

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::repository::{Fingerprint, ModelId};
+use crate::{
+    repository::{Fingerprint, ModelId},
+    serving::load::VersionFailure,
+};
 
 /// Why a version that was served is not served any more.
 const UNLOADED: &str = "unloaded";
@@ -32,6 +35,15 @@ impl VersionState {
     }
 }
 
+/// What a model was loaded from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedAs {
+    /// How its folder was then.
+    pub files: Fingerprint,
+    /// Whether a client gave a configuration in place of the folder's.
+    pub is_configured: bool,
+}
+
 /// The state of each version, and why it is not served.
 pub type VersionStates = BTreeMap<i64, (VersionState, String)>;
 
@@ -46,9 +58,8 @@ pub struct Records {
 #[derive(Default)]
 struct Record {
     versions: VersionStates,
-    /// How its folder was when what is served was loaded from it; `None` when it was loaded from
-    /// something else, or nothing is served.
-    loaded_as: Option<Fingerprint>,
+    /// What is served of it was loaded from this; `None` when nothing is served.
+    loaded_as: Option<LoadedAs>,
     /// Whether its files came with the request that loaded it.
     is_foreign: bool,
 }
@@ -77,7 +88,7 @@ impl Records {
         &mut self,
         id: &ModelId,
         versions: &BTreeSet<i64>,
-        loaded_as: Option<Fingerprint>,
+        loaded_as: Option<LoadedAs>,
         is_foreign: bool,
     ) {
         let record = self.models.entry(id.clone()).or_default();
@@ -98,15 +109,20 @@ impl Records {
     pub fn failed(
         &mut self,
         id: &ModelId,
-        reasons: &BTreeMap<i64, Option<String>>,
+        failures: &BTreeMap<i64, Option<VersionFailure>>,
         is_foreign: bool,
     ) {
         let record = self.models.entry(id.clone()).or_default();
-        for (&version, reason) in reasons {
-            let served = record.versions.get(&version);
-            if served.is_none_or(|(state, _)| *state != VersionState::Ready) {
-                let reason = reason.clone().unwrap_or_else(|| UNLOADED.to_owned());
-                record.versions.insert(version, (VersionState::Unavailable, reason));
+        for (&version, failure) in failures {
+            let reason = failure.as_ref().map_or(UNLOADED, |failure| &failure.reason).to_owned();
+            match record.versions.get_mut(&version) {
+                // As in Triton the index says it of one that is served on, if its instances are why.
+                Some((VersionState::Ready, said)) => {
+                    if failure.as_ref().is_some_and(|failure| failure.is_served) {
+                        *said = reason;
+                    }
+                }
+                _ => _ = record.versions.insert(version, (VersionState::Unavailable, reason)),
             }
         }
         if is_foreign {
@@ -171,8 +187,8 @@ impl Records {
         !self.missing.is_empty()
     }
 
-    /// How the folder was that the model was loaded from.
-    pub fn loaded_as(&self, id: &ModelId) -> Option<&Fingerprint> {
+    /// What the model was loaded from that is served.
+    pub fn loaded_as(&self, id: &ModelId) -> Option<&LoadedAs> {
         self.models.get(id)?.loaded_as.as_ref()
     }
 
@@ -210,6 +226,10 @@ mod tests {
         versions.map(|(version, (state, reason))| (*version, *state, reason.as_str())).collect()
     }
 
+    fn failure(reason: &str, is_served: bool) -> Option<VersionFailure> {
+        Some(VersionFailure { reason: reason.to_owned(), is_served })
+    }
+
     fn loaded(records: &mut Records, versions: &[i64]) {
         records.loading(&id(), versions);
         records.loaded(&id(), &versions.iter().copied().collect(), None, false);
@@ -241,10 +261,12 @@ mod tests {
         let mut records = Records::default();
         loaded(&mut records, &[1]);
         records.loading(&id(), &[1, 2, 3]);
-        let reasons = [(1, Some("worse".into())), (2, Some("bad".into())), (3, None)].into();
-        records.failed(&id(), &reasons, false);
+        let failures = [(1, failure("worse", false)), (2, failure("bad", false)), (3, None)].into();
+        records.failed(&id(), &failures, false);
         let expected = [(1, Ready, ""), (2, Unavailable, "bad"), (3, Unavailable, "unloaded")];
         assert_eq!(states(&records), expected);
+        records.failed(&id(), &[(1, failure("no instance", true))].into(), false);
+        assert_eq!(states(&records)[0], (1, Ready, "no instance"));
         // The next one may go well.
         loaded(&mut records, &[1, 2, 3]);
         assert_eq!(states(&records), [(1, Ready, ""), (2, Ready, ""), (3, Ready, "")]);
@@ -269,7 +291,7 @@ mod tests {
         records.ended(&id(), 1);
         assert_eq!(records.called("m"), []);
         records.loading(&id(), &[1]);
-        records.failed(&id(), &[(1, Some("bad".into()))].into(), true);
+        records.failed(&id(), &[(1, failure("bad", false))].into(), true);
         assert_eq!(records.called("m"), []);
     }
 

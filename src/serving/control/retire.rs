@@ -31,7 +31,7 @@ impl ModelControl {
     /// Lets versions that were served go, save those that still are.
     pub(super) fn retire(self: &Arc<Self>, id: &ModelId, old: Arc<Versions>, new: &Versions) {
         let is_kept =
-            |number, version| new.get(number).is_some_and(|kept| Arc::ptr_eq(kept, version));
+            |number, version| new.get(number).is_some_and(|kept| kept.is_same_as(version));
         let ending = old.iter().filter(|(number, version)| !is_kept(number, version));
         let ending: Vec<_> = ending.map(|(_, version)| (id.clone(), version.clone())).collect();
         ending.iter().flat_map(|(_, it)| &it.agents).for_each(|agents| agents.unloading());
@@ -55,8 +55,7 @@ impl ModelControl {
         let (mut pause, longest) = PAUSES;
         let mut quiet_since = Instant::now();
         loop {
-            let is_over =
-                |(_, version): &mut (ModelId, Arc<LoadedVersion>)| Arc::strong_count(version) == 1;
+            let is_over = |(_, version): &mut (ModelId, Arc<LoadedVersion>)| version.is_last();
             let ended: Vec<_> = lock(&self.retiring).versions.extract_if(.., is_over).collect();
             pause = if ended.is_empty() { longest.min(pause * 2) } else { PAUSES.0 };
             for (id, version) in ended {

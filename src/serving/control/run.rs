@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Action, ModelControl, Ran, lock};
+use super::{
+    Action, ModelControl, Ran, lock,
+    records::{LoadedAs, VersionState},
+};
 use crate::{
     inference::Error,
     repository::{self, ModelId, Overrides, check_model_name},
     serving::{
-        load::{Before, LoadFailure, Source},
+        load::{Before, LoadFailure, Source, VersionFailure},
         registry::Versions,
     },
 };
@@ -136,19 +139,15 @@ impl ModelControl {
         let id = &source.id;
         let served = self.server.served(id);
         let is_foreign = source.folder.is_some();
-        let now = match source.config {
-            Some(_) => None,
-            None => Some(source.fingerprint()?),
-        };
+        let now = LoadedAs { files: source.fingerprint()?, is_configured: source.config.is_some() };
         let then = lock(&self.records).loaded_as(id).cloned();
-        let is_outdated = self.is_outdated(id);
-        if !served.is_empty() && now.is_some() && now == then && !is_outdated {
+        let is_unchanged = !now.is_configured && then.as_ref() == Some(&now);
+        if !served.is_empty() && is_unchanged && !self.is_outdated(id) {
             log::info!("'{id}' is loaded already and has not changed");
             return Ok(());
         }
-        let is_same = |version| match (&now, &then) {
-            (Some(now), Some(then)) => now.has_same_version(then, version),
-            _ => false,
+        let is_same = |version| {
+            then.as_ref().is_some_and(|then| now.files.has_same_version(&then.files, version))
         };
         let before = Before { versions: &served, is_same: &is_same };
         let began = |versions: &[i64]| lock(&self.records).loading(id, versions);
@@ -158,7 +157,7 @@ impl ModelControl {
                 let numbers = versions.keys().copied().collect();
                 drop(served);
                 let replaced = self.server.replace(id, versions.clone());
-                lock(&self.records).loaded(id, &numbers, now, is_foreign);
+                lock(&self.records).loaded(id, &numbers, Some(now), is_foreign);
                 for version in numbers {
                     log::info!("successfully loaded '{id}' version {version}");
                 }
@@ -166,8 +165,8 @@ impl ModelControl {
                 Ok(())
             }
             Err(failure) => {
-                if let LoadFailure::Versions(reasons) = &failure {
-                    lock(&self.records).failed(id, reasons, is_foreign);
+                if let LoadFailure::Versions(failures) = &failure {
+                    lock(&self.records).failed(id, failures, is_foreign);
                 }
                 Err(failure)
             }
@@ -241,9 +240,12 @@ fn answer(id: &ModelId, failure: LoadFailure) -> Error {
             log::error!("failed to load '{id}': {}", error.located());
             Error::ModelNotLoaded { model, reason: error.to_string() }
         }
-        LoadFailure::Versions(reasons) => {
-            let failed = reasons.iter().filter_map(|(version, reason)| {
-                Some(format!("version {version} is at UNAVAILABLE state: {};", reason.as_ref()?))
+        LoadFailure::Versions(failures) => {
+            let failed = failures.iter().filter_map(|(version, failure)| {
+                let VersionFailure { reason, is_served } = failure.as_ref()?;
+                let state =
+                    if *is_served { VersionState::Ready } else { VersionState::Unavailable };
+                Some(format!("version {version} is at {} state: {reason};", state.name()))
             });
             Error::ModelNotLoaded { model, reason: failed.collect() }
         }

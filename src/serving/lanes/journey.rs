@@ -14,6 +14,7 @@ use crate::{
     observe::BatchTimes,
     serving::{
         batch::{self, Outputs},
+        device_regions::DeviceView,
         execution::{Executed, wanted},
         job::Job,
         rows::SharedRows,
@@ -106,13 +107,24 @@ impl Journey {
             self.jobs.iter().map(|job| &job.admitted).collect();
         let inputs = batch::assemble(&version.signature, &version.ragged, &requests, shared, pool)?;
         let rows = requests.iter().map(|request| request.batch_size).sum();
-        let wanted = wanted(&version.signature, &requests);
+        let coming = wanted(&version.signature, &requests);
+        let mut wanted = coming.clone();
+        for (index, _) in self.staying() {
+            wanted.get_mut(usize::from(*index)).into_iter().for_each(|wanted| *wanted = true);
+        }
         let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places: None };
         let laid = self.route.model.lay_out(&batch);
         let laid = laid.map_err(|error| Error::Backend { detail: error.0 })?;
-        let (mut parts, expected) = laid.parts(rows, pool)?;
-        resident::place(&self.jobs, &mut parts, pool)?;
+        let comes = |index| coming.get(index) == Some(&true);
+        let (mut parts, expected) = laid.parts(rows, comes, pool)?;
+        resident::place(&self.jobs, &mut parts)?;
         Ok((parts, expected))
+    }
+
+    /// The outputs that are to lie on the device; they are the same for all requests of a batch.
+    fn staying(&self) -> &[(u16, DeviceView)] {
+        let tensors = self.jobs.first().and_then(|job| job.resident.as_deref());
+        tensors.map_or(&[], |tensors| &tensors.outputs)
     }
 
     /// Smaller goes first: what the model's configuration says.
@@ -170,20 +182,26 @@ impl Journey {
         }
     }
 
-    fn split(&mut self, outputs: Vec<Bytes>) -> Result<Vec<Outputs>, Error> {
+    fn split(&mut self, outputs: Vec<Option<Bytes>>) -> Result<Vec<Outputs>, Error> {
         let began = Timestamp::now();
         let expected = std::mem::take(&mut self.expected);
-        let staying = self.jobs.first().and_then(|job| job.resident.as_deref());
-        let staying = staying.into_iter().flat_map(|tensors| &tensors.outputs);
-        let staying = staying.filter_map(|(index, _)| {
-            let shape = expected.shapes.get(usize::from(*index));
-            shape.map(|shape| (*index, shape.clone()))
-        });
-        let staying: Vec<(u16, Shape)> = staying.collect();
+        let shapes = expected.shapes.clone();
         let tensors = self.route.model.outputs(expected, outputs);
-        let mut tensors = tensors.map_err(|error| Error::Backend { detail: error.0 })?;
-        for (index, _) in &staying {
-            tensors.get_mut(usize::from(*index)).into_iter().for_each(|tensor| *tensor = None);
+        let tensors = tensors.map_err(|error| Error::Backend { detail: error.0 })?;
+        let mut staying: Vec<(u16, Shape)> = Vec::new();
+        let mut came: SmallVec<[u16; 4]> = SmallVec::new();
+        for (index, _) in self.staying() {
+            let at = usize::from(*index);
+            match (tensors.get(at), shapes.get(at)) {
+                // Where to only the run told its shape: whoever answers brings it to its place.
+                (Some(Some(_)), _) => came.push(*index),
+                (_, Some(shape)) => staying.push((*index, shape.clone())),
+                _ => {}
+            }
+        }
+        for job in &mut self.jobs {
+            job.admitted.outputs.extend(came.iter().copied());
+            job.admitted.outputs.sort_unstable();
         }
         let Some(version) = self.jobs.first().map(|job| &job.version) else {
             return Ok(Vec::new());

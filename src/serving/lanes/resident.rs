@@ -3,10 +3,9 @@ use smallvec::SmallVec;
 use crate::{
     device::{
         DeviceError,
-        streams::{BatchParts, Resident},
+        streams::{BatchParts, OutputPart, Resident},
     },
     inference::{Error, InferOutput, Shape, Signature},
-    memory::BufferPool,
     serving::{
         batch::{self, Outputs},
         device_regions::DeviceView,
@@ -16,7 +15,7 @@ use crate::{
 
 /// Has what lies on the device gathered from there and put there. All requests of a batch have the same
 /// tensors there.
-pub fn place(jobs: &[Job], parts: &mut BatchParts, pool: &BufferPool) -> Result<(), Error> {
+pub fn place(jobs: &[Job], parts: &mut BatchParts) -> Result<(), Error> {
     let Some((first, tensors)) = jobs.first().and_then(|job| Some((job, job.resident.as_deref()?)))
     else {
         return Ok(());
@@ -34,9 +33,9 @@ pub fn place(jobs: &[Job], parts: &mut BatchParts, pool: &BufferPool) -> Result<
     }
     let rows: u32 = jobs.iter().map(|job| job.admitted.batch_size).sum();
     for &(index, _) in &tensors.outputs {
-        let Some(buffer) = parts.outputs.get_mut(usize::from(index)) else { continue };
-        let bytes = buffer.len();
-        *buffer = pool.allocate(0)?;
+        let Some(&OutputPart::Stays(bytes)) = parts.outputs.get(usize::from(index)) else {
+            continue;
+        };
         let (mut start, mut places) = (0, Vec::new());
         for job in jobs {
             let own = bytes / rows.max(1) as usize * job.admitted.batch_size as usize;
@@ -48,7 +47,7 @@ pub fn place(jobs: &[Job], parts: &mut BatchParts, pool: &BufferPool) -> Result<
             }
             start += own;
         }
-        resident.add_output(usize::from(index), bytes, places);
+        resident.add_output(usize::from(index), places);
     }
     parts.resident = Some(resident);
     Ok(())

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     backend::BackendError,
     inference::{Code, Error},
-    repository,
+    repository::{self, ModelId},
     serving::{
         ensemble::NotComposed, sequences::SetupError, version::VersionError, warm_up::WarmUpError,
     },
@@ -21,7 +21,16 @@ pub enum LoadFailure {
     /// It is an ensemble that cannot be served; the text says why.
     Ensemble(String),
     /// Versions failed. Those that did not are with `None`: a model is loaded whole or not at all.
-    Versions(BTreeMap<i64, Option<String>>),
+    Versions(BTreeMap<i64, Option<VersionFailure>>),
+}
+
+/// Why a version failed to load, as the repository's index and the answer to a load say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionFailure {
+    /// Why.
+    pub reason: String,
+    /// Whether it was to have other instances, and is served with those that it has.
+    pub is_served: bool,
 }
 
 impl From<NotComposed> for LoadFailure {
@@ -83,8 +92,13 @@ impl VersionFault {
         }
     }
 
-    /// As the repository's index and the answer to a load say it.
-    pub(super) fn reason(&self) -> String {
+    /// What it means for a version, which is served nevertheless or not. The log is told too.
+    pub(super) fn told(&self, id: &ModelId, version: i64, is_served: bool) -> VersionFailure {
+        log::error!("failed to load '{id}' version {version}: {}", self.located());
+        VersionFailure { reason: self.reason(), is_served }
+    }
+
+    fn reason(&self) -> String {
         match self {
             // As a client would be told.
             Self::WarmUp(error) if let Some(refusal) = error.refusal() => {
@@ -94,8 +108,7 @@ impl VersionFault {
         }
     }
 
-    /// As the log says it.
-    pub(super) fn located(&self) -> String {
+    fn located(&self) -> String {
         match self {
             Self::Repository(error) => error.located(),
             other => other.to_string(),

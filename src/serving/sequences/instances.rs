@@ -1,4 +1,4 @@
-use std::{sync::Arc, thread};
+use std::{collections::BTreeMap, sync::Arc, thread};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use smallvec::SmallVec;
@@ -23,9 +23,9 @@ use crate::{
 
 type Batch = SequenceBatch<Job, States>;
 
-/// The instances of a version, each on a thread of its own with the sequences that are bound to it.
-/// One runs one batch at a time: the next needs what this one leaves behind.
-pub struct Instances(Vec<Instance>);
+/// The instances of a version by their numbers, each on a thread of its own with the sequences that are
+/// bound to it. One runs one batch at a time: the next needs what this one leaves behind.
+pub struct Instances(BTreeMap<u32, Instance>);
 
 struct Instance {
     batches: Sender<Batch>,
@@ -37,7 +37,7 @@ struct Instance {
 /// A batch that has run, on its way home.
 pub struct Ran {
     /// The instance that is free again.
-    pub instance: usize,
+    pub instance: u32,
     /// The sequences that were in it, with what they carry from now on.
     pub sequences: SmallVec<[(SequenceKey, States); 4]>,
     /// The answers.
@@ -45,42 +45,57 @@ pub struct Ran {
 }
 
 impl Instances {
-    /// Starts the threads.
+    /// Starts the threads. The instances are numbered from `first` on.
     ///
     /// # Errors
     /// When one cannot be had.
     pub fn start(
+        first: u32,
         placed: Vec<PlacedInstance>,
         setup: &Arc<SequenceSetup>,
         home: &ReactorHandle,
     ) -> Result<Self, NoThread> {
-        let started = placed.into_iter().enumerate().map(|(index, placed)| {
+        let started = (first..).zip(placed).map(|(number, placed)| {
             let PlacedInstance { name, cores, instance, seat } = placed;
             let (batches, receive) = bounded(1);
             let device = instance.device().cloned();
             let (setup, home) = (setup.clone(), home.clone());
             thread::Builder::new()
                 .name(name.clone())
-                .spawn(move || run(index, instance, seat.as_ref(), &cores, &setup, &receive, &home))
+                .spawn(move || {
+                    run(number, instance, seat.as_ref(), &cores, &setup, &receive, &home);
+                })
                 .map_err(|source| NoThread { name, source })?;
-            Ok(Instance { batches, is_idle: true, device })
+            Ok((number, Instance { batches, is_idle: true, device }))
         });
         started.collect::<Result<_, _>>().map(Self)
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len()
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
     }
 
-    pub fn is_idle(&self, instance: usize) -> bool {
-        self.0.get(instance).is_some_and(|instance| instance.is_idle)
+    pub fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.0.keys().copied()
     }
 
-    /// Why an idle instance cannot run any more, if that is so; from then on it is never idle again.
-    pub fn lost_now(&mut self, instance: usize) -> Option<String> {
-        let instance = self.0.get_mut(instance)?;
-        let lost = instance.device.as_ref()?.lost()?;
-        instance.is_idle = false;
+    /// Those that could run a batch.
+    pub fn idle(&self) -> SmallVec<[u32; 8]> {
+        self.0.iter().filter(|(_, instance)| instance.is_idle).map(|(number, _)| *number).collect()
+    }
+
+    pub fn add(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
+    /// Ends the thread of an instance that is idle.
+    pub fn end(&mut self, instance: u32) {
+        self.0.remove(&instance);
+    }
+
+    /// Why an instance cannot run any more, if that is so.
+    pub fn lost(&self, instance: u32) -> Option<String> {
+        let lost = self.0.get(&instance)?.device.as_ref()?.lost()?;
         Some(lost.to_string())
     }
 
@@ -88,22 +103,22 @@ impl Instances {
     ///
     /// # Errors
     /// When its thread has ended; the batch comes back.
-    pub fn run(&mut self, instance: usize, batch: Batch) -> Result<(), Batch> {
-        let Some(instance) = self.0.get_mut(instance) else { return Err(batch) };
+    pub fn run(&mut self, instance: u32, batch: Batch) -> Result<(), Batch> {
+        let Some(instance) = self.0.get_mut(&instance) else { return Err(batch) };
         instance.is_idle = false;
         instance.batches.try_send(batch).map_err(|refused| refused.into_inner())
     }
 
     /// Notes that an instance has run its batch.
-    pub fn finished(&mut self, instance: usize) {
-        if let Some(instance) = self.0.get_mut(instance) {
+    pub fn finished(&mut self, instance: u32) {
+        if let Some(instance) = self.0.get_mut(&instance) {
             instance.is_idle = true;
         }
     }
 }
 
 fn run(
-    index: usize,
+    number: u32,
     mut instance: ModelInstance,
     seat: Option<&Seat>,
     cores: &[usize],
@@ -124,7 +139,7 @@ fn run(
             Some(seat) => seat.run(|| false, work),
         };
         let Some((sequences, executed)) = ran else { return };
-        let ran = Ran { instance: index, sequences, executed };
+        let ran = Ran { instance: number, sequences, executed };
         if home.send(Box::new(move || version.ran(ran))).is_err() {
             return;
         }

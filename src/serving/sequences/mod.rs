@@ -45,9 +45,9 @@ pub struct SequenceShard {
 }
 
 impl SequenceShard {
-    /// Starts the task that feeds the instances.
+    /// Starts the task that feeds the instances, which are numbered from 0 on.
     pub fn start(setup: Arc<SequenceSetup>, instances: Instances) -> SequenceShardHandle {
-        let queue = SequenceQueue::new(setup.policy.clone(), instances.len(), setup.initial());
+        let queue = SequenceQueue::new(setup.policy.clone(), instances.count(), setup.initial());
         let shard = Rc::new(Self {
             home: current(),
             instances: RefCell::new(instances),
@@ -115,19 +115,31 @@ impl SequenceShard {
         self.bell.ring();
     }
 
+    /// Binds no more sequences to the instances of which `stays` is false, of those with these `numbers`;
+    /// they end with the sequences that they have. New ones are bound to `others` too.
+    pub fn exchange_instances(&self, numbers: &[u32], stays: &[bool], others: Instances) {
+        let (mut queue, now) = (self.queue.borrow_mut(), Timestamp::now());
+        others.numbers().for_each(|number| queue.add(number, now));
+        let leaving = numbers.iter().zip(stays).filter(|(_, stays)| !**stays);
+        leaving.for_each(|(number, _)| queue.leave(*number));
+        self.instances.borrow_mut().add(others);
+        self.bell.ring();
+    }
+
     /// Starts every batch that can start. Returns when to be called again, though nothing arrives.
     fn pump(&self) -> Option<Timestamp> {
         let now = Timestamp::now();
         self.queue.borrow_mut().expire(now);
         let mut again = None;
         let mut hopeless = Vec::new();
-        let count = self.instances.borrow().len();
-        for instance in 0..count {
-            if !self.instances.borrow().is_idle(instance) {
-                continue;
-            }
-            if let Some(reason) = self.instances.borrow_mut().lost_now(instance) {
+        for instance in self.queue.borrow_mut().left() {
+            self.instances.borrow_mut().end(instance);
+        }
+        let idle = self.instances.borrow().idle();
+        for instance in idle {
+            if let Some(reason) = self.instances.borrow().lost(instance) {
                 self.queue.borrow_mut().lose(instance, reason, now, &mut hopeless);
+                self.instances.borrow_mut().end(instance);
                 continue;
             }
             let decision = self.queue.borrow_mut().next(instance, now, &mut hopeless);

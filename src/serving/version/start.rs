@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, mpsc},
 };
 
-use super::{LoadedVersion, Queue};
+use super::{LoadedVersion, Member, Queue, RunsOn};
 use crate::{
     backend::{
         BackendError, DeviceInstance, Direct, Host, Model, ModelInstance, Placement,
@@ -52,9 +52,10 @@ pub struct Outline {
     pub identity: Option<ModelIdentity>,
     /// When loading it began.
     pub began: Timestamp,
-    /// Its folder, when it is not in a repository.
+    /// Its folder, when it is not in a repository; kept as long as the version, whose back end may still
+    /// read from it.
     pub folder: Option<Arc<TemporaryFolder>>,
-    /// The agents that look after its folder.
+    /// The agents that look after its folder, told of the end of the model when no version of it is left.
     pub agents: Option<Arc<AgentChain>>,
 }
 
@@ -136,25 +137,18 @@ impl From<NoThread> for VersionError {
 }
 
 impl VersionSpec {
-    /// An instance's place among those that share resources, if it needs any.
-    fn seat(
-        &self,
-        index: usize,
-        placement: &Placement,
-        limiter: Option<&Arc<Limiter>>,
-    ) -> Result<Option<Seat>, LimitError> {
-        let (Some(limiter), Some(limit)) = (limiter, self.rate_limits.get(index)) else {
-            return Ok(None);
-        };
-        if limit.resources.is_empty() {
-            return Ok(None);
-        }
-        let device = match placement.device {
-            PlacementDevice::Gpu(id) => id,
-            // As Triton has it, the host has what the first device has.
-            PlacementDevice::Cpu | PlacementDevice::Model => 0,
-        };
-        limiter.join(&limit.resources, limit.priority, device).map(Some)
+    /// The instances that it is to have, before they are anywhere.
+    pub(super) fn members(&self) -> Vec<Member> {
+        let limits =
+            self.rate_limits.iter().cloned().chain(std::iter::repeat(RateLimit::default()));
+        let all = (0..).zip(self.placements.iter().cloned().zip(limits));
+        all.map(|(number, (placement, rate_limit))| Member {
+            number,
+            placement,
+            rate_limit,
+            device: None,
+        })
+        .collect()
     }
 
     /// Whether what it wants can be had of instances that take requests one by one.
@@ -208,13 +202,15 @@ impl VersionSpec {
         Ok(Some(fleet.open(name, graphs, instances)?))
     }
 
-    /// Makes an instance and warms it up.
-    fn instance(
+    /// Makes the instance of `member` and warms it up. With a `seat` it takes turns with others.
+    pub(super) fn instance(
         &self,
-        placement: &Placement,
+        member: &Member,
+        seat: Option<Seat>,
         ragged: &Ragged,
-        host: &Arc<Host>,
-    ) -> Result<ModelInstance, VersionError> {
+        site: &Site<'_>,
+    ) -> Result<PlacedInstance, VersionError> {
+        let (placement, host) = (&member.placement, site.host);
         let mut instance = self.model.instance(placement, host)?;
         let (signature, hidden) = match &self.sequences {
             Some(setup) => (&setup.signature, setup.warm_up_inputs()),
@@ -223,7 +219,36 @@ impl VersionSpec {
         for warm_up in &self.warm_ups {
             warm_up.run(signature, ragged, &hidden, &mut instance, host)?;
         }
-        Ok(instance)
+        Ok(PlacedInstance {
+            name: placement.name.clone(),
+            cores: site.instance_cores.of(&placement.host_policy).to_vec(),
+            seat,
+            instance,
+        })
+    }
+}
+
+impl Member {
+    /// Its place among those that share resources, if it needs any.
+    ///
+    /// # Errors
+    /// When it could never have its turn.
+    pub(super) fn seat(&self, site: &Site<'_>) -> Result<Option<Seat>, LimitError> {
+        let RateLimit { resources, priority } = &self.rate_limit;
+        let Some(limiter) = site.limiter.filter(|_| !resources.is_empty()) else { return Ok(None) };
+        let device = match self.placement.device {
+            PlacementDevice::Gpu(id) => id,
+            // As Triton has it, the host has what the first device has.
+            PlacementDevice::Cpu | PlacementDevice::Model => 0,
+        };
+        limiter.join(resources, *priority, device).map(Some)
+    }
+
+    /// Whether it is to run on a device or on certain processors, and so not on those of reactors.
+    pub(super) fn is_placed(&self, site: &Site<'_>) -> bool {
+        let Placement { device, host_policy, .. } = &self.placement;
+        matches!(device, PlacementDevice::Gpu(_))
+            || site.instance_cores.wanted(host_policy).is_some()
     }
 }
 
@@ -235,29 +260,18 @@ impl LoadedVersion {
     pub fn start(spec: VersionSpec, site: &Site<'_>) -> Result<Arc<Self>, VersionError> {
         let Outline { config, signature, .. } = &spec.outline;
         let ragged = Ragged::new(config, signature);
-        let placements = spec.placements.iter().enumerate();
-        let seats = placements.map(|(index, placement)| spec.seat(index, placement, site.limiter));
+        let mut members = spec.members();
+        let seats = members.iter().map(|member| member.seat(site));
         let seats: Vec<Option<Seat>> = seats.collect::<Result<_, _>>()?;
         let takes_turns = seats.iter().any(Option::is_some);
         let lanes = spec.lanes(takes_turns, &ragged, site)?;
         let mut instances = Vec::new();
-        for (placement, seat) in spec.placements.iter().zip(seats).filter(|_| lanes.is_none()) {
-            instances.push(PlacedInstance {
-                name: placement.name.clone(),
-                cores: site.instance_cores.of(&placement.host_policy).to_vec(),
-                seat,
-                instance: spec.instance(placement, &ragged, site.host)?,
-            });
+        for (member, seat) in members.iter().zip(seats).filter(|_| lanes.is_none()) {
+            instances.push(spec.instance(member, seat, &ragged, site)?);
         }
-        // Who wants an instance on a device or on certain processors does not want it on those of
-        // reactors.
-        let is_placed = |placement: &Placement| {
-            matches!(placement.device, PlacementDevice::Gpu(_))
-                || site.instance_cores.wanted(&placement.host_policy).is_some()
-        };
         let runs_inline = !takes_turns
             && spec.sequences.is_none()
-            && !spec.placements.iter().any(is_placed)
+            && !members.iter().any(|member| member.is_placed(site))
             && inline::suits(&spec, &mut instances, &site.host.pool);
         let home = lanes.as_ref().map_or(site.home, OpenLanes::home).clone();
         // What is not served on a reactor takes no memory there.
@@ -272,9 +286,13 @@ impl LoadedVersion {
             spec.check_requests_suit()?;
         }
         let devices = match &lanes {
-            Some(lanes) => lanes.devices().to_vec(),
-            None => instances.iter().filter_map(|it| it.instance.device().cloned()).collect(),
+            Some(lanes) => lanes.devices().iter().cloned().map(Some).collect(),
+            None => instances.iter().map(|it| it.instance.device().cloned()).collect::<Vec<_>>(),
         };
+        for (member, device) in members.iter_mut().zip(devices) {
+            member.device = device;
+        }
+        let first = members.first().cloned();
         let version = Arc::new(Self {
             decoupled: config.model_transaction_policy.is_some_and(|policy| policy.decoupled),
             takes_requests,
@@ -282,29 +300,27 @@ impl LoadedVersion {
             allowed_batch_sizes: spec.allowed_batch_sizes.clone(),
             device_priority: device_priority(config),
             model: Some(spec.model.clone()),
-            instances: spec.placements.len(),
-            devices,
+            members: members.into(),
             resident_on: lanes
                 .as_ref()
                 .filter(|_| ragged.is_empty())
                 .and_then(OpenLanes::resident_on),
             fleet: site.fleet.cloned(),
             home: home.clone(),
-            runs_inline,
+            runs_on: match (&lanes, runs_inline) {
+                (Some(_), _) => RunsOn::Lanes,
+                (None, true) => RunsOn::Reactors,
+                (None, false) => RunsOn::Threads,
+            },
             ..Self::of_outline(spec.outline.clone(), site, served)
         });
         if runs_inline {
             let pace = Pace::of(spec.model.inline_fitness());
             let mut instances = instances.into_iter();
             for reactor in site.reactors {
-                let placed = match (instances.next(), spec.placements.first()) {
+                let placed = match (instances.next(), &first) {
                     (Some(made), _) => made,
-                    (None, Some(placement)) => PlacedInstance {
-                        name: placement.name.clone(),
-                        cores: site.instance_cores.others().to_vec(),
-                        seat: None,
-                        instance: spec.instance(placement, &ragged, site.host)?,
-                    },
+                    (None, Some(member)) => spec.instance(member, None, &ragged, site)?,
                     (None, None) => break,
                 };
                 let instance = InlineInstance { placed, pace: pace.clone() };
@@ -314,7 +330,7 @@ impl LoadedVersion {
                 })?;
             }
         } else if let Some(setup) = spec.sequences {
-            let instances = Instances::start(instances, &setup, &home)?;
+            let instances = Instances::start(0, instances, &setup, &home)?;
             version.place(&home, || Queue::Sequences(SequenceShard::start(setup, instances)))?;
         } else if let Some(lanes) = lanes {
             version.place(&home, || {
@@ -345,12 +361,6 @@ impl LoadedVersion {
         let statistics = ModelStatistics::new(served, outline.signature.max_batch_size, &plan);
         Self {
             tracer: site.observers.tracer.of_model(&outline.name),
-            name: outline.name,
-            namespace: outline.namespace,
-            version: outline.version,
-            config: outline.config,
-            signature: outline.signature,
-            labels: outline.labels,
             statistics: Arc::new(statistics),
             load_time: Timestamp::now() - outline.began,
             decoupled: false,
@@ -360,21 +370,18 @@ impl LoadedVersion {
             allowed_batch_sizes: Vec::new(),
             device_priority: 0,
             model: None,
-            devices: Vec::new(),
+            members: Arc::default(),
             resident_on: None,
             fleet: None,
-            // Any number of requests are on their way through what has no instances.
-            instances: usize::MAX,
-            _folder: outline.folder,
-            agents: outline.agents,
             home: site.home.clone(),
-            runs_inline: true,
-            queues: PerReactor::new(site.reactors),
+            runs_on: RunsOn::Reactors,
+            queues: Arc::new(PerReactor::new(site.reactors)),
             cache: site
                 .cache
-                .zip(outline.identity)
+                .zip(outline.identity.clone())
                 .map(|(caches, identity)| VersionCache::new(caches.clone(), identity)),
             steps: None,
+            outline,
         }
     }
 
@@ -384,15 +391,24 @@ impl LoadedVersion {
         reactor: &ReactorHandle,
         start: impl FnOnce() -> Queue + Send + 'static,
     ) -> Result<(), VersionError> {
-        let (report, placed) = mpsc::channel();
+        self.on(reactor, |version| version.queues.set(start()))
+    }
+
+    /// Does something to it on `reactor` and waits until it is done.
+    pub(super) fn on(
+        self: &Arc<Self>,
+        reactor: &ReactorHandle,
+        work: impl FnOnce(&Self) + Send + 'static,
+    ) -> Result<(), VersionError> {
+        let (report, done) = mpsc::channel();
         let version = self.clone();
         let message = Box::new(move || {
-            version.queues.set(start());
+            work(&version);
             drop(version);
             let _ = report.send(());
         });
         reactor.send(message).map_err(|_| VersionError::Stopped)?;
-        placed.recv().map_err(|mpsc::RecvError| VersionError::Stopped)
+        done.recv().map_err(|mpsc::RecvError| VersionError::Stopped)
     }
 }
 

@@ -289,6 +289,11 @@ DRIVER cuCtxSetCurrent(void* context) {
     return SUCCESS;
 }
 
+DRIVER cuCtxGetCurrent(void** context) {
+    *context = current;
+    return SUCCESS;
+}
+
 DRIVER cuCtxGetStreamPriorityRange(int* least, int* greatest) {
     ENTER();
     *least = 0;

@@ -18,8 +18,10 @@ namespace {
 
 enum Place {
     CREATE_SESSION = 7,
+    GET_TENSOR_MUTABLE_DATA = 51,
     CREATE_MEMORY_INFO = 68,
     CREATE_CPU_MEMORY_INFO = 69,
+    RELEASE_VALUE = 96,
     GET_AVAILABLE_PROVIDERS = 125,
     RELEASE_AVAILABLE_PROVIDERS = 126,
     RUN_WITH_BINDING = 133,
@@ -28,7 +30,9 @@ enum Place {
     CREATE_CUDA_OPTIONS = 205,
     UPDATE_CUDA_OPTIONS = 206,
     RELEASE_CUDA_OPTIONS = 208,
-    PLACES = 400,
+    GET_TENSOR_SIZE = 318,
+    GET_TENSOR_TYPE_AND_SHAPE = 414,
+    PLACES = GET_TENSOR_TYPE_AND_SHAPE + 1,
 };
 
 using Status = void*;
@@ -49,6 +53,13 @@ Function own_api[PLACES];
 std::mutex guard;
 // Of session options, then of sessions.
 std::map<const void*, uintptr_t> streams;
+struct Output {
+    uint64_t address = 0;
+    void* context = nullptr;
+};
+
+// Where outputs of the library's own lie on the GPU, by their values.
+std::map<const void*, Output> outputs;
 
 template <typename Type>
 Type* the_true(Place place) {
@@ -122,6 +133,51 @@ Status add_run_config_entry(void*, const char* key, const char* value) {
     return nullptr;
 }
 
+// A function of the stand-in for the driver, if that is in use.
+template <typename Type>
+Type* driver(const char* name) {
+    void* library = dlopen("libcuda.so", RTLD_NOW | RTLD_NOLOAD);
+    return reinterpret_cast<Type*>(library ? dlsym(library, name) : nullptr);
+}
+
+// An output that the library has made lies on the GPU of the context that is current.
+Status get_tensor_mutable_data(void* value, void** data) {
+    Status status = the_true<Status(void*, void**)>(GET_TENSOR_MUTABLE_DATA)(value, data);
+    auto current = driver<int(void**)>("cuCtxGetCurrent");
+    void* context = nullptr;
+    if (status || !current || current(&context) != 0 || !context) return status;
+    size_t size = 0;
+    if ((status = the_true<Status(const void*, size_t*)>(GET_TENSOR_SIZE)(value, &size))) return status;
+    uint64_t address = 0;
+    if (driver<int(uint64_t*, size_t)>("cuMemAlloc_v2")(&address, size ? size : 1) != 0) return status;
+    memcpy(reinterpret_cast<void*>(address), *data, size);
+    *data = reinterpret_cast<void*>(address);
+    note("an output on the GPU");
+    std::lock_guard<std::mutex> held(guard);
+    outputs[value] = {address, context};
+    return status;
+}
+
+void release_value(void* value) {
+    Output output;
+    {
+        std::lock_guard<std::mutex> held(guard);
+        auto found = outputs.find(value);
+        if (found != outputs.end()) {
+            output = found->second;
+            outputs.erase(found);
+        }
+    }
+    if (output.address) {
+        void* before = nullptr;
+        driver<int(void**)>("cuCtxGetCurrent")(&before);
+        driver<int(void*)>("cuCtxSetCurrent")(output.context);
+        driver<int(uint64_t)>("cuMemFree_v2")(output.address);
+        driver<int(void*)>("cuCtxSetCurrent")(before);
+    }
+    the_true<void(void*)>(RELEASE_VALUE)(value);
+}
+
 Status run_with_binding(void* session, const void* options, const void* binding) {
     uintptr_t stream = 0;
     {
@@ -129,8 +185,7 @@ Status run_with_binding(void* session, const void* options, const void* binding)
         stream = streams[session];
     }
     if (stream) {
-        void* driver = dlopen("libcuda.so", RTLD_NOW | RTLD_NOLOAD);
-        auto synchronize = reinterpret_cast<int (*)(uintptr_t)>(driver ? dlsym(driver, "cuStreamSynchronize") : nullptr);
+        auto synchronize = driver<int(uintptr_t)>("cuStreamSynchronize");
         note(synchronize && synchronize(stream) == 0 ? "run on the stream" : "run without a stream");
     }
     return the_true<Status(void*, const void*, const void*)>(RUN_WITH_BINDING)(session, options, binding);
@@ -142,6 +197,8 @@ const Function* get_api(uint32_t version) {
     memcpy(own_api, true_api, sizeof own_api);
     own_api[CREATE_SESSION] = reinterpret_cast<Function>(create_session);
     own_api[CREATE_MEMORY_INFO] = reinterpret_cast<Function>(create_memory_info);
+    own_api[GET_TENSOR_MUTABLE_DATA] = reinterpret_cast<Function>(get_tensor_mutable_data);
+    own_api[RELEASE_VALUE] = reinterpret_cast<Function>(release_value);
     own_api[GET_AVAILABLE_PROVIDERS] = reinterpret_cast<Function>(available);
     own_api[RELEASE_AVAILABLE_PROVIDERS] = reinterpret_cast<Function>(release_available);
     own_api[RUN_WITH_BINDING] = reinterpret_cast<Function>(run_with_binding);

@@ -21,8 +21,8 @@ use crate::{
         cuda::{self, CudaDevice, CudaSettings, CudaUnavailable, PinnedMemory},
         host::{HostDevice, HostSettings, Link, Simulation, SimulationSettings},
         streams::{
-            BatchParts, Completion, Finished, Job, Lanes, ModelPlan, Outcome, Place, Refused,
-            SchedulerSettings, Times,
+            BatchParts, Completion, Finished, Job, Lanes, ModelPlan, Outcome, OutputPart, Place,
+            Refused, SchedulerSettings, Times,
         },
     },
     inference::Timestamp,
@@ -197,7 +197,7 @@ impl Rig {
             }
         };
         match finished.outcome {
-            Outcome::Done(times) if finished.outputs == [self.input.as_ref()] => Ok(times),
+            Outcome::Done(times) if finished.outputs == [Some(self.input.clone())] => Ok(times),
             Outcome::Done(_) => Err(RigError::WrongOutput),
             outcome => Err(RigError::Failed(outcome)),
         }
@@ -243,7 +243,7 @@ impl Rig {
             parts: BatchParts {
                 rows: 1,
                 inputs: vec![self.input.clone()],
-                outputs: vec![self.pool.allocate(self.input.len())?],
+                outputs: vec![OutputPart::Comes(self.pool.allocate(self.input.len())?)],
                 ..BatchParts::default()
             },
             priority: 0,

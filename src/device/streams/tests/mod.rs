@@ -122,7 +122,7 @@ struct Ended {
     model: usize,
     at: Timestamp,
     outcome: Outcome,
-    outputs: Vec<bytes::Bytes>,
+    outputs: Vec<Option<bytes::Bytes>>,
 }
 
 /// Lanes on simulated devices.
@@ -184,7 +184,7 @@ impl Rig {
             parts: BatchParts {
                 rows,
                 inputs: vec![vec![byte; bytes_in].into()],
-                outputs: vec![self.pool.allocate(bytes_out).unwrap()],
+                outputs: vec![OutputPart::Comes(self.pool.allocate(bytes_out).unwrap())],
                 ..BatchParts::default()
             },
             priority,

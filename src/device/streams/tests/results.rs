@@ -35,7 +35,7 @@ fn every_batch_gets_its_own_outputs() {
         assert_eq!(ended.len(), 60);
         for Ended { number, outcome, outputs, .. } in ended {
             assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
-            assert_eq!(outputs, [vec![!(number as u8); 200 + number]]);
+            assert_eq!(outputs, [Some(vec![!(number as u8); 200 + number].into())]);
         }
         rig.check_nothing_is_left();
     }
@@ -78,7 +78,7 @@ fn on_real_engines(model: impl Fn(&dyn Device) -> Runner) {
             parts: BatchParts {
                 rows: 1,
                 inputs: vec![vec![number; 5000].into()],
-                outputs: vec![pool.allocate(7000).unwrap()],
+                outputs: vec![OutputPart::Comes(pool.allocate(7000).unwrap())],
                 ..BatchParts::default()
             },
             priority: 0,
@@ -99,7 +99,7 @@ fn on_real_engines(model: impl Fn(&dyn Device) -> Runner) {
             }
         };
         assert!(matches!(finished.outcome, Outcome::Done(_)), "{:?}", finished.outcome);
-        assert_eq!(finished.outputs, [vec![!number; 7000]]);
+        assert_eq!(finished.outputs, [Some(vec![!number; 7000].into())]);
     }
 }
 

@@ -1,0 +1,215 @@
+"""Other instance groups for a model that is served: it stays loaded, with the instances that stay."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from . import models, triton
+from .python_server import ECHO, INTERPRETER, WAY, processes, wait_until, write
+
+# Else there are processes that complete configurations, too.
+PYTHON = (INTERPRETER, "--disable-auto-complete-config")
+EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+POLL = ("--model-control-mode=poll", "--repository-poll-secs=1")
+SECONDS_MAX = 20
+
+# Says which process answers.
+SOURCE = ECHO + """
+import os, time
+class TritonPythonModel:
+    def initialize(self, args):
+        if os.path.exists(os.environ.get("FAILS", "")):
+            raise Exception("as planned")
+        self.sums = {}
+    def execute(self, requests):
+        time.sleep(0.002)
+        return [output(self.answer(request)) for request in requests]
+    def answer(self, request):
+        sequence = request.correlation_id()
+        self.sums[sequence] = self.sums.get(sequence, 0) + 1
+        return f"{os.getpid()} {self.sums[sequence]}"
+"""
+
+
+def _groups(*counts: int) -> str:
+    """The instance groups of a configuration."""
+    groups = (f'{{ name: "g{index}" count: {count} kind: KIND_CPU }}' for index, count in enumerate(counts))
+    return f"instance_group [ {', '.join(groups)} ]\n"
+
+
+def _way(server, model: str, **request) -> list[str]:
+    """Who answers: its process and how many requests of the sequence it has had."""
+    shape = [1, 1] if "sequence_id" in request else [1]
+    tensor = triton.tensor(triton_grpc, "WAY", "BYTES", np.full(shape, b"x", np.object_))
+    answer = triton.grpc(server, model_name=model, inputs=[tensor], **request)
+    return answer.as_numpy("OUTPUT").flatten()[0].decode().split()
+
+
+def _count(server, model: str) -> int:
+    return server.get_json(f"/v2/models/{model}/stats")["model_stats"][0]["inference_count"]
+
+
+@contextlib.contextmanager
+def _client(server):
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        yield client
+
+
+@pytest.mark.parametrize("how", ["file", "override", "poll"])
+def test_only_the_instances_change(start, tmp_path, how):
+    """Processes that stay are the same ones, nothing is counted from the beginning, and the model is ready all
+    the time."""
+    folder = tmp_path / "repository"
+    write(folder, "m", WAY + _groups(1), SOURCE)
+    server = start(folder, *PYTHON, *(POLL if how == "poll" else EXPLICIT))
+    with _client(server) as client:
+
+        def change(counts: tuple[int, ...], options: str = ""):
+            if how == "override":
+                config = client.get_model_config("m")
+                config["instance_group"] = [
+                    {"name": f"g{index}", "count": count, "kind": "KIND_CPU"} for index, count in enumerate(counts)
+                ]
+                config["parameters"] = {"p": {"string_value": options}} if options else {}
+                client.load_model("m", config=json.dumps(config))
+            else:
+                (folder / "m" / "config.pbtxt").write_text(WAY + _groups(*counts) + options)
+                if how == "file":
+                    client.load_model("m")
+
+            def is_done() -> bool:
+                assert client.is_model_ready("m") and client.is_server_ready()
+                groups = client.get_model_config("m")["instance_group"]
+                return [group["count"] for group in groups] == [*counts] and len(processes(server)) == sum(counts)
+
+            wait_until(is_done)
+
+        first = processes(server)
+        assert first.keys() == {"g0_0"}
+        assert int(_way(server, "m")[0]) == first["g0_0"]
+        change((3,))
+        more = processes(server)
+        assert more.keys() == {"g0_0", "g0_1", "g0_2"} and first.items() <= more.items()
+        # A second group takes one over, whose name it keeps.
+        change((2, 1))
+        assert processes(server) == more
+        change((2,))
+        fewer = processes(server)
+        assert len(fewer) == 2 and fewer.items() <= more.items() and first.items() <= fewer.items()
+        assert int(_way(server, "m")[0]) in fewer.values()
+        assert _count(server, "m") == 2
+        # Anything else, and all are made anew.
+        options = "p" if how == "override" else 'parameters { key: "p" value { string_value: "p" } }'
+        change((2,), options)
+        wait_until(lambda: _count(server, "m") == 0 and not fewer.items() & processes(server).items())
+        assert "failed" not in server.log.read_text()
+
+
+def test_an_instance_that_fails_leaves_all_as_it_was(start, tmp_path, monkeypatch):
+    """The error and the index say of the version that it is served; so does the real server."""
+    monkeypatch.setenv("FAILS", str(tmp_path / "fails"))
+    folder = tmp_path / "repository"
+    write(folder, "m", WAY + _groups(1), SOURCE)
+    server = start(folder, *PYTHON, *EXPLICIT)
+    before = processes(server)
+    (tmp_path / "fails").touch()
+    (folder / "m" / "config.pbtxt").write_text(WAY + _groups(3))
+    with _client(server) as client:
+        with pytest.raises(InferenceServerException, match="version 1 is at READY state: .*as planned"):
+            client.load_model("m")
+        (row,) = client.get_model_repository_index()
+        assert (row["version"], row["state"]) == ("1", "READY") and "as planned" in row["reason"]
+        assert client.is_model_ready("m") and client.get_model_config("m")["instance_group"][0]["count"] == 1
+        assert int(_way(server, "m")[0]) == before["g0_0"] and processes(server) == before
+        (tmp_path / "fails").unlink()
+        client.load_model("m")
+        (row,) = client.get_model_repository_index()
+        assert (row["state"], row.get("reason", "")) == ("READY", "")
+    assert len(processes(server)) == 3 and before.items() <= processes(server).items()
+
+
+@pytest.mark.parametrize("config", [
+    models.identity(),
+    models.identity(models.batched() + ' parameters { key: "execute_delay_ms" value { string_value: "2" } }'),
+])  # fmt: skip
+def test_no_request_fails_while_instances_come_and_go(start, tmp_path, config):
+    """On reactors and on threads of their own: each is answered, and counted once."""
+    folder = models.write(tmp_path / "repository", {"m": models.Model(config + _groups(1))})
+    server = start(folder, *EXPLICIT)
+    array, stop, done, failed = np.ones((1, 4), np.float32), threading.Event(), [0] * 6, []
+    shape = array if "max_batch_size" in config else array[0]
+
+    def ask(index: int):
+        with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+            given = triton.tensor(triton_grpc, "INPUT0", "FP32", shape)
+            while not stop.is_set():
+                try:
+                    assert (client.infer("m", [given]).as_numpy("OUTPUT0") == shape).all()
+                    done[index] += 1
+                except Exception as error:  # noqa: BLE001  (each is a failure of the test)
+                    failed.append(error)
+
+    asking = [threading.Thread(target=ask, args=(index,)) for index in range(len(done))]
+    for thread in asking:
+        thread.start()
+    with _client(server) as client:
+        for turn in range(20):
+            seen = list(done)
+            wait_until(lambda seen=seen: failed or all(now > then for now, then in zip(done, seen)))
+            (folder / "m" / "config.pbtxt").write_text(config + _groups(turn % 4 + 1))
+            client.load_model("m")
+            assert client.get_model_config("m")["instance_group"][0]["count"] == turn % 4 + 1
+    stop.set()
+    for thread in asking:
+        thread.join(SECONDS_MAX)
+    assert failed == [] and _count(server, "m") == sum(done)
+
+
+def test_sequences_go_on_where_they_began(start, tmp_path):
+    """Also on an instance that leaves, until they are over. Those that wait begin on one that comes."""
+    config = WAY + "max_batch_size: 1 sequence_batching { direct { } max_sequence_idle_microseconds: 60000000 }\n"
+    folder = tmp_path / "repository"
+    write(folder, "m", config + _groups(2), SOURCE)
+    server = start(folder, *PYTHON, *EXPLICIT)
+
+    def ask(sequence: int, flags: str = "") -> list[str]:
+        flags = {"sequence_start": "s" in flags, "sequence_end": "e" in flags}
+        return _way(server, "m", sequence_id=sequence, **flags)
+
+    with _client(server) as client, concurrent.futures.ThreadPoolExecutor() as threads:
+
+        def change(count: int):
+            (folder / "m" / "config.pbtxt").write_text(config + _groups(count))
+            client.load_model("m")
+
+        one, two = ask(1, "s")[0], ask(2, "s")[0]
+        assert one != two and {int(one), int(two)} == set(processes(server).values())
+        change(1)
+        assert (ask(1), ask(2)) == ([one, "2"], [two, "2"])
+        # The one place that stays is taken.
+        third = threads.submit(ask, 3, "s")
+        stays = str(processes(server)["g0_0"])
+        staying, leaving = (1, 2) if one == stays else (2, 1)
+        ask(leaving, "e")
+        wait_until(lambda: len(processes(server)) == 1)
+        assert not third.done()
+        assert ask(staying) == [stays, "3"] and ask(staying, "e") == [stays, "4"]
+        assert third.result(SECONDS_MAX) == [stays, "1"]
+        fourth = threads.submit(ask, 4, "s")
+        change(2)
+        assert fourth.result(SECONDS_MAX)[0] != stays and ask(3, "e") == [stays, "2"]
+        # A leaving instance with no sequence ends at once.
+        ask(4, "e")
+        change(1)
+        wait_until(lambda: len(processes(server)) == 1)
+        assert os.path.exists(f"/proc/{stays}") and ask(5, "se") == [stays, "1"]
