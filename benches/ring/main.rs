@@ -20,7 +20,7 @@ use std::{
 use nereid::runtime::{Topology, pin_to};
 use nereid_ring_client::{Block, DataType, Error, Options, Request, Ring, Tensor};
 use nix::{
-    time::{clock_getcpuclockid, clock_gettime},
+    time::{ClockId, clock_getcpuclockid, clock_gettime},
     unistd::Pid,
 };
 use tempfile::TempDir;
@@ -199,13 +199,14 @@ fn main() {
 
     pin_to(&[client_core]).expect("the client's processor");
     let mut client = server.connect(false);
-    let before = server.cpu();
+    let before = (server.cpu(), own_cpu());
     let (requests, took) = client.rate(period).expect("answers");
     println!(
-        "{:<40} {:>8.0} requests/s; of each the server takes {:.2} µs",
+        "{:<40} {:>8.0} requests/s; of each the server takes {:.2} µs, the client {:.2} µs",
         format!("64 bytes, {IN_FLIGHT} in flight"),
         requests as f64 / took.as_secs_f64(),
-        micros(server.cpu() - before) / requests as f64,
+        micros(server.cpu() - before.0) / requests as f64,
+        micros(own_cpu() - before.1) / requests as f64,
     );
 
     let small = cpu_of(&server, &mut client, SMALL_BYTES, period);
@@ -226,6 +227,11 @@ fn main() {
     let mut client = server.connect(true);
     let spinning = percentiles(period, || trip(&mut client, SMALL_BYTES));
     line("64 bytes, both sides spin", spinning, None);
+}
+
+/// The processor time that this thread has used.
+fn own_cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("the clock of this thread").into()
 }
 
 fn cpu_of(server: &Server, client: &mut Client, bytes: usize, period: Duration) -> Duration {

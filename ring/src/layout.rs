@@ -196,17 +196,11 @@ pub struct Submission {
 impl Submission {
     /// As it stands in the ring.
     pub fn encode(&self) -> [u8; SUBMISSION_BYTES] {
-        let mut bytes = Vec::with_capacity(SUBMISSION_BYTES);
-        let mut writer = Writer::new(&mut bytes);
-        writer.u64(self.token);
-        writer.u32(match self.operation {
+        let operation = match self.operation {
             Operation::Infer => 1,
             Operation::Cancel => 2,
-        });
-        writer.u32(0);
-        writer.u64(self.span.offset);
-        writer.u64(self.span.length);
-        fixed(&bytes)
+        };
+        entry(self.token, [operation, 0], self.span)
     }
 
     /// Reads an entry, and the token alone where the rest makes no sense.
@@ -297,14 +291,8 @@ pub struct Completion {
 impl Completion {
     /// As it stands in the ring.
     pub fn encode(&self) -> [u8; COMPLETION_BYTES] {
-        let mut bytes = Vec::with_capacity(COMPLETION_BYTES);
-        let mut writer = Writer::new(&mut bytes);
-        writer.u64(self.token);
-        writer.u32(self.status as u32);
-        writer.u32(if self.is_final { FINAL } else { 0 });
-        writer.u64(self.answer.offset);
-        writer.u64(self.answer.length);
-        fixed(&bytes)
+        let flags = if self.is_final { FINAL } else { 0 };
+        entry(self.token, [self.status as u32, flags], self.answer)
     }
 
     /// Reads an entry.
@@ -322,11 +310,15 @@ impl Completion {
     }
 }
 
-fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
-    let mut array = [0; N];
-    let count = bytes.len().min(N);
-    array[..count].copy_from_slice(&bytes[..count]);
-    array
+/// Both rings' entries have the same parts.
+fn entry(token: u64, [first, second]: [u32; 2], span: Span) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&token.to_le_bytes());
+    bytes[8..12].copy_from_slice(&first.to_le_bytes());
+    bytes[12..16].copy_from_slice(&second.to_le_bytes());
+    bytes[16..24].copy_from_slice(&span.offset.to_le_bytes());
+    bytes[24..].copy_from_slice(&span.length.to_le_bytes());
+    bytes
 }
 
 #[cfg(test)]

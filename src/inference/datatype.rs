@@ -1,5 +1,7 @@
 use std::{fmt, str::FromStr};
 
+use nereid_ring::DataType as Numbered;
+
 use super::Error;
 
 /// The element type of a tensor, by the names of the v2 protocol.
@@ -44,13 +46,7 @@ impl DataType {
 
     /// The size of one element in bytes; `None` for [`DataType::Bytes`], whose elements vary.
     pub const fn size(self) -> Option<usize> {
-        Some(match self {
-            Self::Bool | Self::Uint8 | Self::Int8 => 1,
-            Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => 2,
-            Self::Uint32 | Self::Int32 | Self::Fp32 => 4,
-            Self::Uint64 | Self::Int64 | Self::Fp64 => 8,
-            Self::Bytes => return None,
-        })
+        self.numbered().size()
     }
 
     /// Whether elements are floating-point numbers, which any bits are.
@@ -60,22 +56,12 @@ impl DataType {
 
     /// The name in the v2 protocol, such as `FP32`.
     pub const fn protocol_name(self) -> &'static str {
-        match self {
-            Self::Bool => "BOOL",
-            Self::Uint8 => "UINT8",
-            Self::Uint16 => "UINT16",
-            Self::Uint32 => "UINT32",
-            Self::Uint64 => "UINT64",
-            Self::Int8 => "INT8",
-            Self::Int16 => "INT16",
-            Self::Int32 => "INT32",
-            Self::Int64 => "INT64",
-            Self::Fp16 => "FP16",
-            Self::Fp32 => "FP32",
-            Self::Fp64 => "FP64",
-            Self::Bytes => "BYTES",
-            Self::Bf16 => "BF16",
-        }
+        self.numbered().name()
+    }
+
+    /// The same type as the records of the ring tell it: both lists have the same order.
+    pub const fn numbered(self) -> Numbered {
+        Numbered::ALL[self as usize]
     }
 
     /// The name in a model configuration, such as `TYPE_FP32`; [`DataType::Bytes`] is `TYPE_STRING`.
@@ -142,6 +128,13 @@ impl DataType {
     }
 }
 
+impl From<Numbered> for DataType {
+    fn from(numbered: Numbered) -> Self {
+        // Theirs count from 1.
+        Self::ALL[numbered as usize - 1]
+    }
+}
+
 impl fmt::Display for DataType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.protocol_name())
@@ -168,6 +161,7 @@ mod tests {
         for datatype in DataType::ALL {
             assert_eq!(datatype.protocol_name().parse::<DataType>().unwrap(), datatype);
             assert_eq!(DataType::from_config(datatype.to_config()), Some(datatype));
+            assert_eq!(DataType::from(datatype.numbered()), datatype);
             assert_eq!(datatype.to_config().as_str_name(), datatype.config_name());
         }
         assert!("fp32".parse::<DataType>().is_err());

@@ -8,6 +8,7 @@
 
 mod away;
 mod describe;
+mod first_poll;
 pub mod forward;
 pub mod grpc;
 pub mod http;

@@ -6,14 +6,14 @@ use super::away::away;
 use crate::{
     device::IpcHandle,
     inference::Error,
-    memory::{Region, Regions},
+    memory::Regions,
     proto::{
         CudaSharedMemoryRegisterRequest, CudaSharedMemoryStatusResponse,
         SystemSharedMemoryRegisterRequest, SystemSharedMemoryStatusResponse,
         cuda_shared_memory_status_response::RegionStatus as CudaRegionStatus,
         system_shared_memory_status_response::RegionStatus,
     },
-    serving::{DeviceRegion, Server},
+    serving::Server,
 };
 
 /// The region `name`, or all of them when it is empty.
@@ -21,18 +21,8 @@ use crate::{
 /// # Errors
 /// When there is none of that name.
 pub fn status(server: &Server, name: &str) -> Result<SystemSharedMemoryStatusResponse, Error> {
-    let mut all = server.regions().all();
-    if !name.is_empty() {
-        all.retain(|region| *region.name == *name);
-        if server.device_regions().all().iter().any(|region| *region.name == *name) {
-            let (name, is, asked) = (name.to_owned(), "CUDA", "system");
-            return Err(Error::RegionOfOtherKind { name, is, asked });
-        }
-        if all.is_empty() {
-            return Err(Error::UnknownRegion { kind: "system ", name: name.to_owned() });
-        }
-    }
-    let described = |region: &Arc<Region>| {
+    let regions = named(Kind::System, server, name, server.regions().all(), |it| &it.name)?;
+    let described = regions.iter().map(|region| {
         let status = RegionStatus {
             name: region.name.to_string(),
             key: region.key.clone(),
@@ -40,8 +30,45 @@ pub fn status(server: &Server, name: &str) -> Result<SystemSharedMemoryStatusRes
             byte_size: region.byte_size,
         };
         (region.name.to_string(), status)
+    });
+    Ok(SystemSharedMemoryStatusResponse { regions: described.collect() })
+}
+
+/// What a region is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    System,
+    Cuda,
+}
+
+/// Of `all` regions of a kind the one of a `name`, or all when it is empty.
+fn named<R>(
+    kind: Kind,
+    server: &Server,
+    name: &str,
+    mut all: Vec<Arc<R>>,
+    name_of: impl Fn(&R) -> &str,
+) -> Result<Vec<Arc<R>>, Error> {
+    if name.is_empty() {
+        return Ok(all);
+    }
+    all.retain(|region| name_of(region) == name);
+    let is_other = match kind {
+        Kind::System => server.device_regions().all().iter().any(|region| *region.name == *name),
+        Kind::Cuda => server.regions().all().iter().any(|region| *region.name == *name),
     };
-    Ok(SystemSharedMemoryStatusResponse { regions: all.iter().map(described).collect() })
+    let name = name.to_owned();
+    match kind {
+        Kind::System if is_other => {
+            Err(Error::RegionOfOtherKind { name, is: "CUDA", asked: "system" })
+        }
+        Kind::Cuda if is_other => {
+            Err(Error::RegionOfOtherKind { name, is: "system", asked: "CUDA" })
+        }
+        Kind::System if all.is_empty() => Err(Error::UnknownRegion { kind: "system ", name }),
+        Kind::Cuda if all.is_empty() => Err(Error::UnknownRegion { kind: "cuda ", name }),
+        Kind::System | Kind::Cuda => Ok(all),
+    }
 }
 
 /// Registers a region.
@@ -69,26 +96,16 @@ pub fn unregister(regions: &Regions, name: &str) {
 /// # Errors
 /// When there is none of that name.
 pub fn cuda_status(server: &Server, name: &str) -> Result<CudaSharedMemoryStatusResponse, Error> {
-    let mut all = server.device_regions().all();
-    if !name.is_empty() {
-        all.retain(|region| *region.name == *name);
-        if server.regions().all().iter().any(|region| *region.name == *name) {
-            let (name, is, asked) = (name.to_owned(), "system", "CUDA");
-            return Err(Error::RegionOfOtherKind { name, is, asked });
-        }
-        if all.is_empty() {
-            return Err(Error::UnknownRegion { kind: "cuda ", name: name.to_owned() });
-        }
-    }
-    let described = |region: &Arc<DeviceRegion>| {
+    let regions = named(Kind::Cuda, server, name, server.device_regions().all(), |it| &it.name)?;
+    let described = regions.iter().map(|region| {
         let status = CudaRegionStatus {
             name: region.name.to_string(),
             device_id: region.device as u64,
             byte_size: region.byte_size,
         };
         (region.name.to_string(), status)
-    };
-    Ok(CudaSharedMemoryStatusResponse { regions: all.iter().map(described).collect() })
+    });
+    Ok(CudaSharedMemoryStatusResponse { regions: described.collect() })
 }
 
 /// Registers a CUDA region.

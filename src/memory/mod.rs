@@ -14,6 +14,7 @@ mod places;
 mod pool;
 mod regions;
 mod ring;
+mod view;
 
 pub use gather::{Destination, Filler, Gather, WrongLength};
 pub use heap::{give_back_free_pages, keep_freed_memory, keep_heaps_of_threads};
@@ -22,3 +23,4 @@ pub use places::{OutputMemory, OutputPlaces, SharedView};
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};
 pub use regions::{Region, RegionView, Regions};
 pub use ring::{RingMemory, RingMemoryError, RingView};
+pub use view::ClientView;

@@ -123,7 +123,7 @@ impl Area {
 impl SharedView {
     fn first(&self, len: usize) -> Option<Self> {
         match self {
-            Self::Region(view) => view.first(len).map(Self::Region),
+            Self::Region(view) => view.slice(0, len).map(Self::Region),
             Self::Ring(view) => view.slice(0, len).map(Self::Ring),
         }
     }

@@ -1,11 +1,9 @@
 use std::{
-    fmt,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::{
     fcntl::OFlag,
@@ -18,7 +16,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     fault::Watch,
-    pool::{BufferPool, Exhausted},
+    view::{ClientMemory, ClientView},
 };
 use crate::inference::{Error, RegionRange};
 
@@ -55,13 +53,8 @@ pub struct Region {
     map: MmapRaw,
 }
 
-/// A part of a region that lies within it, for as long as it is held.
-#[derive(Clone)]
-pub struct RegionView {
-    region: Arc<Region>,
-    start: usize,
-    len: usize,
-}
+/// A part of a region.
+pub type RegionView = ClientView<Region>;
 
 impl Regions {
     /// No regions yet. Unless `allowed`, none can be registered.
@@ -148,7 +141,7 @@ impl Regions {
             return Err(Error::UnknownRegion { kind: "", name: name.to_owned() });
         };
         let within = range.within(region.byte_size)?;
-        Ok(RegionView { region, start: within.start, len: within.len() })
+        Ok(RegionView::new(region, within.start, within.len()))
     }
 
     fn check_allowed(&self) -> Result<(), Error> {
@@ -199,102 +192,45 @@ fn page_size() -> u64 {
     u64::try_from(size).unwrap_or(4096)
 }
 
+impl ClientMemory for Region {
+    fn pointer(&self, at: usize, _: usize) -> *mut u8 {
+        self.map.as_mut_ptr().wrapping_add(at)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl RegionView {
-    /// Its length in bytes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The bytes where they lie. The client can change them at any time, so nothing may rest on having
-    /// looked at them before.
-    pub fn in_place(&self) -> Bytes {
-        Bytes::from_owner(self.clone())
-    }
-
-    /// A copy of the bytes, which the client cannot change any more.
-    ///
-    /// # Errors
-    /// When the budget is used up.
-    pub fn copied(&self, pool: &BufferPool) -> Result<Bytes, Exhausted> {
-        let mut buffer = pool.allocate(self.len)?;
-        // SAFETY: the view lies within the map, and the buffer is as long and apart from it. A client
-        // that writes meanwhile gets a mixture of its own bytes.
-        unsafe { std::ptr::copy_nonoverlapping(self.pointer(), buffer.as_mut_ptr(), self.len) };
-        Ok(buffer.freeze())
-    }
-
-    /// Copies `bytes`, of which there are at most as many as the view has, to its start.
-    ///
-    /// # Panics
-    /// When there are more.
-    pub fn write(&self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.len, "more bytes than the view has");
-        // SAFETY: the view lies within the map, which may be written. The bytes may lie in the same
-        // region: then they may overlap, which `copy` allows.
-        unsafe { std::ptr::copy(bytes.as_ptr(), self.pointer(), bytes.len()) };
-    }
-
     /// Whether the client cut the region short while it was in use, so that what was read of it may be
     /// zeros and what was written is lost.
     ///
     /// # Errors
     /// Says so, with the region's name.
     pub fn check_whole(&self) -> Result<(), Error> {
-        if self.region.watch.is_cut_short() {
-            return Err(Error::malformed(format!(
-                "shared memory region '{}' was truncated while it was in use",
-                self.region.name
-            )));
+        let Region { watch, name, .. } = self.memory();
+        match watch.is_cut_short() {
+            true => Err(Error::malformed(format!(
+                "shared memory region '{name}' was truncated while it was in use"
+            ))),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether a byte of both is the same one, be it by way of two regions of one object.
     pub fn overlaps(&self, other: &Self) -> bool {
-        let start = |view: &Self| view.region.offset + view.start as u64;
-        self.region.object == other.region.object
-            && start(self) < start(other) + other.len as u64
-            && start(other) < start(self) + self.len as u64
-    }
-
-    /// Whether `bytes` begin where the view does.
-    pub fn begins_with(&self, bytes: &[u8]) -> bool {
-        std::ptr::eq(bytes.as_ptr(), self.pointer())
+        let start = |view: &Self| view.memory().offset + view.at() as u64;
+        self.memory().object == other.memory().object
+            && start(self) < start(other) + other.len() as u64
+            && start(other) < start(self) + self.len() as u64
     }
 
     /// Whether `bytes` lie in the view's region.
     pub fn is_home_of(&self, bytes: &[u8]) -> bool {
-        let start = self.region.map.as_ptr().addr();
-        (start..start + self.region.map.len()).contains(&bytes.as_ptr().addr())
-    }
-
-    /// The first `len` of the bytes, if there are so many.
-    pub(super) fn first(&self, len: usize) -> Option<Self> {
-        (len <= self.len).then(|| Self { len, ..self.clone() })
-    }
-
-    /// Where the first of the bytes lies.
-    pub(super) fn pointer(&self) -> *mut u8 {
-        self.region.map.as_mut_ptr().wrapping_add(self.start)
-    }
-}
-
-impl AsRef<[u8]> for RegionView {
-    fn as_ref(&self) -> &[u8] {
-        // SAFETY: the view lies within the map, which it keeps alive. That the client may write
-        // meanwhile is told where the bytes are handed out.
-        unsafe { std::slice::from_raw_parts(self.pointer(), self.len) }
-    }
-}
-
-impl fmt::Debug for RegionView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}[{}..][..{}]", self.region.name, self.start, self.len)
+        let map = &self.memory().map;
+        let start = map.as_ptr().addr();
+        (start..start + map.len()).contains(&bytes.as_ptr().addr())
     }
 }
 
@@ -303,6 +239,7 @@ mod tests {
     use nix::{sys::mman::shm_unlink, unistd::ftruncate};
 
     use super::*;
+    use crate::memory::BufferPool;
 
     /// A shared-memory object that goes with the test.
     struct Object(String, OwnedFd);

@@ -1,9 +1,11 @@
-use std::{fmt, os::fd::OwnedFd, sync::Arc};
+use std::{os::fd::OwnedFd, sync::Arc};
 
-use bytes::Bytes;
 use nereid_ring::{Header, Malformed, Memory, MemoryError, Span};
 
-use super::pool::{BufferPool, Exhausted, Reservation};
+use super::{
+    pool::{BufferPool, Exhausted, Reservation},
+    view::{ClientMemory, ClientView},
+};
 
 /// The memory that one client of the ring shares with the server. It is charged to the budget until
 /// the last request that reads from it has ended, whether the client is still there or not.
@@ -24,13 +26,8 @@ pub enum RingMemoryError {
     System(#[from] MemoryError),
 }
 
-/// Bytes of a client's arena, for as long as they are held.
-#[derive(Clone)]
-pub struct RingView {
-    memory: Arc<RingMemory>,
-    at: usize,
-    len: usize,
-}
+/// Bytes of a client's arena.
+pub type RingView = ClientView<RingMemory>;
 
 impl RingMemory {
     /// Makes the memory, with its header at the beginning, and the descriptor that the client is given.
@@ -70,69 +67,17 @@ impl RingMemory {
     pub fn view(self: &Arc<Self>, what: &'static str, span: Span) -> Result<RingView, Malformed> {
         let at = self.header.arena_range(what, span)?;
         // It is at most the length of the map, which is a `usize`.
-        Ok(RingView { memory: self.clone(), at, len: span.length as usize })
+        Ok(RingView::new(self.clone(), at, span.length as usize))
     }
 }
 
-impl RingView {
-    /// Its length in bytes.
-    pub fn len(&self) -> usize {
-        self.len
+impl ClientMemory for RingMemory {
+    fn pointer(&self, at: usize, len: usize) -> *mut u8 {
+        self.memory.pointer(at, len)
     }
 
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The bytes where they lie. The client can change them at any time, so nothing may rest on having
-    /// looked at them before.
-    pub fn in_place(&self) -> Bytes {
-        Bytes::from_owner(self.clone())
-    }
-
-    /// The `len` bytes from `start` on, if they lie within.
-    pub fn slice(&self, start: usize, len: usize) -> Option<Self> {
-        let end = start.checked_add(len)?;
-        (end <= self.len).then(|| Self { memory: self.memory.clone(), at: self.at + start, len })
-    }
-
-    /// Where the first of the bytes lies.
-    pub(super) fn pointer(&self) -> *mut u8 {
-        self.memory.memory.pointer(self.at, self.len)
-    }
-
-    /// A copy of the bytes, which the client cannot change any more.
-    ///
-    /// # Errors
-    /// When the budget is used up.
-    pub fn copied(&self, pool: &BufferPool) -> Result<Bytes, Exhausted> {
-        let mut buffer = pool.allocate(self.len)?;
-        self.memory.memory.read(self.at, &mut buffer);
-        Ok(buffer.freeze())
-    }
-
-    /// Copies `bytes`, of which there are at most as many as the view has, to its start.
-    ///
-    /// # Panics
-    /// When there are more.
-    pub fn write(&self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.len, "more bytes than the view has");
-        self.memory.memory.write(self.at, bytes);
-    }
-}
-
-impl AsRef<[u8]> for RingView {
-    fn as_ref(&self) -> &[u8] {
-        // SAFETY: the view lies within the memory, which it keeps mapped, and whose seals keep its
-        // pages. That the client may write meanwhile is told where the bytes are handed out.
-        unsafe { std::slice::from_raw_parts(self.pointer(), self.len) }
-    }
-}
-
-impl fmt::Debug for RingView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ring[{}..][..{}]", self.at, self.len)
+    fn name(&self) -> &str {
+        "ring"
     }
 }
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pathlib
+import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -224,3 +227,46 @@ def test_who_may_use_the_ring_and_how_much_of_it_is_the_operators_to_say(start, 
     with Ring(path, **SMALL) as ring:
         given = np.arange(4, dtype=np.float32)
         np.testing.assert_array_equal(ring.infer("fp32", {"INPUT0": given})["OUTPUT0"], given)
+
+
+STRANGER = 65534  # nobody
+# What another user is told: that it cannot connect, the words of a refusal, or how much memory it is given.
+AS_A_STRANGER = """
+import os, socket, struct, sys
+path, user = sys.argv[1], int(sys.argv[2])
+os.setgroups([])
+os.setgid(user)
+os.setuid(user)
+with socket.socket(socket.AF_UNIX) as peer:
+    try:
+        peer.connect(path)
+    except PermissionError:
+        sys.exit("no permission")
+    peer.sendall(struct.pack("<8sIIQIII12x", b"NRDRING\\n", 1, 48, 1 << 20, 8, 8, 0))
+    welcome = peer.recv(48, socket.MSG_WAITALL)
+    total_bytes, refusal_bytes = struct.unpack_from("<QI", welcome, 16)
+    words = peer.recv(refusal_bytes, socket.MSG_WAITALL).decode() if refusal_bytes else "welcome"
+    print(total_bytes, words)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_let_in_by_the_sockets_permissions_and_refused_where_they_are_for_one(start, repository):
+    def told(path) -> str:
+        asked = (sys.executable, "-c", AS_A_STRANGER, str(path), str(STRANGER))
+        ran = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
+        return (ran.stdout + ran.stderr).strip()
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        folder.chmod(0o755)
+        private, public = folder / "private", folder / "public"
+        start(repository, f"--ring-socket={private}")
+        assert told(private) == "no permission"
+        # Whoever gets through all the same is known by what the system says of it.
+        private.chmod(0o666)
+        assert told(private) == f"0 the ring is for user 0 only, got user {STRANGER}"
+        Ring(private, **SMALL).close()
+        start(repository, f"--ring-socket={public}", "--ring-socket-mode=666")
+        total_bytes, words = told(public).split()
+        assert int(total_bytes) > 1 << 20 and words == "welcome"

@@ -41,6 +41,9 @@ pub struct Ring {
     /// Submissions put, and completions taken, so far.
     put: u32,
     taken: u32,
+    /// Completions that were seen, and those taken of which the server has been told.
+    seen: u32,
+    told: u32,
     /// Counts requests, so that no token is used twice.
     count: u64,
     in_flight: Slab<InFlight>,
@@ -78,6 +81,8 @@ impl Ring {
             spins: options.spin,
             put: 0,
             taken: 0,
+            seen: 0,
+            told: 0,
             count: 0,
             in_flight: Slab::new(),
             others: VecDeque::new(),
@@ -297,10 +302,18 @@ impl Ring {
     }
 
     fn take(&mut self) -> Result<Option<Completion>, Error> {
-        let (completions, taken) = (self.completions(), self.taken);
-        if completions.ready(taken)? == 0 {
+        let taken = self.taken;
+        if self.seen == taken {
+            if self.told != taken {
+                self.told = taken;
+                self.ring_for(WAITS_FOR_ROOM);
+            }
+            self.seen = taken.wrapping_add(self.completions().ready(taken)?);
+        }
+        if self.seen == taken {
             return Ok(None);
         }
+        let completions = self.completions();
         let mut entry = [0; COMPLETION_BYTES];
         let at = self.arena.header.completion_at(completions.place(taken));
         self.arena.memory.read(at, &mut entry);
@@ -310,7 +323,6 @@ impl Ring {
         self.arena.memory.read(at, &mut record);
         completions.release(taken.wrapping_add(1));
         self.taken = taken.wrapping_add(1);
-        self.ring_for(WAITS_FOR_ROOM);
         let key = (put.token & u64::from(u32::MAX)) as usize;
         let request = self.in_flight.get(key).filter(|request| request.token == put.token);
         let Some(request) = request else {

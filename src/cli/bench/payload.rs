@@ -141,13 +141,9 @@ fn grpc_message(model: &Model, tensors: Vec<Tensor>, layout: Option<&Layout>) ->
 }
 
 fn ring_request(path: PathBuf, model: &Model, tensors: Vec<Tensor>) -> RingRequest {
-    let inputs = tensors.into_iter().map(|tensor| {
-        // Both lists of types have the same order.
-        let mut pairs = DataType::ALL.into_iter().zip(nereid_ring::DataType::ALL);
-        let found = pairs.find(|(ours, _)| *ours == tensor.datatype);
-        let datatype = found.map_or(nereid_ring::DataType::Bytes, |(_, theirs)| theirs);
-        (tensor.name, datatype, tensor.shape, tensor.data)
-    });
+    let inputs = tensors
+        .into_iter()
+        .map(|tensor| (tensor.name, tensor.datatype.numbered(), tensor.shape, tensor.data));
     let (model_name, version) = (model.name.clone(), model.version.clone());
     RingRequest { path, model: model_name, version, inputs: inputs.collect() }
 }

@@ -19,7 +19,6 @@ use http::{Method, Request, header::CONTENT_TYPE};
 use super::{
     client_pings::ClientPings,
     compression::{self, Packing, ResponsePacking},
-    first_poll::FirstPoll,
     infer,
     keep_alive::{self, KeepAlive, Order, Orders, Pings},
     restricted_group,
@@ -29,6 +28,7 @@ use super::{
 use crate::{
     inference::{Error, InferRequest, Parameters, Timestamp, TraceParent, Wire, WireTimes},
     ingress::{
+        first_poll::FirstPoll,
         forward::{HeaderPattern, TRACE_PARENT},
         restricted::Restrictions,
     },

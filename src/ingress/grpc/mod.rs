@@ -6,7 +6,6 @@ mod compression;
 mod connection;
 mod decode;
 mod encode;
-mod first_poll;
 mod infer;
 mod keep_alive;
 mod message;

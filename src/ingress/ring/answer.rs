@@ -7,7 +7,6 @@ use compact_str::CompactString;
 use nereid_ring::{Answer, Dims, Parameter as Described, Request, Span, Status, Tensor, Value};
 use smallvec::SmallVec;
 
-use super::request::numbered;
 use crate::{
     inference::{Code, Error, InferResponse, Parameter},
     ingress::away::away,
@@ -39,7 +38,7 @@ impl Places {
     /// Answers go to an area that nobody has looked at yet: one that does not lie within the arena takes
     /// none.
     pub fn in_area(memory: &Arc<RingMemory>, area: Span) -> Self {
-        let area = memory.view("an area", area).map_or(Span::default(), |_| area);
+        let area = memory.header.arena_range("an area", area).map_or(Span::default(), |_| area);
         Self {
             memory: memory.clone(),
             area,
@@ -56,14 +55,15 @@ impl Places {
     pub fn choose(&mut self, request: &Request<'_>) -> Result<(), Error> {
         let out_of_bounds =
             |what: String, error| Error::malformed(format!("{what} is out of bounds: {error}"));
-        self.memory
-            .view("the area", request.area)
+        let header = &self.memory.header;
+        header
+            .arena_range("the area", request.area)
             .map_err(|error| out_of_bounds("the area for answers".to_owned(), error))?;
         for output in &request.outputs {
             let Some(place) = output.place else { continue };
             let name = output.name;
-            self.memory
-                .view("an output", place)
+            header
+                .arena_range("an output", place)
                 .map_err(|error| out_of_bounds(format!("the place of output '{name}'"), error))?;
             let over = |what: String| {
                 Error::malformed(format!("the place of output '{name}' lies over {what}"))
@@ -228,7 +228,7 @@ async fn copy(writes: SmallVec<[(RingView, Bytes); 2]>) -> Result<(), Error> {
 fn record(response: &InferResponse, spans: &[Span]) -> Result<Vec<u8>, Error> {
     let outputs = response.outputs.iter().zip(spans).map(|(output, &data)| Tensor {
         name: &output.name,
-        datatype: numbered(output.datatype),
+        datatype: output.datatype.numbered(),
         dims: Dims::from_slice(&output.shape),
         data,
     });

@@ -5,6 +5,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use nereid_ring::{
@@ -13,22 +14,34 @@ use nereid_ring::{
 };
 use slab::Slab;
 
-use crate::{memory::RingMemory, runtime::UnixStream, serving::Server};
+use crate::{inference::Timestamp, memory::RingMemory, runtime::UnixStream, serving::Server};
+
+/// How long a client that sleeps is left asleep over completions while more of its submissions are taken:
+/// as long as it takes to wake it.
+const RING_DELAY: Duration = Duration::from_micros(50);
 
 /// A client, on the reactor that its socket is on.
 pub struct Client {
     pub server: Arc<Server>,
     pub memory: Arc<RingMemory>,
     pub socket: RefCell<UnixStream>,
-    /// Submissions taken so far. What the memory says of it is for the client.
+    /// Submissions taken so far, and those that were seen. What the memory says of it is for the client.
     taken: Cell<u32>,
-    /// Completions put so far.
+    seen: Cell<u32>,
+    /// Completions put so far, and those of which the client was seen to have taken them.
     put: Cell<u32>,
+    read: Cell<u32>,
     in_flight: RefCell<Slab<InFlight>>,
     /// Who has a completion that is not its request's last, and waits for a place for it.
     crowded: RefCell<Vec<Waker>>,
-    /// Who takes the submissions, while it sleeps.
+    /// Who takes the submissions, and whether it does so now.
     turns: RefCell<Option<Waker>>,
+    is_in_turn: Cell<bool>,
+    /// Whether more submissions are sure to be taken in the next turn.
+    is_busy: Cell<bool>,
+    /// Whether completions were put that the client has not been rung for, and when that was seen.
+    is_put: Cell<bool>,
+    unrung_since: Cell<Option<Timestamp>>,
     /// Whether it is to look again at what it sleeps for.
     is_to_look: Cell<bool>,
     /// Whether it waits until nothing is in flight.
@@ -45,8 +58,8 @@ struct InFlight {
 
 /// A submission that has been copied out of the client's reach.
 pub enum Taken {
-    /// The bytes of a request's description.
-    Request { token: u64, description: Vec<u8> },
+    /// A request, whose description has been copied.
+    Request { token: u64 },
     /// A submission that makes no sense.
     Nonsense { token: u64, error: Malformed },
     /// Requests of this token are to be given up.
@@ -60,10 +73,16 @@ impl Client {
             memory,
             socket: RefCell::new(socket),
             taken: Cell::new(0),
+            seen: Cell::new(0),
             put: Cell::new(0),
+            read: Cell::new(0),
             in_flight: RefCell::default(),
             crowded: RefCell::default(),
             turns: RefCell::default(),
+            is_in_turn: Cell::default(),
+            is_busy: Cell::default(),
+            is_put: Cell::default(),
+            unrung_since: Cell::default(),
             is_to_look: Cell::default(),
             is_ending: Cell::default(),
         })
@@ -92,12 +111,37 @@ impl Client {
         Bell(self.memory.memory().word(Words::SERVER_BELL))
     }
 
+    /// Looks at both of the client's indices. Until it is called again they are looked at only when what
+    /// was seen is used up.
+    ///
+    /// # Errors
+    /// When one makes no sense.
+    pub fn look(&self) -> Result<(), Corrupt> {
+        self.see_work()?;
+        self.see_room()
+    }
+
+    fn see_work(&self) -> Result<(), Corrupt> {
+        let taken = self.taken.get();
+        self.seen.set(taken.wrapping_add(self.submissions().ready(taken)?));
+        Ok(())
+    }
+
+    fn see_room(&self) -> Result<(), Corrupt> {
+        let put = self.put.get();
+        self.read.set(put.wrapping_sub(self.completions().untaken(put)?));
+        Ok(())
+    }
+
     /// Whether a submission waits.
     ///
     /// # Errors
     /// When the client's index makes no sense.
     pub fn has_work(&self) -> Result<bool, Corrupt> {
-        Ok(self.submissions().ready(self.taken.get())? > 0)
+        if self.seen == self.taken {
+            self.see_work()?;
+        }
+        Ok(self.seen != self.taken)
     }
 
     /// Whether one more completion finds a place, with one kept for every request in flight: so the last
@@ -106,9 +150,14 @@ impl Client {
     /// # Errors
     /// When the client's index makes no sense.
     pub fn has_room(&self) -> Result<bool, Corrupt> {
-        let completions = self.completions();
-        let untaken = completions.untaken(self.put.get())? as usize;
-        Ok(untaken + self.in_flight.borrow().len() < completions.entries as usize)
+        let fits = || {
+            let untaken = self.put.get().wrapping_sub(self.read.get()) as usize;
+            untaken + self.in_flight.borrow().len() < self.memory.header.completions as usize
+        };
+        if !fits() {
+            self.see_room()?;
+        }
+        Ok(fits())
     }
 
     /// Whether somebody waits for a place for a completion.
@@ -116,16 +165,17 @@ impl Client {
         !self.crowded.borrow().is_empty()
     }
 
-    /// Takes the next submission, if there is one, and copies it with what it leads to. Until its index
-    /// is told, the client leaves both alone; if it does not, it gets what it has made of them.
+    /// Takes the next submission, if there is one, and copies it and, to `description`, what it leads to.
+    /// Until its index is told, the client leaves both alone; if it does not, it gets what it has made of
+    /// them.
     ///
     /// # Errors
     /// When the client's index makes no sense.
-    pub fn take(&self) -> Result<Option<Taken>, Corrupt> {
-        let (submissions, taken) = (self.submissions(), self.taken.get());
-        if submissions.ready(taken)? == 0 {
+    pub fn take(&self, description: &mut Vec<u8>) -> Result<Option<Taken>, Corrupt> {
+        if !self.has_work()? {
             return Ok(None);
         }
+        let (submissions, taken) = (self.submissions(), self.taken.get());
         let mut entry = [0; SUBMISSION_BYTES];
         let at = self.memory.header.submission_at(submissions.place(taken));
         self.memory.memory().read(at, &mut entry);
@@ -133,8 +183,8 @@ impl Client {
             (_, Ok(Submission { token, operation: Operation::Cancel, .. })) => {
                 Taken::Cancel { token }
             }
-            (token, Ok(submission)) => match self.description(&submission) {
-                Ok(description) => Taken::Request { token, description },
+            (token, Ok(submission)) => match self.describe(&submission, description) {
+                Ok(()) => Taken::Request { token },
                 Err(error) => Taken::Nonsense { token, error },
             },
             (token, Err(error)) => Taken::Nonsense { token, error },
@@ -144,7 +194,7 @@ impl Client {
         Ok(Some(submission))
     }
 
-    fn description(&self, submission: &Submission) -> Result<Vec<u8>, Malformed> {
+    fn describe(&self, submission: &Submission, target: &mut Vec<u8>) -> Result<(), Malformed> {
         const WHAT: &str = "a request's description";
         let at = self.memory.header.arena_range(WHAT, submission.span)?;
         let length = usize::try_from(submission.span.length).unwrap_or(usize::MAX);
@@ -155,9 +205,9 @@ impl Client {
                 got: length.to_string(),
             });
         }
-        let mut description = vec![0; length];
-        self.memory.memory().read(at, &mut description);
-        Ok(description)
+        target.resize(length, 0);
+        self.memory.memory().read(at, target);
+        Ok(())
     }
 
     /// Counts a request in, before its first completion. There must be room.
@@ -186,11 +236,19 @@ impl Client {
         woken.into_iter().for_each(Waker::wake);
     }
 
+    /// Whether a request was given up.
+    pub fn is_cancelled(&self, key: usize) -> bool {
+        self.in_flight.borrow().get(key).is_none_or(|request| request.is_cancelled)
+    }
+
     /// Whether a request was given up; if not, its task is woken when it is.
     pub fn poll_cancelled(&self, key: usize, cx: &mut Context<'_>) -> Poll<()> {
         match self.in_flight.borrow_mut().get_mut(key) {
             Some(request) if !request.is_cancelled => {
-                request.waker = Some(cx.waker().clone());
+                match &mut request.waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
                 Poll::Pending
             }
             _ => Poll::Ready(()),
@@ -247,16 +305,52 @@ impl Client {
 
     /// Whether who takes the submissions is to look again, because nothing is in flight or somebody waits
     /// for a place; if not, it is woken when it is.
-    pub fn takes_wake(&self, cx: &mut Context<'_>) -> bool {
-        *self.turns.borrow_mut() = Some(cx.waker().clone());
+    pub fn is_to_look(&self) -> bool {
         self.is_to_look.take()
+    }
+
+    /// Says whether more submissions are sure to be taken in the next turn.
+    pub fn set_busy(&self, is_busy: bool) {
+        self.is_busy.set(is_busy);
+    }
+
+    /// Polls who takes the submissions. Afterwards the client is rung for, once for all that was put since it
+    /// last was: to wake somebody takes longer than a request.
+    pub fn poll_turns<T>(
+        &self,
+        turns: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+        cx: &mut Context<'_>,
+    ) -> Poll<T> {
+        match &mut *self.turns.borrow_mut() {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        self.is_in_turn.set(true);
+        let poll = turns(cx);
+        self.is_in_turn.set(false);
+        if self.is_put.get() && !self.may_ring_later() {
+            self.is_put.set(false);
+            self.unrung_since.set(None);
+            if Bell(self.memory.memory().word(Words::CLIENT_BELL)).take(CLIENT_WAITS) {
+                self.socket.borrow().ring();
+            }
+        }
+        poll
+    }
+
+    fn may_ring_later(&self) -> bool {
+        if !self.is_busy.get() {
+            return false;
+        }
+        let now = Timestamp::now();
+        let since = self.unrung_since.get().unwrap_or(now);
+        self.unrung_since.set(Some(since));
+        now - since < RING_DELAY
     }
 
     fn wake_turns(&self) {
         self.is_to_look.set(true);
-        if let Some(waker) = self.turns.borrow_mut().take() {
-            waker.wake();
-        }
+        self.turns.borrow().iter().for_each(Waker::wake_by_ref);
     }
 
     fn put(&self, completion: Completion) {
@@ -265,8 +359,9 @@ impl Client {
         self.memory.memory().write(at, &completion.encode());
         self.put.set(put.wrapping_add(1));
         completions.publish(put.wrapping_add(1));
-        if Bell(self.memory.memory().word(Words::CLIENT_BELL)).take(CLIENT_WAITS) {
-            self.socket.borrow().ring();
+        let is_rung_for = self.is_put.replace(true) || self.is_in_turn.get();
+        if !is_rung_for {
+            self.turns.borrow().iter().for_each(Waker::wake_by_ref);
         }
     }
 }

@@ -49,7 +49,7 @@ pub async fn infer_request(
         let view = memory.view("an input", input.data).map_err(|error| {
             Error::malformed(format!("input '{}' is out of bounds: {error}", input.name))
         })?;
-        let datatype = datatype(input.datatype);
+        let datatype = DataType::from(input.datatype);
         let data = match datatype {
             datatype if datatype.is_float() => {
                 request.inputs_may_change = true;
@@ -128,17 +128,4 @@ fn sequence(described: &Request<'_>) -> Option<Box<Sequence>> {
 
 fn micros(count: u64) -> Option<Duration> {
     (count > 0).then(|| Duration::from_micros(count))
-}
-
-/// Our name of a type in a record: both lists have the same order.
-fn datatype(numbered: nereid_ring::DataType) -> DataType {
-    let mut pairs = nereid_ring::DataType::ALL.into_iter().zip(DataType::ALL);
-    pairs.find(|(theirs, _)| *theirs == numbered).map_or(DataType::Bytes, |(_, ours)| ours)
-}
-
-/// A record's name of a type.
-pub fn numbered(datatype: DataType) -> nereid_ring::DataType {
-    let mut pairs = nereid_ring::DataType::ALL.into_iter().zip(DataType::ALL);
-    let found = pairs.find(|(_, ours)| *ours == datatype);
-    found.map_or(nereid_ring::DataType::Bytes, |(theirs, _)| theirs)
 }

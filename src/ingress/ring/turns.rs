@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future as _, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     inference::Error,
-    runtime::{self, Draining, ReplyReceiver, draining, spawn, yield_now},
+    ingress::first_poll::FirstPoll,
+    runtime::{self, Draining, ReplyReceiver, draining, yield_now},
     serving::Reply,
 };
 
@@ -49,7 +50,8 @@ enum Event {
 /// Serves a client until it leaves, breaks the rules, or the server stops. What it has in flight then is
 /// given up; its memory goes with the last request that reads it.
 pub async fn serve(client: &Rc<Client>, spins: bool) {
-    match run(client, spins).await {
+    let mut turns = pin!(run(client, spins));
+    match poll_fn(|cx| client.poll_turns(|cx| turns.as_mut().poll(cx), cx)).await {
         End::Left => log::debug!("a client of the ring has left"),
         End::Corrupt(corrupt) => log::warn!("a client of the ring is sent away: {corrupt}"),
         End::Drained => {}
@@ -59,13 +61,16 @@ pub async fn serve(client: &Rc<Client>, spins: bool) {
 
 async fn run(client: &Rc<Client>, spins: bool) -> End {
     let mut drain = draining();
+    let mut first_poll = FirstPoll::default();
     loop {
-        let awake = match take_turn(client).await {
-            Ok(is_busy) => is_busy || spins,
+        let is_busy = match take_turn(client, &mut first_poll, tell).await {
+            Ok(is_busy) => is_busy,
             Err(corrupt) => return corrupt.into(),
         };
-        let event = if awake {
+        let event = if is_busy || spins {
+            client.set_busy(is_busy);
             yield_now().await;
+            client.set_busy(false);
             poll_fn(|cx| Poll::Ready(poll_event(client, &mut drain, cx))).await
         } else {
             match sleep(client, &mut drain).await {
@@ -82,17 +87,28 @@ async fn run(client: &Rc<Client>, spins: bool) -> End {
 }
 
 /// Takes what waits, as far as there is room for the completions; `true` when there may be more.
-async fn take_turn(client: &Rc<Client>) -> Result<bool, Corrupt> {
+async fn take_turn<F: Future<Output = ()> + 'static>(
+    client: &Rc<Client>,
+    first_poll: &mut FirstPoll<F>,
+    tell: impl Fn(Begun) -> F,
+) -> Result<bool, Corrupt> {
+    client.look()?;
+    let mut description = Vec::new();
     for _ in 0..TURN {
         if !client.has_room()? {
             return Ok(false);
         }
-        match client.take()? {
-            Some(taken) => take_in(client, taken).await,
-            None => return Ok(false),
-        }
+        let Some(taken) = client.take(&mut description)? else { return Ok(false) };
+        let mut begun = take_in(client, taken, &description).await;
+        poll_fn(|cx| {
+            if let Some(begun) = begun.take() {
+                first_poll.give(&"a request of the ring", tell(begun), cx);
+            }
+            Poll::Ready(())
+        })
+        .await;
     }
-    Ok(true)
+    client.has_work()
 }
 
 /// Sleeps until there is something to do.
@@ -118,7 +134,7 @@ fn poll_event(client: &Client, drain: &mut Draining, cx: &mut Context<'_>) -> Po
         Poll::Ready(Ok(1..)) => Poll::Ready(Event::Rung),
         Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Event::Left),
         // What the bell asked for may have changed: it is asked anew.
-        Poll::Pending if client.takes_wake(cx) => Poll::Ready(Event::Rung),
+        Poll::Pending if client.is_to_look() => Poll::Ready(Event::Rung),
         Poll::Pending => Poll::Pending,
     }
 }
@@ -132,7 +148,6 @@ async fn finish(client: &Client) -> End {
             if client.is_idle() {
                 return Poll::Ready(End::Drained);
             }
-            client.takes_wake(cx);
             match ready!(client.socket.borrow_mut().poll_read(cx, &mut rings)) {
                 Ok(1..) => client.look_for_room(),
                 Ok(0) | Err(_) => return Poll::Ready(End::Left),
@@ -142,7 +157,15 @@ async fn finish(client: &Client) -> End {
     .await
 }
 
-async fn take_in(client: &Rc<Client>, taken: Taken) {
+/// A request that the server has, and whom to tell what comes of it.
+struct Begun {
+    client: Rc<Client>,
+    key: usize,
+    places: Places,
+    replies: Replies,
+}
+
+async fn take_in(client: &Rc<Client>, taken: Taken, description: &[u8]) -> Option<Begun> {
     match taken {
         Taken::Cancel { token } => client.cancel(token),
         Taken::Nonsense { token, error } => {
@@ -150,13 +173,13 @@ async fn take_in(client: &Rc<Client>, taken: Taken) {
             let key = client.begin(token);
             client.put_last(key, Status::InvalidArgument, Span::default());
         }
-        Taken::Request { token, description } => {
+        Taken::Request { token } => {
             let key = client.begin(token);
-            let mut places = Places::in_area(&client.memory, Request::area_of(&description));
-            match begin(client, &description, &mut places).await {
+            let mut places = Places::in_area(&client.memory, Request::area_of(description));
+            match begin(client, description, &mut places).await {
                 Ok(answer) => {
                     let replies = Replies { answer, held: None };
-                    spawn(&"a request of the ring", tell(client.clone(), key, places, replies));
+                    return Some(Begun { client: client.clone(), key, places, replies });
                 }
                 Err(error) => {
                     let (status, answer) = places.failed(&error);
@@ -165,6 +188,7 @@ async fn take_in(client: &Rc<Client>, taken: Taken) {
             }
         }
     }
+    None
 }
 
 async fn begin(
@@ -200,15 +224,17 @@ enum Next {
 
 impl Replies {
     fn poll(&mut self, client: &Client, key: usize, cx: &mut Context<'_>) -> Poll<Next> {
-        if client.poll_cancelled(key, cx).is_ready() {
+        if client.is_cancelled(key) {
             return Poll::Ready(Next::Cancelled);
         }
-        let reply = match self.held.take() {
-            Some(held) => held,
-            None => match ready!(self.answer.poll_receive(cx)) {
-                Some(reply) => reply,
-                None => return Poll::Ready(Next::End { is_told: self.is_end_told() }),
-            },
+        let next = match self.held.take() {
+            Some(held) => Poll::Ready(Some(held)),
+            None => self.answer.poll_receive(cx),
+        };
+        let reply = match next {
+            Poll::Ready(Some(reply)) => reply,
+            Poll::Ready(None) => return Poll::Ready(Next::End { is_told: self.is_end_told() }),
+            Poll::Pending => return client.poll_cancelled(key, cx).map(|()| Next::Cancelled),
         };
         Poll::Ready(match self.answer.poll_receive(cx) {
             Poll::Ready(None) if self.is_end_told() => Next::Last(reply),
@@ -226,7 +252,8 @@ impl Replies {
 }
 
 /// Tells a client what comes of its request.
-async fn tell(client: Rc<Client>, key: usize, mut places: Places, mut replies: Replies) {
+async fn tell(begun: Begun) {
+    let Begun { client, key, mut places, mut replies } = begun;
     let last = loop {
         match poll_fn(|cx| replies.poll(&client, key, cx)).await {
             Next::Cancelled => {
