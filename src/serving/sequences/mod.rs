@@ -79,7 +79,7 @@ impl SequenceShard {
                 }
             }
             Err((job, error @ Error::ModelUnavailable { .. })) => {
-                job.fail(self.home.index(), error)
+                job.fail(self.home.index(), error);
             }
             Err((job, error)) => job.refuse(error),
         }
