@@ -226,7 +226,7 @@ def test_who_leaves_while_waiting_gives_the_slot_on(start, tmp_path, strategy):
             tensor = triton.tensor(triton_grpc, "INPUT0", "FP32", np.ones((1, 1), np.float32))
             options = {"sequence_start": "s" in flags, "sequence_end": "e" in flags}
             call = client.async_infer(
-                "m", [tensor], lambda _, error: answers.put((name, error)), sequence_id=sequence, **options
+                "m", [tensor], lambda result, error: answers.put((name, error)), sequence_id=sequence, **options
             )
             # They must come in this order, while the first runs.
             time.sleep(0.03)
