@@ -240,7 +240,7 @@ def test_who_leaves_while_waiting_gives_the_slot_on(start, tmp_path, strategy):
         send("last", 1, "e")
         got = dict(answers.get(timeout=20) for _ in range(5))
         assert [got[name] for name in ("first", "last", "next")] == [None] * 3
-        assert "cancelled" in got["behind"].message()
+        assert "its client has left while a request waited" in got["behind"].message()
         send("late", 2)
         assert "must specify the START flag" in answers.get(timeout=20)[1].message()
 

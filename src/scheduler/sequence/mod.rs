@@ -395,7 +395,11 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
         let mut rest = Vec::new();
         let goes_on = self.table.abandoned(front.key, now, &mut rest);
         hopeless.push((front.request, error));
-        hopeless.extend(rest.into_iter().map(|request| (request, Error::Cancelled)));
+        for request in rest {
+            let id = request.sequence().map(|sequence| sequence.id.to_string());
+            let (model, id) = (self.policy.model.clone(), id.unwrap_or_default());
+            hopeless.push((request, Error::SequenceLeft { model, id }));
+        }
         goes_on
     }
 
