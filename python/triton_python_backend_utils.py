@@ -35,7 +35,7 @@ TRITON_STRING_TO_NUMPY = {
 
 def _by_name(tensors, name):
     for tensor in tensors:
-        if tensor.name() == name:
+        if tensor._name == name:
             return tensor
     return None
 

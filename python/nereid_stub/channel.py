@@ -223,17 +223,15 @@ class Channel:
         return True
 
     def _dispatch(self, kind: int, reader: wire.Reader) -> None:
-        if kind == wire.EXECUTE or kind == wire.START or kind == wire.FINALIZE:
+        if kind == wire.CALL_RESPONSE:
+            answer = self._calls.get(wire.NUMBER.unpack_from(reader.body)[0])
+            if answer is not None:
+                answer(reader)
+        elif kind == wire.EXECUTE or kind == wire.START or kind == wire.FINALIZE:
             self.requests.append((kind, reader))
             waiter = self._for_requests
             if waiter is not None:
                 waiter.give()
-        elif kind == wire.CALL_RESPONSE:
-            (number,) = reader.unpack(wire.NUMBER)
-            reader.at -= wire.NUMBER.size
-            answer = self._calls.get(number)
-            if answer is not None:
-                answer(reader)
         elif kind == wire.FREE:
             (count,) = reader.unpack(wire.COUNT)
             for (offset,) in wire.NUMBER.iter_unpack(reader.body[reader.at : reader.at + 8 * count]):

@@ -321,9 +321,12 @@ def read_response(reader: wire.Reader) -> tuple:
         return number, InferenceResponse(), is_final
     if flags & wire.FAILED:
         return number, InferenceResponse(error=TritonError(reader.text(), code)), is_final
-    parameters = reader.text()
-    outputs = [tensors.read(reader, channel.arena) for _ in range(count)]
-    return number, InferenceResponse(outputs, parameters=parameters), is_final
+    response = InferenceResponse.__new__(InferenceResponse)
+    response._parameters = reader.text()
+    response._error = None
+    arena = channel.arena
+    response._outputs = [tensors.read(reader, arena) for _ in range(count)]
+    return number, response, is_final
 
 
 class InferenceResponseSender:
@@ -459,13 +462,13 @@ def _write_call(writer: wire.Writer, number: int, request: InferenceRequest, is_
         is_text,
         request.trace()._number,
     )
-    writer.name(request._model_name)
-    writer.name(request._request_id)
-    if is_text:
-        writer.name(correlation)
-    writer.text(request._parameters)
-    for name in request._outputs:
-        writer.name(name)
+    writer.bytes += wire.call_names(
+        request._model_name,
+        request._request_id,
+        correlation if is_text else None,
+        request._parameters,
+        request._outputs,
+    )
     for each in request._inputs:
         tensors.write(writer, each, channel.take)
 

@@ -60,9 +60,11 @@ RANK_MAX = 32
 _IN_FRAME = [struct.Struct(f"<{rank}qI") for rank in range(RANK_MAX + 1)]
 _IN_MEMORY = [struct.Struct(f"<{rank}qQQ") for rank in range(RANK_MAX + 1)]
 _ZEROES = [bytes(count) for count in range(8)]
-# What comes before a tensor's dimensions, by what it says: models give the same tensors again and again.
+# What comes before a tensor's dimensions, and the names of a call, by what they say: models give the same
+# tensors and make the same calls again and again.
 _heads: dict = {}
-_HEADS_MAX = 256
+_calls: dict = {}
+_KEPT_MAX = 256
 
 
 class Malformed(Exception):
@@ -130,10 +132,34 @@ def _head(name: str, datatype: int, rank: int, place: int) -> bytes:
     if head is None:
         encoded = name.encode()
         head = _U16.pack(len(encoded)) + encoded + _TENSOR.pack(datatype, rank, place)
-        if len(_heads) >= _HEADS_MAX:
-            _heads.clear()
-        _heads[key] = head
+        _keep(_heads, key, head)
     return head
+
+
+def call_names(model: str, request_id: str, correlation, parameters: str, outputs: list) -> bytes:
+    """What comes before the tensors of a call; `correlation` is a sequence's name, or `None`."""
+    key = (model, request_id, correlation, parameters, *outputs)
+    names = _calls.get(key)
+    if names is None:
+        writer = Writer()
+        writer.name(model)
+        writer.name(request_id)
+        if correlation is not None:
+            writer.name(correlation)
+        writer.text(parameters)
+        for name in outputs:
+            writer.name(name)
+        names = bytes(writer.bytes)
+        if not request_id and correlation is None and not parameters:
+            # The others are hardly ever the same.
+            _keep(_calls, key, names)
+    return names
+
+
+def _keep(kept: dict, key: tuple, value: bytes) -> None:
+    if len(kept) >= _KEPT_MAX:
+        kept.clear()
+    kept[key] = value
 
 
 class Reader:

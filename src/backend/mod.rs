@@ -37,8 +37,8 @@ pub use self::{
     ops::Ops,
     repeat::Repeat,
     request::{
-        ModelRequest, ModelResponse, RequestInstance, Respond, Responder, ResponseError,
-        ResponseTensor,
+        ModelRequest, ModelResponse, NearBatch, NearInstance, RequestInstance, Respond, Responder,
+        ResponseError, ResponseTensor,
     },
 };
 pub use crate::repository::{ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice};

@@ -11,6 +11,7 @@ use super::Host;
 use crate::{
     inference::{Admitted, Callers, Code, DataType, Parameters, Sequence, Shape, Timestamp},
     observe::trace::OuterTrace,
+    runtime::ReactorHandle,
 };
 
 /// One place where a model runs that answers requests itself.
@@ -37,6 +38,37 @@ pub trait RequestInstance: Send {
             ended();
         }
     }
+
+    /// Has the reactor `home` hear the instance from now on, if it runs elsewhere and can be heard there.
+    /// Returns what begins batches on that reactor, without the instance's thread.
+    fn attach(&mut self, _home: &ReactorHandle) -> Option<Arc<dyn NearInstance>> {
+        None
+    }
+}
+
+/// The part of an instance that its home reactor uses itself. Nothing of it waits.
+pub trait NearInstance: Send + Sync {
+    /// Whether a batch with inputs of these sizes in bytes can begin without waiting.
+    fn takes(&self, inputs: &mut dyn Iterator<Item = usize>) -> bool;
+
+    /// Batches that it has and that have not ended.
+    fn running(&self) -> usize;
+
+    /// Takes the requests of a batch that it [takes](Self::takes), to be run after those before it. They
+    /// go on their way with the next [`Self::flush`].
+    fn begin(&self, requests: Vec<ModelRequest>, batch: Box<dyn NearBatch>);
+
+    /// Sends what has been taken.
+    fn flush(&self);
+}
+
+/// What is told of a batch that a [`NearInstance`] has, never from inside of [`NearInstance::begin`].
+pub trait NearBatch: Send {
+    /// The batch before it has ended.
+    fn begins(&self);
+
+    /// It has run.
+    fn ended(self: Box<Self>);
 }
 
 /// A request as a model sees it.

@@ -26,7 +26,7 @@ pub struct UnixStream {
     stream: Stream,
     /// The stream's, which glommio's does not tell.
     descriptor: RawFd,
-    _load: Load,
+    _load: Option<Load>,
 }
 
 enum Stream {
@@ -54,7 +54,19 @@ impl UnixStream {
         Self::adopt_counted(socket, Load::on(&current()))
     }
 
+    /// The same for a socket of the server's own, which counts as no connection.
+    ///
+    /// # Errors
+    /// When the event loop refuses the socket.
+    pub fn adopt_own(socket: net::UnixStream) -> io::Result<Self> {
+        Self::on_current(socket, None)
+    }
+
     pub(super) fn adopt_counted(socket: net::UnixStream, load: Load) -> io::Result<Self> {
+        Self::on_current(socket, Some(load))
+    }
+
+    fn on_current(socket: net::UnixStream, load: Option<Load>) -> io::Result<Self> {
         let descriptor = socket.as_raw_fd();
         let stream = match current().driver() {
             Driver::IoUring => Stream::Uring(driver::uring_unix_stream(socket)),

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
-    task::Poll,
+    task::{Context, Poll, Waker},
 };
 
 use super::{job::Reply, server::Server};
@@ -40,15 +40,20 @@ impl AskModels for FromInside {
         // request is abandoned as it starts.
         let errand = Arc::new(Mutex::new(Errand::Sent));
         let abandoned = errand.clone();
+        let asked = Asked::new(move || {
+            let mut errand = abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+            *errand = Errand::Abandoned;
+        });
+        if reactor.is_current() {
+            server.run(request, trace, answer, &errand);
+            return Ok(asked);
+        }
         let run = Box::new(move || server.run(request, trace, answer, &errand));
         reactor.try_send(run).map_err(|refused| match refused {
             Full::Full(_) => Error::QueueFull,
             Full::Closed(_) => Error::Stopping,
         })?;
-        Ok(Asked::new(move || {
-            let mut errand = abandoned.lock().unwrap_or_else(PoisonError::into_inner);
-            *errand = Errand::Abandoned;
-        }))
+        Ok(asked)
     }
 
     fn is_ready(&self, model: &str, version: &str) -> bool {
@@ -80,7 +85,13 @@ impl Server {
             *errand = Errand::Running { _while_wanted: while_wanted };
         }
         match self.infer_from_inside(request, trace) {
-            Ok(replies) => spawn(&"a request of a model's", pass_on(replies, wanted, answer)),
+            Ok(replies) => {
+                let mut passing = Box::pin(pass_on(replies, wanted, answer));
+                // A model that runs on this reactor has answered by now.
+                if passing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                    spawn(&"a request of a model's", passing);
+                }
+            }
             Err(error) => answer(Answer { response: Some(Err(error)), is_last: true }),
         }
     }

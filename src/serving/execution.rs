@@ -19,7 +19,10 @@ use super::{
     version::LoadedVersion,
 };
 use crate::{
-    backend::{BackendError, Batch, Instance, ModelInstance, RequestInstance},
+    backend::{
+        BackendError, Batch, Instance, ModelInstance, ModelRequest, NearBatch, NearInstance,
+        RequestInstance,
+    },
     inference::{Admitted, Error, InferResponse, Parameters, Signature, Timestamp},
     memory::{BufferPool, OutputPlaces},
     observe::{
@@ -105,7 +108,7 @@ pub fn hand_over(
     Ran::Requests { version, rows, count }
 }
 
-/// A batch that was handed over with others.
+/// A batch that was handed over, perhaps with others.
 struct Handed {
     version: Arc<LoadedVersion>,
     rows: u32,
@@ -115,6 +118,20 @@ struct Handed {
 }
 
 impl Handed {
+    /// Makes requests of a batch that begins at `now`; `None` when it has none.
+    fn of(
+        batch: SealedBatch,
+        home: &ReactorHandle,
+        now: Timestamp,
+    ) -> Option<(Self, Vec<ModelRequest>)> {
+        let SealedBatch { jobs, ticket, .. } = batch;
+        let version = jobs.first().map(|job| Arc::clone(&job.version))?;
+        let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
+        let (count, began) = (jobs.len() as u64, Arc::new(Began::new(now)));
+        let requests = respond::requests(jobs, home, &began);
+        Some((Self { version, rows, count, ticket, began }, requests))
+    }
+
     fn ended(self, now: Timestamp) -> (Arc<LoadedVersion>, Executed) {
         let Self { version, rows, count, ticket, began } = self;
         let began = began.at();
@@ -134,12 +151,10 @@ pub fn hand_over_series(
 ) {
     let now = Timestamp::now();
     let (mut waiting, mut requests) = (VecDeque::new(), Vec::with_capacity(series.len()));
-    for SealedBatch { jobs, ticket, .. } in series {
-        let Some(version) = jobs.first().map(|job| Arc::clone(&job.version)) else { continue };
-        let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
-        let (count, began) = (jobs.len() as u64, Arc::new(Began::new(now)));
-        requests.push(respond::requests(jobs, home, &began));
-        waiting.push_back(Handed { version, rows, count, ticket, began });
+    for batch in series {
+        let Some((handed, its)) = Handed::of(batch, home, now) else { continue };
+        requests.push(its);
+        waiting.push_back(handed);
     }
     let Some(version) = waiting.front().map(|first| first.version.clone()) else { return };
     let mut ended = || {
@@ -162,6 +177,35 @@ pub fn hand_over_series(
     for left in waiting {
         let (version, executed) = left.ended(now);
         done(version, executed);
+    }
+}
+
+/// Gives a batch to an instance that its home reactor, which this is, hears itself.
+pub fn begin(instance: &dyn NearInstance, batch: SealedBatch, home: &ReactorHandle) {
+    let Some((handed, requests)) = Handed::of(batch, home, Timestamp::now()) else { return };
+    instance.begin(requests, Box::new(HandedHome { handed, home: home.clone() }));
+}
+
+/// A batch that its home has handed over itself.
+struct HandedHome {
+    handed: Handed,
+    home: ReactorHandle,
+}
+
+impl NearBatch for HandedHome {
+    fn begins(&self) {
+        self.handed.began.set(Timestamp::now());
+    }
+
+    fn ended(self: Box<Self>) {
+        let Self { handed, home } = *self;
+        let (version, executed) = handed.ended(Timestamp::now());
+        if home.is_current() {
+            return version.executed(executed);
+        }
+        if home.send(Box::new(move || version.executed(executed))).is_err() {
+            log::debug!("a batch ended after its reactor had");
+        }
     }
 }
 

@@ -3,13 +3,13 @@ use std::{cell::RefCell, io, ops::ControlFlow, sync::Arc, thread, time::Duration
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::{
-    execution::{Executed, SealedBatch, execute, hand_over_series},
+    execution::{Executed, SealedBatch, begin, execute, hand_over_series},
     job::Job,
     limiter::Seat,
     version::LoadedVersion,
 };
 use crate::{
-    backend::{ModelInstance, RequestInstance},
+    backend::{ModelInstance, NearInstance, RequestInstance},
     device::Device,
     inference::Timestamp,
     runtime::{ReactorHandle, pin_to},
@@ -29,6 +29,7 @@ pub struct InstanceThreads {
     /// One queue for all, so that the instance that is free first takes the next batch.
     batches: Sender<SealedBatch>,
     threads: Vec<InstanceThread>,
+    home: ReactorHandle,
     in_flight: usize,
     /// For each instance.
     lanes: usize,
@@ -38,6 +39,8 @@ pub struct InstanceThreads {
 /// dropped, it ends after all that was sent has run.
 struct InstanceThread {
     device: Option<Arc<dyn Device>>,
+    /// What takes batches that need no waiting from their home itself.
+    near: Option<Arc<dyn NearInstance>>,
     /// Takes the queues that it takes batches from, one after the other.
     supplies: Sender<Supply>,
 }
@@ -77,7 +80,11 @@ impl InstanceThreads {
     /// When a thread cannot be had.
     pub fn start(instances: Vec<PlacedInstance>, home: &ReactorHandle) -> Result<Self, NoThread> {
         let mut threads = Vec::with_capacity(instances.len());
-        for PlacedInstance { name, cores, seat, instance } in instances {
+        for PlacedInstance { name, cores, seat, mut instance } in instances {
+            let near = match (&mut instance, &seat) {
+                (ModelInstance::Requests(instance), None) => instance.attach(home),
+                _ => None,
+            };
             let device = instance.device().cloned();
             let (supplies, receive) = unbounded();
             let home = home.clone();
@@ -85,10 +92,11 @@ impl InstanceThreads {
                 .name(name.clone())
                 .spawn(move || work(instance, seat.as_ref(), &cores, &receive, &home))
                 .map_err(|source| NoThread { name, source })?;
-            threads.push(InstanceThread { device, supplies });
+            threads.push(InstanceThread { device, near, supplies });
         }
         let batches = supply(&threads);
-        Ok(Self { batches, threads, in_flight: 0, lanes: LANES })
+        let home = home.clone();
+        Ok(Self { batches, threads, home, in_flight: 0, lanes: LANES })
     }
 
     /// Goes on with those instances of which `stays` is true, in their order, and then with those of
@@ -103,14 +111,21 @@ impl InstanceThreads {
     }
 
     /// What stands in for an instance whose thread could not be had: it refuses every batch.
-    pub fn none() -> Self {
-        let nobody = InstanceThread { device: None, supplies: unbounded().0 };
-        Self { batches: bounded(1).0, threads: vec![nobody], in_flight: 0, lanes: LANES }
+    pub fn none(home: ReactorHandle) -> Self {
+        let nobody = InstanceThread { device: None, near: None, supplies: unbounded().0 };
+        let (batches, _) = bounded(1);
+        Self { batches, threads: vec![nobody], home, in_flight: 0, lanes: LANES }
     }
 
     /// The number of instances.
     pub fn count(&self) -> usize {
         self.threads.len()
+    }
+
+    /// Whether so many batches have ended that others should follow. Quick ones follow in numbers, because
+    /// it is messages that take their time.
+    pub fn want_more(&self) -> bool {
+        self.lanes == LANES || self.in_flight * 2 <= self.count() * self.lanes
     }
 
     /// Whether a batch would begin at once.
@@ -128,9 +143,30 @@ impl InstanceThreads {
     /// # Errors
     /// When the threads have ended; the batch comes back.
     pub fn run(&mut self, batch: SealedBatch) -> Result<(), SealedBatch> {
-        self.batches.try_send(batch).map_err(|refused| refused.into_inner())?;
+        match self.near_for(&batch) {
+            Some(near) => begin(near, batch, &self.home),
+            None => self.batches.try_send(batch).map_err(|refused| refused.into_inner())?,
+        }
         self.in_flight += 1;
         Ok(())
+    }
+
+    /// Sends batches that have been begun on their way.
+    pub fn flush(&self) {
+        self.near().for_each(|near| near.flush());
+    }
+
+    fn near(&self) -> impl Iterator<Item = &dyn NearInstance> {
+        self.threads.iter().filter_map(|thread| thread.near.as_deref())
+    }
+
+    /// The instance that has the least to do of those that take this batch from its home.
+    fn near_for(&self, batch: &SealedBatch) -> Option<&dyn NearInstance> {
+        let takes = |near: &&dyn NearInstance| {
+            let inputs = batch.jobs.iter().flat_map(|job| job.admitted.inputs.iter().flatten());
+            near.takes(&mut inputs.map(|input| input.data.len()))
+        };
+        self.near().filter(takes).min_by_key(|near| near.running())
     }
 
     /// Notes that a batch has come back.

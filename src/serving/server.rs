@@ -29,7 +29,7 @@ use crate::{
         trace::{OuterTrace, Tracer},
     },
     repository::{Definition, EnsembleStep, ModelId, content_digest},
-    runtime::{ReactorHandle, ReplyReceiver, pin_to},
+    runtime::{ReactorHandle, ReplyReceiver, pin_to, try_current},
     scheduler::ModelIdentity,
 };
 
@@ -401,13 +401,14 @@ impl Server {
         version.infer_within(request, parent)
     }
 
-    /// The reactor to take a request to that comes from none: its model's home, or any in turn when the
-    /// model is served on all or not at all.
+    /// The reactor to take a request of a model's to: the home of the model that it is for or, when that is
+    /// served on all or not at all, this one, if this is a reactor, else any in turn.
     pub(super) fn reactor_for(&self, request: &InferRequest) -> &ReactorHandle {
         let version = self.version(&request.model_name, &request.model_version);
         let home = version.ok().and_then(|version| version.only_reactor());
         let next = || self.next_home.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
-        &self.reactors[home.unwrap_or_else(next)]
+        let near = || try_current().map_or_else(next, |reactor| reactor.index());
+        &self.reactors[home.unwrap_or_else(near)]
     }
 
     /// The version that a client means by these two; an empty version means the newest.

@@ -64,10 +64,11 @@ impl InlineInstance {
     fn into_thread(self) -> Executor {
         let name = &self.placed.name;
         log::warn!("instance '{name}' has become too slow to run inline: it gets a thread");
-        let started = InstanceThreads::start(vec![self.placed], &current());
+        let home = current();
+        let started = InstanceThreads::start(vec![self.placed], &home);
         Executor::Threads(started.unwrap_or_else(|NoThread { name, source }| {
             log::error!("cannot start the thread of instance '{name}': {source}");
-            InstanceThreads::none()
+            InstanceThreads::none(home)
         }))
     }
 }
@@ -132,7 +133,7 @@ impl Shard {
                 ready.into_iter().for_each(|executed| executed.answer(self.home.index(), now));
             }
         }
-        if !self.queue.borrow().is_empty() {
+        if !self.queue.borrow().is_empty() && self.executor.borrow().wants_more() {
             self.bell.ring();
         }
     }
@@ -181,6 +182,7 @@ impl Shard {
         loop {
             let now = Timestamp::now();
             if now - inline_since > TURN {
+                self.executor.borrow().flush();
                 yield_now().await;
                 inline_since = Timestamp::now();
                 continue;
@@ -330,6 +332,21 @@ impl Executor {
         }
     }
 
+    /// Whether batches should follow those that have ended.
+    fn wants_more(&self) -> bool {
+        match self {
+            Self::Threads(threads) => threads.want_more(),
+            Self::Inline(_) | Self::Lanes(_) => true,
+        }
+    }
+
+    /// Sends batches that have been begun on their way.
+    fn flush(&self) {
+        if let Self::Threads(threads) = self {
+            threads.flush();
+        }
+    }
+
     fn room(&self) -> Room {
         match self {
             Self::Inline(Some(_)) => Room::Now,
@@ -367,6 +384,8 @@ async fn feed(shard: Rc<Shard>) {
         if shard.closed.get() {
             return;
         }
-        again = shard.pump().await.map(|due| sleep_until(due.to_instant()));
+        let due = shard.pump().await;
+        shard.executor.borrow().flush();
+        again = due.map(|due| sleep_until(due.to_instant()));
     }
 }

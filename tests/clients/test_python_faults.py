@@ -88,7 +88,8 @@ class TritonPythonModel:
         inside.channel.send(writer)
         time.sleep(30)
     def babble(self, request):
-        inside.channel._outbound.sendall(os.urandom(4096))
+        # One in sixteen random lengths is none that the server refuses: it would wait for the rest.
+        inside.channel._outbound.sendall(bytes([255] * 4) + os.urandom(4092))
         time.sleep(30)
     def hang_up(self, request):
         inside.channel._outbound.shutdown(2)

@@ -149,6 +149,14 @@ impl Arena {
         self.books().lent.values().map(|loan| loan.length).sum()
     }
 
+    /// Whether parts of these lengths can be lent, if nothing else is meanwhile.
+    pub fn has_room(&self, lengths: impl Iterator<Item = usize>) -> bool {
+        let aligned = |length: usize| length.max(1).checked_next_multiple_of(ALIGNMENT);
+        let total = lengths.map(aligned).try_fold(0, |sum: usize, it| sum.checked_add(it?));
+        // What fits into one range also does when some of it finds room in others.
+        total.is_some_and(|total| self.books().free.widest() >= total)
+    }
+
     fn books(&self) -> std::sync::MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -358,6 +366,11 @@ impl Ranges {
             self.0.insert(start + length, end);
         }
         Some(start)
+    }
+
+    /// The length of the longest.
+    fn widest(&self) -> usize {
+        self.0.iter().map(|(start, end)| end - start).max().unwrap_or(0)
     }
 
     /// Takes all that is free from `from` on.

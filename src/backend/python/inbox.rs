@@ -1,4 +1,7 @@
-use std::io;
+use std::{
+    io,
+    task::{Poll, ready},
+};
 
 use super::{
     line::Line,
@@ -7,8 +10,9 @@ use super::{
 
 const RECEIVE_BYTES: usize = 256 << 10;
 
-/// What has come from a process and has not been heard yet. Who holds it hears it, in order: the
-/// instance's thread while it waits for the model's `execute`, else the supervisor.
+/// What has come from a process and has not been heard yet. Who holds it hears it, in order: the reactor
+/// that is the instance's home, where it has one; else the instance's thread while it waits for the
+/// model's `execute`, and the supervisor at other times.
 pub struct Inbox {
     frames: Frames,
     received: Vec<u8>,
@@ -41,6 +45,19 @@ impl Inbox {
             Some((kind, body)) => Ok(Some(wire::decode(kind, body)?)),
             None => Ok(None),
         }
+    }
+
+    /// Takes what `read` puts into a buffer; gives what it returns.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn fill(
+        &mut self,
+        read: impl FnOnce(&mut [u8]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(read(&mut self.received))?;
+        self.frames.push(self.received.get(..count).unwrap_or_default());
+        Poll::Ready(Ok(count))
     }
 
     /// The next thing that the process said, if it is there. One that `waits` has it, or an error.

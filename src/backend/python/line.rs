@@ -2,7 +2,10 @@ use std::{
     collections::VecDeque,
     io,
     net::Shutdown,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
+        unix::net::UnixStream,
+    },
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -69,10 +72,28 @@ impl Line {
             out.freed_bytes = 0;
         }
         let bytes = writer.into_bytes();
-        let written = if out.kept.is_empty() { self.write(&bytes) } else { 0 };
+        let is_written = self.write_kept(&mut out);
+        let written = if is_written { self.write(&bytes) } else { 0 };
         if let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
             out.kept.extend(rest);
+        }
+        if !out.kept.is_empty() {
             self.ring();
+        }
+    }
+
+    /// Keeps frames until something is sent.
+    pub fn keep(&self, writer: Writer) {
+        let mut out = self.out();
+        if !out.is_closed {
+            out.kept.extend(writer.into_bytes());
+        }
+    }
+
+    /// Sends what was kept, if anything was.
+    pub fn send_kept(&self) {
+        if !self.out().kept.is_empty() {
+            self.send(Writer::default());
         }
     }
 
@@ -89,7 +110,10 @@ impl Line {
 
     /// Writes what the socket did not take before. Tells whether all is written.
     pub fn flush(&self) -> bool {
-        let mut out = self.out();
+        self.write_kept(&mut self.out())
+    }
+
+    fn write_kept(&self, out: &mut Out) -> bool {
         loop {
             let (front, _) = out.kept.as_slices();
             if front.is_empty() {
@@ -130,6 +154,14 @@ impl Line {
     /// What is readable when the process has sent something and nobody else waits for it.
     pub fn ear(&self) -> BorrowedFd<'_> {
         self.ear.0.as_fd()
+    }
+
+    /// The socket from the process, for another thread.
+    ///
+    /// # Errors
+    /// When the system has no more files.
+    pub fn inbound(&self) -> io::Result<UnixStream> {
+        self.sockets.inbound.try_clone()
     }
 
     /// Whether [`Self::ear`] hears the process.
@@ -199,6 +231,10 @@ mod tests {
             line.send(writer);
         }
         assert!(!line.flush());
+        // What is kept comes behind what was sent before.
+        let mut writer = Writer::default();
+        writer.finalize();
+        line.keep(writer);
         let reader = std::thread::spawn(move || {
             let mut all = Vec::new();
             theirs.read_to_end(&mut all).unwrap();
@@ -217,6 +253,25 @@ mod tests {
                 (text.len() + 4).next_multiple_of(8)
             );
         }
+        assert_eq!(frames.next_frame().unwrap().unwrap().1.len(), 0);
         assert_eq!(frames.next_frame().unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_kept_goes_with_what_is_sent_next() {
+        let (outbound, mut theirs) = UnixStream::pair().unwrap();
+        let (inbound, _) = UnixStream::pair().unwrap();
+        let line = Line::new(Sockets { outbound, inbound }).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 256];
+        line.send_kept();
+        for _ in 0..2 {
+            let mut writer = Writer::default();
+            writer.finalize();
+            line.keep(writer);
+        }
+        assert!(theirs.read(&mut buffer).is_err());
+        line.send_kept();
+        assert_eq!(theirs.read(&mut buffer).unwrap(), 2 * super::super::wire::HEADER_BYTES);
     }
 }

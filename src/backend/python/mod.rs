@@ -13,7 +13,9 @@ mod environment;
 mod inbox;
 mod json;
 mod line;
+mod near;
 mod output;
+mod placement;
 mod process;
 mod services;
 mod session;
@@ -33,18 +35,20 @@ use std::{
 
 use self::{
     environment::{Environments, Interpreter, Unpacked},
+    near::Near,
     services::Services,
     settings::Settings,
     supervisor::{Seat, Spare},
 };
 use super::{
-    Backend, BackendError, Host, Model, ModelInstance, ModelRequest, ModelSource, Placement,
-    PlacementDevice, RequestInstance, ResponseError,
+    Backend, BackendError, Host, Model, ModelInstance, ModelRequest, ModelSource, NearInstance,
+    Placement, PlacementDevice, RequestInstance, ResponseError,
 };
 use crate::{
     inference::{Code, Signature},
     proto::ModelConfig,
     repository,
+    runtime::ReactorHandle,
 };
 
 /// The back end `python`, or one that is a script for it.
@@ -307,17 +311,18 @@ impl RequestInstance for PythonInstance {
         ended: &mut dyn FnMut(),
     ) {
         let Some(session) = self.seat.session() else {
-            let message = self.outline.is_unhealthy();
-            for request in series.into_iter().flatten() {
-                let message = message.clone();
-                request.responder.finish(Err(ResponseError { code: Code::Unavailable, message }));
-            }
-            return;
+            return self.outline.refuse(series.into_iter().flatten());
         };
         let mut hear = |said| self.seat.hear(&session, said);
         for round in rounds(series) {
             session.execute(&self.outline, round, &mut hear, ended);
         }
+    }
+
+    fn attach(&mut self, home: &ReactorHandle) -> Option<Arc<dyn NearInstance>> {
+        let Self { outline, seat, .. } = self;
+        seat.attach(home);
+        Some(Arc::new(Near::new(outline.clone(), seat.clone(), home.clone())))
     }
 }
 
@@ -408,6 +413,15 @@ impl Outline {
     fn output(&self, name: &str) -> Option<u16> {
         let index = self.signature.outputs.iter().position(|spec| *spec.name == *name)?;
         u16::try_from(index).ok()
+    }
+
+    /// Tells clients that no process serves.
+    fn refuse(&self, requests: impl IntoIterator<Item = ModelRequest>) {
+        let message = self.is_unhealthy();
+        for request in requests {
+            let message = message.clone();
+            request.responder.finish(Err(ResponseError { code: Code::Unavailable, message }));
+        }
     }
 
     /// How messages name the process.

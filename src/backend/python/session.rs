@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use super::{
     inbox::Inbox,
     json,
     line::Line,
+    placement::Placement,
     wire::{self, Correlation, Place, Writer},
 };
 use crate::{
@@ -35,6 +36,8 @@ use crate::{
 pub const INLINE_BYTES_MAX: usize = 8 << 10;
 /// Tensors of other models' answers of up to so many bytes are copied by the reactor that has them.
 const DIRECT_BYTES_MAX: usize = 64 << 10;
+/// A process that takes less until it says something runs by turns with its reactor.
+const QUICK: Duration = Duration::from_micros(250);
 /// How long a request waits for room in shared memory before it is refused.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The system's largest number of requests in one message.
@@ -58,17 +61,22 @@ pub struct Session {
     /// Whether the model's `finalize` has returned.
     pub has_finalized: AtomicBool,
     inbox: Mutex<Inbox>,
+    /// Whether a reactor hears the process.
+    is_attached: AtomicBool,
+    /// Whether one is to.
+    is_claimed: AtomicBool,
     /// Why the process cannot be trusted any more, if the instance's thread found that out.
     misdeed: Mutex<Option<String>>,
     next: AtomicU64,
     requests: Mutex<FxHashMap<u64, Taken>>,
     calls: Mutex<FxHashMap<u64, Option<Asked>>>,
+    /// How many calls have ended since a batch did.
+    calls_ended: AtomicU32,
+    placement: Placement,
     answers: Mutex<VecDeque<CallAnswer>>,
     sending_answers: Mutex<()>,
     execution: Mutex<Execution>,
     execution_ended: Condvar,
-    /// Who waits for what the requests that run call.
-    callers: Mutex<Option<Arc<Callers>>>,
 }
 
 /// A request that the process has.
@@ -89,15 +97,18 @@ impl Session {
             has_executed: AtomicBool::new(false),
             has_finalized: AtomicBool::new(false),
             inbox: Mutex::default(),
+            is_attached: AtomicBool::new(false),
+            is_claimed: AtomicBool::new(false),
             misdeed: Mutex::default(),
             next: AtomicU64::new(1),
             requests: Mutex::default(),
             calls: Mutex::default(),
+            calls_ended: AtomicU32::new(0),
+            placement: Placement::of(process),
             answers: Mutex::default(),
             sending_answers: Mutex::default(),
             execution: Mutex::default(),
             execution_ended: Condvar::new(),
-            callers: Mutex::default(),
         }
     }
 
@@ -115,6 +126,31 @@ impl Session {
         lock(&self.inbox)
     }
 
+    /// Whether a reactor hears the process.
+    pub fn is_attached(&self) -> bool {
+        self.is_attached.load(Ordering::Acquire)
+    }
+
+    /// Notes that a reactor is to hear the process; false when one is already.
+    pub fn claim(&self) -> bool {
+        !self.is_claimed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Has nobody but a reactor hear the process from now on; false while another thread does.
+    pub fn attach(&self) -> bool {
+        let Some(_inbox) = self.inbox_if_free() else { return false };
+        self.is_attached.store(true, Ordering::Release);
+        self.line.listen(false);
+        true
+    }
+
+    /// Leaves the hearing to the supervisor again.
+    pub fn detach(&self) {
+        self.line.listen(true);
+        self.is_attached.store(false, Ordering::Release);
+        self.line.ring();
+    }
+
     /// Why the process cannot be trusted any more, if it cannot.
     pub fn misdeed(&self) -> Option<String> {
         lock(&self.misdeed).take()
@@ -123,7 +159,7 @@ impl Session {
     /// Ends all that is under way, because the process has ended: `message` is what clients read.
     pub fn die(&self, message: &str) {
         self.line.close();
-        lock(&self.execution).is_dead = true;
+        let batches = lock(&self.execution).die();
         self.execution_ended.notify_all();
         let calls = std::mem::take(&mut *lock(&self.calls));
         drop(calls);
@@ -132,6 +168,7 @@ impl Session {
             let message = message.to_owned();
             responder.finish(Err(ResponseError { code: Code::Unavailable, message }));
         }
+        batches.into_iter().for_each(|batch| batch.ended());
     }
 
     /// Takes memory back that the process no longer needs.
@@ -145,6 +182,15 @@ impl Session {
             self.line.ring();
         }
         Ok(())
+    }
+
+    /// Has a process leave its reactor's processor that has run there for long.
+    pub fn look_after(&self) {
+        let turns = self.calls_ended.load(Ordering::Relaxed).saturating_add(1);
+        let is_long = lock(&self.execution).runs_longer_than(QUICK.saturating_mul(turns));
+        if is_long {
+            self.placement.note(false);
+        }
     }
 
     /// Whether requests would be answered.
@@ -362,7 +408,7 @@ impl Session {
 
     /// Who waits for a call that `execute` makes.
     pub fn callers(&self) -> Option<Arc<Callers>> {
-        lock(&self.callers).clone()
+        lock(&self.execution).callers()
     }
 
     /// Notes a call that is about to begin.
@@ -471,6 +517,9 @@ impl Session {
     /// Forgets a call; abandons it if it is not over.
     pub fn end_call(&self, number: u64) {
         let asked = lock(&self.calls).remove(&number);
+        if asked.is_some() {
+            self.calls_ended.fetch_add(1, Ordering::Relaxed);
+        }
         drop(asked);
     }
 }

@@ -20,13 +20,14 @@ use super::{
     Outline,
     inbox::{Broken, Inbox},
     line::Line,
+    near,
     output::Output,
     process::Process,
     services::Services,
     session::{Session, arena_and_line},
     wire::{self, Said, Writer},
 };
-use crate::backend::BackendError;
+use crate::{backend::BackendError, runtime::ReactorHandle};
 
 /// How often a process is looked at though it says nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -47,6 +48,8 @@ pub struct Seat {
     outline: Arc<Outline>,
     services: Services,
     session: Mutex<Option<Arc<Session>>>,
+    /// The reactor that is to hear the processes, if one is.
+    home: OnceLock<ReactorHandle>,
     stopping: AtomicBool,
     /// Rung when it is to stop, and when it has.
     stopped: Condvar,
@@ -144,7 +147,7 @@ impl Seat {
     }
 
     /// Keeps a process running until it is to stop, beginning with `run`.
-    fn keep(&self, run: Option<Run>, report: &mpsc::Sender<Result<(), BackendError>>) {
+    fn keep(self: &Arc<Self>, run: Option<Run>, report: &mpsc::Sender<Result<(), BackendError>>) {
         self.supervise(run, report);
         *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.stopped.notify_all();
@@ -155,6 +158,7 @@ impl Seat {
             outline,
             services,
             session: Mutex::default(),
+            home: OnceLock::new(),
             stopping: AtomicBool::new(false),
             stopped: Condvar::new(),
             is_over: Mutex::default(),
@@ -192,11 +196,28 @@ impl Seat {
         self.stopping.load(Ordering::Acquire)
     }
 
-    fn set_session(&self, session: Option<Arc<Session>>) {
-        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+    /// Has a process serve.
+    fn open(self: &Arc<Self>, session: &Arc<Session>) {
+        let opened = Some(session.clone());
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = opened;
+        if let Some(home) = self.home.get() {
+            near::attach(self, session, home);
+        }
     }
 
-    fn supervise(&self, run: Option<Run>, report: &mpsc::Sender<Result<(), BackendError>>) {
+    /// Has a reactor hear the process that serves now, and those that come after it.
+    pub fn attach(self: &Arc<Self>, home: &ReactorHandle) {
+        let home = self.home.get_or_init(|| home.clone());
+        if let Some(session) = self.session() {
+            near::attach(self, &session, home);
+        }
+    }
+
+    fn supervise(
+        self: &Arc<Self>,
+        run: Option<Run>,
+        report: &mpsc::Sender<Result<(), BackendError>>,
+    ) {
         let begun = run.map(|mut run| self.begin(&mut run, &Purpose::Serve).map(|()| run));
         let started = match begun {
             Some(Ok(run)) => Ok(run),
@@ -212,13 +233,13 @@ impl Seat {
                 return;
             }
         };
-        self.set_session(Some(run.session.clone()));
+        self.open(&run.session);
         let _ = report.send(Ok(()));
         let mut back_off = BACK_OFF;
         loop {
             let began = Instant::now();
             let ended = run.serve(self);
-            self.set_session(None);
+            *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
             run.process.kill();
             run.session.die(&self.outline.is_unhealthy());
             self.services.forget();
@@ -237,7 +258,7 @@ impl Seat {
                     Err(error) => log::error!("{} did not start: {error}", self.outline.process()),
                 }
             };
-            self.set_session(Some(run.session.clone()));
+            self.open(&run.session);
             log::info!("{} is ready again", self.outline.process());
         }
     }
@@ -375,6 +396,7 @@ impl Run {
             if now - looked >= LOOK_EVERY {
                 looked = now;
                 self.trim();
+                self.session.look_after();
                 let is_stopped = self.process.is_stopped();
                 self.session.is_stopped.store(is_stopped, Ordering::Relaxed);
                 let since = is_stopped.then(|| *stopped.get_or_insert(now));
@@ -438,13 +460,19 @@ impl Run {
         self.output.read(&mut self.process);
     }
 
-    /// Hears what the process has said, unless the instance's thread does.
+    /// Hears what the process has said, unless a reactor or the instance's thread does.
     ///
     /// # Errors
     /// When the process has ended, or has to be.
     fn hear_all(&mut self, seat: &Seat) -> Result<(), String> {
         let session = self.session.clone();
-        let inbox = if self.has_ended() { Some(session.inbox()) } else { session.inbox_if_free() };
+        session.misdeed().map_or(Ok(()), Err)?;
+        let has_ended = self.has_ended();
+        if session.is_attached() {
+            // It hears the end too, and then leaves the rest to this thread.
+            return Ok(());
+        }
+        let inbox = if has_ended { Some(session.inbox()) } else { session.inbox_if_free() };
         if let Some(mut inbox) = inbox {
             while let Some(said) = self.next_said(&mut inbox)? {
                 seat.hear(&session, said)?;
@@ -499,7 +527,7 @@ impl Seat {
                     session.respond(outline, response).map_err(|error| error.to_string())?;
                 }
             }
-            Said::Executed(outcome) => session.executed(outcome),
+            Said::Executed(outcome) => session.executed(outline, outcome),
             Said::Call(call) => self.services.call(session, *call),
             Said::CancelCall(number) => session.end_call(number),
             Said::Ask(question) => self.services.answer(session, question),

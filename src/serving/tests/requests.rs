@@ -5,11 +5,12 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     backend::{
-        Answer, Asked, ModelRequest, ModelResponse, RequestInstance, ResponseError, ResponseTensor,
+        Answer, Asked, ModelRequest, ModelResponse, NearBatch, NearInstance, RequestInstance,
+        ResponseError, ResponseTensor,
     },
     inference::{Code, Error, Parameter},
     proto::ModelTransactionPolicy,
-    runtime::End,
+    runtime::{End, ReactorHandle, try_current},
 };
 
 /// Hands each request to the test.
@@ -197,5 +198,79 @@ fn models_ask_models_from_any_thread() {
     }
     drop(request);
     assert!(answers.recv_timeout(PATIENCE).is_err());
+    stage.end();
+}
+
+/// Hands over a batch's requests, with what is told of the batch when its home has begun it itself.
+type Begun = (Vec<ModelRequest>, Option<Box<dyn NearBatch>>);
+
+/// Begins batches on its home as long as it says that it takes them, else on the instance's thread.
+#[derive(Clone)]
+struct Beside {
+    pass: mpsc::Sender<Begun>,
+    takes: Arc<AtomicBool>,
+    kept: Arc<Mutex<Vec<Begun>>>,
+}
+
+impl Model for Beside {
+    fn instance(&self, _: &Placement, _: &Arc<Host>) -> Result<ModelInstance, BackendError> {
+        Ok(ModelInstance::Requests(Box::new(self.clone())))
+    }
+}
+
+impl RequestInstance for Beside {
+    fn execute(&mut self, requests: Vec<ModelRequest>, _: &Host) {
+        assert!(try_current().is_none(), "a thread of its own");
+        self.pass.send((requests, None)).unwrap();
+    }
+
+    fn attach(&mut self, _: &ReactorHandle) -> Option<Arc<dyn NearInstance>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+impl NearInstance for Beside {
+    fn takes(&self, inputs: &mut dyn Iterator<Item = usize>) -> bool {
+        assert_eq!(inputs.collect::<Vec<_>>(), [ROW]);
+        self.takes.load(Ordering::Relaxed)
+    }
+
+    fn running(&self) -> usize {
+        0
+    }
+
+    fn begin(&self, requests: Vec<ModelRequest>, batch: Box<dyn NearBatch>) {
+        assert!(try_current().is_some(), "its home");
+        self.kept.lock().unwrap().push((requests, Some(batch)));
+    }
+
+    fn flush(&self) {
+        self.kept.lock().unwrap().drain(..).for_each(|begun| self.pass.send(begun).unwrap());
+    }
+}
+
+#[test]
+fn what_needs_no_waiting_begins_at_home_and_ends_anywhere() {
+    let (pass, begun) = mpsc::channel();
+    let (takes, kept) = (Arc::new(AtomicBool::new(true)), Arc::default());
+    let model = Beside { pass, takes: takes.clone(), kept };
+    let stage = Stage::set(model, None);
+    // More than can be in flight, so that ends must be told.
+    for number in 0..40 {
+        let at_home = number % 4 != 0;
+        takes.store(at_home, Ordering::Relaxed);
+        let heard = stage.listen();
+        let (requests, batch) = begun.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(batch.is_some(), at_home);
+        for request in requests {
+            request.responder.finish(Ok(response(number)));
+        }
+        if let Some(batch) = batch {
+            batch.ended();
+        }
+        let (replies, end) = heard.recv_timeout(PATIENCE).unwrap();
+        assert_eq!((replies, end), (vec![Ok(number)], Some(End::Last)));
+    }
+    assert_eq!(stage.totals_after(40).executions, 40);
     stage.end();
 }
