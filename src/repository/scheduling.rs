@@ -101,7 +101,8 @@ pub struct SequenceBatching {
 pub enum SequenceStrategy {
     /// Each sequence keeps a row of its own.
     Direct { max_queue_delay: Duration, minimum_slot_utilization: f32 },
-    /// Each sequence keeps an instance, and the oldest requests form the next batch.
+    /// Each sequence keeps an instance, of which each has so many (0 for as many as a batch has rows), and
+    /// the oldest requests form the next batch.
     Oldest {
         max_candidates: u32,
         preferred_sizes: Vec<u32>,

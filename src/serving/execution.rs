@@ -27,7 +27,7 @@ use crate::{
     memory::{BufferPool, OutputPlaces},
     observe::{
         BatchTimes,
-        trace::{Event, Trace, TracedTensor},
+        trace::{Event, Trace},
     },
     repository::Ragged,
     runtime::ReactorHandle,
@@ -316,33 +316,14 @@ fn failure(instance: &dyn Instance, signature: &Signature, error: BackendError) 
     }
 }
 
-/// Notes how a request ran, and what came of it.
-fn traced(
-    mut trace: Box<Trace>,
-    began: Timestamp,
-    times: BatchTimes,
-    now: Timestamp,
-    outputs: &Outputs,
-) {
+/// Notes how a request ran.
+fn note_run(trace: &mut Trace, began: Timestamp, times: BatchTimes) {
     let assembled = began + times.compute_input;
     let ran = assembled + times.compute_infer;
     trace.at(Event::ComputeStart, began);
     trace.at(Event::ComputeInputEnd, assembled);
     trace.at(Event::ComputeOutputStart, ran);
     trace.at(Event::ComputeEnd, ran + times.compute_output);
-    trace.at(Event::InferResponseComplete, now);
-    trace.at(Event::RequestEnd, now);
-    if trace.wants_tensors() {
-        for output in outputs {
-            trace.output(TracedTensor {
-                name: output.name.clone(),
-                datatype: output.datatype,
-                shape: output.shape.clone(),
-                data: output.data.clone().into(),
-            });
-        }
-    }
-    trace.finish();
 }
 
 fn describe(panic: &(dyn std::any::Any + Send)) -> String {
@@ -436,6 +417,9 @@ impl Executed {
             if job.cache_slot.is_some() {
                 cache::keep(&mut job, &outputs, &Parameters::default(), reactor);
             }
+            if let Some(trace) = &mut job.trace {
+                trace.outputs(&outputs);
+            }
             let version = &job.version;
             if !job.admitted.classes.is_empty()
                 && let Err(error) = classification::apply(version, &job.admitted, &mut outputs)
@@ -448,8 +432,9 @@ impl Executed {
                 account.add(began - job.arrived, times);
             }
             version.statistics.succeeded(reactor, total, began - job.arrived, total);
-            if let Some(trace) = job.trace {
-                traced(trace, began, times, now, &outputs);
+            if let Some(mut trace) = job.trace {
+                note_run(&mut trace, began, times);
+                trace.answered(now);
             }
             let response = InferResponse {
                 model_name: version.name.clone(),

@@ -251,14 +251,15 @@ impl OpenLanes {
         let number = fleet.drive().with(|lanes| lanes.add(opened));
         let lanes = fleet.settings.lanes.max(1);
         let route = Route { fleet, model, number };
-        ModelLanes { route, instances, lanes, in_flight: 0 }
+        ModelLanes { route, instances: (0..instances).collect(), lanes, in_flight: 0 }
     }
 }
 
 /// The lanes of a version's instances, as its queue sees them.
 pub struct ModelLanes {
     route: Route,
-    instances: usize,
+    /// Their indices in the lanes.
+    instances: Vec<usize>,
     /// Of each instance.
     lanes: usize,
     in_flight: usize,
@@ -276,17 +277,34 @@ struct Route {
 impl ModelLanes {
     /// How many instances there are.
     pub fn count(&self) -> usize {
-        self.instances
+        self.instances.len()
+    }
+
+    /// Goes on with those instances of which `stays` is true, in their order, and then with those of
+    /// `others`, which are of the same model. Those that do not stay end with the batches that they have.
+    pub fn exchange(&mut self, stays: &[bool], others: Option<OpenLanes>) {
+        let (now, number) = (Timestamp::now(), self.route.number);
+        let Some(driver) = self.route.fleet.driver.get() else { return };
+        let come = others.map(|others| driver.with(|it| it.extend(number, others.opened, now)));
+        let mut stays = stays.iter().copied();
+        self.instances.retain(|&instance| {
+            let stays = stays.next().unwrap_or(true);
+            if !stays {
+                driver.with(|lanes| lanes.close(number, instance, now));
+            }
+            stays
+        });
+        self.instances.extend(come.into_iter().flatten());
     }
 
     /// Whether an instance has nothing to do.
     pub fn have_idle(&self) -> bool {
-        self.in_flight < self.instances
+        self.in_flight < self.count()
     }
 
     /// Whether a batch can be on its way while others run.
     pub fn have_free_lane(&self) -> bool {
-        self.in_flight < self.instances * self.lanes
+        self.in_flight < self.count() * self.lanes
     }
 
     /// Whether inputs have to be brought into the server's own memory.

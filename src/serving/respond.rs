@@ -14,10 +14,7 @@ use super::{
 use crate::{
     backend::{ModelRequest, ModelResponse, Respond, Responder, ResponseError},
     inference::{Error, InferResponse, Timestamp},
-    observe::{
-        BatchTimes, ResponseKind,
-        trace::{Event, TracedTensor},
-    },
+    observe::{BatchTimes, ResponseKind, trace::Event},
     runtime::{ReactorHandle, Unread},
 };
 
@@ -192,17 +189,8 @@ impl JobResponder {
                 kept.push(batch::response_output(signature, tensor)?);
             }
         }
-        if let Some(trace) = trace
-            && trace.wants_tensors()
-        {
-            for output in &kept {
-                trace.output(TracedTensor {
-                    name: output.name.clone(),
-                    datatype: output.datatype,
-                    shape: output.shape.clone(),
-                    data: output.data.clone().into(),
-                });
-            }
+        if let Some(trace) = trace {
+            trace.outputs(&kept);
         }
         if !admitted.classes.is_empty() {
             classification::apply(version, admitted, &mut kept)?;
@@ -307,12 +295,10 @@ impl Job {
                 (Event::ComputeInputEnd, began),
                 (Event::ComputeOutputStart, now),
                 (Event::ComputeEnd, now),
-                (Event::InferResponseComplete, now),
-                (Event::RequestEnd, now),
             ] {
                 trace.at(event, when);
             }
-            trace.finish();
+            trace.answered(now);
         }
         match last {
             Some(last) => self.reply.finish(last),

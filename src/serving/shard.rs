@@ -12,7 +12,7 @@ use super::{
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::Job,
-    lanes::ModelLanes,
+    lanes::{ModelLanes, OpenLanes},
     padding::padding,
     rows::{Help, SHARED_AHEAD_BYTES_MIN, SHARED_BYTES_MIN, SharedRows},
 };
@@ -141,8 +141,22 @@ impl Shard {
     /// Goes on with those instances of which `stays` is true and with `others`, if they are on threads.
     pub fn exchange_instances(&self, stays: &[bool], others: InstanceThreads) {
         let mut executor = self.executor.borrow_mut();
-        let Executor::Threads(threads) = &mut *executor else { return };
-        threads.exchange(stays, others);
+        if let Executor::Threads(threads) = &mut *executor {
+            threads.exchange(stays, others);
+        }
+        self.feed_anew(&executor);
+    }
+
+    /// The same, if they are in lanes.
+    pub fn exchange_lanes(&self, stays: &[bool], others: Option<OpenLanes>) {
+        let mut executor = self.executor.borrow_mut();
+        if let Executor::Lanes(lanes) = &mut *executor {
+            lanes.exchange(stays, others);
+        }
+        self.feed_anew(&executor);
+    }
+
+    fn feed_anew(&self, executor: &Executor) {
         self.queue.borrow_mut().set_instances(executor.instances());
         self.bell.ring();
     }

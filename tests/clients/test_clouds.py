@@ -34,15 +34,20 @@ def ask(port: int, path: str, body: bytes | None = None, **headers: str):
         return error.code, error.headers, error.read()
 
 
-def exchange(port: int, path: str, mime: str, **headers: str) -> None:
-    """Tensors as bytes, in both directions: the content type says where they begin."""
+def exchange(port: int, path: str, mime: str, answers_alike: bool = True, **headers: str) -> None:
+    """Tensors as bytes, in both directions: the content type says where they begin, of Vertex AI's answers a header,
+    as with Triton."""
     described = {"name": "INPUT0", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}}
     head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
     sent = {"content_type": f"{mime}{len(head)}", **headers}
     status, got, body = ask(port, path, head + ARRAY.tobytes(), **sent)
-    assert status == 200 and got["content-type"].startswith(mime), body
-    assert got["inference-header-content-length"] is None
-    length = int(got["content-type"].removeprefix(mime))
+    assert status == 200, body
+    if answers_alike:
+        assert got["content-type"].startswith(mime) and got["inference-header-content-length"] is None
+        length = int(got["content-type"].removeprefix(mime))
+    else:
+        assert got["content-type"] == "application/octet-stream"
+        length = int(got["inference-header-content-length"])
     assert json.loads(body[:length])["outputs"][0]["name"] == "OUTPUT0"
     np.testing.assert_array_equal(np.frombuffer(body[length:], np.float32), ARRAY)
     status, _, body = ask(port, path, head, **{**sent, "content_type": f"{mime}{len(head) + 1}"})
@@ -60,7 +65,8 @@ def test_sagemaker(start, repository, monkeypatch):
     assert (status, answer["model_name"], answer["outputs"][0]["data"]) == (200, "two", ARRAY.tolist())
     assert headers["content-type"] == "application/json"
     exchange(port, "/invocations", "application/vnd.sagemaker-triton.binary+json;json-header-size=")
-    assert ask(port, "/invocations")[0] == 405
+    status, headers, body = ask(port, "/invocations")
+    assert (status, headers["allow"], body) == (405, "POST", b'{"error":"Method Not Allowed"}')
     assert ask(port, "/v2/health/ready")[0] == 400
 
 
@@ -190,20 +196,26 @@ def test_sagemaker_loads_an_ensemble_with_its_models(start, repository, tmp_path
     assert call(server.http_port, "POST", "/v2/repository/index", {"ready": True})[1] == []
 
 
-def test_vertex_ai(start, repository, monkeypatch):
+@pytest.mark.parametrize("by", ["flags", "environment"])
+def test_vertex_ai(start, repository, monkeypatch, by):
     """Health, inference of the model that a flag names, and calls by redirection."""
     monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/5:predict")
     monkeypatch.setenv("AIP_HEALTH_ROUTE", "/v1/endpoints/5")
     (port,) = servers.free_ports(1)
-    start(repository, "--allow-vertex-ai=true", f"--vertex-ai-port={port}", "--vertex-ai-default-model=one")
+    flags = [f"--vertex-ai-port={port}", "--allow-vertex-ai=true"]
+    if by == "environment":
+        flags = []
+        monkeypatch.setenv("AIP_MODE", "PREDICTION")
+        monkeypatch.setenv("AIP_HTTP_PORT", str(port))
+    start(repository, "--vertex-ai-default-model=one", *flags)
     path = "/v1/endpoints/5:predict"
     assert ask(port, "/v1/endpoints/5")[0] == 200
     body = json.dumps(REQUEST).encode()
     assert json.loads(ask(port, path, body)[2])["model_name"] == "one"
     mime = "application/vnd.vertex-ai-triton.binary+json;json-header-size="
-    exchange(port, path, mime)
+    exchange(port, path, mime, answers_alike=False)
     header = "x_vertex_ai_triton_redirect"
-    exchange(port, path, mime, **{header: "v2/models/two/infer"})
+    exchange(port, path, mime, answers_alike=False, **{header: "v2/models/two/infer"})
     for call, expected in [
         ("v2", b'"name":"triton"'),
         ("v2/models/two/config", b'"name":"two"'),

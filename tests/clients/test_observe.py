@@ -248,6 +248,39 @@ def test_durations_are_told_as_configured(start, small):
     assert not [name for name in page if "_duration_us" in name or name.startswith("nv_cpu_")]
 
 
+# Every family of Triton's but those of GPUs, which `test_metrics_of_gpus_come_from_the_management_library` looks at.
+STAGES = ("request", "queue", "compute_input", "compute_infer", "compute_output")
+FAMILIES = {
+    **{f"nv_inference_{name}": "counter" for name in ("request_success", "request_failure", "count", "exec_count")},
+    **{f"nv_inference_{stage}_duration_us": "counter" for stage in STAGES},
+    **{f"nv_inference_{stage}_summary_us": "summary" for stage in STAGES},
+    **{f"nv_cache_{name}_per_model": "counter" for name in ("num_hits", "num_misses", "hit_duration", "miss_duration")},
+    **{f"nv_cache_{name}_summary_per_model": "summary" for name in ("hit", "miss")},
+    **{f"nv_pinned_memory_pool_{name}_bytes": "gauge" for name in ("total", "used")},
+    **{f"nv_cpu_{name}": "gauge" for name in ("utilization", "memory_total_bytes", "memory_used_bytes")},
+    "nv_inference_pending_request_count": "gauge",
+    "nv_model_load_duration_secs": "gauge",
+    "nv_inference_first_response_histogram_ms": "histogram",
+}
+
+
+def test_all_families_are_there_when_they_are_asked_for(start, tmp_path):
+    """Each of its kind, with a help and a line at least."""
+    cached = models.Model(models.identity("response_cache { enable: true }"))
+    settings = ("summary_latencies=true", "histogram_latencies=true", "counter_latencies=true")
+    flags = [f"--metrics-config={setting}" for setting in settings]
+    server = start(models.write(tmp_path / "repository", {"fp32": cached}), "--cache-config=local,size=1048576", *flags)
+    for _ in range(2):
+        triton.infer("http", server, "fp32", ARRAY)
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    kinds = dict(line.split()[2:] for line in lines if line.startswith("# TYPE "))
+    assert FAMILIES.items() <= kinds.items()
+    for name in FAMILIES:
+        assert any(line.startswith(f"# HELP {name} ") for line in lines), name
+        assert any(re.match(rf"{name}(_count)?[ {{]", line) for line in lines), name
+
+
 def test_the_machine_is_looked_at_as_often_as_the_flag_says(start, small):
     """A fraction of a millisecond is an interval too."""
     name = "nv_cpu_utilization"

@@ -138,23 +138,32 @@ def test_an_instance_that_fails_leaves_all_as_it_was(start, tmp_path, monkeypatc
     assert len(processes(server)) == 3 and before.items() <= processes(server).items()
 
 
-@pytest.mark.parametrize("config", [
-    models.identity(),
-    models.identity(models.batched() + ' parameters { key: "execute_delay_ms" value { string_value: "2" } }'),
-])  # fmt: skip
-def test_no_request_fails_while_instances_come_and_go(start, tmp_path, config):
-    """On reactors and on threads of their own: each is answered, and counted once."""
-    folder = models.write(tmp_path / "repository", {"m": models.Model(config + _groups(1))})
-    server = start(folder, *EXPLICIT)
-    array, stop, done, failed = np.ones((1, 4), np.float32), threading.Event(), [0] * 6, []
-    shape = array if "max_batch_size" in config else array[0]
+CHAIN = r"""parameters { key: "chain" value: { string_value: "[{\"op\": \"softmax\"}]" } }"""
+DELAY = ' parameters { key: "execute_delay_ms" value { string_value: "2" } }'
+
+
+@pytest.mark.parametrize("config, kind, shape, factor", [
+    (models.identity(), "KIND_CPU", (4,), 1),
+    (models.identity(models.batched() + DELAY), "KIND_CPU", (1, 4), 1),
+    (models.identity(models.batched() + CHAIN, dims="4").replace("identity", "ops"), "KIND_GPU", (1, 4), 0.25),
+], ids=["reactors", "threads", "lanes"])  # fmt: skip
+def test_no_request_fails_while_instances_come_and_go(start, tmp_path, config, kind, shape, factor):
+    """Each is answered, and counted once."""
+
+    def written(count: int) -> str:
+        gpus = "gpus: [ 0 ]" if kind == "KIND_GPU" else ""
+        return f"{config}\ninstance_group [{{ count: {count} kind: {kind} {gpus} }}]"
+
+    folder = models.write(tmp_path / "repository", {"m": models.Model(written(1))})
+    server = start(folder, "--device=host", *EXPLICIT)
+    array, stop, done, failed = np.ones(shape, np.float32), threading.Event(), [0] * 6, []
 
     def ask(index: int):
         with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
-            given = triton.tensor(triton_grpc, "INPUT0", "FP32", shape)
+            given = triton.tensor(triton_grpc, "INPUT0", "FP32", array)
             while not stop.is_set():
                 try:
-                    assert (client.infer("m", [given]).as_numpy("OUTPUT0") == shape).all()
+                    np.testing.assert_allclose(client.infer("m", [given]).as_numpy("OUTPUT0"), array * factor)
                     done[index] += 1
                 except Exception as error:  # noqa: BLE001  (each is a failure of the test)
                     failed.append(error)
@@ -166,7 +175,7 @@ def test_no_request_fails_while_instances_come_and_go(start, tmp_path, config):
         for turn in range(20):
             seen = list(done)
             wait_until(lambda seen=seen: failed or all(now > then for now, then in zip(done, seen)))
-            (folder / "m" / "config.pbtxt").write_text(config + _groups(turn % 4 + 1))
+            (folder / "m" / "config.pbtxt").write_text(written(turn % 4 + 1))
             client.load_model("m")
             assert client.get_model_config("m")["instance_group"][0]["count"] == turn % 4 + 1
     stop.set()

@@ -138,8 +138,8 @@ pub type Notify = Arc<dyn Fn(Completion) + Send + Sync>;
 pub struct Lanes {
     scheduler: Scheduler,
     devices: Vec<Arc<dyn Device>>,
-    /// Their instances, by the scheduler's numbers for them.
-    models: FxHashMap<usize, Vec<Instance>>,
+    /// Their instances, by the scheduler's numbers for them; none at a place that is closed.
+    models: FxHashMap<usize, Vec<Option<Instance>>>,
     batches: FxHashMap<BatchId, Batch>,
     notify: Notify,
     /// Operations that could not even be given to their device.
@@ -210,8 +210,31 @@ impl Lanes {
     /// Adds a model and gives its number, which is free again once the model has been removed.
     pub fn add(&mut self, model: OpenModel) -> usize {
         let number = self.scheduler.add_model(model.spec);
-        self.models.insert(number, model.instances);
+        self.models.insert(number, model.instances.into_iter().map(Some).collect());
         number
+    }
+
+    /// Gives a model the instances of `others` as well, and returns their indices among its instances.
+    pub fn extend(&mut self, model: usize, others: OpenModel, now: Timestamp) -> Vec<usize> {
+        let Some(instances) = self.models.get_mut(&model) else { return Vec::new() };
+        let mut indices = Vec::with_capacity(others.instances.len());
+        for (place, instance) in others.spec.places.into_iter().zip(others.instances) {
+            let Some(index) = self.scheduler.add_place(model, place) else { break };
+            match instances.get_mut(index) {
+                Some(closed) => *closed = Some(instance),
+                None => instances.push(Some(instance)),
+            }
+            indices.push(index);
+        }
+        self.pump(now);
+        indices
+    }
+
+    /// Gives no further batch to an instance of a model. What it has on its device is given back when it
+    /// has none.
+    pub fn close(&mut self, model: usize, instance: usize, now: Timestamp) {
+        self.scheduler.close_place(model, instance);
+        self.pump(now);
     }
 
     /// Gives back what a model has on its devices. None of its batches may be left.
@@ -282,10 +305,15 @@ impl Lanes {
                 .models
                 .values_mut()
                 .flatten()
+                .flatten()
                 .filter(|instance| instance.device == device)
                 .flat_map(|instance| &mut instance.lanes)
                 .filter(|lane| !lane.in_use)
                 .for_each(Lane::reclaim),
+            Command::Close { model, place } => {
+                let instance = self.models.get_mut(&model).and_then(|it| it.get_mut(place));
+                drop(instance.and_then(Option::take));
+            }
             Command::CopyIn { batch, range } => {
                 let ticket = Ticket { batch, stage: Stage::CopyIn, bytes: range.len() };
                 self.copy(ticket, Lane::copies_in, |lane, cargo| lane.copy_in(cargo, &range));
@@ -306,7 +334,7 @@ impl Lanes {
     fn prepare(&mut self, batch: BatchId, place: usize, lane: usize) -> Result<(), DeviceError> {
         let Some(it) = self.batches.get_mut(&batch) else { return Ok(()) };
         let instance = self.models.get_mut(&it.model).and_then(|model| model.get_mut(place));
-        let Some(instance) = instance else { return Ok(()) };
+        let Some(Some(instance)) = instance else { return Ok(()) };
         let (device, Some(lane_there)) = (instance.device, instance.lanes.get_mut(lane)) else {
             return Ok(());
         };
@@ -361,7 +389,8 @@ impl Lanes {
             return;
         };
         if let Some((place, lane)) = at
-            && let Some(instance) = self.models.get_mut(&model).and_then(|it| it.get_mut(place))
+            && let Some(instances) = self.models.get_mut(&model)
+            && let Some(Some(instance)) = instances.get_mut(place)
             && let Some(lane) = instance.lanes.get_mut(lane)
         {
             lane.in_use = false;
@@ -384,10 +413,10 @@ impl Lanes {
 
 /// The instance and the lane that a batch is on.
 fn on_its_way<'a>(
-    models: &'a mut FxHashMap<usize, Vec<Instance>>,
+    models: &'a mut FxHashMap<usize, Vec<Option<Instance>>>,
     batch: &Batch,
 ) -> Option<(&'a mut Worker, &'a mut Lane)> {
     let (place, lane) = batch.at?;
-    let instance = models.get_mut(&batch.model)?.get_mut(place)?;
+    let instance = models.get_mut(&batch.model)?.get_mut(place)?.as_mut()?;
     Some((&mut instance.worker, instance.lanes.get_mut(lane)?))
 }

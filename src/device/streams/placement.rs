@@ -30,11 +30,22 @@ impl DeviceState {
 /// What the scheduler knows of a model at one of its places.
 pub(super) struct PlaceState {
     pub place: Place,
+    pub state: PlaceOpen,
     /// Which lanes are taken.
     pub taken: Vec<bool>,
     pub executions: Prediction,
     /// How often each lane has run each number of rows, for graphs.
     pub runs: Vec<Vec<(u32, u32)>>,
+}
+
+/// Whether batches can go to a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PlaceOpen {
+    Open,
+    /// Those that are there come to their end.
+    Closing,
+    /// There is nothing any more; another place can have its number.
+    Closed,
 }
 
 /// Numbers of rows for which a lane keeps graphs.
@@ -45,14 +56,20 @@ impl PlaceState {
         let lanes = place.lanes.max(1);
         Self {
             place,
+            state: PlaceOpen::Open,
             taken: vec![false; lanes],
             executions: Prediction::default(),
             runs: vec![Vec::new(); lanes],
         }
     }
 
+    pub fn is_open(&self) -> bool {
+        self.state == PlaceOpen::Open
+    }
+
+    /// A lane for a batch, if the place is open.
     pub fn free_lane(&self) -> Option<usize> {
-        self.taken.iter().position(|taken| !taken)
+        self.taken.iter().position(|taken| !taken).filter(|_| self.is_open())
     }
 
     /// How often a lane has run a number of rows before; none when it keeps no count of that many.
@@ -109,8 +126,8 @@ pub(super) fn backlogs<'a>(
     backlogs
 }
 
-/// The place where a batch will be through first, of those whose devices work; the place may have no
-/// free lane yet.
+/// The place where a batch will be through first, of those that are open and whose devices work; it may
+/// have no free lane yet.
 pub(super) fn best(
     work: &Work,
     places: &[PlaceState],
@@ -123,7 +140,7 @@ pub(super) fn best(
         .enumerate()
         .filter_map(|(index, place)| {
             let device = devices.get(place.place.device)?;
-            if device.lost.is_some() {
+            if device.lost.is_some() || !place.is_open() {
                 return None;
             }
             let before = backlogs.get(place.place.device).copied().unwrap_or_default();

@@ -6,11 +6,11 @@ use slab::Slab;
 use super::{
     course::{Course, Waiting, is_late, through},
     fairness::Fairness,
-    placement::{DeviceState, PlaceState, backlogs, best, expected},
+    placement::{DeviceState, PlaceOpen, PlaceState, backlogs, best, expected},
     timeline::{Timeline, TimelineEntry},
     work::{
-        BatchId, Command, Completion, ModelSpec, Order, Outcome, Refused, SchedulerSettings, Stage,
-        Ticket, Times, Work,
+        BatchId, Command, Completion, ModelSpec, Order, Outcome, Place, Refused, SchedulerSettings,
+        Stage, Ticket, Times, Work,
     },
 };
 use crate::{device::DeviceError, inference::Timestamp};
@@ -31,6 +31,8 @@ pub struct Scheduler {
     fairness: Fairness,
     /// What is to be said before anything else is decided.
     commands: VecDeque<Command>,
+    /// Models and their places that are closing.
+    closing: Vec<(usize, usize)>,
     submitted: u64,
     timeline: Timeline,
 }
@@ -52,6 +54,7 @@ impl Scheduler {
             courses: FxHashMap::default(),
             fairness: Fairness::default(),
             commands: VecDeque::new(),
+            closing: Vec::new(),
             submitted: 0,
         }
     }
@@ -68,6 +71,32 @@ impl Scheduler {
     /// Forgets a model, none of whose batches is left. Its number goes to another.
     pub fn remove_model(&mut self, model: usize) {
         self.models.try_remove(model);
+        self.closing.retain(|(other, _)| *other != model);
+    }
+
+    /// Gives a model one more place, and its index among the model's.
+    pub fn add_place(&mut self, model: usize, place: Place) -> Option<usize> {
+        let places = &mut self.models.get_mut(model)?.places;
+        let (closed, place) = (PlaceOpen::Closed, PlaceState::new(place));
+        match places.iter().position(|other| other.state == closed) {
+            Some(index) => {
+                places[index] = place;
+                Some(index)
+            }
+            None => {
+                places.push(place);
+                Some(places.len() - 1)
+            }
+        }
+    }
+
+    /// Has no further batch go to a place of a model. Once none is there [`Command::Close`] follows.
+    pub fn close_place(&mut self, model: usize, place: usize) {
+        let Some(known) = self.models.get_mut(model) else { return };
+        if let Some(state) = known.places.get_mut(place).filter(|state| state.is_open()) {
+            state.state = PlaceOpen::Closing;
+            self.closing.push((model, place));
+        }
     }
 
     /// Takes a batch.
@@ -119,10 +148,10 @@ impl Scheduler {
 
     /// Why a model cannot run: all its devices are lost.
     pub fn unavailable(&self, model: usize) -> Option<DeviceError> {
-        let places = &self.models.get(model)?.places;
+        let places = self.models.get(model)?.places.iter().filter(|place| place.is_open());
         let lost = |place: &PlaceState| self.devices.get(place.place.device)?.lost.clone();
-        let last = lost(places.last()?)?;
-        places.iter().all(|place| lost(place).is_some()).then_some(last)
+        let last = lost(places.clone().next_back()?)?;
+        places.into_iter().all(|place| lost(place).is_some()).then_some(last)
     }
 
     /// What the engines did.
@@ -141,10 +170,22 @@ impl Scheduler {
             return Some(command);
         }
         self.admit(now);
-        if let Some(command) = self.commands.pop_front() {
+        if let Some(command) = self.commands.pop_front().or_else(|| self.close()) {
             return Some(command);
         }
         (0..self.devices.len()).find_map(|device| self.give(device, now))
+    }
+
+    /// Closes a place that is to be closed and has no batch any more.
+    fn close(&mut self) -> Option<Command> {
+        let models = &mut self.models;
+        let empty = self.closing.iter().position(|&(model, place)| {
+            let state = models.get(model).and_then(|model| model.places.get(place));
+            state.is_some_and(|state| !state.taken.contains(&true))
+        });
+        let (model, place) = self.closing.swap_remove(empty?);
+        models.get_mut(model)?.places.get_mut(place)?.state = PlaceOpen::Closed;
+        Some(Command::Close { model, place })
     }
 
     /// Reports whether the batch's lane has memory for it.

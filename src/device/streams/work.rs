@@ -110,6 +110,13 @@ pub enum Command {
         /// The device.
         device: usize,
     },
+    /// Give back all that a model has at a place: it takes no batch there any more, and none is left.
+    Close {
+        /// The model.
+        model: usize,
+        /// The index of the place among those of the model.
+        place: usize,
+    },
     /// Copy a part of the batch's inputs to its lane.
     CopyIn {
         /// The batch.

@@ -1,5 +1,6 @@
 //! The endpoints that SageMaker and Vertex AI send requests to: one model's inference on a port and paths
-//! of theirs, and SageMaker's calls for several models. Their proxies keep no header of Triton's, so the content type tells where binary data begins.
+//! of theirs, and SageMaker's calls for several models. Their proxies keep no header of Triton's, so that the
+//! content type of requests tells where binary data begins, and SageMaker's that of responses too.
 
 use std::{env, sync::Arc};
 
@@ -7,10 +8,10 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::{
-    response::{Segments, refused, with_type},
+    response::{Segments, method_not_allowed, refused, with_type},
     route::{self, Model, Route},
     sagemaker::Hosted,
-    service::{Calls, HttpSettings, carry, metrics},
+    service::{BinaryTypes, Calls, HttpSettings, carry, metrics},
 };
 use crate::{inference::Error, runtime::TcpStream, serving::ModelControl};
 
@@ -22,7 +23,7 @@ const REDIRECT: &str = "x-vertex-ai-triton-redirect";
 /// What is served on a cloud's port.
 #[derive(Debug)]
 pub struct Cloud {
-    binary: &'static str,
+    binary: BinaryTypes,
     health: String,
     predict: String,
     kind: Kind,
@@ -81,7 +82,10 @@ impl Cloud {
             Some(got) => return Err(CloudError::InferenceType { got: got.to_owned() }),
         };
         Ok(Self {
-            binary: SAGEMAKER_BINARY,
+            binary: BinaryTypes {
+                requests: Some(SAGEMAKER_BINARY),
+                responses: Some(SAGEMAKER_BINARY),
+            },
             health: "/ping".to_owned(),
             predict: "/invocations".to_owned(),
             kind,
@@ -108,7 +112,7 @@ impl Cloud {
             variable(name).filter(|path| !path.is_empty()).ok_or(missing)
         };
         Ok(Self {
-            binary: VERTEX_BINARY,
+            binary: BinaryTypes { requests: Some(VERTEX_BINARY), responses: None },
             predict: path("AIP_PREDICT_ROUTE")?,
             health: path("AIP_HEALTH_ROUTE")?,
             kind: Kind::Infer,
@@ -126,7 +130,7 @@ pub async fn serve_cloud(
     settings: Arc<HttpSettings>,
     cloud: Arc<Cloud>,
 ) {
-    let calls = Arc::new(Calls::new(control, settings, Some(cloud.binary)));
+    let calls = Arc::new(Calls::new(control, settings, cloud.binary));
     carry(stream, move |request| {
         let (calls, cloud) = (calls.clone(), cloud.clone());
         async move { answer(&calls, &cloud, request).await }
@@ -139,7 +143,7 @@ async fn answer(calls: &Calls, cloud: &Cloud, request: Request<Incoming>) -> Res
     if path == cloud.health {
         return match *request.method() {
             Method::GET => calls.dispatch(Route::ServerReady, request).await,
-            _ => empty(StatusCode::METHOD_NOT_ALLOWED),
+            _ => method_not_allowed("GET"),
         };
     }
     if path != cloud.predict {
@@ -150,7 +154,7 @@ async fn answer(calls: &Calls, cloud: &Cloud, request: Request<Incoming>) -> Res
         .unwrap_or_else(|_| empty(StatusCode::BAD_REQUEST));
     }
     if *request.method() != Method::POST {
-        return empty(StatusCode::METHOD_NOT_ALLOWED);
+        return method_not_allowed("POST");
     }
     let redirect = request.headers().get(REDIRECT).filter(|_| cloud.redirects).cloned();
     if let Some(redirect) = redirect {

@@ -67,7 +67,7 @@ impl Default for HttpSettings {
 
 /// Serves a connection of the inference port until it ends.
 pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: Arc<HttpSettings>) {
-    let calls = Arc::new(Calls::new(control, settings, None));
+    let calls = Arc::new(Calls::new(control, settings, BinaryTypes::default()));
     carry(stream, move |request| {
         let calls = calls.clone();
         async move { calls.answer(request).await }
@@ -148,18 +148,24 @@ pub(super) struct Calls {
     pub(super) control: Arc<ModelControl>,
     pub(super) server: Arc<Server>,
     settings: Arc<HttpSettings>,
-    /// The content type of binary bodies, less the length of the JSON at its end, where no header tells
-    /// that length.
-    binary_type: Option<&'static str>,
+    binary_types: BinaryTypes,
+}
+
+/// The content types of binary bodies, less the length of the JSON at their end, where no header tells that
+/// length.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BinaryTypes {
+    pub requests: Option<&'static str>,
+    pub responses: Option<&'static str>,
 }
 
 impl Calls {
     pub(super) fn new(
         control: Arc<ModelControl>,
         settings: Arc<HttpSettings>,
-        binary_type: Option<&'static str>,
+        binary_types: BinaryTypes,
     ) -> Self {
-        Self { server: control.server().clone(), control, settings, binary_type }
+        Self { server: control.server().clone(), control, settings, binary_types }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Segments> {
@@ -403,7 +409,7 @@ impl Calls {
         };
         let mut response = with_type(body, content_type);
         let headers = response.headers_mut();
-        match (json_length, self.binary_type) {
+        match (json_length, self.binary_types.responses) {
             (None, _) => {}
             (Some(length), None) => {
                 headers.insert(HEADER_LENGTH, HeaderValue::from(length));
@@ -445,7 +451,7 @@ impl Calls {
         headers: &HeaderMap,
         body: &Rope,
     ) -> Result<(InferRequest, ResponseForm), Error> {
-        let header = match self.binary_type {
+        let header = match self.binary_types.requests {
             None => headers.get(HEADER_LENGTH).map(HeaderValue::as_bytes),
             Some(binary) => headers
                 .get(CONTENT_TYPE)

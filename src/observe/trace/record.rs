@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::{settings::Level, writer::Message};
 use crate::inference::{
-    DataType, Rope, Shape, Timestamp, TraceParent, Wire, WireRecord, WireTimes,
+    DataType, InferOutput, Rope, Shape, Timestamp, TraceParent, Wire, WireRecord, WireTimes,
 };
 
 /// A moment in a request's life, by Triton's name.
@@ -176,14 +176,30 @@ impl Trace {
         self.inputs.push(tensor);
     }
 
-    /// Notes an output as the back end gave it.
-    pub fn output(&mut self, tensor: TracedTensor) {
-        self.outputs.push(tensor);
+    /// Notes outputs as the back end gave them, where tensors are noted.
+    pub fn outputs(&mut self, outputs: &[InferOutput]) {
+        if self.wants_tensors() {
+            self.outputs.extend(outputs.iter().map(|output| TracedTensor {
+                name: output.name.clone(),
+                datatype: output.datatype,
+                shape: output.shape.clone(),
+                data: output.data.clone().into(),
+            }));
+        }
     }
 
     /// Has the times of the wire noted.
     pub fn came_by(&mut self, wire: WireTimes) {
         self.wire = Some(wire);
+    }
+
+    /// Notes that the answer is there, and hands it in. What serves another request answers no client.
+    pub fn answered(mut self: Box<Self>, when: Timestamp) {
+        if self.outer.is_none() {
+            self.at(Event::InferResponseComplete, when);
+        }
+        self.at(Event::RequestEnd, when);
+        self.finish();
     }
 
     /// Hands it in, once the answer is sent where that is noted.
@@ -346,7 +362,7 @@ mod tests {
         trace.at(Event::RequestStart, Timestamp::from_nanos(7));
         trace.at(Event::ComputeStart, Timestamp::from_nanos(9));
         trace.input(tensor(DataType::Fp32, Shape::from([1, 2]), bytemuck::bytes_of(&[1_f32, 2.5])));
-        trace.output(tensor(DataType::Bytes, Shape::from([2]), b"\x01\0\0\0a\x02\0\0\0bc"));
+        trace.outputs.push(tensor(DataType::Bytes, Shape::from([2]), b"\x01\0\0\0a\x02\0\0\0bc"));
         let mut json = String::new();
         trace.write(&mut json, 100);
         let expected = [

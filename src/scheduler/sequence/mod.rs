@@ -120,10 +120,9 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     /// Feeds a further instance, which has this number.
     pub fn add(&mut self, instance: u32, now: Timestamp) {
         let SequencePolicy { max_batch_size, strategy, .. } = &self.policy;
+        let rows = (*max_batch_size).max(1);
         let (slots, fed) = match strategy {
-            SequenceStrategy::Direct { .. } => {
-                ((*max_batch_size).max(1), Instance::Direct(BTreeMap::new()))
-            }
+            SequenceStrategy::Direct { .. } => (rows, Instance::Direct(BTreeMap::new())),
             SequenceStrategy::Oldest {
                 max_candidates, preferred_sizes, max_queue_delay, ..
             } => {
@@ -133,7 +132,8 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
                     ..DynamicBatching::default()
                 });
                 let batching = BatchingPolicy { max_batch_size: *max_batch_size, dynamic };
-                ((*max_candidates).max(1), Instance::Oldest(DynamicQueue::new(batching)))
+                let slots = if *max_candidates == 0 { rows } else { *max_candidates };
+                (slots, Instance::Oldest(DynamicQueue::new(batching)))
             }
         };
         self.instances.insert(instance, fed);

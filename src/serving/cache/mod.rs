@@ -209,6 +209,9 @@ fn hit(mut job: Job, found: &CachedResponse) {
     let reactor = current().index();
     let version = job.version.clone();
     let mut outputs = found.outputs.clone();
+    if let Some(trace) = &mut job.trace {
+        trace.outputs(&outputs);
+    }
     if !job.admitted.classes.is_empty()
         && let Err(error) = classification::apply(&version, &job.admitted, &mut outputs)
     {
@@ -223,9 +226,7 @@ fn hit(mut job: Job, found: &CachedResponse) {
     }
     if let Some(mut trace) = job.trace.take() {
         trace.at(Event::CacheHit, now);
-        trace.at(Event::InferResponseComplete, now);
-        trace.at(Event::RequestEnd, now);
-        trace.finish();
+        trace.answered(now);
     }
     job.reply.finish(Ok(InferResponse {
         model_name: version.name.clone(),

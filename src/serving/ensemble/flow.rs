@@ -12,7 +12,6 @@ use crate::{
         CorrelationId, DataType, Error, InferInput, InferOutput, InferRequest, InferResponse,
         Parameter, Parameters, RequestedOutput, Rope, Shape, Timestamp,
     },
-    observe::trace::Event,
     runtime::{End, ReplyReceiver, current, spawn},
     scheduler::{Call, EnsembleRun, Progress, StepInputs},
     serving::{
@@ -218,8 +217,9 @@ impl Flow {
         })
     }
 
-    fn response(&self, tensors: Vec<Option<Tensor>>) -> Result<InferResponse, Error> {
-        let job = &self.job;
+    fn response(&mut self, tensors: Vec<Option<Tensor>>) -> Result<InferResponse, Error> {
+        let parameters = self.parameters();
+        let job = &mut self.job;
         let signature = &job.version.signature;
         let batched = signature.max_batch_size > 0;
         let mut outputs: SmallVec<[InferOutput; 2]> = SmallVec::new();
@@ -235,6 +235,9 @@ impl Flow {
                 data: tensor.data.into_bytes(),
             });
         }
+        if let Some(trace) = &mut job.trace {
+            trace.outputs(&outputs);
+        }
         if !job.admitted.classes.is_empty() {
             classification::apply(&job.version, &job.admitted, &mut outputs)?;
         }
@@ -242,7 +245,7 @@ impl Flow {
             model_name: job.version.name.clone(),
             model_version: job.version.version,
             id: job.id.clone(),
-            parameters: self.parameters(),
+            parameters,
             outputs,
         })
     }
@@ -290,10 +293,8 @@ impl Flow {
         if let Some(outer) = &job.account {
             outer.add(queued, times);
         }
-        if let Some(mut trace) = job.trace.take() {
-            trace.at(Event::InferResponseComplete, now);
-            trace.at(Event::RequestEnd, now);
-            trace.finish();
+        if let Some(trace) = job.trace.take() {
+            trace.answered(now);
         }
         match last {
             Some(response) => job.reply.finish(Ok(response)),

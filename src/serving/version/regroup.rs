@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     backend::PlacementDevice,
-    serving::{instance_thread::InstanceThreads, sequences::Instances},
+    device::Device,
+    serving::{instance_thread::InstanceThreads, lanes::OpenLanes, sequences::Instances},
 };
 
 /// A version with other instances, which are ready to take the places of those that there are.
@@ -26,6 +27,7 @@ enum Others {
     /// On reactors their number means nothing.
     Nobody,
     Threads(InstanceThreads),
+    Lanes(Option<OpenLanes>),
     Sequences(Instances),
 }
 
@@ -41,7 +43,7 @@ impl LoadedVersion {
         site: &Site<'_>,
     ) -> Result<Option<Regrouping>, VersionError> {
         let wanted = spec.members();
-        if self.runs_on == RunsOn::Lanes || footing(&self.members, site) != footing(&wanted, site) {
+        if footing(&self.members, site) != footing(&wanted, site) {
             return Ok(None);
         }
         let (stays, mut come) = matched(&self.members, wanted);
@@ -66,7 +68,12 @@ impl LoadedVersion {
             (RunsOn::Threads, None) => {
                 Others::Threads(InstanceThreads::start(instances, &self.home)?)
             }
-            (RunsOn::Reactors | RunsOn::Lanes, _) => Others::Nobody,
+            (RunsOn::Lanes, _) if come.is_empty() => Others::Lanes(None),
+            (RunsOn::Lanes, _) => match self.further_lanes(&spec, &mut come, site)? {
+                Some(lanes) => Others::Lanes(Some(lanes)),
+                None => return Ok(None),
+            },
+            (RunsOn::Reactors, _) => Others::Nobody,
         };
         let staying = self.members.iter().zip(&stays).filter(|(_, stays)| **stays);
         let members = staying.map(|(member, _)| member.clone()).chain(come).collect();
@@ -74,6 +81,27 @@ impl LoadedVersion {
         let outline = Outline { config, ..self.outline.clone() };
         let after = Arc::new(Self { outline, members, ..(**self).clone() });
         Ok(Some(Regrouping { before: self.clone(), after, stays, others }))
+    }
+
+    /// The lanes of the instances that come; `None` when they cannot be beside those that there are.
+    fn further_lanes(
+        &self,
+        spec: &VersionSpec,
+        come: &mut [Member],
+        site: &Site<'_>,
+    ) -> Result<Option<OpenLanes>, VersionError> {
+        let Some(lanes) = spec.lanes(come, false, &self.ragged, site)? else { return Ok(None) };
+        // Requests that wait may have tensors there.
+        let is_there = |device: &Arc<dyn Device>| {
+            self.resident_on.is_none_or(|number| number == device.properties().index)
+        };
+        if !lanes.devices().iter().all(is_there) {
+            return Ok(None);
+        }
+        for (member, device) in come.iter_mut().zip(lanes.devices()) {
+            member.device = Some(device.clone());
+        }
+        Ok(Some(lanes))
     }
 }
 
@@ -98,6 +126,9 @@ impl Regrouping {
             after.on(&after.home, move |version| match (version.queues.get(), others) {
                 (Some(Queue::Batches(shard)), Others::Threads(others)) => {
                     shard.exchange_instances(&stays, others);
+                }
+                (Some(Queue::Batches(shard)), Others::Lanes(others)) => {
+                    shard.exchange_lanes(&stays, others);
                 }
                 (Some(Queue::Sequences(shard)), Others::Sequences(others)) => {
                     shard.exchange_instances(&numbers, &stays, others);

@@ -170,22 +170,23 @@ impl VersionSpec {
         Err(BackendError(detail))
     }
 
-    /// The lanes of its instances, warmed up, if all run on devices and nothing but the devices decides
-    /// whose turn it is.
-    fn lanes(
+    /// The lanes of the instances of `members`, warmed up, if all run on devices and nothing but the
+    /// devices decides whose turn it is.
+    pub(super) fn lanes(
         &self,
+        members: &[Member],
         takes_turns: bool,
         ragged: &Ragged,
         site: &Site<'_>,
     ) -> Result<Option<OpenLanes>, VersionError> {
         let Some(fleet) = site.fleet else { return Ok(None) };
-        for placement in &self.placements {
-            fleet.check_room(&self.outline.name, placement.device)?;
+        for member in members {
+            fleet.check_room(&self.outline.name, member.placement.device)?;
         }
         if takes_turns || self.sequences.is_some() || !self.allowed_batch_sizes.is_empty() {
             return Ok(None);
         }
-        let on_devices = self.placements.iter().map(|placement| self.model.on_device(placement));
+        let on_devices = members.iter().map(|member| self.model.on_device(&member.placement));
         let on_devices: Option<Vec<DeviceInstance>> = on_devices.collect::<Result<_, _>>()?;
         let Some(mut instances) = on_devices.filter(|instances| !instances.is_empty()) else {
             return Ok(None);
@@ -264,7 +265,7 @@ impl LoadedVersion {
         let seats = members.iter().map(|member| member.seat(site));
         let seats: Vec<Option<Seat>> = seats.collect::<Result<_, _>>()?;
         let takes_turns = seats.iter().any(Option::is_some);
-        let lanes = spec.lanes(takes_turns, &ragged, site)?;
+        let lanes = spec.lanes(&members, takes_turns, &ragged, site)?;
         let mut instances = Vec::new();
         for (member, seat) in members.iter().zip(seats).filter(|_| lanes.is_none()) {
             instances.push(spec.instance(member, seat, &ragged, site)?);

@@ -3,6 +3,7 @@
 
 mod faults;
 mod overload;
+mod places;
 mod results;
 mod steady;
 
