@@ -14,7 +14,7 @@ use crate::{
     },
     memory::OutputPlaces,
     runtime::{End, ReplyReceiver, current, spawn},
-    scheduler::{Call, EnsembleRun, Progress},
+    scheduler::{Call, EnsembleRun, Progress, StepInputs},
     serving::{
         cache, classification,
         job::{Job, Reply},
@@ -109,8 +109,7 @@ impl Flow {
 
     fn begin_calls(&mut self) -> Result<(), Error> {
         while let Some((call, inputs)) = self.run.next_call() {
-            let steps = self.steps.clone();
-            let Some(step) = steps.steps.get(call.step) else { continue };
+            let Some(step) = self.steps.steps.get(call.step) else { continue };
             let request = self.request(step, call, inputs);
             let is_last = steps.last.as_ref().is_some_and(|last| last.index == call.step);
             let places = self.places.clone().filter(|_| is_last);
@@ -122,7 +121,7 @@ impl Flow {
     }
 
     /// What a step's model is asked.
-    fn request(&self, step: &Step, call: Call, inputs: Vec<Option<Tensor>>) -> InferRequest {
+    fn request(&self, step: &Step, call: Call, inputs: StepInputs<Tensor>) -> InferRequest {
         let job = &self.job;
         let mut request = InferRequest {
             id: job.id.clone(),
