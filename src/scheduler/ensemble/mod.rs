@@ -9,5 +9,5 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{EnsemblePlan, PlanStep, StepInput};
+pub use plan::{EnsemblePlan, LastStep, PlanStep, StepInput};
 pub use run::{Call, EnsembleRun, Progress, StepInputs};

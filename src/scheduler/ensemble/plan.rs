@@ -35,6 +35,14 @@ pub(super) struct Need {
     pub repeats: bool,
 }
 
+/// The step after all others: what it answers, nobody reads but the client.
+pub struct LastStep {
+    /// Its place among the steps.
+    pub index: usize,
+    /// Of its outputs, the names and which of the ensemble's outputs each is.
+    pub outputs: Vec<(Arc<str>, usize)>,
+}
+
 /// A step.
 #[derive(Clone, Debug)]
 pub struct PlanStep {
@@ -115,9 +123,8 @@ impl EnsemblePlan {
         self.steps.get(index).into_iter().flat_map(|step| step.outputs.iter().map(|(name, _)| name))
     }
 
-    /// The step that begins when all others have ended, and runs once, if there is one; and of its outputs
-    /// those that the ensemble answers: the model's name, and its place among the ensemble's outputs.
-    pub fn last_step(&self) -> Option<(usize, Vec<(Arc<str>, usize)>)> {
+    /// The step that begins when all others have ended, and runs once, if there is one.
+    pub fn last_step(&self) -> Option<LastStep> {
         let is_taken = |(_, tensor): &(Arc<str>, TensorIndex)| {
             self.tensors.get(*tensor).is_some_and(|tensor| !tensor.to.is_empty())
         };
@@ -132,7 +139,7 @@ impl EnsemblePlan {
             let output = self.outputs.iter().position(|output| *output == Some(*tensor))?;
             Some((name.clone(), output))
         });
-        Some((index, answered.collect()))
+        Some(LastStep { index, outputs: answered.collect() })
     }
 
     /// What a decoupled step gives is there any number of times, and so is what is made of it.

@@ -51,9 +51,9 @@ fn plan(
 fn the_last_step_is_the_one_that_all_others_lead_to() {
     let last = |outputs: &str, steps: &[StepText<'_>]| {
         let plan = plan("in", outputs, steps, None);
-        plan.last_step().map(|(step, outputs)| {
+        plan.last_step().map(|LastStep { index, outputs }| {
             let outputs = outputs.into_iter().map(|(name, output)| format!("{name}={output}"));
-            (step, outputs.collect::<Vec<_>>().join(" "))
+            (index, outputs.collect::<Vec<_>>().join(" "))
         })
     };
     let found = |step, outputs: &str| Some((step, outputs.to_owned()));

@@ -111,7 +111,7 @@ impl Flow {
         while let Some((call, inputs)) = self.run.next_call() {
             let Some(step) = self.steps.steps.get(call.step) else { continue };
             let request = self.request(step, call, inputs);
-            let is_last = steps.last.as_ref().is_some_and(|last| last.index == call.step);
+            let is_last = self.steps.last.as_ref().is_some_and(|last| last.index == call.step);
             let places = self.places.clone().filter(|_| is_last);
             let parent = Parent { places, ..self.parent.clone() };
             let replies = step.version.infer_within(request, parent)?;

@@ -23,7 +23,7 @@ use crate::{
     memory::OutputPlaces,
     observe::{BatchTimes, trace::OuterTrace},
     repository::{Composing, Ensemble, ModelId, ensemble_faults},
-    scheduler::EnsemblePlan,
+    scheduler::{EnsemblePlan, LastStep},
 };
 
 /// What an ensemble runs.
@@ -33,13 +33,6 @@ pub struct EnsembleSteps {
     steps: Vec<Step>,
     last: Option<LastStep>,
     ensemble: Ensemble,
-}
-
-/// The step after all others: what it answers, nobody reads but the client.
-struct LastStep {
-    index: usize,
-    /// Of its outputs, the names and which of the ensemble's outputs each is.
-    outputs: Vec<(Arc<str>, usize)>,
 }
 
 /// What one step runs.
@@ -111,7 +104,7 @@ impl EnsembleSteps {
         let plan = Arc::new(EnsemblePlan::new(ensemble, signature, &decoupled));
         let steps = versions.into_iter().enumerate();
         let steps = steps.map(|(index, version)| Step::new(version, &plan, index)).collect();
-        let last = plan.last_step().map(|(index, outputs)| LastStep { index, outputs });
+        let last = plan.last_step();
         Ok(Self { plan, steps, last, ensemble: ensemble.clone() })
     }
 
