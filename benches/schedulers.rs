@@ -109,8 +109,10 @@ fn delays(_: &mut Criterion) {
     println!("Simulated, requests a second (p99 in ms), target {} ms", target.as_millis());
     for site in &simulation::SITES {
         println!(
-            "\n| {} | auto | 0 µs | 100 µs | 500 µs | 1000 µs |\n|---|---|---|---|---|---|",
-            site.name
+            "\n| {}, at most {:.0} rows a second | auto | 0 µs | 100 µs | 500 µs | 1000 µs |\n\
+             |---|---|---|---|---|---|",
+            site.name,
+            site.capacity()
         );
         let auto = Delay::Auto { target };
         let fixed = simulation::FIXED_US.map(|us| Delay::Fixed(Duration::from_micros(us)));
