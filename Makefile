@@ -144,8 +144,12 @@ bench: test-backends ## Benches of single parts (criterion)
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked
 
 .PHONY: bench-schedulers
-bench-schedulers: ## What a request costs the schedulers
+bench-schedulers: ## What a request costs the sequence batcher, and what a delay that is chosen brings, simulated
 	$(CARGO) bench --locked --bench schedulers
+
+.PHONY: bench-sequences
+bench-sequences: release test-python ## What a request costs while thousands of sequences live; BENCH_FLAGS are run.py's
+	$(TEST_PYTHON) benches/sequences/run.py $(BENCH_FLAGS)
 
 .PHONY: bench-bare
 bench-bare: release test-backends test-pytorch examples test-python ## A served model beside the same model run bare; BENCH_FLAGS are run.py's

@@ -1,7 +1,8 @@
 //! What a request costs the sequence batcher, for few sequences that live and for many; and, on a virtual clock,
 //! what the delay that the dynamic batcher chooses brings beside fixed ones.
 //!
-//! `make bench-schedulers`
+//! `make bench-schedulers`; what both cost over the wire is measured by `make bench-sequences` and
+//! `make bench-ensembles`.
 
 #[path = "../tests/delay/simulation.rs"]
 mod simulation;
@@ -17,7 +18,11 @@ use nereid::{
 
 use simulation::{Delay, Outcome, simulate};
 
-struct Request(Sequence);
+/// As large as a request on its way through the server, for what is cold costs by its size.
+struct Request {
+    sequence: Sequence,
+    _rest: [u8; 512],
+}
 
 impl Queued for Request {
     fn rows(&self) -> u32 {
@@ -27,7 +32,7 @@ impl Queued for Request {
 
 impl Sequenced for Request {
     fn sequence(&self) -> Option<&Sequence> {
-        Some(&self.0)
+        Some(&self.sequence)
     }
 }
 
@@ -64,7 +69,8 @@ fn sequences(criterion: &mut Criterion) {
             nanos += 1000;
             let now = Timestamp::from_nanos(nanos);
             let id = CorrelationId::Number(id + 1);
-            let request = Request(Sequence { id, start, end: false });
+            let sequence = Sequence { id, start, end: false };
+            let request = Request { sequence, _rest: [0; 512] };
             assert!(queue.push(request, now).is_ok(), "the sequence has begun");
             now
         };

@@ -191,6 +191,10 @@ pub enum Error {
          first request of the sequence"
     )]
     SequenceNotStarted { model: String, id: String },
+    #[error(
+        "sequence {id} to model '{model}' has ended: its client has left while a request waited"
+    )]
+    SequenceLeft { model: String, id: String },
     #[error("string correlation ID cannot be longer than {limit} characters")]
     LongCorrelationId { limit: usize },
     #[error(
@@ -315,7 +319,7 @@ impl Error {
             Self::Unsupported { .. }
             | Self::DecoupledModel { .. }
             | Self::LongCorrelationId { .. } => Code::Unsupported,
-            Self::Cancelled => Code::Cancelled,
+            Self::Cancelled | Self::SequenceLeft { .. } => Code::Cancelled,
             Self::ModelNotPolled { .. }
             | Self::UnopenableRegion { .. }
             | Self::OutputRegionTooSmall { .. }

@@ -21,6 +21,7 @@ mod stall;
 mod tcp;
 mod timer;
 mod topology;
+mod turn;
 mod unix;
 mod watched;
 
@@ -36,9 +37,10 @@ pub use reactor::{
     Message, ReactorHandle, ReactorSettings, Reactors, StartError, current, spawn, try_current,
 };
 pub use reply::{End, ReplyReceiver, ReplySender, Unread, reply_channel};
-pub use stall::{Label, label, polls};
+pub use stall::{Label, label};
 pub use tcp::TcpStream;
 pub use timer::{HyperTimer, Sleep, sleep, sleep_until};
 pub use topology::{Topology, pin_to};
+pub use turn::{TURN, spend_turn, turn_is_over};
 pub use unix::{Peer, UnixStream};
 pub use watched::{Watch, Watched};

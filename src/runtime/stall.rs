@@ -57,7 +57,7 @@ impl Activity {
 
 /// How often the current reactor has begun or ended to poll a task, which is the same from the beginning
 /// of a poll to its end; 0 elsewhere.
-pub fn polls() -> u64 {
+pub(super) fn polls() -> u64 {
     with_current(|reactor| reactor.shared().activity.edge.load(Ordering::Relaxed)).unwrap_or(0)
 }
 

@@ -1,4 +1,5 @@
 mod auto_delay;
+mod ways;
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -271,7 +272,8 @@ impl<R: Queued> DynamicQueue<R> {
         if let Some(until) = until.filter(|until| *until > now) {
             return Decision::WaitUntil(until);
         }
-        let as_aimed = auto_delay.begun(pending.rows);
+        let taken = self.in_order().take(pending.count);
+        let as_aimed = auto_delay.begun(pending.rows, taken.map(|waiting| waiting.since), now);
         let closure = if as_aimed { Closure::Preferred } else { Closure::Delay };
         self.closure = pending.stop.unwrap_or(closure);
         Decision::Run(self.take(pending.count))
@@ -294,7 +296,7 @@ impl<R: Queued> DynamicQueue<R> {
     /// can be turned away only while it waits here. What keeps the batch from growing, a request
     /// behind it that does not fit, must be there to stay by the same rules. And where the queue's length
     /// is limited nothing leaves it early, for that would make room.
-    pub fn settled(&mut self) -> Option<Vec<R>> {
+    pub fn settled(&mut self, now: Timestamp) -> Option<Vec<R>> {
         if self.levels.iter().any(|level| level.policy.max_queue_size.is_some()) {
             return None;
         }
@@ -304,8 +306,10 @@ impl<R: Queued> DynamicQueue<R> {
         };
         let pending = self.pending(dynamic, None);
         let stop = pending.stop.filter(|_| self.stays(pending.seen))?;
-        if let Some(auto_delay) = &mut self.auto_delay {
-            auto_delay.begun(pending.rows);
+        if let Some(mut auto_delay) = self.auto_delay.take() {
+            let taken = self.in_order().take(pending.count);
+            auto_delay.begun(pending.rows, taken.map(|waiting| waiting.since), now);
+            self.auto_delay = Some(auto_delay);
         }
         self.closure = pending.preferred_count.map_or(stop, |_| Closure::Preferred);
         Some(self.take(pending.preferred_count.unwrap_or(pending.count)))

@@ -14,7 +14,7 @@ pub use cache::{
     CacheKey, CachedResponse, KeyHasher, MalformedEntry, ModelIdentity, ResponseCache,
 };
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
-pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput};
+pub use ensemble::{Call, EnsemblePlan, EnsembleRun, PlanStep, Progress, StepInput, StepInputs};
 pub use in_order::InOrder;
 pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit};
 pub use sequence::{

@@ -113,7 +113,7 @@ pub fn kind(error: &Error) -> Failure {
     match error {
         Error::InRequest { error, .. } => kind(error),
         Error::QueueFull | Error::TimeoutExpired | Error::DeadlineExpired => Failure::Rejected,
-        Error::Cancelled => Failure::Cancelled,
+        Error::Cancelled | Error::SequenceLeft { .. } => Failure::Cancelled,
         Error::InEnsemble { error, .. } => kind(error),
         Error::Backend { .. } | Error::Model { .. } | Error::ModelUnavailable { .. } => {
             Failure::Backend

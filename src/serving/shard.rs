@@ -1,7 +1,6 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    time::Duration,
 };
 
 use smallvec::SmallVec;
@@ -19,12 +18,12 @@ use super::{
 };
 use crate::{
     inference::{Admitted, Error, Timestamp},
-    runtime::{self, ReactorHandle, Sleep, current, sleep_until, spawn, yield_now},
+    runtime::{
+        ReactorHandle, Sleep, TURN, current, sleep_until, spawn, spend_turn, turn_is_over,
+        yield_now,
+    },
     scheduler::{BatchingPolicy, Decision, DynamicQueue, InOrder},
 };
-
-/// How long an inline model may keep a reactor before others get their turn.
-const INLINE_TICK: Duration = Duration::from_micros(100);
 
 /// One reactor's queue for a version of a model, and the instances that it feeds. All of it lives
 /// on that reactor.
@@ -38,8 +37,6 @@ pub struct Shard {
     answer_order: AnswerOrder,
     /// Whether requests form batches, and so have to wait for each other.
     batches: bool,
-    /// How long requests have run at once in one poll of a task of this reactor, and in which.
-    ran_at_once: Cell<(Duration, u64)>,
     bell: Bell,
     closed: Cell<bool>,
 }
@@ -84,7 +81,6 @@ impl Shard {
             in_order: ordered.then(RefCell::default),
             answer_order: AnswerOrder::default(),
             batches: policy.dynamic.is_some(),
-            ran_at_once: Cell::default(),
             home: current(),
             queue: RefCell::new(DynamicQueue::new(policy).for_instances(executor.instances())),
             executor: RefCell::new(executor),
@@ -179,7 +175,7 @@ impl Shard {
     /// it, and what ran this way has not kept the reactor too long.
     fn can_run_at_once(&self) -> bool {
         !self.batches
-            && self.ran_in_this_poll() < INLINE_TICK
+            && !turn_is_over()
             && self.queue.borrow().is_empty()
             && matches!(*self.executor.borrow(), Executor::Inline(Some(_)))
     }
@@ -190,17 +186,8 @@ impl Shard {
             job.version.statistics.dequeued(self.home.index());
             return job.fail(self.home.index(), Error::DeadlineExpired);
         }
-        let ran = self.ran_in_this_poll();
         let ended = self.run(vec![job], began);
-        self.ran_at_once.set((ran + (ended - began), runtime::polls()));
-    }
-
-    /// How long requests have run at once since a task of this reactor last gave others their turn.
-    fn ran_in_this_poll(&self) -> Duration {
-        match self.ran_at_once.get() {
-            (ran, poll) if poll == runtime::polls() => ran,
-            _ => Duration::ZERO,
-        }
+        spend_turn(ended - began);
     }
 
     /// Starts every batch that can start. Returns when to be called again, though nothing arrives.
@@ -208,7 +195,7 @@ impl Shard {
         let mut inline_since = Timestamp::now();
         loop {
             let now = Timestamp::now();
-            if now - inline_since > INLINE_TICK {
+            if now - inline_since > TURN {
                 self.executor.borrow().flush();
                 yield_now().await;
                 inline_since = Timestamp::now();
@@ -217,7 +204,7 @@ impl Shard {
             self.drop_hopeless(now);
             let decision = match self.executor.borrow().room() {
                 Room::Now => Some(self.queue.borrow_mut().next(now)),
-                Room::Later => self.queue.borrow_mut().settled().map(Decision::Run),
+                Room::Later => self.queue.borrow_mut().settled(now).map(Decision::Run),
                 Room::None => None,
             };
             match decision {

@@ -213,6 +213,36 @@ def test_a_lost_device_is_told_by_models_outside_lanes_too(start, tmp_path, opti
     assert server.process.returncode == 1
 
 
+@pytest.mark.parametrize("strategy", ["direct { }", "oldest { max_candidate_sequences: 4 }"])
+def test_a_lost_device_ends_its_sequences_and_others_begin_elsewhere(start, tmp_path, strategy):
+    """Each client is told, and the sequences of the other device go on."""
+    both = softmax(options=SEQUENCES.replace("{", f"{{ {strategy}", 1))
+    both.config = both.config.replace("gpus: [ 0 ]", "gpus: [ 0, 1 ]")
+    folder = models.write(tmp_path / "own", {"both": both})
+    server = start(folder, "--device=host", "--host-device=count=2", "--host-device=lose=0:launch:2")
+
+    def send(sequence: int, flags: str = "", way=check):
+        options = {"sequence_start": "s" in flags, "sequence_end": "e" in flags}
+        array = () if way is refusal else (rows(1, sequence),)
+        return way(server, "grpc", "both", *array, sequence_id=sequence, **options)
+
+    # By turns on the two devices.
+    for sequence in (1, 2, 3, 4):
+        send(sequence, "s")
+    for sequence in (1, 3):
+        error = send(sequence, way=refusal)
+        assert error.status() == "StatusCode.UNAVAILABLE", error
+        assert "device 0 is lost" in error.message()
+    for sequence in (2, 4):
+        send(sequence)
+    for sequence in (1, 5):
+        send(sequence, "s")
+        send(sequence, "e")
+    assert "must specify the START flag" in send(3, way=refusal).message()
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        assert client.is_model_ready("both")
+
+
 def test_instances_that_take_turns_go_on_where_a_device_is_left(start, tmp_path):
     """The instance on the device that is lost takes no request away from the other."""
     both = softmax(limit=LIMITED)

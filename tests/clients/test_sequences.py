@@ -212,6 +212,39 @@ def test_wrong_requests_take_no_slot(start, tmp_path, strategy):
             send(sequence, "s")
 
 
+@pytest.mark.parametrize("strategy", ["direct { }", "oldest { max_candidate_sequences: 1 }"])
+def test_who_leaves_while_waiting_gives_the_slot_on(start, tmp_path, strategy):
+    """As with the real server: the sequence is over, and the next has its slot at once."""
+    config = models.sequence(strategy).replace("max_batch_size: 4", "max_batch_size: 1")
+    config = config.replace("idle_microseconds: 1000000", "idle_microseconds: 600000000")
+    config += 'parameters { key: "execute_delay_ms" value { string_value: "300" } }'
+    server = start(models.write(tmp_path / "models", {"m": models.Model(config)}))
+    answers: queue.Queue = queue.Queue()
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+
+        def send(name: str, sequence: int, flags: str = ""):
+            tensor = triton.tensor(triton_grpc, "INPUT0", "FP32", np.ones((1, 1), np.float32))
+            options = {"sequence_start": "s" in flags, "sequence_end": "e" in flags}
+            call = client.async_infer(
+                "m", [tensor], lambda result, error: answers.put((name, error)), sequence_id=sequence, **options
+            )
+            # They must come in this order, while the first runs.
+            time.sleep(0.03)
+            return call
+
+        send("first", 1, "s")
+        leaves = send("leaves", 2, "s")
+        send("behind", 2)
+        send("next", 3, "se")
+        leaves.cancel()
+        send("last", 1, "e")
+        got = dict(answers.get(timeout=20) for _ in range(5))
+        assert [got[name] for name in ("first", "last", "next")] == [None] * 3
+        assert "its client has left while a request waited" in got["behind"].message()
+        send("late", 2)
+        assert "must specify the START flag" in answers.get(timeout=20)[1].message()
+
+
 def test_sequences_under_way_end_with_their_model_and_leave_nobody_waiting(start, tmp_path):
     """What is answered is right, what is not is told why, while the model goes and comes again."""
     written = models.write(tmp_path / "models", {"m": models.Model(models.sequence("direct { }"))})

@@ -16,8 +16,7 @@ const EACH: Duration = Duration::from_secs(1);
 fn no_fixed_delay_is_much_better() {
     let mut faults = Vec::new();
     for site in &SITES {
-        let fixed = FIXED_US
-            .map(|us| simulate(site, Delay::Fixed(Duration::from_micros(us)), &STEPS, EACH));
+        let fixed = played_fixed(site, &STEPS, EACH);
         for target in TARGETS {
             let auto = simulate(site, Delay::Auto { target }, &STEPS, EACH);
             for (step, (load, auto)) in STEPS.iter().zip(&auto).enumerate() {
@@ -33,6 +32,51 @@ fn no_fixed_delay_is_much_better() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// The same for several instances and loads that jump, from a fifth of what they can do to more than that. While
+/// another way to wait is tried the target may be passed, by no more than half.
+#[test]
+fn several_instances_do_not_keep_it_from_the_best_delay() {
+    const RUNS: [RunTime; 4] = [
+        RunTime { base: 1000, row: 0, step: 1, by_step: 0 },
+        RunTime { base: 300, row: 200, step: 1, by_step: 0 },
+        RunTime { base: 0, row: 0, step: 16, by_step: 2000 },
+        RunTime { base: 100, row: 0, step: 4, by_step: 400 },
+    ];
+    let target = TARGETS[0];
+    let mut faults = Vec::new();
+    for (instances, run) in [2, 4].iter().flat_map(|&it| RUNS.map(|run| (it, run))) {
+        let site = Site { name: "several", instances, rows_max: 32, run };
+        let share = |share: f64| Load::Rate(share * site.capacity());
+        let clients = Load::Clients;
+        let loads = [
+            clients(16),
+            share(0.2),
+            clients(5),
+            share(0.95),
+            clients(12),
+            clients(48),
+            share(1.2),
+            clients(3),
+        ];
+        let fixed = played_fixed(&site, &loads, EACH / 2);
+        let auto = simulate(&site, Delay::Auto { target }, &loads, EACH / 2);
+        for (step, (load, auto)) in loads.iter().zip(&auto).enumerate() {
+            let fixed = fixed.each_ref().map(|of_delay| of_delay[step]);
+            let is_kept = fixed.iter().any(|it| it.p99 <= target);
+            let is_late = is_kept && auto.p99 > target.mul_f64(1.5);
+            let share = share_of_best(auto, &fixed, target);
+            if is_late || share < 0.9 {
+                faults.push(format!("{share:.3}: {site:?}, {load:?}: {auto:?} beside {fixed:?}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+fn played_fixed(site: &Site, loads: &[Load], each: Duration) -> [Vec<Outcome>; FIXED_US.len()] {
+    FIXED_US.map(|us| simulate(site, Delay::Fixed(Duration::from_micros(us)), loads, each))
 }
 
 /// What was done of what the best fixed delay has done that was no later, or kept the target.
@@ -60,7 +104,8 @@ fn steps_in_the_time_of_a_run_are_found() {
             step: 2 << below(4),
             by_step: 200 + 200 * below(10),
         };
-        let site = Site { name: "steps", instances: 1, rows_max: 16 << below(3), run };
+        let instances = 1 << below(3);
+        let site = Site { name: "steps", instances, rows_max: 16 << below(3), run };
         let loads = [(); LOADS].map(|()| match below(4) {
             0 => Load::Rate((100 << below(7)) as f64),
             1 => Load::Clients(1 + below(64) as usize),
@@ -68,9 +113,9 @@ fn steps_in_the_time_of_a_run_are_found() {
             _ => Load::Clients(run.step as usize * (1 + below(4) as usize)),
         });
         let target = Duration::from_millis(3 + below(12));
-        let played = |delay| simulate(&site, delay, &loads, EACH / 2);
-        let fixed = FIXED_US.map(|us| played(Delay::Fixed(Duration::from_micros(us))));
-        for (step, auto) in played(Delay::Auto { target }).iter().enumerate() {
+        let fixed = played_fixed(&site, &loads, EACH / 2);
+        let auto = simulate(&site, Delay::Auto { target }, &loads, EACH / 2);
+        for (step, auto) in auto.iter().enumerate() {
             let fixed = fixed.each_ref().map(|of_delay| of_delay[step]);
             let share = share_of_best(auto, &fixed, target);
             let told = || format!("{share:.3}: {site:?}, {step} of {loads:?}, target {target:?}");

@@ -38,6 +38,14 @@ impl RunTime {
     }
 }
 
+impl Site {
+    /// The most rows that it can do in a second.
+    pub fn capacity(&self) -> f64 {
+        let rate = |rows: u32| f64::from(rows) / self.run.of(rows).as_secs_f64();
+        self.instances as f64 * (1..=self.rows_max).map(rate).fold(0.0, f64::max)
+    }
+}
+
 /// Who sends requests of one row.
 #[derive(Clone, Copy, Debug)]
 pub enum Load {

@@ -10,10 +10,12 @@ use nix::{
     unistd::Pid,
 };
 
-/// So many batches in a row have to be done by turns before the process comes to its reactor; after each
-/// time that it had to leave, twice as many.
+/// So many turns, each a request or a call, come before the process does to its reactor; after each time
+/// that it had to leave, twice as many.
 const TURNS: u32 = 64;
-const TURNS_MAX: u32 = 1 << 14;
+const TURNS_MAX: u32 = 1 << 10;
+/// So many turns are outweighed by a batch that was none, of which there are some on a busy machine.
+const OUTWEIGHED: u32 = 8;
 
 /// Batches that run now, in all processes.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
@@ -44,9 +46,9 @@ impl Drop for Turn {
 ///
 /// To wake a thread on another processor, and to be woken from there, takes longer than a quick model
 /// does. While a process and its reactor work by turns, one request or call after the other and no other
-/// process has any, neither needs a processor of its own: then the thread runs on the reactor's. As soon
-/// as there is more to do it goes back, with all threads that were started meanwhile. What the model has
-/// chosen itself stays.
+/// process has any, neither needs a processor of its own: then the thread runs on the reactor's. When there
+/// is more to do it goes back, with all threads that were started meanwhile. What the model has chosen
+/// itself stays.
 pub struct Placement {
     process: Pid,
     /// What the process was given at its start.
@@ -57,6 +59,7 @@ pub struct Placement {
 struct State {
     /// The processor of the reactor, while the thread is there.
     shared: Option<CpuSet>,
+    /// Turns, less what outweighed them.
     in_turn: u32,
     needed: u32,
 }
@@ -71,21 +74,36 @@ impl Placement {
         Self { process, given, state: Mutex::new(state) }
     }
 
-    /// Notes whether a batch was done by turns. To be called on the process's reactor if it was.
-    pub fn note(&self, by_turns: bool) {
+    /// Notes a batch that was done in so many turns, on the process's reactor; or that one was not, by 0.
+    pub fn note(&self, turns: u32) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !by_turns {
-            state.in_turn = 0;
-            if let Some(shared) = state.shared.take() {
-                state.needed = (state.needed * 2).min(TURNS_MAX);
-                self.leave(&shared);
-            }
-        } else if state.shared.is_none() {
-            state.in_turn += 1;
-            if state.in_turn >= state.needed {
-                state.in_turn = 0;
-                state.shared = self.join();
-            }
+        if turns == 0 {
+            let left = state.in_turn.saturating_sub(OUTWEIGHED);
+            return self.weigh(&mut state, left);
+        }
+        state.in_turn = state.in_turn.saturating_add(turns);
+        if state.shared.is_some() {
+            state.in_turn = state.in_turn.min(TURNS);
+        } else if state.in_turn >= state.needed {
+            state.shared = self.join();
+            state.in_turn = if state.shared.is_some() { TURNS } else { 0 };
+        }
+    }
+
+    /// Has the thread leave the reactor's processor now.
+    pub fn end_turns(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.weigh(&mut state, 0);
+    }
+
+    /// Notes that so many turns are left.
+    fn weigh(&self, state: &mut State, turns: u32) {
+        state.in_turn = turns;
+        if turns == 0
+            && let Some(shared) = state.shared.take()
+        {
+            state.needed = (state.needed * 2).min(TURNS_MAX);
+            self.leave(&shared);
         }
     }
 
@@ -155,26 +173,29 @@ mod tests {
         let reactor = thread::spawn(move || {
             let placement = Placement::of(sleeping.0.id());
             let at = || sched_getaffinity(process).unwrap();
-            let turns = |count| (0..count).for_each(|_| placement.note(true));
+            let turns = |count| (0..count).for_each(|_| placement.note(1));
             turns(2 * TURNS);
             assert_eq!(at(), given, "a reactor that may run anywhere has no place to share");
+            let others = |count| (0..count).for_each(|_| placement.note(0));
             sched_setaffinity(Pid::from_raw(0), &only(core)).unwrap();
-            placement.note(false);
+            others(1);
             turns(TURNS - 1);
             assert_eq!(at(), given);
             turns(1);
+            others(TURNS / OUTWEIGHED - 1);
             assert_eq!(at(), only(core));
-            placement.note(false);
+            others(1);
             assert_eq!(at(), given);
             turns(TURNS);
             assert_eq!(at(), given, "the next time takes longer");
-            turns(TURNS);
-            assert_eq!(at(), only(core));
-            placement.note(false);
+            placement.note(TURNS);
+            assert_eq!(at(), only(core), "a batch of many calls has many turns");
+            placement.end_turns();
+            assert_eq!(at(), given);
             // What the model chooses is left alone.
             sched_setaffinity(process, &only(other)).unwrap();
             turns(8 * TURNS);
-            placement.note(false);
+            others(1);
             assert_eq!(at(), only(other));
         });
         reactor.join().unwrap();

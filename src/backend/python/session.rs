@@ -38,6 +38,8 @@ pub const INLINE_BYTES_MAX: usize = 8 << 10;
 const DIRECT_BYTES_MAX: usize = 64 << 10;
 /// A process that takes less until it says something runs by turns with its reactor.
 const QUICK: Duration = Duration::from_micros(250);
+/// One that has had a batch for so long, and no turns, leaves its reactor's processor before it ends.
+const LONG: Duration = Duration::from_millis(20);
 /// How long a request waits for room in shared memory before it is refused.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The system's largest number of requests in one message.
@@ -187,9 +189,10 @@ impl Session {
     /// Has a process leave its reactor's processor that has run there for long.
     pub fn look_after(&self) {
         let turns = self.calls_ended.load(Ordering::Relaxed).saturating_add(1);
-        let is_long = lock(&self.execution).runs_longer_than(QUICK.saturating_mul(turns));
+        let limit = QUICK.saturating_mul(turns).max(LONG);
+        let is_long = lock(&self.execution).runs_longer_than(limit);
         if is_long {
-            self.placement.note(false);
+            self.placement.end_turns();
         }
     }
 

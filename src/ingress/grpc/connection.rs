@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    collections::VecDeque,
     future::Future as _,
     pin::{Pin, pin},
     rc::Rc,
@@ -138,7 +139,7 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
     let _watch = keep_alive::watch(&connection);
     let mut pings = Pings::default();
     let mut drain = Some(draining());
-    let mut arrived = Vec::new();
+    let mut arrived = VecDeque::new();
     let mut first_poll = FirstPoll::default();
     std::future::poll_fn(|cx| {
         let begun = drain.as_mut().is_some_and(|drain| Pin::new(drain).poll(cx).is_ready());
@@ -193,7 +194,10 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
             }
             had_turn = true;
             runtime::label(infer::LABEL);
-            for Call { terms, body, respond } in arrived.drain(..) {
+            // What is left when the turn is over is begun in the next.
+            while !runtime::turn_is_over()
+                && let Some(Call { terms, body, respond }) = arrived.pop_front()
+            {
                 first_poll.give(
                     infer::LABEL,
                     infer::answer(connection.clone(), terms, body, respond),

@@ -1,5 +1,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
+use super::ways::{Way, Ways};
 use crate::inference::Timestamp;
 
 /// The most batches from one look at how many rows would come to the next.
@@ -22,7 +23,8 @@ const SIZES_MAX: usize = 16;
 /// It knows how long batches of each size have run. Of `n` rows that are there each costs `run(n) / n`
 /// of an instance's time; waiting for `m` pays as long as `(wait + run(m)) / m` is less. Half of that
 /// wait is granted, so that one in vain is made good by one that is not. It ends sooner where a request
-/// would miss the target by it, and there is none while another instance is free for who comes next.
+/// would miss the target by it. Whether there is one at all, and while another instance is free for who
+/// comes next, is tried out: see [`Ways`].
 ///
 /// How many rows to wait for, `aim`, cannot be told from how many come in a second: clients that wait
 /// for their answers send all together, and the longer they are kept the fewer they send. So it is found
@@ -35,11 +37,19 @@ pub struct AutoDelay {
     instances: usize,
     running: usize,
     run_times: RunTimes,
-    aim: u32,
+    ways: Ways,
+    /// By way, for another finds others together.
+    aims: [Aim; Way::COUNT],
+    wait: Option<Wait>,
+}
+
+/// How many rows a batch waits for.
+#[derive(Clone, Copy)]
+struct Aim {
+    rows: u32,
     /// Batches until the next look.
     look_in: u32,
     look_every: u32,
-    wait: Option<Wait>,
 }
 
 /// A batch that waits.
@@ -60,9 +70,8 @@ impl AutoDelay {
             instances: 1,
             running: 0,
             run_times: RunTimes::default(),
-            aim: 1,
-            look_in: 0,
-            look_every: 1,
+            ways: Ways::new(target),
+            aims: [Aim { rows: 1, look_in: 0, look_every: 1 }; Way::COUNT],
             wait: None,
         }
     }
@@ -70,6 +79,7 @@ impl AutoDelay {
     /// Of how many instances one must be free for a batch to begin.
     pub fn set_instances(&mut self, instances: usize) {
         self.instances = instances;
+        self.ways.set_instances(instances);
     }
 
     /// Until when the `rows` that could run now should wait for more, at most `rows_max`; `None` when
@@ -80,8 +90,9 @@ impl AutoDelay {
         arrivals: impl Iterator<Item = Timestamp>,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        if self.running + 1 < self.instances {
-            return None;
+        match self.ways.way() {
+            Way::OnTheLast if self.running + 1 < self.instances => return None,
+            Way::OnTheLast | Way::OnAny => {}
         }
         let mut wait = match self.wait.take() {
             Some(wait) => wait,
@@ -102,21 +113,29 @@ impl AutoDelay {
     }
 
     /// Notes that a batch is on its way to an instance, and whether it has as many rows as it waited
-    /// for.
-    pub fn begun(&mut self, rows: u32) -> bool {
+    /// for. `arrivals` tells when its requests came.
+    pub fn begun(
+        &mut self,
+        rows: u32,
+        arrivals: impl Iterator<Item = Timestamp>,
+        now: Timestamp,
+    ) -> bool {
         self.running += 1;
-        self.look_in = self.look_in.saturating_sub(1);
+        let run_time = self.run_times.of(rows).unwrap_or_default();
+        let aim = &mut self.aims[self.ways.way() as usize];
+        self.ways.begun(arrivals.map(|since| (now - since).as_secs_f64() + run_time));
+        aim.look_in = aim.look_in.saturating_sub(1);
         let Some(wait) = self.wait.take() else { return false };
         let has_come = rows >= wait.aim;
         if wait.is_look || !has_come {
-            self.aim = rows;
+            aim.rows = rows;
         }
         match (wait.is_look, has_come) {
             (false, true) => return true,
-            (true, false) => self.look_every = (2 * self.look_every).min(LOOK_EVERY_MAX),
-            (true, true) | (false, false) => self.look_every = 1,
+            (true, false) => aim.look_every = (2 * aim.look_every).min(LOOK_EVERY_MAX),
+            (true, true) | (false, false) => aim.look_every = 1,
         }
-        self.look_in = if has_come { 0 } else { self.look_every };
+        aim.look_in = if has_come { 0 } else { aim.look_every };
         has_come
     }
 
@@ -129,9 +148,10 @@ impl AutoDelay {
     }
 
     fn begin(&mut self, rows: u32, rows_max: u32, now: Timestamp) -> Wait {
-        let is_look = self.look_in == 0 && self.run_times.of(rows).is_some();
-        let usual = self.aim.max(rows);
-        let aim = if is_look { usual + (usual / 4).max(1) } else { self.aim }.min(rows_max);
+        let Aim { rows: usual, look_in, .. } = self.aims[self.ways.way() as usize];
+        let is_look = look_in == 0 && self.run_times.of(rows).is_some();
+        let more = usual.max(rows) + (usual.max(rows) / 4).max(1);
+        let aim = if is_look { more } else { usual }.min(rows_max);
         if is_look && self.worth(rows, aim, Duration::ZERO).is_none() {
             // What was measured once must not keep it from looking for ever.
             self.run_times.forget(aim);

@@ -255,7 +255,7 @@ fn where_the_queue_is_limited_nothing_leaves_it_early() {
     let dynamic = DynamicBatching { default_policy: policy, ..DynamicBatching::default() };
     let mut queue = DynamicQueue::new(with(2, dynamic));
     queue.push(fake(0, 2), at(0)).unwrap();
-    assert_eq!(queue.settled(), None);
+    assert_eq!(queue.settled(at(0)), None);
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn a_batch_is_settled_when_neither_arrivals_nor_time_can_change_it() {
         for request in requests {
             queue.push(request.clone(), at(0)).unwrap();
         }
-        let settled = queue.settled().map(|batch| batch.len());
+        let settled = queue.settled(at(0)).map(|batch| batch.len());
         assert_eq!(settled, expected, "{case}");
         assert_eq!(queue.len(), requests.len() - expected.unwrap_or(0), "{case}");
     }
@@ -303,11 +303,11 @@ fn a_batch_is_settled_when_neither_arrivals_nor_time_can_change_it() {
 #[test]
 fn without_batching_every_request_without_a_limit_is_settled() {
     let mut queue = DynamicQueue::new(BatchingPolicy { max_batch_size: 8, dynamic: None });
-    assert_eq!(queue.settled(), None);
+    assert_eq!(queue.settled(at(0)), None);
     queue.push(fake(0, 1), at(0)).unwrap();
     queue.push(Fake { deadline: Some(at(9)), ..fake(1, 1) }, at(0)).unwrap();
-    assert_eq!(queue.settled().map(|batch| batch[0].name), Some(0));
-    assert_eq!(queue.settled(), None);
+    assert_eq!(queue.settled(at(0)).map(|batch| batch[0].name), Some(0));
+    assert_eq!(queue.settled(at(0)), None);
 }
 
 #[test]
@@ -382,7 +382,7 @@ proptest! {
             }
             queue
         };
-        if let Some(settled) = queue().settled() {
+        if let Some(settled) = queue().settled(at(0)) {
             let mut later = queue();
             for &(rows, shape, priority) in &arriving {
                 later.push(Fake { shape, priority, ..fake(99, rows) }, at(1)).unwrap();

@@ -10,4 +10,4 @@ mod run;
 mod tests;
 
 pub use plan::{EnsemblePlan, PlanStep, StepInput};
-pub use run::{Call, EnsembleRun, Progress};
+pub use run::{Call, EnsembleRun, Progress, StepInputs};

@@ -20,6 +20,19 @@ pub struct EnsemblePlan {
     pub(super) tensors: Vec<PlanTensor>,
     /// The most calls of one step that may be open at a time.
     pub(super) calls_max: usize,
+    /// What it takes to give all outputs.
+    pub(super) need: Need,
+}
+
+/// What it takes to give outputs that are wanted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Need {
+    /// Of each step, whether anything that is wanted comes of it.
+    pub steps: Vec<bool>,
+    /// How often each value of a tensor is taken; `None` for any number of times.
+    pub takers: Vec<Option<usize>>,
+    /// Whether responses come any number of times.
+    pub repeats: bool,
 }
 
 /// A step.
@@ -90,8 +103,10 @@ impl EnsemblePlan {
         };
         let outputs = outputs.into_iter().map(|it| is_given(it).then_some(it)).collect();
         let calls_max = ensemble.max_inflight.map_or(usize::MAX, |max| max as usize);
-        let mut plan = Self { steps, inputs, outputs, tensors, calls_max };
+        let need = Need::default();
+        let mut plan = Self { steps, inputs, outputs, tensors, calls_max, need };
         plan.mark_repeated();
+        plan.need = Need::of(&plan, &plan.outputs);
         plan
     }
 
@@ -120,6 +135,29 @@ impl EnsemblePlan {
                 }
             }
         }
+    }
+}
+
+impl Need {
+    /// To give `wanted`, by walking back from them: steps of which nothing is wanted do not run.
+    pub fn of(plan: &EnsemblePlan, wanted: &[Option<TensorIndex>]) -> Self {
+        let mut steps = vec![false; plan.steps.len()];
+        let mut open: Vec<TensorIndex> = wanted.iter().copied().flatten().collect();
+        while let Some(tensor) = open.pop() {
+            let Some(from) = plan.tensors[tensor].from else { continue };
+            if !std::mem::replace(&mut steps[from], true) {
+                open.extend(plan.steps[from].inputs.iter().map(|input| input.tensor));
+            }
+        }
+        let repeats = wanted.iter().flatten().any(|&tensor| plan.tensors[tensor].repeated);
+        let takers = plan.tensors.iter().enumerate().map(|(index, tensor)| {
+            let takers = tensor.to.iter().filter(|&&to| steps[to]);
+            let repeatedly = !tensor.repeated && takers.clone().any(|&to| plan.steps[to].repeated);
+            let answers = wanted.iter().flatten().filter(|wanted| **wanted == index).count();
+            let is_kept = repeatedly || (answers > 0 && repeats && !tensor.repeated);
+            (!is_kept).then(|| takers.count() + answers)
+        });
+        Self { takers: takers.collect(), steps, repeats }
     }
 }
 

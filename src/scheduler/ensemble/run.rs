@@ -1,11 +1,8 @@
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use smallvec::SmallVec;
 
-use super::plan::{EnsemblePlan, TensorIndex};
+use super::plan::{EnsemblePlan, Need, TensorIndex};
 
 /// Responses of a decoupled step that may wait for the steps behind it.
 const BACKLOG_MAX: usize = 1024;
@@ -18,6 +15,9 @@ pub struct Call {
     /// Which call of the step it is, from 0.
     pub number: u64,
 }
+
+/// The values of a step's inputs, in their order.
+pub type StepInputs<T> = SmallVec<[Option<T>; 2]>;
 
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,19 +33,24 @@ pub enum Progress {
 /// One request's way through an ensemble. `T` is a tensor, cheap to clone.
 pub struct EnsembleRun<T> {
     plan: Arc<EnsemblePlan>,
-    steps: Vec<StepState>,
-    tensors: Vec<TensorState<T>>,
+    state: State<T>,
     /// The outputs that are wanted, in the order of the signature.
     wanted: SmallVec<[Option<TensorIndex>; 4]>,
-    /// Steps of which something that they wait for has changed.
-    touched: VecDeque<usize>,
-    open_calls: usize,
     responses: u64,
     /// Whether responses come any number of times.
     repeats: bool,
 }
 
-#[derive(Clone, Default)]
+/// What of it changes, apart from the plan.
+struct State<T> {
+    steps: SmallVec<[StepState; 4]>,
+    tensors: SmallVec<[TensorState<T>; 4]>,
+    /// Steps of which something that they wait for has changed, in this order.
+    touched: SmallVec<[usize; 4]>,
+    open_calls: usize,
+}
+
+#[derive(Default)]
 struct StepState {
     /// Whether anything that is wanted comes of it.
     is_needed: bool,
@@ -128,75 +133,80 @@ impl<T: Clone> EnsembleRun<T> {
     ) -> Self {
         let wanted: SmallVec<[Option<TensorIndex>; 4]> =
             wanted.into_iter().map(|index| plan.outputs.get(index).copied().flatten()).collect();
-        let steps = needed_steps(&plan, &wanted);
-        let is_repeated = |tensor: &TensorIndex| plan.tensors[*tensor].repeated;
-        let tensors = plan.tensors.iter().enumerate().map(|(index, tensor)| {
-            let takers = tensor.to.iter().filter(|&&to| steps[to].is_needed);
-            let repeatedly = !tensor.repeated && takers.clone().any(|&to| plan.steps[to].repeated);
-            let answers = wanted.iter().flatten().filter(|wanted| **wanted == index).count();
-            let is_kept = repeatedly || (answers > 0 && !tensor.repeated);
-            let takers = (!is_kept).then(|| takers.count() + answers);
-            TensorState { values: Values::of(tensor.repeated), takers }
-        });
-        let mut run = Self {
-            repeats: wanted.iter().flatten().any(is_repeated),
-            tensors: tensors.collect(),
-            steps,
-            wanted,
-            touched: VecDeque::new(),
-            open_calls: 0,
-            responses: 0,
-            plan,
+        // Of most requests all outputs are wanted, and the plan knows what that takes.
+        let found;
+        let need = match wanted[..] == plan.outputs[..] {
+            true => &plan.need,
+            false => {
+                found = Need::of(&plan, &wanted);
+                &found
+            }
         };
-        let plan = run.plan.clone();
+        let steps = need.steps.iter();
+        let steps = steps.map(|&is_needed| StepState { is_needed, ..StepState::default() });
+        let tensors = plan
+            .tensors
+            .iter()
+            .zip(&need.takers)
+            .map(|(tensor, &takers)| TensorState { values: Values::of(tensor.repeated), takers });
+        let mut state = State {
+            steps: steps.collect(),
+            tensors: tensors.collect(),
+            touched: SmallVec::new(),
+            open_calls: 0,
+        };
+        let repeats = need.repeats;
         for (&tensor, value) in plan.inputs.iter().zip(inputs) {
-            run.give(tensor, 0, value);
+            state.give(&plan, tensor, 0, value);
         }
-        run
+        Self { plan, state, wanted, responses: 0, repeats }
     }
 
     /// The next call that can begin, and its inputs in the order of the step's, `None` for those that were
     /// left out or never given: whether it does without is for its model to say. To be called until there
     /// is none.
-    pub fn next_call(&mut self) -> Option<(Call, Vec<Option<T>>)> {
-        let plan = self.plan.clone();
-        while let Some(&step) = self.touched.front() {
-            if let Some(begun) = self.begin(&plan, step) {
+    pub fn next_call(&mut self) -> Option<(Call, StepInputs<T>)> {
+        let Self { plan, state, .. } = self;
+        while let Some(&step) = state.touched.first() {
+            if let Some(begun) = state.begin(plan, step) {
                 return Some(begun);
             }
-            self.touched.pop_front();
-            self.steps[step].is_touched = false;
+            state.touched.remove(0);
+            state.steps[step].is_touched = false;
         }
         None
     }
 
     /// Takes a response to a call in: its tensors by the model's names, `None` for one that it has not.
     pub fn answered(&mut self, call: Call, mut output: impl FnMut(&str) -> Option<T>) {
-        let plan = self.plan.clone();
+        let Self { plan, state, .. } = self;
         let Some(step) = plan.steps.get(call.step) else { return };
+        if !step.decoupled {
+            for (name, tensor) in &step.outputs {
+                state.give(plan, *tensor, call.number, output(name));
+            }
+            return;
+        }
         let values = step.outputs.iter().map(|(name, tensor)| (*tensor, output(name)));
         let values: SmallVec<[_; 4]> = values.collect();
-        let number = match step.decoupled {
-            false => call.number,
+        if values.iter().all(|(_, value)| value.is_none()) {
             // It says no more than that there is nothing.
-            true if values.iter().all(|(_, value)| value.is_none()) => return,
-            true => {
-                let state = &mut self.steps[call.step];
-                state.responses += 1;
-                state.responses - 1
-            }
-        };
+            return;
+        }
+        let responses = &mut state.steps[call.step].responses;
+        let number = *responses;
+        *responses += 1;
         for (tensor, value) in values {
-            self.give(tensor, number, value);
+            state.give(plan, tensor, number, value);
         }
     }
 
     /// No more responses come to a call.
     pub fn ended(&mut self, call: Call) {
-        let Some(state) = self.steps.get_mut(call.step) else { return };
-        state.open -= 1;
-        self.open_calls -= 1;
-        self.touch(call.step);
+        let Some(step) = self.state.steps.get_mut(call.step) else { return };
+        step.open -= 1;
+        self.state.open_calls -= 1;
+        self.state.touch(call.step);
     }
 
     /// Whether the steps behind a call's have so much to do that its responses should wait.
@@ -204,7 +214,10 @@ impl<T: Clone> EnsembleRun<T> {
         let Some(step) = self.plan.steps.get(call.step) else { return false };
         let most = BACKLOG_MAX.min(self.plan.calls_max);
         step.decoupled
-            && step.outputs.iter().any(|(_, tensor)| self.tensors[*tensor].values.len() >= most)
+            && step
+                .outputs
+                .iter()
+                .any(|(_, tensor)| self.state.tensors[*tensor].values.len() >= most)
     }
 
     /// The next response, if all of it is there: the wanted outputs in the order of the signature. Of
@@ -221,28 +234,31 @@ impl<T: Clone> EnsembleRun<T> {
         let places: Option<SmallVec<[_; 4]>> = self.wanted.iter().map(|&it| place(it)).collect();
         let places = places?;
         let is_there = |&(tensor, number): &(TensorIndex, u64)| {
-            let value = self.tensors[tensor].values.get(number);
+            let value = self.state.tensors[tensor].values.get(number);
             value.is_some_and(|value| self.repeats || value.tensor.is_some())
         };
         if !places.iter().all(is_there) {
             return None;
         }
         self.responses += 1;
-        let take = |(tensor, number): (TensorIndex, u64)| self.tensors[tensor].take(number);
+        let tensors = &mut self.state.tensors;
+        let take = |(tensor, number): (TensorIndex, u64)| tensors[tensor].take(number);
         Some(places.into_iter().map(take).collect())
     }
 
     /// How far the request has come, once there is no [next response](Self::next_response).
     pub fn progress(&self) -> Progress {
-        let is_over = self.open_calls == 0 && self.touched.is_empty();
+        let is_over = self.state.open_calls == 0 && self.state.touched.is_empty();
         match (is_over, self.repeats || self.responses > 0) {
             (true, true) => Progress::Done,
             (true, false) => Progress::Stuck,
             (false, _) => Progress::Going,
         }
     }
+}
 
-    fn begin(&mut self, plan: &EnsemblePlan, index: usize) -> Option<(Call, Vec<Option<T>>)> {
+impl<T: Clone> State<T> {
+    fn begin(&mut self, plan: &EnsemblePlan, index: usize) -> Option<(Call, StepInputs<T>)> {
         let step = &plan.steps[index];
         let state = &self.steps[index];
         let number = state.begun;
@@ -258,38 +274,31 @@ impl<T: Clone> EnsembleRun<T> {
         let state = &mut self.steps[index];
         state.begun += 1;
         state.open += 1;
-        // A tensor may be the value of several inputs; it counts as taken once.
-        let mut taken: SmallVec<[(TensorIndex, Option<T>); 4]> = SmallVec::new();
-        let mut inputs = Vec::with_capacity(step.inputs.len());
-        for input in &step.inputs {
-            let known = taken.iter().find(|(tensor, _)| *tensor == input.tensor);
-            let value = match known {
-                Some((_, value)) => value.clone(),
-                None => {
-                    let value = self.tensors[input.tensor].take(place(input.tensor));
-                    taken.push((input.tensor, value.clone()));
-                    value
-                }
-            };
-            inputs.push(value);
+        let mut inputs = StepInputs::new();
+        for (at, input) in step.inputs.iter().enumerate() {
+            // A tensor may be the value of several inputs; it counts as taken once.
+            let same = step.inputs[..at].iter().position(|other| other.tensor == input.tensor);
+            inputs.push(match same {
+                Some(same) => inputs[same].clone(),
+                None => self.tensors[input.tensor].take(place(input.tensor)),
+            });
         }
         self.open_calls += 1;
         Some((Call { step: index, number }, inputs))
     }
 
-    fn give(&mut self, tensor: TensorIndex, number: u64, value: Option<T>) {
+    fn give(&mut self, plan: &EnsemblePlan, tensor: TensorIndex, number: u64, value: Option<T>) {
         let state = &mut self.tensors[tensor];
         if state.takers != Some(0) {
             state.values.insert(number, Value { tensor: value, takers: state.takers });
         }
-        let plan = self.plan.clone();
         plan.tensors[tensor].to.iter().for_each(|&to| self.touch(to));
     }
 
     fn touch(&mut self, step: usize) {
         let state = &mut self.steps[step];
         if state.is_needed && !std::mem::replace(&mut state.is_touched, true) {
-            self.touched.push_back(step);
+            self.touched.push(step);
         }
     }
 }
@@ -306,17 +315,4 @@ impl<T: Clone> TensorState<T> {
         }
         value.tensor.clone()
     }
-}
-
-/// What comes to be by walking back from the wanted outputs.
-fn needed_steps(plan: &EnsemblePlan, wanted: &[Option<TensorIndex>]) -> Vec<StepState> {
-    let mut steps = vec![StepState::default(); plan.steps.len()];
-    let mut tensors: Vec<TensorIndex> = wanted.iter().copied().flatten().collect();
-    while let Some(tensor) = tensors.pop() {
-        let Some(from) = plan.tensors[tensor].from else { continue };
-        if !std::mem::replace(&mut steps[from].is_needed, true) {
-            tensors.extend(plan.steps[from].inputs.iter().map(|input| input.tensor));
-        }
-    }
-    steps
 }

@@ -50,7 +50,8 @@ fn plan(
 type Run = EnsembleRun<&'static str>;
 
 fn calls(run: &mut Run) -> Vec<(Call, Vec<Option<&'static str>>)> {
-    std::iter::from_fn(|| run.next_call()).collect()
+    let next = || run.next_call().map(|(call, inputs)| (call, inputs.into_vec()));
+    std::iter::from_fn(next).collect()
 }
 
 /// How far it has come, when nothing more can begin.

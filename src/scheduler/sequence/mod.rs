@@ -2,11 +2,14 @@
 //!
 //! A sequence is given a slot, which is a row of an instance's batches (direct) or a place among an
 //! instance's candidates (oldest), and keeps it until its last request has run or until it has been
-//! idle for too long. Sequences without a slot wait in the order in which they began. What a model
+//! idle for too long. A client that leaves while a request waits ends its sequence with it, and so does an
+//! instance that cannot run any more. Sequences without a slot wait in the order in which they began. What a model
 //! carries from request to request is kept with the sequence, and nobody here looks into it.
 //!
 //! `table.rs` knows the sequences and their slots, and is the only place where a slot is released.
 
+mod front;
+mod lines;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -21,7 +24,8 @@ use crate::{
 
 pub use table::SequenceKey;
 
-use table::{Front, Slot, Table};
+use front::Front;
+use table::{NoSequence, Slot, Table};
 
 /// A request that may belong to a sequence.
 pub trait Sequenced: Queued {
@@ -56,6 +60,8 @@ pub struct SequenceQueue<R, C> {
     table: Table<R, C>,
     /// By their numbers.
     instances: BTreeMap<u32, Instance<R>>,
+    /// Why an instance was lost, if one was.
+    lost: Option<String>,
     ids_given: u64,
 }
 
@@ -104,7 +110,8 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     /// No sequences yet; each begins by carrying `initial`. The instances are numbered from 0 on.
     pub fn new(policy: SequencePolicy, instances: u32, initial: C) -> Self {
         let table = Table::new(&policy, initial);
-        let mut queue = Self { table, instances: BTreeMap::new(), policy, ids_given: 0 };
+        let mut queue =
+            Self { table, instances: BTreeMap::new(), policy, lost: None, ids_given: 0 };
         // Nobody waits who would want to know the time.
         (0..instances).for_each(|instance| queue.add(instance, Timestamp::default()));
         queue
@@ -138,7 +145,9 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     /// Binds no further sequence to an instance. It is fed until those that are bound to it are over,
     /// and then among those that [have left](Self::left).
     pub fn leave(&mut self, instance: u32) {
-        self.table.leave(instance);
+        if self.instances.contains_key(&instance) {
+            self.table.leave(instance);
+        }
     }
 
     /// The instances that have left since this was asked last, and are fed no more.
@@ -167,7 +176,8 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
     /// than before, if one can.
     ///
     /// # Errors
-    /// When it is no request of a sequence that has begun; it comes back.
+    /// When it is no request of a sequence that has begun, or its sequence ended with its instance; it
+    /// comes back.
     pub fn push(&mut self, request: R, now: Timestamp) -> Result<Option<u32>, (R, Error)> {
         let model = || self.policy.model.clone();
         if request.rows() > 1 {
@@ -177,9 +187,13 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
             return Err((request, Error::NoCorrelationId { model: model() }));
         };
         let Sequence { id, start, end } = sequence.clone();
-        let Some(key) = self.table.find_or_begin(&id, start, now) else {
-            let error = Error::SequenceNotStarted { model: model(), id: id.to_string() };
-            return Err((request, error));
+        let key = match self.table.find_or_begin(&id, start, now) {
+            Ok(key) => key,
+            Err(NoSequence::NotStarted) => {
+                let error = Error::SequenceNotStarted { model: model(), id: id.to_string() };
+                return Err((request, error));
+            }
+            Err(NoSequence::Lost) => return Err((request, self.unavailable())),
         };
         self.table.push(key, request, now, start, end);
         Ok(self.offer(key, now))
@@ -233,6 +247,34 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
                 decision => return decision,
             }
         }
+    }
+
+    /// Takes an instance out on which nothing runs and nothing will, and ends its sequences; others go on,
+    /// and begin, on the instances that are left. Requests that must not run any more are put into
+    /// `hopeless`.
+    pub fn lose(
+        &mut self,
+        instance: u32,
+        reason: String,
+        now: Timestamp,
+        hopeless: &mut Vec<(R, Error)>,
+    ) {
+        let mut gone = Vec::new();
+        match self.instances.remove(&instance) {
+            Some(Instance::Direct(_)) => {}
+            Some(Instance::Oldest(mut queue)) => {
+                gone.extend(queue.drain().into_iter().map(|front| front.request));
+            }
+            None => return,
+        }
+        self.lost = Some(reason);
+        self.table.lose(instance, now, &mut gone);
+        hopeless.extend(gone.into_iter().map(|request| (request, self.unavailable())));
+    }
+
+    fn unavailable(&self) -> Error {
+        let reason = self.lost.clone().unwrap_or_default();
+        Error::ModelUnavailable { model: self.policy.model.clone(), reason }
     }
 
     /// Notes that a request of a sequence has run, and takes back what the sequence carries. Returns
@@ -328,8 +370,7 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
             }
             let Some(front) = self.table.take(key) else { continue };
             if let Some(error) = front.hopeless(now) {
-                hopeless.push((front.request, error));
-                again.extend(self.table.skipped(key, front.start, front.end, now));
+                again.extend(self.abandoned(front, error, now, hopeless));
                 continue;
             }
             let index = row as usize;
@@ -341,6 +382,25 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
             self.offer(key, now);
         }
         SequenceDecision::Run(SequenceBatch { rows })
+    }
+
+    /// Ends a sequence the client of which has left. Returns the one that can go on.
+    fn abandoned(
+        &mut self,
+        front: Front<R>,
+        error: Error,
+        now: Timestamp,
+        hopeless: &mut Vec<(R, Error)>,
+    ) -> Option<SequenceKey> {
+        let mut rest = Vec::new();
+        let goes_on = self.table.abandoned(front.key, now, &mut rest);
+        hopeless.push((front.request, error));
+        for request in rest {
+            let id = request.sequence().map(|sequence| sequence.id.to_string());
+            let (model, id) = (self.policy.model.clone(), id.unwrap_or_default());
+            hopeless.push((request, Error::SequenceLeft { model, id }));
+        }
+        goes_on
     }
 
     fn next_oldest(
@@ -357,9 +417,7 @@ impl<R: Sequenced, C: Carried> SequenceQueue<R, C> {
         let gone: Vec<_> = expired.into_iter().chain(cancelled).collect();
         if !gone.is_empty() {
             for (front, error) in gone {
-                let again = self.table.skipped(front.key, front.start, front.end, now);
-                hopeless.push((front.request, error));
-                if let Some(key) = again {
+                if let Some(key) = self.abandoned(front, error, now, hopeless) {
                     self.offer(key, now);
                 }
             }

@@ -6,11 +6,12 @@ use std::{
 
 use slab::Slab;
 
-use super::{Carried, SequencePolicy, SequenceRow, Sequenced};
-use crate::{
-    inference::{CorrelationId, Error, Timestamp},
-    scheduler::Queued,
+use super::{
+    Carried, SequencePolicy, SequenceRow, Sequenced,
+    front::Front,
+    lines::{Line, Lines},
 };
+use crate::inference::{CorrelationId, Timestamp};
 
 /// A sequence, told apart from those that had its place before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,9 +27,20 @@ pub(super) struct Slot {
     pub instance: u32,
 }
 
+/// Why a request belongs to no sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoSequence {
+    /// None of that id has begun.
+    NotStarted,
+    /// It ended with its instance, or there is no instance left.
+    Lost,
+}
+
 /// The sequences of a model, and which of them have a slot.
 pub(super) struct Table<R, C> {
-    sequences: Slab<Entry<R, C>>,
+    sequences: Slab<Entry<C>>,
+    /// Requests that wait.
+    lines: Lines<Waiting<R>>,
     /// Those whose last request has not come yet. Clients choose the ids, so the hash must be one that
     /// they cannot aim at.
     by_id: HashMap<CorrelationId, SequenceKey>,
@@ -37,6 +49,8 @@ pub(super) struct Table<R, C> {
     backlog: VecDeque<SequenceKey>,
     /// For every sequence when it is looked at next, to see whether it is idle.
     looks: BinaryHeap<Reverse<(Timestamp, SequenceKey)>>,
+    /// The number of instances of which slots are given.
+    staying: usize,
     max_idle: Duration,
     /// Whether a sequence is over when none of its requests waits.
     is_of_requests: bool,
@@ -45,20 +59,19 @@ pub(super) struct Table<R, C> {
     /// What a sequence carries when it begins.
     initial: C,
     begun: u64,
-    waiting: usize,
 }
 
-struct Entry<R, C> {
+struct Entry<C> {
     generation: u64,
     id: CorrelationId,
     slot: Option<Slot>,
-    waiting: VecDeque<Waiting<R>>,
+    waiting: Line,
     /// Whether a request of it has been taken and has not run yet.
     busy: bool,
     /// Whether its last request has come.
     ended: bool,
-    /// Whether the request that said that it is the first was never run.
-    owes_start: bool,
+    /// Whether it ended with its instance, which its client has not been told yet.
+    is_lost: bool,
     active: Timestamp,
     carried: C,
 }
@@ -70,34 +83,27 @@ struct Waiting<R> {
     end: bool,
 }
 
-/// A request that is the next of its sequence to run.
-pub(super) struct Front<R> {
-    pub key: SequenceKey,
-    pub request: R,
-    pub start: bool,
-    pub end: bool,
-    since: Timestamp,
-}
-
 impl<R: Sequenced, C: Carried> Table<R, C> {
     pub fn new(policy: &SequencePolicy, initial: C) -> Self {
         Self {
             sequences: Slab::new(),
+            lines: Lines::new(),
             by_id: HashMap::new(),
             free: BinaryHeap::new(),
             backlog: VecDeque::new(),
             looks: BinaryHeap::new(),
+            staying: 0,
             max_idle: policy.max_idle,
             is_of_requests: policy.iterative,
             leaving: BTreeMap::new(),
             initial,
             begun: 0,
-            waiting: 0,
         }
     }
 
     /// Gives out the slots of a further instance. Returns the sequences that have waited for one.
     pub fn add(&mut self, instance: u32, slots: u32, now: Timestamp) -> Vec<SequenceKey> {
+        self.staying += 1;
         let slots = (0..slots).map(|row| Slot { row, instance });
         slots.filter_map(|slot| self.give_on(slot, now)).collect()
     }
@@ -106,7 +112,9 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     pub fn leave(&mut self, instance: u32) {
         self.free.retain(|Reverse(slot)| slot.instance != instance);
         let slots = self.sequences.iter().filter_map(|(_, entry)| entry.slot);
-        self.leaving.insert(instance, slots.filter(|slot| slot.instance == instance).count());
+        let sequences = slots.filter(|slot| slot.instance == instance).count();
+        let was_leaving = self.leaving.insert(instance, sequences).is_some();
+        self.staying -= usize::from(!was_leaving);
     }
 
     /// The instances that were to leave and have no sequence any more. They are told once.
@@ -117,7 +125,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// Requests that wait here.
     pub fn waiting(&self) -> usize {
-        self.waiting
+        self.lines.len()
     }
 
     pub fn live(&self) -> usize {
@@ -125,17 +133,28 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     }
 
     /// The sequence of that id; with `start` it begins if there is none.
+    ///
+    /// # Errors
+    /// When there is none, and none can begin.
     pub fn find_or_begin(
         &mut self,
         id: &CorrelationId,
         start: bool,
         now: Timestamp,
-    ) -> Option<SequenceKey> {
+    ) -> Result<SequenceKey, NoSequence> {
         if let Some(&key) = self.by_id.get(id) {
-            return Some(key);
+            if self.get(key).is_some_and(|entry| !entry.is_lost) {
+                return Ok(key);
+            }
+            self.release(key, now);
+            if !start {
+                return Err(NoSequence::Lost);
+            }
         }
-        if !start {
-            return None;
+        match (self.staying, start) {
+            (0, _) => return Err(NoSequence::Lost),
+            (_, false) => return Err(NoSequence::NotStarted),
+            (_, true) => {}
         }
         self.forget_the_dead();
         self.begun += 1;
@@ -150,29 +169,28 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             generation: key.generation,
             id: id.clone(),
             slot,
-            waiting: VecDeque::new(),
+            waiting: Line::default(),
             busy: false,
             ended: false,
-            owes_start: false,
+            is_lost: false,
             active: now,
             carried: self.initial.clone(),
         });
         self.by_id.insert(id.clone(), key);
         self.looks.push(Reverse((now + self.max_idle, key)));
-        Some(key)
+        Ok(key)
     }
 
     /// Puts a request behind the others of its sequence.
     pub fn push(&mut self, key: SequenceKey, request: R, now: Timestamp, start: bool, end: bool) {
-        let Some(entry) = self.get_mut(key) else { return };
+        let Some(entry) = live(&mut self.sequences, key) else { return };
         entry.active = now;
-        entry.waiting.push_back(Waiting { request, since: now, start, end });
+        self.lines.push_back(&mut entry.waiting, Waiting { request, since: now, start, end });
         if end {
             entry.ended = true;
             let id = entry.id.clone();
             self.by_id.remove(&id);
         }
-        self.waiting += 1;
     }
 
     /// Whether a sequence of that id has begun, whose last request has not come.
@@ -185,10 +203,10 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     /// # Errors
     /// When nothing of the sequence runs; the request comes back.
     pub fn push_again(&mut self, key: SequenceKey, request: R, now: Timestamp) -> Result<(), R> {
-        let Some(entry) = self.get_mut(key).filter(|entry| entry.busy) else { return Err(request) };
+        let entry = live(&mut self.sequences, key).filter(|entry| entry.busy);
+        let Some(entry) = entry else { return Err(request) };
         let waiting = Waiting { request, since: now, start: false, end: false };
-        entry.waiting.push_front(waiting);
-        self.waiting += 1;
+        self.lines.push_front(&mut entry.waiting, waiting);
         Ok(())
     }
 
@@ -200,12 +218,12 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// Since when the next request of a sequence has waited.
     pub fn since(&self, key: SequenceKey) -> Option<Timestamp> {
-        Some(self.get(key)?.waiting.front()?.since)
+        Some(self.lines.front(self.get(key)?.waiting)?.since)
     }
 
     /// Whether the next request of a sequence can be in a batch with one that carries this.
     pub fn fits(&self, key: SequenceKey, request: &R, carried: &C) -> bool {
-        let front = self.get(key).and_then(|entry| entry.waiting.front());
+        let front = self.get(key).and_then(|entry| self.lines.front(entry.waiting));
         front.is_some_and(|front| front.request.fits_with(request))
             && self.carries_like(key, carried)
     }
@@ -217,21 +235,18 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// Takes the next request of a sequence, which is busy from then on.
     pub fn take(&mut self, key: SequenceKey) -> Option<Front<R>> {
-        let entry = self.get_mut(key)?;
-        let Waiting { request, since, start, end } = entry.waiting.pop_front()?;
+        let entry = live(&mut self.sequences, key)?;
+        let Waiting { request, since, start, end } = self.lines.pop_front(&mut entry.waiting)?;
         entry.busy = true;
-        let start = start || std::mem::take(&mut entry.owes_start);
-        self.waiting -= 1;
         Some(Front { key, request, start, end, since })
     }
 
     /// Gives back what was taken.
     pub fn put_back(&mut self, front: Front<R>) {
         let Front { key, request, start, end, since } = front;
-        let Some(entry) = self.get_mut(key) else { return };
+        let Some(entry) = live(&mut self.sequences, key) else { return };
         entry.busy = false;
-        entry.waiting.push_front(Waiting { request, since, start, end });
-        self.waiting += 1;
+        self.lines.push_front(&mut entry.waiting, Waiting { request, since, start, end });
     }
 
     /// Begins to run what was taken. A sequence that starts carries nothing of one before.
@@ -242,19 +257,54 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         SequenceRow { key, request, start, end, carried }
     }
 
-    /// Notes that what was taken will not run. Whoever comes next in the sequence is then its first, if
-    /// this was. Returns the sequence that can go on: this one, or one that got its slot.
-    pub fn skipped(
+    /// Notes that what was taken will not run, because its client has left. With it go those behind it in
+    /// its sequence, up to one that begins anew. Returns the sequence that can go on: this one, or one that
+    /// got its slot.
+    pub fn abandoned(
         &mut self,
         key: SequenceKey,
-        start: bool,
-        end: bool,
         now: Timestamp,
+        rest: &mut Vec<R>,
     ) -> Option<SequenceKey> {
-        let entry = self.get_mut(key)?;
-        entry.owes_start |= start && !end;
+        let entry = live(&mut self.sequences, key)?;
         entry.busy = false;
-        self.go_on(key, now)
+        entry.active = now;
+        while self.lines.front(entry.waiting).is_some_and(|waiting| !waiting.start) {
+            rest.extend(self.lines.pop_front(&mut entry.waiting).map(|waiting| waiting.request));
+        }
+        let is_over = entry.waiting.is_empty();
+        if is_over { self.release(key, now) } else { Some(key) }
+    }
+
+    /// Takes the slots of an instance away, on which nothing runs, and ends the sequences that have them;
+    /// with the last of which slots are given, also those that wait for one. Their requests are put into
+    /// `rest`.
+    pub fn lose(&mut self, instance: u32, now: Timestamp, rest: &mut Vec<R>) {
+        let was_leaving = self.leaving.remove(&instance).is_some();
+        self.staying -= usize::from(!was_leaving);
+        self.free.retain(|Reverse(slot)| slot.instance != instance);
+        let is_last = self.staying == 0;
+        let mut over = Vec::new();
+        for (index, entry) in &mut self.sequences {
+            let is_lost = match entry.slot {
+                Some(slot) => slot.instance == instance,
+                None => is_last && !entry.is_lost,
+            };
+            if is_lost {
+                while let Some(waiting) = self.lines.pop_front(&mut entry.waiting) {
+                    rest.push(waiting.request);
+                }
+                (entry.slot, entry.busy, entry.is_lost) = (None, false, true);
+                let key = SequenceKey { index, generation: entry.generation };
+                over.extend(entry.ended.then_some(key));
+            }
+        }
+        if is_last {
+            self.backlog.clear();
+        }
+        for key in over {
+            self.release(key, now);
+        }
     }
 
     /// Notes that what was taken has run. Returns the sequence that can go on: this one, or one that
@@ -308,9 +358,12 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// Takes out all requests that wait.
     pub fn drain(&mut self) -> Vec<R> {
-        self.waiting = 0;
-        let entries = self.sequences.iter_mut();
-        entries.flat_map(|(_, entry)| entry.waiting.drain(..)).map(|it| it.request).collect()
+        let Self { sequences, lines, .. } = self;
+        let entries = sequences.iter_mut().map(|(_, entry)| &mut entry.waiting);
+        entries
+            .flat_map(|line| std::iter::from_fn(|| lines.pop_front(line)).collect::<Vec<_>>())
+            .map(|waiting| waiting.request)
+            .collect()
     }
 
     /// Drops what is kept in lists of sequences that are over, once that is most of it.
@@ -359,10 +412,13 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         None
     }
 
+    /// The sequences that have slots, and the slots.
     #[cfg(test)]
-    pub(super) fn seated(&self, on: impl Fn(u32) -> bool) -> usize {
-        let slots = self.sequences.iter().filter_map(|(_, entry)| entry.slot);
-        slots.filter(|slot| on(slot.instance)).count()
+    pub(super) fn seated(&self) -> Vec<(SequenceKey, Slot)> {
+        let key = |(index, entry): (usize, &Entry<C>)| {
+            Some((SequenceKey { index, generation: entry.generation }, entry.slot?))
+        };
+        self.sequences.iter().filter_map(key).collect()
     }
 
     #[cfg(test)]
@@ -370,48 +426,15 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         (self.looks.len(), self.free.len())
     }
 
-    fn get(&self, key: SequenceKey) -> Option<&Entry<R, C>> {
+    fn get(&self, key: SequenceKey) -> Option<&Entry<C>> {
         self.sequences.get(key.index).filter(|entry| entry.generation == key.generation)
     }
 
-    fn get_mut(&mut self, key: SequenceKey) -> Option<&mut Entry<R, C>> {
-        self.sequences.get_mut(key.index).filter(|entry| entry.generation == key.generation)
+    fn get_mut(&mut self, key: SequenceKey) -> Option<&mut Entry<C>> {
+        live(&mut self.sequences, key)
     }
 }
 
-impl<R: Queued> Front<R> {
-    /// Why it must not run any more, if so.
-    pub fn hopeless(&self, now: Timestamp) -> Option<Error> {
-        if self.request.is_cancelled() {
-            return Some(Error::Cancelled);
-        }
-        let late = self.request.deadline().is_some_and(|deadline| deadline <= now);
-        late.then_some(Error::DeadlineExpired)
-    }
-}
-
-impl<R: Queued> Queued for Front<R> {
-    fn rows(&self) -> u32 {
-        self.request.rows()
-    }
-
-    fn fits_with(&self, other: &Self) -> bool {
-        self.request.fits_with(&other.request)
-    }
-
-    fn priority(&self) -> u64 {
-        self.request.priority()
-    }
-
-    fn queue_timeout(&self) -> Option<Duration> {
-        self.request.queue_timeout()
-    }
-
-    fn deadline(&self) -> Option<Timestamp> {
-        self.request.deadline()
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.request.is_cancelled()
-    }
+fn live<C>(sequences: &mut Slab<Entry<C>>, key: SequenceKey) -> Option<&mut Entry<C>> {
+    sequences.get_mut(key.index).filter(|entry| entry.generation == key.generation)
 }

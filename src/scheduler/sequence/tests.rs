@@ -199,23 +199,111 @@ fn who_starts_again_carries_nothing_over() {
     }
 }
 
+/// What a queue with one slot makes of requests, each of a sequence, while the first runs: which run after
+/// it, which fail, and who lives on.
 #[test]
-fn after_a_cancelled_first_request_the_second_is_the_first() {
+fn who_leaves_while_a_request_waits_ends_the_sequence_and_its_slot_goes_on() {
+    type Case<'a> = (&'a [(u64, &'a str)], &'a [usize], &'a [usize], usize);
+    let cases: [Case<'_>; 8] = [
+        // A first request that waits for a slot, and those behind it.
+        (&[(1, "s"), (2, "sx"), (1, "e"), (3, "s")], &[1, 3, 4], &[2], 1),
+        (&[(1, "s"), (2, "sx"), (2, "x"), (1, "e"), (3, "s")], &[1, 4, 5], &[2, 3], 1),
+        (&[(1, "s"), (2, "sx"), (2, ""), (2, "e"), (1, "e"), (3, "s")], &[1, 5, 6], &[2, 3, 4], 1),
+        // A request in the middle, and the last.
+        (&[(1, "s"), (1, "x"), (1, ""), (3, "s")], &[1, 4], &[2, 3], 1),
+        (&[(1, "s"), (1, "ex"), (3, "se")], &[1, 3], &[2], 0),
+        // Who begins anew does not go with the one before.
+        (&[(1, "s"), (2, "sx"), (2, ""), (2, "se"), (1, "e"), (3, "s")], &[1, 5, 4, 6], &[2, 3], 1),
+        (&[(1, "s"), (1, "x"), (1, "s"), (1, "e"), (3, "se")], &[1, 3, 4, 5], &[2], 0),
+        (
+            &[(1, "s"), (2, "sx"), (3, "sx"), (4, "sx"), (1, "x"), (5, "s")],
+            &[1, 6],
+            &[5, 2, 3, 4],
+            1,
+        ),
+    ];
+    for (case, (requests, expected, failed, live)) in cases.into_iter().enumerate() {
+        for policy in [direct(1), oldest(1, 1), direct(0), oldest(0, 1)] {
+            let mut queue = Queue::new(policy, 1, 0);
+            for (&(id, flags), name) in requests.iter().zip(1..) {
+                queue.push(fake(name, id, flags), at(0)).unwrap();
+            }
+            let (mut ran, mut gone) = (Vec::new(), Vec::new());
+            loop {
+                let (batch, hopeless) = take(&mut queue, 0, at(0));
+                gone.extend(hopeless);
+                let Some(batch) = batch else { break };
+                ran.extend(names(&batch));
+                finish(&mut queue, batch, at(0));
+            }
+            assert_eq!((&ran[..], &gone[..]), (expected, failed), "case {case}");
+            assert_eq!((queue.live(), queue.len()), (live, 0), "case {case}");
+        }
+    }
+}
+
+#[test]
+fn an_instance_that_is_lost_ends_its_sequences_and_no_others() {
     for policy in [direct(1), oldest(1, 1)] {
-        let mut queue = Queue::new(policy, 1, 0);
-        queue.push(fake(1, 11, "sx"), at(0)).unwrap();
-        queue.push(fake(2, 11, ""), at(0)).unwrap();
-        queue.push(fake(3, 11, "ex"), at(0)).unwrap();
-        queue.push(fake(4, 22, "sex"), at(0)).unwrap();
-        let (batch, hopeless) = take(&mut queue, 0, at(0));
-        let batch = batch.unwrap();
-        assert_eq!((names(&batch), hopeless), (vec![2], vec![1]));
-        assert!(batch.rows[0].as_ref().unwrap().start);
-        finish(&mut queue, batch, at(0));
-        let (none, hopeless) = take(&mut queue, 0, at(0));
-        assert!(none.is_none());
-        assert_eq!(hopeless, [3, 4]);
-        assert_eq!((queue.live(), queue.len()), (0, 0));
+        let mut queue = Queue::new(policy, 2, 0);
+        for (name, id, flags) in
+            [(1, 11, "s"), (2, 22, "s"), (3, 33, "s"), (4, 11, ""), (5, 22, ""), (6, 11, "e")]
+        {
+            queue.push(fake(name, id, flags), at(0)).unwrap();
+        }
+        let lose = |queue: &mut Queue, instance| {
+            let mut hopeless = Vec::new();
+            queue.lose(instance, "it is gone".to_owned(), at(1), &mut hopeless);
+            let told = |(request, error): (Fake, Error)| {
+                assert_eq!(error.to_string(), "model 'm' is unavailable: it is gone");
+                request.name
+            };
+            hopeless.into_iter().map(told).collect::<Vec<_>>()
+        };
+        let told = |queue: &mut Queue, request| queue.push(request, at(2)).unwrap_err().1;
+        assert_eq!(lose(&mut queue, 0), [1, 4, 6]);
+        // The sequence had said that it ends.
+        assert!(matches!(told(&mut queue, fake(7, 11, "")), Error::SequenceNotStarted { .. }));
+        let (batch, _) = take(&mut queue, 1, at(2));
+        assert_eq!(names(batch.as_ref().unwrap()), [2]);
+        finish(&mut queue, batch.unwrap(), at(2));
+        // Who waits for a slot gets it where one is left, and who begins anew too.
+        queue.push(fake(8, 22, "e"), at(2)).unwrap();
+        queue.push(fake(9, 11, "s"), at(2)).unwrap();
+        let mut ran = Vec::new();
+        while let (Some(batch), _) = take(&mut queue, 1, at(2)) {
+            ran.extend(names(&batch));
+            finish(&mut queue, batch, at(2));
+        }
+        assert_eq!(ran, [5, 8, 3]);
+        // Nothing of 33 waits; its client is told once, as is everybody when no instance is left.
+        assert_eq!(lose(&mut queue, 1), [9]);
+        for (name, id, flags) in [(10, 33, ""), (11, 33, "s"), (12, 44, "se"), (13, 11, "e")] {
+            let error = told(&mut queue, fake(name, id, flags));
+            assert!(matches!(error, Error::ModelUnavailable { .. }), "{name}: {error}");
+        }
+        assert_eq!((queue.live(), queue.len(), queue.table.kept().1), (0, 0, 0));
+    }
+}
+
+#[test]
+fn a_sequence_that_was_lost_while_idle_is_told_so_once() {
+    for policy in [direct(1), oldest(1, 1)] {
+        let mut queue = Queue::new(policy, 2, 0);
+        for (name, id) in [(1, 11), (2, 22)] {
+            queue.push(fake(name, id, "s"), at(0)).unwrap();
+            let (batch, _) = take(&mut queue, name as u32 - 1, at(0));
+            finish(&mut queue, batch.unwrap(), at(0));
+        }
+        queue.lose(0, "it is gone".to_owned(), at(1), &mut Vec::new());
+        let mut told = |name, id, flags| queue.push(fake(name, id, flags), at(1));
+        assert!(matches!(told(3, 11, ""), Err((_, Error::ModelUnavailable { .. }))));
+        assert!(matches!(told(4, 11, ""), Err((_, Error::SequenceNotStarted { .. }))));
+        assert!(told(5, 22, "e").is_ok());
+        assert!(told(6, 11, "se").is_ok());
+        let (batch, _) = take(&mut queue, 1, at(1));
+        finish(&mut queue, batch.unwrap(), at(1));
+        assert_eq!(names(&take(&mut queue, 1, at(1)).0.unwrap()), [6]);
     }
 }
 
@@ -273,6 +361,8 @@ enum Event {
     Add,
     /// Have an instance leave, if it is not the last.
     Leave(usize),
+    /// An instance cannot run any more, once its batch has ended.
+    Lose(usize),
     /// End the oldest batch that runs.
     End,
     Pass,
@@ -287,6 +377,10 @@ struct Model {
     added: u32,
     /// Of each instance.
     slots: usize,
+    /// By id, whether one of its sequence has left.
+    is_left: BTreeMap<u64, bool>,
+    /// Requests that have, and those behind them.
+    left: BTreeSet<usize>,
     now: u64,
     arrived: usize,
     running: Vec<(u32, Batch)>,
@@ -310,6 +404,8 @@ impl Model {
             leaving: BTreeSet::new(),
             added: instances,
             slots: slots as usize,
+            is_left: BTreeMap::new(),
+            left: BTreeSet::new(),
             now: 0,
             arrived: 0,
             running: Vec::new(),
@@ -324,27 +420,49 @@ impl Model {
         match event {
             Event::Arrive { id, flags } => {
                 self.arrived += 1;
+                let is_left = self.is_left.entry(id).or_default();
+                *is_left = (*is_left && !flags.contains('s')) || flags.contains('x');
+                if *is_left {
+                    self.left.insert(self.arrived);
+                }
                 let request = fake(self.arrived, id, flags);
                 self.accepted += usize::from(self.queue.push(request, at(self.now)).is_ok());
             }
             Event::Run(instance) => {
-                let instance = self.instances[instance % self.instances.len()];
+                let Some(instance) = self.instance(instance) else { return };
                 if self.running.iter().any(|(busy, _)| *busy == instance) {
                     return;
                 }
                 let (batch, hopeless) = take(&mut self.queue, instance, at(self.now));
-                hopeless.into_iter().for_each(|name| assert!(self.out.insert(name)));
+                for name in hopeless {
+                    assert!(self.out.insert(name));
+                    assert!(self.left.contains(&name), "it waits for its answer");
+                }
                 let Some(batch) = batch else { return };
                 assert!(batch.rows.iter().any(Option::is_some), "an empty batch");
                 for (row, taken) in batch.rows.iter().enumerate() {
                     let Some(taken) = taken else { continue };
                     assert!(self.out.insert(taken.request.name), "it ran twice");
+                    assert!(!taken.request.cancelled, "nobody wants its answer");
                     let running = self.running.iter().flat_map(|(_, batch)| &batch.rows).flatten();
                     assert!(running.into_iter().all(|other| other.key != taken.key), "at once");
                     let place = (instance, if self.is_direct { row } else { 0 });
                     assert_eq!(*self.places.entry(taken.key).or_insert(place), place, "it moved");
                 }
                 self.running.push((instance, batch));
+            }
+            Event::Lose(instance) => {
+                let Some(instance) = self.instance(instance) else { return };
+                if self.running.iter().any(|(busy, _)| *busy == instance) {
+                    return;
+                }
+                self.instances.retain(|other| *other != instance);
+                self.leaving.remove(&instance);
+                let mut hopeless = Vec::new();
+                self.queue.lose(instance, String::new(), at(self.now), &mut hopeless);
+                for (request, _) in hopeless {
+                    assert!(self.out.insert(request.name));
+                }
             }
             Event::End => {
                 if self.running.is_empty() {
@@ -377,9 +495,22 @@ impl Model {
             assert!(self.running.iter().all(|(busy, _)| *busy != instance), "it runs");
             self.instances.retain(|other| *other != instance);
         }
+        self.check_slots();
+    }
+
+    fn check_slots(&self) {
+        let seated = self.queue.table.seated();
+        let slots: BTreeSet<_> = seated.iter().map(|(_, slot)| slot).collect();
+        assert_eq!(slots.len(), seated.len(), "a slot is held twice");
+        assert!(slots.iter().all(|slot| self.instances.contains(&slot.instance)), "of none");
+        let staying = slots.iter().filter(|slot| !self.leaving.contains(&slot.instance)).count();
         let (_, free) = self.queue.table.kept();
-        let seated = self.queue.table.seated(|instance| !self.leaving.contains(&instance));
-        assert_eq!(free + seated, self.slots(), "a slot is lost or held twice");
+        assert_eq!(free + staying, self.slots(), "a slot is lost or held twice");
+    }
+
+    /// One of those that are fed.
+    fn instance(&self, which: usize) -> Option<u32> {
+        self.instances.get(which.checked_rem(self.instances.len())?).copied()
     }
 
     /// Those of instances that stay.
@@ -394,7 +525,9 @@ impl Model {
             self.happen(Event::End);
             self.happen(Event::End);
         }
-        // Who still holds a slot has not said that it ends.
+        // Who still holds a slot has run, and has not said that it ends.
+        let seated = self.queue.table.seated();
+        assert!(seated.iter().all(|(key, _)| self.places.contains_key(key)), "an idle slot");
         (0..4 * (self.arrived + 1)).for_each(|_| {
             self.happen(Event::Pass);
             (0..self.instances.len()).for_each(|instance| self.happen(Event::Run(instance)));
@@ -403,8 +536,8 @@ impl Model {
         });
         assert_eq!(self.out.len(), self.accepted, "a request is lost");
         assert_eq!((self.queue.live(), self.queue.len()), (0, 0));
-        let (_, free) = self.queue.table.kept();
-        assert_eq!((free, self.leaving.len()), (self.slots(), 0));
+        assert!(self.leaving.is_empty());
+        self.check_slots();
     }
 }
 
@@ -421,6 +554,7 @@ fn events() -> impl Strategy<Value = Event> {
         1 => Just(Event::Pass),
         1 => Just(Event::Add),
         1 => (0..4_usize).prop_map(Event::Leave),
+        1 => (0..16_usize).prop_filter_map("seldom", |it| (it < 4).then_some(Event::Lose(it))),
     ]
 }
 

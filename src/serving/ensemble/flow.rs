@@ -13,7 +13,7 @@ use crate::{
         Parameter, Parameters, RequestedOutput, Rope, Shape, Timestamp,
     },
     runtime::{End, ReplyReceiver, current, spawn},
-    scheduler::{Call, EnsembleRun, Progress},
+    scheduler::{Call, EnsembleRun, Progress, StepInputs},
     serving::{
         cache, classification,
         job::{Job, Reply},
@@ -105,8 +105,7 @@ impl Flow {
 
     fn begin_calls(&mut self) -> Result<(), Error> {
         while let Some((call, inputs)) = self.run.next_call() {
-            let steps = self.steps.clone();
-            let Some(step) = steps.steps.get(call.step) else { continue };
+            let Some(step) = self.steps.steps.get(call.step) else { continue };
             let request = self.request(step, call, inputs);
             let replies = step.version.infer_within(request, self.parent.clone())?;
             self.calls.push(OpenCall { call, replies });
@@ -115,7 +114,7 @@ impl Flow {
     }
 
     /// What a step's model is asked.
-    fn request(&self, step: &Step, call: Call, inputs: Vec<Option<Tensor>>) -> InferRequest {
+    fn request(&self, step: &Step, call: Call, inputs: StepInputs<Tensor>) -> InferRequest {
         let job = &self.job;
         let mut request = InferRequest {
             id: job.id.clone(),

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     backend::ModelInstance,
+    device::Device,
     inference::Timestamp,
     runtime::{ReactorHandle, pin_to},
     scheduler::{SequenceBatch, SequenceKey},
@@ -29,6 +30,8 @@ pub struct Instances(BTreeMap<u32, Instance>);
 struct Instance {
     batches: Sender<Batch>,
     is_idle: bool,
+    /// What it cannot run without.
+    device: Option<Arc<dyn Device>>,
 }
 
 /// A batch that has run, on its way home.
@@ -55,6 +58,7 @@ impl Instances {
         let started = (first..).zip(placed).map(|(number, placed)| {
             let PlacedInstance { name, cores, instance, seat } = placed;
             let (batches, receive) = bounded(1);
+            let device = instance.device().cloned();
             let (setup, home) = (setup.clone(), home.clone());
             thread::Builder::new()
                 .name(name.clone())
@@ -62,7 +66,7 @@ impl Instances {
                     run(number, instance, seat.as_ref(), &cores, &setup, &receive, &home);
                 })
                 .map_err(|source| NoThread { name, source })?;
-            Ok((number, Instance { batches, is_idle: true }))
+            Ok((number, Instance { batches, is_idle: true, device }))
         });
         started.collect::<Result<_, _>>().map(Self)
     }
@@ -87,6 +91,12 @@ impl Instances {
     /// Ends the thread of an instance that is idle.
     pub fn end(&mut self, instance: u32) {
         self.0.remove(&instance);
+    }
+
+    /// Why an instance cannot run any more, if that is so.
+    pub fn lost(&self, instance: u32) -> Option<String> {
+        let lost = self.0.get(&instance)?.device.as_ref()?.lost()?;
+        Some(lost.to_string())
     }
 
     /// Runs a batch on an instance that is idle.

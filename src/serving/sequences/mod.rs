@@ -78,6 +78,9 @@ impl SequenceShard {
                     self.bell.ring();
                 }
             }
+            Err((job, error @ Error::ModelUnavailable { .. })) => {
+                job.fail(self.home.index(), error);
+            }
             Err((job, error)) => job.refuse(error),
         }
     }
@@ -134,6 +137,11 @@ impl SequenceShard {
         }
         let idle = self.instances.borrow().idle();
         for instance in idle {
+            if let Some(reason) = self.instances.borrow().lost(instance) {
+                self.queue.borrow_mut().lose(instance, reason, now, &mut hopeless);
+                self.instances.borrow_mut().end(instance);
+                continue;
+            }
             let decision = self.queue.borrow_mut().next(instance, now, &mut hopeless);
             match decision {
                 SequenceDecision::Idle => {}

@@ -313,12 +313,13 @@ impl Session {
                 execution.outcomes.push_back(outcome);
                 drop(execution);
                 self.execution_ended.notify_all();
-                self.placement.note(false);
+                self.placement.note(0);
             }
             Whose::Reactor { numbers, batch } => {
                 drop(execution);
                 let turns = self.calls_ended.swap(0, Ordering::Relaxed).saturating_add(1);
-                self.placement.note(turn.is_alone() && since.elapsed() / turns < QUICK);
+                let by_turns = turn.is_alone() && since.elapsed() / turns < QUICK;
+                self.placement.note(if by_turns { turns } else { 0 });
                 drop(turn);
                 self.end_batch(outline, numbers, outcome);
                 batch.ended();
