@@ -33,11 +33,15 @@ impl Bed {
         let all = |package: &'static Package| [Some(package.sources), package.gpu_sources];
         let sources = PACKAGES.iter().flat_map(all).flatten().flatten();
         let kept = sources.flat_map(|source| source.kept);
-        for (file, _) in kept {
+        let mut kept: Vec<&str> = kept.map(|(path, _)| *path).collect();
+        // What lies in a folder goes before the folder, which then is there.
+        kept.sort_by_key(|path| std::cmp::Reverse(path.len()));
+        for file in kept {
             let path = folder.path().join("content").join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            // Of some packages a folder is kept, and of others of the same name files in it.
-            let _ = fs::write(path, file);
+            if !path.exists() {
+                fs::write(path, file).unwrap();
+            }
         }
         let directory = folder.path().join("backends");
         Self { folder, directory }
