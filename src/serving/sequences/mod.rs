@@ -137,7 +137,8 @@ impl SequenceShard {
         }
         let idle = self.instances.borrow().idle();
         for instance in idle {
-            if let Some(reason) = self.instances.borrow().lost(instance) {
+            let lost = self.instances.borrow().lost(instance);
+            if let Some(reason) = lost {
                 self.queue.borrow_mut().lose(instance, reason, now, &mut hopeless);
                 self.instances.borrow_mut().end(instance);
                 continue;
