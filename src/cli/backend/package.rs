@@ -74,6 +74,12 @@ impl Package {
     }
 }
 
+/// The wheels of torch, of which more or less is kept.
+const TORCH: &[Wheel] = &[Wheel {
+    architecture: "x86_64",
+    sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
+}];
+
 pub(super) const PACKAGES: &[Package] = &[
     Package {
         name: "onnxruntime",
@@ -150,10 +156,7 @@ pub(super) const PACKAGES: &[Package] = &[
                 project: "torch",
                 version: pytorch::VERSION,
                 platform: "manylinux_2_28",
-                wheels: &[Wheel {
-                    architecture: "x86_64",
-                    sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
-                }],
+                wheels: TORCH,
                 kept: &[
                     ("torch/lib/libtorch_cpu.so", "lib/libtorch_cpu.so"),
                     ("torch/lib/libc10.so", "lib/libc10.so"),
@@ -197,10 +200,7 @@ pub(super) const PACKAGES: &[Package] = &[
                 project: "torch",
                 version: pytorch::VERSION,
                 platform: "manylinux_2_28",
-                wheels: &[Wheel {
-                    architecture: "x86_64",
-                    sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
-                }],
+                wheels: TORCH,
                 kept: &[
                     ("torch/lib", "lib"),
                     ("torch/include", "include"),
