@@ -131,9 +131,10 @@ unsafe extern "C" fn forward(
     inputs_len: usize,
     out: *mut *mut Results,
 ) -> Outcome {
-    // SAFETY: the caller's array; no array needs a pointer when it is empty.
     let inputs = match inputs_len {
+        // Then there need be no pointer.
         0 => Vec::new(),
+        // SAFETY: the caller's array.
         _ => unsafe { std::slice::from_raw_parts(inputs, inputs_len) }.to_vec(),
     };
     guarded(|| {

@@ -73,12 +73,13 @@ impl Module {
             }
         };
         let results = self.script.forward(arguments, self.memory.gpu)?;
-        if self.options.cache_cleaning && libtorch::gpu_count() > 0 {
-            if let Err(failure) = libtorch::empty_cache() {
-                // SAFETY: nobody else has them.
-                unsafe { libtorch::free_results(results.as_ptr()) };
-                return Err(failure);
-            }
+        if self.options.cache_cleaning
+            && libtorch::gpu_count() > 0
+            && let Err(failure) = libtorch::empty_cache()
+        {
+            // SAFETY: nobody else has them.
+            unsafe { libtorch::free_results(results.as_ptr()) };
+            return Err(failure);
         }
         Ok(results)
     }
