@@ -2,7 +2,6 @@
 
 use std::{
     cell::Cell,
-    collections::VecDeque,
     future::Future as _,
     pin::{Pin, pin},
     rc::Rc,
@@ -114,6 +113,9 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADERS_MAX)
+        // A call is answered when its message is there. What its client says after it, that it has
+        // ended, is then no fault, however many such calls there are.
+        .max_concurrent_reset_streams(STREAMS_MAX as usize)
         .max_pending_accept_reset_streams(RESETS_MAX)
         .max_local_error_reset_streams(Some(RESETS_MAX))
         .handshake::<_, Bytes>(stream);
@@ -139,7 +141,7 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
     let _watch = keep_alive::watch(&connection);
     let mut pings = Pings::default();
     let mut drain = Some(draining());
-    let mut arrived = VecDeque::new();
+    let mut arrived = Vec::new();
     let mut first_poll = FirstPoll::default();
     std::future::poll_fn(|cx| {
         let begun = drain.as_mut().is_some_and(|drain| Pin::new(drain).poll(cx).is_ready());
@@ -194,10 +196,7 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
             }
             had_turn = true;
             runtime::label(infer::LABEL);
-            // What is left when the turn is over is begun in the next.
-            while !runtime::turn_is_over()
-                && let Some(Call { terms, body, respond }) = arrived.pop_front()
-            {
+            for Call { terms, body, respond } in arrived.drain(..) {
                 first_poll.give(
                     infer::LABEL,
                     infer::answer(connection.clone(), terms, body, respond),
