@@ -15,8 +15,7 @@ use std::{
 
 use self::run::{Failed, Run};
 use super::{
-    Outline,
-    near,
+    Outline, near,
     services::Services,
     session::Session,
     wire::{self, Said, Writer},
@@ -263,8 +262,8 @@ impl Seat {
     fn start(&self, purpose: &Purpose) -> Result<Run, BackendError> {
         let outline = &*self.outline;
         let refuse = |reason: String| BackendError(format!("{} {reason}", outline.process()));
-        let mut run = Run::start(outline)
-            .map_err(|error| refuse(format!("cannot be started: {error}")))?;
+        let mut run =
+            Run::start(outline).map_err(|error| refuse(format!("cannot be started: {error}")))?;
         self.begin(&mut run, purpose).map_err(|reason| match reason {
             Failed::Model(message) => BackendError(message),
             Failed::Process(reason) => refuse(reason),

@@ -9,7 +9,10 @@ use smallvec::SmallVec;
 
 use super::{INLINE_BYTES_MAX, ROOM_WAIT_MAX, Session, lock};
 use crate::{
-    backend::{Answer, Asked, python::wire::Writer},
+    backend::{
+        Answer, Asked,
+        python::{json, wire::Writer},
+    },
     inference::{Callers, Error},
 };
 
