@@ -162,8 +162,10 @@ class TritonPythonModel:
     assert "talks (talks_0): printed at the end" in log
 
 
-def test_a_model_that_logs_much_at_its_start_is_heard_at_once(start, tmp_path):
+def test_a_model_that_logs_much_at_its_start_is_heard_at_once(start, driver, tmp_path):
     """And one that never ends is given up all the same."""
+    if driver != "io_uring":
+        pytest.skip("it takes long, and no event loop is in it yet")
     source = ECHO + """
 import time
 class TritonPythonModel:
@@ -181,7 +183,7 @@ class TritonPythonModel:
     server = start(
         tmp_path / "repository",
         INTERPRETER,
-        "--backend-config=python,stub-timeout-seconds=8",
+        "--backend-config=python,stub-timeout-seconds=4",
         "--exit-on-error=false",
         "--strict-readiness=false",
     )
@@ -190,7 +192,7 @@ class TritonPythonModel:
     assert not is_ready(server, "endless")
     log = server.log.read_text()
     assert "talks (talks_0): line 59" in log
-    assert "'endless_0' of model 'endless' was not ready within 8 s" in log
+    assert "'endless_0' of model 'endless' was not ready within 4 s" in log
 
 
 def test_exceptions_in_hooks_are_told(start, tmp_path):
@@ -363,7 +365,7 @@ CONFIG = {
 }
 class TritonPythonModel:
     def brought(self):
-        pb_utils.load_model("brought", json.dumps(CONFIG), {"file:1/model.py": b"class TritonPythonModel:\n    pass\n"})
+        pb_utils.load_model("brought", json.dumps(CONFIG), {"file:1/model.py": b"class TritonPythonModel: pass"})
         before = pb_utils.is_model_ready("brought")
         pb_utils.unload_model("brought", unload_dependents=True)
         return before, pb_utils.is_model_ready("brought")
