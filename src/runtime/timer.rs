@@ -37,7 +37,7 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.0 {
-            Either::Left(timer) => Pin::new(timer).poll(cx).map(|_| ()),
+            Either::Left(timer) => Pin::new(timer).poll(cx),
             Either::Right(timer) => timer.as_mut().poll(cx),
         }
     }
