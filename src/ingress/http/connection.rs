@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::{Either, select};
+use futures_util::{
+    FutureExt as _,
+    future::{Either, select},
+};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -34,8 +37,9 @@ where
     let pace = Rc::<Pace>::default();
     let service = service_fn(|request| {
         let call = Call::begin(&pace);
-        let answering = respond(request);
-        async move { Ok::<_, Infallible>(answering.await.map(|body| Answer { body, _call: call })) }
+        // Not in a block of its own, which would keep the future twice.
+        respond(request)
+            .map(|answer| Ok::<_, Infallible>(answer.map(|body| Answer { body, _call: call })))
     });
     let mut connection = pin!(
         http1::Builder::new()

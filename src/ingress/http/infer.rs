@@ -66,7 +66,10 @@ impl Calls {
         let packing = Encoding::of_response(accepted);
         let (body, packed_as) = match packing {
             Encoding::Identity => (Segments::many(encoded), None),
-            _ => (Segments::one(packed::pack(packing, encoded).await?), Some(packing.name())),
+            _ => (
+                Segments::one(Box::pin(packed::pack(packing, encoded)).await?),
+                Some(packing.name()),
+            ),
         };
         let mut response = with_type(body, content_type);
         let headers = response.headers_mut();

@@ -65,7 +65,7 @@ impl Calls {
         if packing == Encoding::Identity {
             return Ok(rope);
         }
-        let unpacked = packed::unpack(packing, rope, limit).await?;
+        let unpacked = Box::pin(packed::unpack(packing, rope, limit)).await?;
         reservation.grow(unpacked.len().saturating_sub(packed_len))?;
         Ok(unpacked)
     }

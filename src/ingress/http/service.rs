@@ -47,11 +47,7 @@ impl Default for HttpSettings {
 /// Serves a connection of the inference port until it ends.
 pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: Arc<HttpSettings>) {
     let calls = Arc::new(Calls::new(control, settings, BinaryTypes::default()));
-    carry(stream, move |request| {
-        let calls = calls.clone();
-        async move { calls.answer(request).await }
-    })
-    .await;
+    carry(stream, move |request| calls.clone().answer(request)).await;
 }
 
 pub(super) struct Calls {
@@ -78,7 +74,7 @@ impl Calls {
         Self { server: control.server().clone(), control, settings, binary_types }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Segments> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Segments> {
         if let Some(refusal) = self.refusal(&request) {
             return refusal;
         }
@@ -111,6 +107,19 @@ impl Calls {
     ) -> Response<Segments> {
         let answered = match route {
             Route::Infer(model) => self.infer(&model, head, body).await,
+            // Each call's future is moved into its place, and these are the large ones.
+            other => Box::pin(self.make_other(other, head, body)).await,
+        };
+        answered.unwrap_or_else(|error| refused(&error))
+    }
+
+    async fn make_other(
+        &self,
+        route: Route<'_>,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        match route {
             Route::Generate(model) => self.generate(&model, head, body).await,
             Route::GenerateStream(model) => self.generate_stream(&model, head, body).await,
             Route::RepositoryIndex { .. } => self.index(head, body).await,
@@ -128,8 +137,7 @@ impl Calls {
                 self.set_trace(&model.unwrap_or_default(), head, body).await
             }
             other => self.describe(&other),
-        };
-        answered.unwrap_or_else(|error| refused(&error))
+        }
     }
 
     /// The answer to one who may not make this call. Like the real server's, it does not depend on the

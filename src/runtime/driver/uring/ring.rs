@@ -254,8 +254,9 @@ impl Drop for Readiness {
         source.is_gone = true;
         let waiting = std::mem::take(&mut source.waiting);
         if source.is_polled {
-            // Until its poll is over the kernel keeps a closed socket connected.
-            let end = opcode::PollRemove::new(self.place as u64).build().user_data(NOBODY);
+            // Until its poll is over the kernel keeps a closed socket connected. To remove a poll
+            // fails while something happens to it; to cancel it does not.
+            let end = opcode::AsyncCancel::new(self.place as u64).build().user_data(NOBODY);
             inner.unsent.push_back(end);
         } else {
             inner.sources.remove(self.place);
