@@ -344,6 +344,24 @@ fn a_connection_that_is_dropped_ends_for_its_peer_though_the_reactor_stays_busy(
 }
 
 #[test]
+fn a_connection_that_is_dropped_ends_though_its_peer_goes_on_writing() {
+    on_both_drivers(|reactors| {
+        let (mut client, server) = connected();
+        client.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+        let serve = move || {
+            spawn(&"dropping", async move {
+                let mut stream = TcpStream::adopt(server).unwrap();
+                stream.read_exact(&mut [0; 100_000]).await.unwrap();
+            });
+        };
+        reactors.handles()[0].send(Box::new(serve)).unwrap();
+        let refused = (0..10_000).find_map(|_| client.write_all(&[0; 16 << 10]).err()).unwrap();
+        let kinds = [std::io::ErrorKind::BrokenPipe, std::io::ErrorKind::ConnectionReset];
+        assert!(kinds.contains(&refused.kind()), "{refused}");
+    });
+}
+
+#[test]
 fn connections_end_with_their_reactor() {
     for driver in [Driver::Epoll, Driver::IoUring] {
         let reactors = start(driver, 1);

@@ -30,7 +30,7 @@ use pin_project_lite::pin_project;
 
 use self::{
     bell::Bell,
-    ring::{Readiness, Ring},
+    ring::{Direction, Readiness, Ring},
     socket::Socket,
 };
 use super::super::stall;
@@ -46,6 +46,10 @@ const IO_MEMORY_BYTES: usize = 64 << 10;
 /// How often glommio takes the processor away from its queue, which with one task in it always is not
 /// needed.
 const PREEMPT: Duration = Duration::from_secs(3600);
+
+/// For how many turns what is to be handed to the kernel may wait: after a request that comes alone it is
+/// handed over by the call that sleeps.
+const BUSY_TURNS_MAX: u8 = 3;
 
 thread_local! {
     static RING: RefCell<Option<Rc<Ring>>> = const { RefCell::new(None) };
@@ -139,6 +143,8 @@ pin_project! {
         idle_since: Option<Instant>,
         // The count of polls at the last turn.
         polls: u64,
+        // Since the kernel was last entered.
+        busy_turns: u8,
         #[pin]
         main: F,
     }
@@ -159,6 +165,7 @@ impl<F: Future<Output = ()>> Resident<F> {
             idle_spin,
             idle_since: None,
             polls: 0,
+            busy_turns: 0,
             main,
         })
     }
@@ -171,7 +178,10 @@ impl<F: Future<Output = ()>> Future for Resident<F> {
         let mut this = self.project();
         let bell = &this.doorbell.bell;
         loop {
-            let mut woken = this.ring.look()?;
+            let mut woken = this.ring.look(*this.busy_turns >= BUSY_TURNS_MAX)?;
+            if *this.busy_turns >= BUSY_TURNS_MAX {
+                *this.busy_turns = 0;
+            }
             if bell.get_up() {
                 if this.main.as_mut().poll(&mut Context::from_waker(this.waker)).is_ready() {
                     OVER.set(true);
@@ -186,14 +196,26 @@ impl<F: Future<Output = ()>> Future for Resident<F> {
             if woken || fired || std::mem::replace(this.polls, polls) != polls {
                 *this.polls = polls;
                 *this.idle_since = None;
+                *this.busy_turns += 1;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             let spins = !this.idle_spin.is_zero()
                 && this.idle_since.get_or_insert_with(Instant::now).elapsed() < *this.idle_spin;
             if spins {
+                // Nobody else runs: what is to be handed over waits for nothing.
+                *this.busy_turns = BUSY_TURNS_MAX;
                 std::hint::spin_loop();
+            } else if this
+                .wire
+                .poll(Direction::Read, &Context::from_waker(Waker::noop()))
+                .is_ready()
+            {
+                // Emptied, so that the ring tells when it is next rung.
+                let _ = this.doorbell.wire.read();
+                this.wire.exhaust(Direction::Read);
             } else if bell.lie_down() {
+                *this.busy_turns = 0;
                 this.ring.sleep(next)?;
             }
         }

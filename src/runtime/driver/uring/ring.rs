@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, opcode, squeue, types};
 use slab::Slab;
 
 /// Room for what is to be handed over at once; more goes in several calls.
@@ -16,10 +16,9 @@ const SUBMISSIONS: u32 = 256;
 /// Room for what has happened between two looks; more waits in the kernel.
 const COMPLETIONS: u32 = 4096;
 
-/// What is asked of every descriptor, once: the ring then tells of each change.
-const EVENTS: i16 = libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP;
-/// What ends either direction, whatever it was.
-const ENDS: i16 = libc::POLLERR | libc::POLLHUP;
+/// What is asked of a descriptor that is waited for, to be read or written. Its end and its failure are
+/// told too.
+const EVENTS: [i16; 2] = [libc::POLLIN | libc::POLLRDHUP, libc::POLLOUT];
 
 /// For an entry whose completion tells nothing.
 const NOBODY: u64 = u64::MAX;
@@ -49,8 +48,8 @@ struct Source {
     descriptor: RawFd,
     ready: [bool; 2],
     waiting: [Option<Waker>; 2],
-    /// Whether the kernel has more to say.
-    is_polled: bool,
+    /// Whether the kernel has been asked and has not answered.
+    is_polled: [bool; 2],
     is_gone: bool,
 }
 
@@ -59,9 +58,8 @@ impl Ring {
     /// When the system forbids io_uring or is too old.
     pub fn new() -> io::Result<Self> {
         let ring = build()?;
-        // Polls that last came in the same release.
-        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_resource_tagging() {
-            let detail = "io_uring of Linux 5.13 or later is needed";
+        if !ring.params().is_feature_ext_arg() {
+            let detail = "io_uring of Linux 5.11 or later is needed";
             return Err(io::Error::new(io::ErrorKind::Unsupported, detail));
         }
         Ok(Self(RefCell::new(Inner {
@@ -74,27 +72,25 @@ impl Ring {
 
     /// Looks after a descriptor, which must stay open as long as the result is kept.
     pub fn watch(self: &Rc<Self>, descriptor: BorrowedFd<'_>) -> Readiness {
-        let inner = &mut *self.0.borrow_mut();
-        let descriptor = descriptor.as_raw_fd();
-        let place = inner.sources.insert(Source {
-            descriptor,
-            ready: [false, true],
+        let place = self.0.borrow_mut().sources.insert(Source {
+            descriptor: descriptor.as_raw_fd(),
+            ready: [true; 2],
             waiting: [None, None],
-            is_polled: true,
+            is_polled: [false; 2],
             is_gone: false,
         });
-        inner.unsent.push_back(poll_add(descriptor, place));
         Readiness { ring: self.clone(), place }
     }
 
-    /// Takes note of what has happened, without waiting. Tells whether a task was woken.
+    /// Takes note of what has happened, without waiting. Tells whether a task was woken. What is to be
+    /// handed over waits for the next call of the kernel, unless it is `urgent`.
     ///
     /// # Errors
     /// When the kernel refuses to be asked.
-    pub fn look(&self) -> io::Result<bool> {
+    pub fn look(&self, urgent: bool) -> io::Result<bool> {
         let mut inner = self.0.borrow_mut();
         let mut woken = std::mem::take(&mut inner.woken);
-        if inner.must_enter() {
+        if inner.must_enter() || urgent && !inner.unsent.is_empty() {
             inner.enter(0, None)?;
         }
         inner.collect(&mut woken);
@@ -137,16 +133,16 @@ fn build() -> io::Result<IoUring> {
     }
 }
 
-fn poll_add(descriptor: RawFd, place: usize) -> squeue::Entry {
-    let events = u32::from(EVENTS.cast_unsigned());
-    opcode::PollAdd::new(types::Fd(descriptor), events).multi(true).build().user_data(place as u64)
+/// What a poll is called: by its source and its direction.
+fn name(place: usize, direction: usize) -> u64 {
+    (place * 2 + direction) as u64
 }
 
 impl Inner {
     /// Whether the kernel has to be entered to hear what has happened.
     fn must_enter(&mut self) -> bool {
         let queue = self.ring.submission();
-        !self.unsent.is_empty() || queue.taskrun() || queue.cq_overflow()
+        queue.taskrun() || queue.cq_overflow()
     }
 
     /// Hands over what is unsent, then waits until `count` things have happened or `longest` is over.
@@ -180,27 +176,19 @@ impl Inner {
     /// Takes note of what has happened; whom it concerns is put into `woken`.
     fn collect(&mut self, woken: &mut Vec<Waker>) {
         for completion in self.ring.completion() {
-            let place = completion.user_data() as usize;
+            let (place, direction) =
+                ((completion.user_data() / 2) as usize, (completion.user_data() % 2) as usize);
             let Some(source) = self.sources.get_mut(place) else { continue };
-            let goes_on = cqueue::more(completion.flags());
+            source.is_polled[direction] = false;
             if source.is_gone {
-                if !goes_on {
+                if source.is_polled == [false; 2] {
                     self.sources.remove(place);
                 }
                 continue;
             }
-            let events = completion.result();
-            let happened = |wanted: i16| events < 0 || events & i32::from(wanted | ENDS) != 0;
-            let ready = [happened(libc::POLLIN | libc::POLLRDHUP), happened(libc::POLLOUT)];
-            for (direction, _) in ready.into_iter().enumerate().filter(|(_, ready)| *ready) {
-                source.ready[direction] = true;
-                woken.extend(source.waiting[direction].take());
-            }
-            // A failed poll would fail again; what is wrong shows when the descriptor is used.
-            source.is_polled = goes_on || events >= 0;
-            if !goes_on && source.is_polled {
-                self.unsent.push_back(poll_add(source.descriptor, place));
-            }
+            // If the poll failed, what is wrong shows when the descriptor is used.
+            source.ready[direction] = true;
+            woken.extend(source.waiting[direction].take());
         }
     }
 }
@@ -225,19 +213,25 @@ pub struct Readiness {
 impl Readiness {
     /// Ready when it is worth trying; else the task is woken when it is.
     pub fn poll(&self, direction: Direction, cx: &Context<'_>) -> Poll<()> {
-        let mut inner = self.ring.0.borrow_mut();
+        // Dropped after what is borrowed: with a waker its task may go, and the task's sockets.
+        let mut _replaced = None;
+        let inner = &mut *self.ring.0.borrow_mut();
         let source = &mut inner.sources[self.place];
-        if source.ready[direction as usize] {
+        let direction = direction as usize;
+        if source.ready[direction] {
             return Poll::Ready(());
         }
-        let waiting = &mut source.waiting[direction as usize];
-        let mut replaced = None;
-        if !waiting.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            replaced = waiting.replace(cx.waker().clone());
+        // One poll for each wait, which looks at the descriptor first. One that goes on by itself would
+        // tell of changes only, and when many come while nobody looks the kernel can miss the last.
+        if !std::mem::replace(&mut source.is_polled[direction], true) {
+            let events = u32::from(EVENTS[direction].cast_unsigned());
+            let poll = opcode::PollAdd::new(types::Fd(source.descriptor), events).build();
+            inner.unsent.push_back(poll.user_data(name(self.place, direction)));
         }
-        drop(inner);
-        // With a waker its task may go, and the task's sockets.
-        drop(replaced);
+        let waiting = &mut source.waiting[direction];
+        if !waiting.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            _replaced = waiting.replace(cx.waker().clone());
+        }
         Poll::Pending
     }
 
@@ -252,14 +246,15 @@ impl Drop for Readiness {
         let mut inner = self.ring.0.borrow_mut();
         let source = &mut inner.sources[self.place];
         source.is_gone = true;
-        let waiting = std::mem::take(&mut source.waiting);
-        if source.is_polled {
-            // Until its poll is over the kernel keeps a closed socket connected. To remove a poll
-            // fails while something happens to it; to cancel it does not.
-            let end = opcode::AsyncCancel::new(self.place as u64).build().user_data(NOBODY);
-            inner.unsent.push_back(end);
-        } else {
+        let (waiting, is_polled) = (std::mem::take(&mut source.waiting), source.is_polled);
+        if is_polled == [false; 2] {
             inner.sources.remove(self.place);
+        }
+        for direction in [0, 1].into_iter().filter(|direction| is_polled[*direction]) {
+            // Until its polls are over the kernel keeps a closed socket connected. To remove a poll
+            // fails while something happens to it; to cancel it does not.
+            let end = opcode::AsyncCancel::new(name(self.place, direction)).build();
+            inner.unsent.push_back(end.user_data(NOBODY));
         }
         drop(inner);
         drop(waiting);
