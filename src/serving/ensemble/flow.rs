@@ -2,7 +2,6 @@ use std::{
     future::poll_fn,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use smallvec::SmallVec;
@@ -14,8 +13,9 @@ use crate::{
         Parameter, Parameters, Rope, Shape, Timestamp,
     },
     memory::OutputPlaces,
+    observe::BatchTimes,
     runtime::{End, ReplyReceiver, current, spawn},
-    scheduler::{Call, EnsembleRun, Progress, StepInputs},
+    scheduler::{Call, EnsembleRun, Progress, ResponseOutputs, StepInputs},
     serving::{
         batch::Outputs,
         cache, classification,
@@ -57,7 +57,9 @@ struct Flow {
     calls: SmallVec<[OpenCall; 2]>,
     /// Where the last step may write its outputs.
     places: Option<Arc<OutputPlaces>>,
-    account: Arc<Account>,
+    /// What the steps took that ran at once, and what adds up the times of the others, if there are any.
+    times: BatchTimes,
+    account: Option<Arc<Account>>,
     /// When the first response was sent.
     first: Option<Timestamp>,
 }
@@ -82,9 +84,9 @@ impl Flow {
         });
         let wanted = job.admitted.outputs.iter().map(|&index| usize::from(index));
         let run = EnsembleRun::new(steps.plan.clone(), inputs, wanted);
-        let account = Arc::new(Account::default());
         let places = lent(&steps, &job);
-        Self { steps, job, run, calls: SmallVec::new(), places, account, first: None }
+        let (calls, times) = (SmallVec::new(), BatchTimes::default());
+        Self { steps, job, run, calls, places, times, account: None, first: None }
     }
 
     /// Goes on as far as it can.
@@ -120,12 +122,12 @@ impl Flow {
             let places = self.places.as_ref().filter(|_| is_last);
             let alone = Alone { version: &step.version, request: &admitted, places };
             if let Some(RanAlone { outcome, times }) = self.run_alone(&alone) {
-                self.account.add(Duration::ZERO, times);
+                self.times = self.times + times;
                 answered(&mut self.run, step, call, outcome?);
                 self.run.ended(call);
                 continue;
             }
-            let account = self.account.clone();
+            let account = self.account.get_or_insert_default().clone();
             let replies = step.version.infer_step(admitted, &self.job, places.cloned(), account)?;
             self.calls.push(OpenCall { call, replies });
         }
@@ -205,7 +207,7 @@ impl Flow {
         })
     }
 
-    fn response(&mut self, tensors: Vec<Option<Tensor>>) -> Result<InferResponse, Error> {
+    fn response(&mut self, tensors: ResponseOutputs<Tensor>) -> Result<InferResponse, Error> {
         let parameters = self.parameters();
         let job = &mut self.job;
         let signature = &job.version.signature;
@@ -247,11 +249,11 @@ impl Flow {
             None => Parameter::Int(0),
         };
         let flag = |is_set: Option<bool>| Parameter::Bool(is_set.unwrap_or(false));
-        let mut parameters = Parameters::default();
-        parameters.insert("sequence_id", id);
-        parameters.insert("sequence_start", flag(sequence.map(|sequence| sequence.start)));
-        parameters.insert("sequence_end", flag(sequence.map(|sequence| sequence.end)));
-        parameters
+        Parameters::from([
+            ("sequence_id", id),
+            ("sequence_start", flag(sequence.map(|sequence| sequence.start))),
+            ("sequence_end", flag(sequence.map(|sequence| sequence.end))),
+        ])
     }
 
     fn of_this_ensemble(&self, error: Error) -> Error {
@@ -260,7 +262,7 @@ impl Flow {
 
     /// Counts the request and ends its answer. Requests to steps that are not answered are abandoned.
     fn end(self, ended: Ended) {
-        let Self { mut job, calls, account, first, .. } = self;
+        let Self { mut job, calls, times, account, first, .. } = self;
         drop(calls);
         let reactor = current().index();
         let last = match ended {
@@ -268,7 +270,8 @@ impl Flow {
             Err(error) => return job.fail(reactor, error),
         };
         let now = Timestamp::now();
-        let (queued, times) = account.sums();
+        let (queued, others) = account.map(|account| account.sums()).unwrap_or_default();
+        let times = times + others;
         let statistics = &job.version.statistics;
         statistics.executed(reactor, (job.admitted.batch_size, 0), 1, times);
         let first = first.unwrap_or(now) - job.arrived;
