@@ -60,6 +60,8 @@ struct Flow {
     /// What the steps took that ran at once, and what adds up the times of the others, if there are any.
     times: BatchTimes,
     account: Option<Arc<Account>>,
+    /// The time, if a step has just ended that ran at once.
+    clock: Option<Timestamp>,
     /// When the first response was sent.
     first: Option<Timestamp>,
 }
@@ -86,7 +88,7 @@ impl Flow {
         let run = EnsembleRun::new(steps.plan.clone(), inputs, wanted);
         let places = lent(&steps, &job);
         let (calls, times) = (SmallVec::new(), BatchTimes::default());
-        Self { steps, job, run, calls, places, times, account: None, first: None }
+        Self { steps, job, run, calls, places, times, account: None, clock: None, first: None }
     }
 
     /// Goes on as far as it can.
@@ -115,14 +117,17 @@ impl Flow {
 
     /// Begins the calls that can begin. Those that need not wait for anything are answered by that.
     fn begin_calls(&mut self) -> Result<(), Error> {
+        self.clock = None;
         while let Some((call, inputs)) = self.run.next_call() {
             let Some(step) = self.steps.steps.get(call.step) else { continue };
             let admitted = step.admit(inputs).map_err(|error| error.in_request(&self.job.id))?;
             let is_last = self.steps.last.as_ref().is_some_and(|last| last.index == call.step);
             let places = self.places.as_ref().filter(|_| is_last);
             let alone = Alone { version: &step.version, request: &admitted, places };
-            if let Some(RanAlone { outcome, times }) = self.run_alone(&alone) {
+            let began = self.clock.unwrap_or_else(Timestamp::now);
+            if let Some(RanAlone { outcome, times }) = self.run_alone(&alone, began) {
                 self.times = self.times + times;
+                self.clock = Some(began + times.total());
                 answered(&mut self.run, step, call, outcome?);
                 self.run.ended(call);
                 continue;
@@ -135,9 +140,10 @@ impl Flow {
     }
 
     /// Runs a call's request at once, unless somebody has to hear of more than its answer.
-    fn run_alone(&self, alone: &Alone<'_>) -> Option<RanAlone> {
+    fn run_alone(&self, alone: &Alone<'_>, began: Timestamp) -> Option<RanAlone> {
         let Job { trace: None, callers: None, deadline, .. } = self.job else { return None };
-        alone.version.run_alone(alone, deadline)
+        let is_in_time = deadline.is_none_or(|deadline| began < deadline);
+        is_in_time.then(|| alone.version.run_alone(alone, began))?
     }
 
     /// Takes in what steps have answered; whether there was anything.
@@ -262,14 +268,14 @@ impl Flow {
 
     /// Counts the request and ends its answer. Requests to steps that are not answered are abandoned.
     fn end(self, ended: Ended) {
-        let Self { mut job, calls, times, account, first, .. } = self;
+        let Self { mut job, calls, times, account, clock, first, .. } = self;
         drop(calls);
         let reactor = current().index();
         let last = match ended {
             Ok(last) => last,
             Err(error) => return job.fail(reactor, error),
         };
-        let now = Timestamp::now();
+        let now = clock.unwrap_or_else(Timestamp::now);
         let (queued, others) = account.map(|account| account.sums()).unwrap_or_default();
         let times = times + others;
         let statistics = &job.version.statistics;
