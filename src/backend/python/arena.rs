@@ -51,6 +51,8 @@ struct Books {
     free: Ranges,
     lent: BTreeMap<usize, Loan>,
     reach: Reach,
+    /// How many wait for room. To wake nobody is a system call too.
+    waiting: usize,
 }
 
 struct Loan {
@@ -94,6 +96,7 @@ impl Arena {
                 free: Ranges::new(0, half),
                 lent: BTreeMap::new(),
                 reach: Reach::of_half(0),
+                waiting: 0,
             }),
             theirs: Mutex::new(Reach::of_half(half)),
             room: Condvar::new(),
@@ -190,12 +193,14 @@ impl Arena {
             let mut books = self.books();
             if books.reach.kept() >= kept {
                 books.free.give(offset, length);
-                break;
+                if books.waiting > 0 {
+                    self.room.notify_all();
+                }
+                return;
             }
             // Less is kept by now.
             kept = books.reach.kept();
         }
-        self.room.notify_all();
     }
 
     /// Gives pages back that have not been used since before the last call. Returns from where on the
@@ -214,8 +219,10 @@ impl Arena {
 
     /// Waits until something that was lent has come back, or for `limit`.
     pub fn wait_for_room(&self, limit: Duration) {
-        let waited = self.room.wait_timeout(self.books(), limit);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let mut books = self.books();
+        books.waiting += 1;
+        let waited = self.room.wait_timeout(books, limit);
+        waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
     }
 
     /// Gives the whole pages of a range back to the system.

@@ -69,6 +69,26 @@ fn a_full_half_refuses_and_takes_again_when_there_is_room() {
     assert!(arena.lend(1, [&b"x"[..]].into_iter()).is_some());
 }
 
+#[test]
+fn whoever_waits_for_room_is_woken_when_there_is_some() {
+    let (arena, _) = arena(1 << 20);
+    let all = vec![1; arena.half()];
+    let range = arena.lend(all.len(), [&all[..]].into_iter()).unwrap();
+    let waiting = arena.clone();
+    let long = Duration::from_secs(60);
+    let waiter = std::thread::spawn(move || {
+        let since = std::time::Instant::now();
+        waiting.wait_for_room(long);
+        since.elapsed()
+    });
+    while arena.books().waiting == 0 {
+        std::thread::yield_now();
+    }
+    arena.take_back(range.offset).unwrap();
+    assert!(waiter.join().unwrap() < long / 2);
+    assert_eq!(arena.books().waiting, 0);
+}
+
 /// Bytes that the system has given for an arena.
 fn resident(arena: &Arena) -> usize {
     let blocks = nix::sys::stat::fstat(arena.file()).unwrap().st_blocks;

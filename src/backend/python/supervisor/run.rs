@@ -76,24 +76,24 @@ impl Run {
         let session = self.session.clone();
         let mut inbox = session.inbox();
         loop {
-            self.wait(LOOK_EVERY);
             self.has_ended();
+            let is_late = Instant::now() >= deadline;
             match self.next_said(&mut inbox) {
                 Ok(Some(Said::Started { has_is_ready, outcome })) => {
                     self.has_is_ready = has_is_ready;
                     return outcome.map_err(Failed::Model);
                 }
-                Ok(Some(said)) => seat.hear(&session, said).map_err(Failed::Process)?,
-                Ok(None) if seat.is_stopping() => {
+                Ok(_) if seat.is_stopping() => {
                     return Err(Failed::Process("is not wanted any more".to_owned()));
                 }
-                Ok(None) if Instant::now() < deadline => {}
-                Ok(None) => {
+                Ok(_) if is_late => {
                     return Err(Failed::Process(format!(
                         "was not ready within {} s (backend-config stub-timeout-seconds)",
                         seat.outline.start_limit.as_secs()
                     )));
                 }
+                Ok(Some(said)) => seat.hear(&session, said).map_err(Failed::Process)?,
+                Ok(None) => self.wait(LOOK_EVERY),
                 Err(reason) => {
                     self.output.drain(&mut self.process);
                     return Err(Failed::Process(match self.output.last_error() {
