@@ -35,7 +35,7 @@ help: ## List the targets
 # --- Use
 
 .PHONY: serve
-serve: release examples build/venv-examples/stamp ## Build the server and serve the example models on 127.0.0.1
+serve: release examples examples-python ## Build the server and serve the example models on 127.0.0.1
 	@$(RELEASE) backend install onnxruntime
 	@cat scripts/first_requests.txt
 	@exec $(RELEASE) --model-repository=build/examples/models --model-repository=build/examples/python \
@@ -121,7 +121,7 @@ test-clients: debug test-backends test-pytorch test-python test-peer ## Real Tri
 	done
 
 .PHONY: test-examples
-test-examples: debug test-backends examples build/venv-examples/stamp ## The example models and programs, on both event loops
+test-examples: debug test-backends examples examples-python ## The example models and programs, on both event loops
 	@for driver in io_uring epoll; do \
 		echo "--- $$driver"; \
 		NEREID_ARGUMENTS=--io-driver=$$driver NEREID_BINARY=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
@@ -213,15 +213,14 @@ test-python:
 	@scripts/require.sh python
 	@scripts/setup_python.sh
 
+.PHONY: examples-python
+examples-python:
+	@scripts/require.sh python
+	@scripts/setup_python.sh build/venv-examples requirements/examples.txt
+
 # The real Triton and perf_analyzer; where they cannot be had, the tests that need them skip by name.
 .PHONY: test-peer
 test-peer:
 	@scripts/require.sh cc python
 	@scripts/setup_peer.sh --optional
 
-build/venv-examples/stamp: requirements/examples.txt
-	@scripts/require.sh python
-	rm -rf build/venv-examples
-	$(PYTHON) -m venv build/venv-examples
-	$(EXAMPLES_PYTHON) -m pip install --quiet --disable-pip-version-check --requirement requirements/examples.txt
-	@touch $@
