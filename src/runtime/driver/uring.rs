@@ -36,15 +36,16 @@ const HEARTBEAT: Duration = Duration::from_millis(20);
 /// one woke: were that a round that runs no task too, there would be no other.
 const CHAMBERS: u32 = 16;
 
-fn builder(core: usize, idle_spin: Duration) -> LocalExecutorBuilder {
-    LocalExecutorBuilder::new(Placement::Fixed(core))
+fn builder(idle_spin: Duration) -> LocalExecutorBuilder {
+    // The thread is bound already, where it is to be.
+    LocalExecutorBuilder::new(Placement::Unbound)
         .io_memory(IO_MEMORY_BYTES)
         .preempt_timer(PREEMPT)
         .spin_before_park(idle_spin)
 }
 
-pub fn run(core: usize, idle_spin: Duration, main: impl Future<Output = ()>) -> Result<(), String> {
-    let executor = builder(core, idle_spin).make().map_err(|error| error.to_string())?;
+pub fn run(idle_spin: Duration, main: impl Future<Output = ()>) -> Result<(), String> {
+    let executor = builder(idle_spin).make().map_err(|error| error.to_string())?;
     executor.run(async {
         for chamber in 1..=CHAMBERS {
             glommio::spawn_local(async move {
