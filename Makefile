@@ -14,9 +14,11 @@ LOOM_MAX_PREEMPTIONS ?= $(if $(LONG),3,2)
 NEREID_TEST_RING_KILLS ?= $(if $(LONG),1000,12)
 NEREID_FAULTS ?= $(if $(LONG),300,3)
 NEREID_FAULT_SCHEDULES ?= $(if $(LONG),10000,400)
+NEREID_DELAY_SEEDS ?= $(if $(LONG),40,10)
 # What `make tools` has installed goes before what the machine has.
 PATH := $(CURDIR)/build/tools/bin:$(PATH)
-export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS NEREID_FAULTS NEREID_TEST_RING_KILLS NEREID_FAULT_SCHEDULES MAKE PATH
+export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS MAKE PATH
+export NEREID_DELAY_SEEDS NEREID_FAULTS NEREID_FAULT_SCHEDULES NEREID_TEST_RING_KILLS
 
 # Back ends for tests lie in the build folder, so that a test changes nothing in the user's home.
 TEST_BACKENDS := $(CURDIR)/build/backends
@@ -84,7 +86,7 @@ check: ## Formatting, lints, house style, licences
 	@scripts/require.sh rust cc fmt clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
-	$(CARGO) test --quiet --locked --test tidy --test compatibility
+	$(CARGO) test --quiet --locked --test tidy --test compatibility --test documents
 	@scripts/check_pytorch.sh
 	@$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
