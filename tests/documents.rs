@@ -25,7 +25,8 @@ impl Page {
         let mut lines = self.text.lines();
         while let Some(line) = lines.next() {
             let Some(fence) = line.strip_prefix("```") else { continue };
-            let block: Vec<_> = lines.by_ref().take_while(|line| !line.starts_with("```")).collect();
+            let block: Vec<_> =
+                lines.by_ref().take_while(|line| !line.starts_with("```")).collect();
             if fence == language {
                 blocks.push(block.join("\n"));
             }
@@ -132,7 +133,9 @@ fn every_target_of_make_is_in_the_makefile() {
         let prose = page.prose();
         let named = prose.split("`make ").skip(1).filter_map(|it| it.split(['`', ' ']).next());
         let named = named.filter(|it| !it.contains('=') && !it.is_empty());
-        wrong.extend(named.filter(|it| !is_there(it)).map(|it| format!("{}: make {it}", page.name())));
+        wrong.extend(
+            named.filter(|it| !is_there(it)).map(|it| format!("{}: make {it}", page.name())),
+        );
     }
     assert_eq!(wrong, [""; 0]);
 }
@@ -172,7 +175,8 @@ fn every_link_leads_somewhere() {
 #[test]
 fn the_book_lists_all_of_its_pages() {
     let summary = fs::read_to_string(root().join("docs/src/SUMMARY.md")).unwrap();
-    let book = pages().into_iter().filter(|page| page.path.parent().is_some_and(|it| it.ends_with("src")));
+    let book =
+        pages().into_iter().filter(|page| page.path.parent().is_some_and(|it| it.ends_with("src")));
     let names = book.filter_map(|page| Some(page.path.file_name()?.to_str()?.to_owned()));
     let absent: Vec<_> = names
         .filter(|name| name != "SUMMARY.md" && !summary.contains(&format!("({name})")))
@@ -195,7 +199,8 @@ fn every_file_that_is_named_is_there() {
                 continue;
             }
             seen += 1;
-            let places = [root().to_owned(), root().join("src"), page.path.parent().unwrap().to_owned()];
+            let places =
+                [root().to_owned(), root().join("src"), page.path.parent().unwrap().to_owned()];
             if !places.iter().any(|place| place.join(name).exists()) {
                 wrong.push(format!("{}: {name}", page.name()));
             }

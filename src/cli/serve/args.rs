@@ -402,9 +402,8 @@ mod tests {
 
     #[test]
     fn memory_is_what_was_asked_for_or_fits() {
-        let memory = |flags: &[&str]| {
-            CommandLine::parse_from(["nereid"].iter().chain(flags)).serve.memory()
-        };
+        let memory =
+            |flags: &[&str]| CommandLine::parse_from(["nereid"].iter().chain(flags)).serve.memory();
         let (arena, budget) = memory(&[]);
         assert!(arena <= ARENA_BYTES && arena <= budget && budget <= BUDGET_BYTES);
         assert!(budget as u64 <= memory_limit_bytes().unwrap());
