@@ -64,7 +64,8 @@ fn pages() -> Vec<Page> {
     let beside = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"];
     let mut paths: Vec<PathBuf> = beside.iter().map(|name| root().join(name)).collect();
     let book = fs::read_dir(root().join("docs/src")).unwrap();
-    paths.extend(book.map(|entry| entry.unwrap().path()).filter(|it| it.ends_with_md()));
+    let is_page = |path: &PathBuf| path.extension().is_some_and(|it| it == "md");
+    paths.extend(book.map(|entry| entry.unwrap().path()).filter(is_page));
     let pages = paths.into_iter().filter_map(|path| {
         let text = fs::read_to_string(&path).ok()?;
         Some(Page { path, text })
@@ -72,19 +73,14 @@ fn pages() -> Vec<Page> {
     pages.collect()
 }
 
-trait Markdown {
-    fn ends_with_md(&self) -> bool;
-}
-
-impl Markdown for PathBuf {
-    fn ends_with_md(&self) -> bool {
-        self.extension().is_some_and(|it| it == "md")
-    }
-}
-
-/// The commands of a block for a shell, without comments, those over several lines in one.
+/// The commands of a block for a shell, without comments, those over several lines in one, and a word in
+/// place of what another command gives.
 fn commands(block: &str) -> Vec<Vec<String>> {
-    let whole = block.replace("\\\n", " ");
+    let mut whole = block.replace("\\\n", " ");
+    while let Some((before, rest)) = whole.split_once("\"$(") {
+        let after = rest.split_once(")\"").map_or("", |(_, after)| after);
+        whole = format!("{before}given{after}");
+    }
     let lines = whole.lines().map(|line| line.split(" #").next().unwrap_or_default());
     lines
         .map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
@@ -195,7 +191,10 @@ fn every_file_that_is_named_is_there() {
         let prose = page.prose();
         for name in prose.split('`').skip(1).step_by(2) {
             let is_path = name.contains('/') && endings.iter().any(|it| name.ends_with(it));
-            if !is_path || name.contains([' ', '<', '{', '*', 'N']) || name.starts_with('/') {
+            // `NAME/model.py` and `1/model.py` are examples of a user's.
+            let is_example = name.starts_with(|it: char| it.is_ascii_digit() || it == '/')
+                || name.contains([' ', '<', '{', '*', 'N']);
+            if !is_path || is_example {
                 continue;
             }
             seen += 1;
