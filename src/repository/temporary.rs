@@ -123,7 +123,9 @@ mod tests {
         };
         let alive = TemporaryFolder::create_in(parent.path()).unwrap();
         let [left, fresh, foreign] = ["nereid-model-left", "nereid-model-fresh", "other"].map(made);
-        [alive.path(), &left, &foreign].map(age);
+        for path in [alive.path(), &left, &foreign] {
+            age(path);
+        }
         sweep(parent.path());
         let is_there = [alive.path(), &left, &fresh, &foreign].map(Path::exists);
         assert_eq!(is_there, [true, false, true, true]);
