@@ -282,7 +282,11 @@ impl Shard {
                 now
             }
             Executor::Lanes(lanes) => {
-                let bytes_min = (!lanes.want_pinned()).then_some(SHARED_AHEAD_BYTES_MIN);
+                let bytes_min = match (lanes.prepare(), lanes.want_pinned()) {
+                    (true, _) => Some(usize::MAX),
+                    (false, true) => None,
+                    (false, false) => Some(SHARED_AHEAD_BYTES_MIN),
+                };
                 let batch = self.with_ticket(seal(jobs, bytes_min));
                 let help = help(&batch);
                 lanes.run(batch, now);
