@@ -7,18 +7,19 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "gpu" / "run.sh"
 STEPS = ["machine", "copies", "overlap", "memory", "gather", "graphs", "devices", "shared", "served", "pictures"]
 
 
-def run(binary, folder, *steps: str, python: str | None = None) -> tuple[int, str, list[dict]]:
+def run(binary, folder, *steps: str) -> tuple[int, str, list[dict]]:
     """Runs steps; gives the exit status, the output and the figures."""
-    environment = {**os.environ, "OUT": str(folder), **({"PYTHON": python} if python else {})}
-    command = [SCRIPT, "--host", binary, *steps]
+    environment, report = {**os.environ, "PYTHON": sys.executable}, folder / "figures.json"
+    command = [SCRIPT, "--host", f"--report={report}", binary, *steps]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=300)
-    return done.returncode, done.stdout, json.loads((folder / "figures.json").read_text())
+    return done.returncode, done.stdout, json.loads(report.read_text())
 
 
 def test_every_step_that_needs_no_gpu_runs(binary, tmp_path):

@@ -8,6 +8,7 @@ import lzma
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -76,12 +77,21 @@ class Run:
         command = [str(part) for part in command]
         print("$", *command, flush=True)
         patience = max(1.0, self.step_deadline - time.monotonic())
-        done = subprocess.run(
-            command, timeout=patience, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **options
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True, **options
         )
-        print(done.stdout, end="", flush=True)
-        done.check_returncode()
-        return done.stdout
+        try:
+            output, _ = process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            # With all that it has started.
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            print(output, end="", flush=True)
+            raise
+        print(output, end="", flush=True)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return output
 
     def bench_gpu(self, *flags) -> list[dict]:
         """`nereid bench gpu` on the devices of this run."""
@@ -307,16 +317,23 @@ def sanitizer(run: Run) -> list[Figure]:
     programs = [("lanes", "memcheck", [*bench, "--measure=overlap,gather,graphs"])]
     try:
         tests = run.companion("kernels-test")
-        programs += [(f"kernels, {which}", which, [tests, "--test-threads=1"]) for which in ("memcheck", "racecheck")]
+        programs.append(("kernels", "memcheck", [tests, "--test-threads=1"]))
+        # Those whose threads share memory.
+        programs.append(("kernels", "racecheck", [tests, "--test-threads=1", "softmax", "top_k", "nms"]))
     except Skipped as missing:
         print(missing)
-    told = []
-    for name, which, program in programs:
+    told, ends = [], run.step_deadline
+    for number, (name, which, program) in enumerate(programs):
+        now = time.monotonic()
+        run.step_deadline = now + (ends - now) / (len(programs) - number)
+        value = "clean"
         try:
             run.call(tool, "--tool", which, "--error-exitcode", "9", *program)
-            told.append(Figure(f"compute-sanitizer, {name}", "clean", "clean"))
         except subprocess.CalledProcessError as failed:
-            told.append(Figure(f"compute-sanitizer, {name}", f"ended with {failed.returncode}", "clean", met=False))
+            value = f"ended with {failed.returncode}"
+        except subprocess.TimeoutExpired as late:
+            value = f"had not ended after {late.timeout:.0f} s"
+        told.append(Figure(f"compute-sanitizer {which}, {name}", value, "clean", value == "clean"))
     return told
 
 
@@ -351,8 +368,7 @@ def attempt(run: Run, step: Callable[[Run], list[Figure]], seconds_max: int) -> 
         return step(run)
     except Skipped as why:
         return [Figure(name, f"skipped: {why}")]
-    except subprocess.TimeoutExpired as late:
-        print(late.stdout or "", end="")
+    except subprocess.TimeoutExpired:
         return [Figure(name, f"had not ended after {time.monotonic() - began:.0f} s", "to end", met=False)]
     except Exception as error:  # A step must not stop the others, whatever is the matter with it.
         traceback.print_exc(file=sys.stdout)
@@ -367,6 +383,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", action="store_true", help="on devices of the host, short")
     parser.add_argument("--carried", type=pathlib.Path, help="a folder that tests/gpu/pack.sh has filled")
+    parser.add_argument("--report", type=pathlib.Path, help="a file for the figures, as JSON")
     parser.add_argument("--seconds", type=int, default=570, help="for all steps together")
     parser.add_argument("binary", nargs="?", type=pathlib.Path, help="the server's")
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(names)}; all if none is named")
@@ -386,10 +403,8 @@ def main() -> int:
     for figure in figures:
         mark = "missed" if not figure.met else "met" if figure.goal else ""
         print(f"{figure.name:48} {figure.value:56} {figure.goal:20} {mark}".rstrip())
-    # Where it is set, files in there come back from the machine.
-    if folder := os.environ.get("OUT"):
-        told = [figure._asdict() for figure in figures]
-        pathlib.Path(folder, "figures.json").write_text(json.dumps(told, indent=1) + "\n")
+    if options.report:
+        options.report.write_text(json.dumps([figure._asdict() for figure in figures], indent=1) + "\n")
     return 0 if all(figure.met for figure in figures) else 1
 
 

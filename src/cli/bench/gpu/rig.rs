@@ -139,8 +139,13 @@ impl Opened {
                     return Err(GpuBenchError::TooFew { wanted: count, found: found.len() });
                 }
                 // Registered once it is pinned for all devices.
-                let first = found.first().map(|device| device.pin(pool));
-                pinned.extend(first.transpose()?);
+                match found.first().map(|device| device.pin(pool)) {
+                    Some(Ok(memory)) => pinned.push(memory),
+                    Some(Err(error)) => {
+                        println!("memory is not pinned, copies are slower: {error}")
+                    }
+                    None => {}
+                }
                 found.into_iter().take(count).map(|device| device as Arc<dyn Device>).collect()
             }
             Kind::Host => (0..count)
