@@ -247,7 +247,7 @@ def served(run: Run) -> list[Figure]:
             # What the first requests have taken stays.
             used = run.gpu_mib() if used is None else used
             told.append(Figure(f"softmax by {way}", serving.rate(report)))
-        while server.inferences("softmax") < (500 if run.host else 10_000):
+        while server.inferences("softmax") < (100 if run.host else 10_000):
             bench = [run.nereid, "bench", "-m", "softmax", "-u", server.grpc, "-i", "grpc", "--quiet"]
             run.call(*bench, "--concurrency-range=16", f"--measurement-interval={1000 * seconds}", "-r", "1", "-s", "900")
         after, count = run.gpu_mib(), server.inferences("softmax")
