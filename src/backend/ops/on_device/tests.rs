@@ -134,11 +134,10 @@ fn a_request_whose_file_is_at_fault_fails_by_itself_as_on_the_processors() {
 }
 
 #[test]
-fn what_a_batch_cannot_have_alike_or_no_kernel_does_stays_on_the_processors() {
-    // Pictures keep their sizes.
+fn what_gives_pictures_of_several_sizes_or_decodes_in_two_ways_stays_on_the_processors() {
     let shorter = r#"[{"op": "decode"}, {"op": "resize", "shorter": 2}]"#;
     assert!(launches(shorter, ("Y", DataType::Uint8, &[-1, -1, 3])).is_none());
-    let twice = r#"[{"op": "decode", "output": "P"}, {"op": "resize", "size": [2, 2], "output": "A"},
-        {"op": "decode", "input": "F", "channels": 1, "output": "G"}]"#;
+    let twice = r#"[{"op": "decode"}, {"op": "resize", "size": [2, 2], "output": "A"},
+        {"op": "decode", "input": "F", "channels": 1}, {"op": "resize", "size": [2, 2], "output": "G"}]"#;
     assert!(launches(twice, ("A", DataType::Uint8, &[2, 2, 3])).is_none());
 }
