@@ -142,7 +142,7 @@ impl Opened {
                 match found.first().map(|device| device.pin(pool)) {
                     Some(Ok(memory)) => pinned.push(memory),
                     Some(Err(error)) => {
-                        println!("memory is not pinned, copies are slower: {error}")
+                        println!("memory is not pinned, copies are slower: {error}");
                     }
                     None => {}
                 }
