@@ -16,9 +16,9 @@ from tritonclient.utils import InferenceServerException
 from . import models, triton
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "gpu"))
+sys.path[:0] = [str(ROOT / "tests" / "gpu"), str(ROOT / "tests")]
 
-import serving  # noqa: E402  (the path to it is only known here)
+import serving  # noqa: E402  (the paths to it are only known here)
 
 SIDE = 8
 STEPS = [
