@@ -6,11 +6,11 @@ use std::{
 };
 
 use futures_util::future::Either;
-use send_wrapper::SendWrapper;
 
 use super::{
     driver::{self, DriverSleep},
     reactor::current,
+    thread_bound::ThreadBound,
 };
 
 /// A wait that ends after some time, on the reactor that began it.
@@ -48,7 +48,7 @@ impl Future for Sleep {
 pub struct HyperTimer;
 
 /// hyper wants `Send` sleeps, though it polls them where its connection lives: on one reactor.
-struct HyperSleep(SendWrapper<Sleep>);
+struct HyperSleep(ThreadBound<Sleep>);
 
 impl Future for HyperSleep {
     type Output = ();
@@ -62,10 +62,10 @@ impl hyper::rt::Sleep for HyperSleep {}
 
 impl hyper::rt::Timer for HyperTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(HyperSleep(SendWrapper::new(sleep(duration))))
+        Box::pin(HyperSleep(ThreadBound::new(sleep(duration))))
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(HyperSleep(SendWrapper::new(sleep_until(deadline))))
+        Box::pin(HyperSleep(ThreadBound::new(sleep_until(deadline))))
     }
 }
