@@ -398,7 +398,7 @@ impl Executed {
         let (jobs, outcome, fillers) = match ran {
             Ran::Batch { jobs, outcome, fillers } => (jobs, outcome, fillers),
             Ran::Requests { version, rows, count } => {
-                return version.statistics.executed(reactor, (rows, 0), count, times);
+                return version.statistics.executed(reactor, (rows, 0), count, times, now);
             }
         };
         let responses = match outcome {
@@ -411,7 +411,7 @@ impl Executed {
         let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
         if let Some(first) = jobs.first() {
             let count = jobs.len() as u64;
-            first.version.statistics.executed(reactor, (rows, fillers), count, times);
+            first.version.statistics.executed(reactor, (rows, fillers), count, times, now);
         }
         for (mut job, mut outputs) in jobs.into_iter().zip(responses) {
             if job.cache_slot.is_some() {

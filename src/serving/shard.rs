@@ -93,12 +93,11 @@ impl Shard {
 
     /// Queues a request, or runs it at once if nothing is in its way.
     pub fn submit(&self, job: Job) {
-        let statistics = job.version.statistics.clone();
         if self.can_run_at_once() {
-            statistics.enqueued(self.home.index());
+            job.version.statistics.enqueued(self.home.index());
             return self.run_at_once(job);
         }
-        let arrived = job.arrived;
+        let (statistics, arrived) = (job.version.statistics.clone(), job.arrived);
         let queued = self.queue.borrow_mut().push(job, arrived);
         let queued = queued.or_else(|(job, _)| {
             // Those whose clients have left take nobody's place.
