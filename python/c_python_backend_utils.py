@@ -2,22 +2,31 @@
 
 from nereid_stub.errors import TritonError, TritonModelException
 from nereid_stub.requests import (
-    MEMORY_CPU as TRITONSERVER_MEMORY_CPU,
-)
-from nereid_stub.requests import (
-    MEMORY_GPU as TRITONSERVER_MEMORY_GPU,
-)
-from nereid_stub.requests import (
     InferenceRequest,
     InferenceResponse,
     InferenceResponseSender,
     InferenceTrace,
+    MemoryType,
     PreferredMemory,
     ResponseIterator,
 )
-from nereid_stub.services import Logger, Metric, MetricFamily, is_model_ready, load_model, unload_model
+from nereid_stub.services import (
+    Logger,
+    Metric,
+    MetricFamily,
+    MetricKind,
+    SharedMemory,
+    is_model_ready,
+    load_model,
+    unload_model,
+)
 from nereid_stub.tensor import Tensor
 
+TRITONSERVER_MEMORY_GPU, TRITONSERVER_MEMORY_CPU = MemoryType
+COUNTER, GAUGE, HISTOGRAM = MetricKind
+shared_memory = SharedMemory()
+
+# What a model has by importing `triton_python_backend_utils`; the others are here only, as in the real module.
 __all__ = [
     "InferenceRequest",
     "InferenceResponse",

@@ -124,6 +124,11 @@ class Arena:
             self._give_back_pages(offset, offset + length)
             self._free.give(offset, length)
 
+    def free_bytes(self) -> int:
+        """What `take` has left, in whatever pieces."""
+        with self._lock:
+            return sum(end - start for start, end in self._free.ranges())
+
     def trim(self, kept: int) -> None:
         """Gives the pages of what is free beyond `kept` back to the system, and of what will be."""
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import enum
 import json
 import threading
 
@@ -12,7 +13,6 @@ from .channel import Waiter
 from .errors import TritonError, TritonModelException
 from .tensor import Tensor
 
-MEMORY_CPU, MEMORY_GPU = 0, 2
 REQUEST_RELEASE_ALL, REQUEST_RELEASE_RESCHEDULE = 1, 2
 RESPONSE_COMPLETE_FINAL = 1
 # For what the server should hear of before the next message.
@@ -25,10 +25,17 @@ can_call = False
 executing: set = set()
 
 
+class MemoryType(enum.IntEnum):
+    """Where a tensor can be, by Triton's numbers."""
+
+    TRITONSERVER_MEMORY_GPU = 0
+    TRITONSERVER_MEMORY_CPU = 1
+
+
 class PreferredMemory:
     """Where the outputs of a call are wanted. They come in the host's memory."""
 
-    def __init__(self, preferred_memory: int, preferred_device_id: int = 0):
+    def __init__(self, preferred_memory: MemoryType, preferred_device_id: int = 0):
         self._preferred_memory = preferred_memory
         self._preferred_device_id = preferred_device_id
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import enum
 import json
 import sys
 
@@ -61,15 +62,17 @@ class Logger:
         log(message, VERBOSE, 2)
 
 
-class MetricFamily:
-    """Metrics of one name, on the server's page of metrics."""
+class MetricKind(enum.IntEnum):
+    """How the values of metrics move."""
 
     COUNTER, GAUGE, HISTOGRAM = range(3)
 
-    class MetricKind:
-        """How the values of metrics move."""
 
-        COUNTER, GAUGE, HISTOGRAM = range(3)
+class MetricFamily:
+    """Metrics of one name, on the server's page of metrics."""
+
+    MetricKind = MetricKind
+    COUNTER, GAUGE, HISTOGRAM = MetricKind
 
     def __init__(self, name: str, description: str, kind: int):
         self._name = name
@@ -155,3 +158,12 @@ def is_model_ready(model_name: str, model_version: str = "") -> bool:
     """Whether a model, or a version of it, can be called."""
     reader = requests.channel.ask(wire.IS_MODEL_READY, texts=(model_name, str(model_version)))
     return bool(reader.unpack(wire.NUMBER)[0])
+
+
+class SharedMemory:
+    """The memory that this process shares with the server."""
+
+    @staticmethod
+    def free_memory() -> int:
+        """So many bytes of the half that this process gives out are free."""
+        return requests.channel.arena.free_bytes()

@@ -160,6 +160,13 @@ pub struct BatchTimes {
     pub compute_output: time::Duration,
 }
 
+impl BatchTimes {
+    /// All of them together.
+    pub fn total(&self) -> time::Duration {
+        self.compute_input + self.compute_infer + self.compute_output
+    }
+}
+
 /// Sums over all reactors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]

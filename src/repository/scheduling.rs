@@ -111,6 +111,13 @@ pub enum SequenceStrategy {
     },
 }
 
+impl SequenceStrategy {
+    /// Whether what an instance is asked of several sequences is answered in the order in which it was asked.
+    pub fn preserves_ordering(&self) -> bool {
+        matches!(self, Self::Oldest { preserve_ordering: true, .. })
+    }
+}
+
 /// An input that tells the model about the sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceControl {

@@ -24,6 +24,8 @@ pub struct AnswerOrder {
 
 /// A request's place in that order.
 pub struct AnswerTicket {
+    /// Which of its home's orders it is of.
+    pub of: u32,
     number: u64,
     next: Arc<AtomicU64>,
 }
@@ -36,9 +38,9 @@ impl AnswerTicket {
 }
 
 impl AnswerOrder {
-    /// The place of the request which is sent to an instance now.
-    pub fn give(&self) -> AnswerTicket {
-        AnswerTicket { number: self.in_order.borrow_mut().ticket(), next: self.next.clone() }
+    /// The place of the request which is sent to an instance now, in this order, the number `of` at home.
+    pub fn give(&self, of: u32) -> AnswerTicket {
+        AnswerTicket { of, number: self.in_order.borrow_mut().ticket(), next: self.next.clone() }
     }
 
     /// Takes a ticket back, and ends all answers whose turn it is by that; `None` for a request that has been
@@ -64,7 +66,7 @@ mod tests {
             let ended = ended.clone();
             Some(Box::new(move || ended.borrow_mut().push(name)))
         };
-        let given: Vec<AnswerTicket> = (0..4).map(|_| order.give()).collect();
+        let given: Vec<AnswerTicket> = (0..4).map(|_| order.give(0)).collect();
         let up = || given.iter().map(AnswerTicket::is_next).collect::<Vec<_>>();
         assert_eq!(up(), [true, false, false, false]);
         order.take_back(&given[1], end(1));

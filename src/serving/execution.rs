@@ -12,7 +12,6 @@ use smallvec::SmallVec;
 
 use super::{
     batch::{self, Outputs},
-    cache, classification,
     job::Job,
     respond,
     rows::SharedRows,
@@ -23,12 +22,9 @@ use crate::{
         BackendError, Batch, Instance, ModelInstance, ModelRequest, NearBatch, NearInstance,
         RequestInstance,
     },
-    inference::{Admitted, Error, InferResponse, Parameters, Signature, Timestamp},
+    inference::{Admitted, Error, Signature, Timestamp},
     memory::{BufferPool, OutputPlaces},
-    observe::{
-        BatchTimes,
-        trace::{Event, Trace},
-    },
+    observe::BatchTimes,
     repository::Ragged,
     runtime::ReactorHandle,
 };
@@ -230,6 +226,36 @@ impl Began {
     }
 }
 
+/// A request that is run by itself.
+pub struct Alone<'a> {
+    /// The version that it is for.
+    pub version: &'a LoadedVersion,
+    /// Its tensors.
+    pub request: &'a Admitted,
+    /// Where its client wants the outputs, if it has said so.
+    pub places: Option<&'a Arc<OutputPlaces>>,
+}
+
+/// What came of it.
+pub struct RanAlone {
+    /// Its outputs.
+    pub outcome: Result<Outputs, Error>,
+    /// How long it took.
+    pub times: BatchTimes,
+}
+
+impl Alone<'_> {
+    /// Runs it, on the calling thread, beginning now, at `began`.
+    pub fn run(&self, instance: &mut dyn Instance, began: Timestamp) -> RanAlone {
+        let Self { version, request, places } = *self;
+        let site = RunSite::of(version, places);
+        let mut times = BatchTimes::default();
+        let ran = run(instance, &site, &[request], SharedRows::default(), began, &mut times);
+        let outcome = ran.and_then(|mut all| all.pop().ok_or_else(Error::unanswered));
+        RanAlone { outcome, times }
+    }
+}
+
 fn run_jobs(
     instance: &mut dyn Instance,
     jobs: &[Job],
@@ -241,15 +267,11 @@ fn run_jobs(
     let Some(version) = jobs.first().map(|job| &job.version) else { return Ok(Vec::new()) };
     let requests: SmallVec<[&Admitted; 8]> =
         jobs.iter().map(|job| &job.admitted).chain(padding).collect();
-    let site = RunSite {
-        signature: &version.signature,
-        ragged: &version.ragged,
-        pool: &version.host.pool,
-        places: match jobs {
-            [alone] if padding.is_none() => alone.output_places(),
-            _ => None,
-        },
+    let places = match jobs {
+        [alone] if padding.is_none() => alone.output_places(),
+        _ => None,
     };
+    let site = RunSite::of(version, places);
     let mut outputs = run(instance, &site, &requests, shared, began, times)?;
     outputs.truncate(jobs.len());
     Ok(outputs)
@@ -265,6 +287,13 @@ pub struct RunSite<'a> {
     pub pool: &'a BufferPool,
     /// Where outputs are to go, if there is one request and its client has said so.
     pub places: Option<&'a Arc<OutputPlaces>>,
+}
+
+impl<'a> RunSite<'a> {
+    fn of(version: &'a LoadedVersion, places: Option<&'a Arc<OutputPlaces>>) -> Self {
+        let LoadedVersion { ragged, host, .. } = version;
+        Self { signature: &version.signature, ragged, pool: &host.pool, places }
+    }
 }
 
 /// Puts the requests together, runs them and takes the outputs apart again.
@@ -314,16 +343,6 @@ fn failure(instance: &dyn Instance, signature: &Signature, error: BackendError) 
         }
         None => Error::Backend { detail: error.0 },
     }
-}
-
-/// Notes how a request ran.
-fn note_run(trace: &mut Trace, began: Timestamp, times: BatchTimes) {
-    let assembled = began + times.compute_input;
-    let ran = assembled + times.compute_infer;
-    trace.at(Event::ComputeStart, began);
-    trace.at(Event::ComputeInputEnd, assembled);
-    trace.at(Event::ComputeOutputStart, ran);
-    trace.at(Event::ComputeEnd, ran + times.compute_output);
 }
 
 fn describe(panic: &(dyn std::any::Any + Send)) -> String {
@@ -388,8 +407,7 @@ impl Executed {
 
     /// When the last output was there; when it began, if it failed.
     pub fn ended(&self) -> Timestamp {
-        let BatchTimes { compute_input, compute_infer, compute_output } = self.times;
-        self.began + compute_input + compute_infer + compute_output
+        self.began + self.times.total()
     }
 
     /// Answers every request of the batch and counts it, now, at `now`. Runs on reactor `reactor`.
@@ -413,37 +431,8 @@ impl Executed {
             let count = jobs.len() as u64;
             first.version.statistics.executed(reactor, (rows, fillers), count, times, now);
         }
-        for (mut job, mut outputs) in jobs.into_iter().zip(responses) {
-            if job.cache_slot.is_some() {
-                cache::keep(&mut job, &outputs, &Parameters::default(), reactor);
-            }
-            if let Some(trace) = &mut job.trace {
-                trace.outputs(&outputs);
-            }
-            let version = &job.version;
-            if !job.admitted.classes.is_empty()
-                && let Err(error) = classification::apply(version, &job.admitted, &mut outputs)
-            {
-                job.fail(reactor, error);
-                continue;
-            }
-            let total = now - job.arrived;
-            if let Some(account) = &job.account {
-                account.add(began - job.arrived, times);
-            }
-            version.statistics.succeeded(reactor, total, began - job.arrived, total);
-            if let Some(mut trace) = job.trace {
-                note_run(&mut trace, began, times);
-                trace.answered(now);
-            }
-            let response = InferResponse {
-                model_name: version.name.clone(),
-                model_version: version.version,
-                id: job.id,
-                parameters: Parameters::default(),
-                outputs,
-            };
-            job.reply.finish(Ok(response));
+        for (job, outputs) in jobs.into_iter().zip(responses) {
+            job.answer(outputs, began, times, reactor, now);
         }
     }
 }

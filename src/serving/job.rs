@@ -4,14 +4,20 @@ use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::{
-    answer_order::AnswerTicket, cache::CacheSlot, device_regions::DeviceView, ensemble::Account,
-    sequences::Turn, version::LoadedVersion,
+    answer_order::AnswerTicket,
+    batch::Outputs,
+    cache::{self, CacheSlot},
+    classification,
+    device_regions::DeviceView,
+    ensemble::Account,
+    sequences::Turn,
+    version::LoadedVersion,
 };
 use crate::{
     inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
     memory::OutputPlaces,
     observe::{
-        Failure,
+        BatchTimes, Failure,
         trace::{Event, Trace},
     },
     runtime::ReplySender,
@@ -79,12 +85,82 @@ impl ResidentTensors {
 }
 
 impl Job {
+    /// A request that says nothing beside its tensors.
+    pub fn new(
+        version: Arc<LoadedVersion>,
+        admitted: Admitted,
+        arrived: Timestamp,
+        reply: ReplySender<Reply>,
+    ) -> Self {
+        Self {
+            version,
+            id: CompactString::default(),
+            admitted,
+            parameters: Parameters::default(),
+            sequence: None,
+            callers: None,
+            priority: 0,
+            queue_timeout: None,
+            deadline: None,
+            places: None,
+            arrived,
+            reply,
+            trace: None,
+            cache_slot: None,
+            account: None,
+            turn: None,
+            ticket: None,
+            resident: None,
+        }
+    }
+
     /// Where its outputs may be written. Not there, if they are also kept, told or made classes of: the
     /// client could change them before that.
     pub fn output_places(&self) -> Option<&Arc<OutputPlaces>> {
         let is_traced = self.trace.as_ref().is_some_and(|trace| trace.wants_tensors());
         let is_read = is_traced || self.cache_slot.is_some() || !self.admitted.classes.is_empty();
         self.places.as_ref().filter(|_| !is_read)
+    }
+
+    /// Answers with the outputs of a run that began at `began`, and counts it, now, at `now`. Runs on
+    /// reactor `reactor`.
+    pub fn answer(
+        mut self,
+        mut outputs: Outputs,
+        began: Timestamp,
+        times: BatchTimes,
+        reactor: usize,
+        now: Timestamp,
+    ) {
+        if self.cache_slot.is_some() {
+            cache::keep(&mut self, &outputs, &Parameters::default(), reactor);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.outputs(&outputs);
+        }
+        let version = &self.version;
+        if !self.admitted.classes.is_empty()
+            && let Err(error) = classification::apply(version, &self.admitted, &mut outputs)
+        {
+            return self.fail(reactor, error);
+        }
+        let (queued, total) = (began - self.arrived, now - self.arrived);
+        if let Some(account) = &self.account {
+            account.add(queued, times);
+        }
+        version.statistics.succeeded(reactor, total, queued, total);
+        if let Some(mut trace) = self.trace {
+            note_run(&mut trace, began, times);
+            trace.answered(now);
+        }
+        let response = InferResponse {
+            model_name: version.name.clone(),
+            model_version: version.version,
+            id: self.id,
+            parameters: Parameters::default(),
+            outputs,
+        };
+        self.reply.finish(Ok(response));
     }
 
     /// Answers with a failure and counts it. Runs on reactor `reactor`.
@@ -106,6 +182,16 @@ impl Job {
         }
         self.reply.finish(Err(error));
     }
+}
+
+/// Notes how a request ran.
+fn note_run(trace: &mut Trace, began: Timestamp, times: BatchTimes) {
+    let assembled = began + times.compute_input;
+    let ran = assembled + times.compute_infer;
+    trace.at(Event::ComputeStart, began);
+    trace.at(Event::ComputeInputEnd, assembled);
+    trace.at(Event::ComputeOutputStart, ran);
+    trace.at(Event::ComputeEnd, ran + times.compute_output);
 }
 
 /// What the metrics call a failure.

@@ -10,7 +10,7 @@ use super::{
     ask::FromInside,
     cache::Caches,
     device_regions::DeviceRegions,
-    ensemble::{EnsembleSteps, Parent, StepVersion},
+    ensemble::{EnsembleSteps, StepVersion},
     instance_cores::InstanceCores,
     job::Reply,
     lanes::Fleet,
@@ -353,7 +353,7 @@ impl Server {
         if self.state() == ServerState::Stopping {
             return Err(Error::Stopping);
         }
-        self.begin(request, Parent { places, ..Parent::default() })
+        self.begin(request, None, places)
     }
 
     /// Whether the model gives any number of replies to a request; not, when it is unknown.
@@ -379,7 +379,7 @@ impl Server {
         if version.decoupled {
             return Err(Error::DecoupledModel { endpoint });
         }
-        version.infer_within(request, Parent { places, ..Parent::default() })
+        version.infer_within(request, None, places)
     }
 
     /// Takes a request in that serves another, which was taken in before: so the server may be
@@ -392,13 +392,18 @@ impl Server {
         request: InferRequest,
         trace: Option<OuterTrace>,
     ) -> Result<ReplyReceiver<Reply>, Error> {
-        self.begin(request, Parent { trace, ..Parent::default() })
+        self.begin(request, trace, None)
     }
 
-    fn begin(&self, request: InferRequest, parent: Parent) -> Result<ReplyReceiver<Reply>, Error> {
+    fn begin(
+        &self,
+        request: InferRequest,
+        outer: Option<OuterTrace>,
+        places: Option<Arc<OutputPlaces>>,
+    ) -> Result<ReplyReceiver<Reply>, Error> {
         let models = self.models.load();
         let version = find(&models, &request.model_name, &request.model_version)?;
-        version.infer_within(request, parent)
+        version.infer_within(request, outer, places)
     }
 
     /// The reactor to take a request of a model's to: the home of the model that it is for or, when that is

@@ -1,6 +1,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    time::Duration,
 };
 
 use smallvec::SmallVec;
@@ -8,16 +9,19 @@ use smallvec::SmallVec;
 use super::{
     answer_order::{AnswerOrder, AnswerTicket, End},
     bell::Bell,
-    execution::{Executed, SealedBatch, execute},
+    execution::{Alone, Executed, RanAlone, SealedBatch, execute},
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::Job,
     lanes::{ModelLanes, OpenLanes},
     padding::padding,
     rows::{Help, SHARED_AHEAD_BYTES_MIN, SHARED_BYTES_MIN, SharedRows},
+    version::LoadedVersion,
 };
 use crate::{
+    backend::ModelInstance,
     inference::{Admitted, Error, Timestamp},
+    observe::Closure,
     runtime::{
         ReactorHandle, Sleep, TURN, current, sleep_until, spawn, spend_turn, turn_is_over,
         yield_now,
@@ -60,6 +64,10 @@ pub struct InlineInstance {
 }
 
 impl InlineInstance {
+    fn takes_batches(&self) -> bool {
+        matches!(self.placed.instance, ModelInstance::Batches(_))
+    }
+
     /// Gives the instance a thread of its own, because it has become slow.
     fn into_thread(self) -> Executor {
         let name = &self.placed.name;
@@ -91,13 +99,22 @@ impl Shard {
         ShardHandle(shard)
     }
 
+    /// The number of its reactor.
+    pub fn reactor(&self) -> usize {
+        self.home.index()
+    }
+
     /// Queues a request, or runs it at once if nothing is in its way.
     pub fn submit(&self, job: Job) {
-        if self.can_run_at_once() {
-            job.version.statistics.enqueued(self.home.index());
-            return self.run_at_once(job);
+        match self.can_run_at_once(&job.version) {
+            true => self.run_at_once(job),
+            false => self.enqueue(job),
         }
-        let (statistics, arrived) = (job.version.statistics.clone(), job.arrived);
+    }
+
+    fn enqueue(&self, job: Job) {
+        let statistics = job.version.statistics.clone();
+        let arrived = job.arrived;
         let queued = self.queue.borrow_mut().push(job, arrived);
         let queued = queued.or_else(|(job, _)| {
             // Those whose clients have left take nobody's place.
@@ -172,21 +189,51 @@ impl Shard {
 
     /// Whether a request need not wait for the shard's task: no other can join it, none is in front of
     /// it, and what ran this way has not kept the reactor too long.
-    fn can_run_at_once(&self) -> bool {
+    fn can_run_at_once(&self, version: &LoadedVersion) -> bool {
         !self.batches
+            && version.allowed_batch_sizes.is_empty()
             && !turn_is_over()
             && self.queue.borrow().is_empty()
-            && matches!(*self.executor.borrow(), Executor::Inline(Some(_)))
+            && matches!(&*self.executor.borrow(), Executor::Inline(Some(it)) if it.takes_batches())
     }
 
     fn run_at_once(&self, job: Job) {
-        let began = Timestamp::now();
+        let (began, reactor) = (Timestamp::now(), self.home.index());
         if job.deadline.is_some_and(|deadline| deadline <= began) {
-            job.version.statistics.dequeued(self.home.index());
-            return job.fail(self.home.index(), Error::DeadlineExpired);
+            return job.fail(reactor, Error::DeadlineExpired);
         }
-        let ended = self.run(vec![job], began);
-        spend_turn(ended - began);
+        let places = job.output_places();
+        let alone = Alone { version: &job.version, request: &job.admitted, places };
+        match self.run_alone(&alone, began) {
+            None => self.enqueue(job),
+            Some(RanAlone { outcome: Err(error), .. }) => job.fail(reactor, error),
+            Some(RanAlone { outcome: Ok(outputs), times }) => {
+                job.answer(outputs, began, times, reactor, began + times.total());
+            }
+        }
+    }
+
+    /// Runs a request by itself, beginning now, at `began`, and counts the run; `None` when it has to wait
+    /// for something.
+    pub fn run_alone(&self, alone: &Alone<'_>, began: Timestamp) -> Option<RanAlone> {
+        if !self.can_run_at_once(alone.version) {
+            return None;
+        }
+        let mut taken = self.executor.borrow_mut().take_inline()?;
+        let ran = match &mut taken.placed.instance {
+            ModelInstance::Batches(instance) => Some(alone.run(&mut **instance, began)),
+            ModelInstance::Requests(_) => None,
+        };
+        let times = ran.as_ref().map(|ran| ran.times).unwrap_or_default();
+        let took = times.total();
+        self.put_back(taken, times.compute_infer);
+        spend_turn(took);
+        let (statistics, reactor) = (&alone.version.statistics, self.home.index());
+        if let Some(RanAlone { outcome: Ok(_), .. }) = ran {
+            statistics.closed(reactor, Closure::Single);
+            statistics.executed(reactor, (alone.request.batch_size, 0), 1, times, began + took);
+        }
+        ran
     }
 
     /// Starts every batch that can start. Returns when to be called again, though nothing arrives.
@@ -207,7 +254,7 @@ impl Shard {
                 Room::None => None,
             };
             match decision {
-                Some(Decision::Run(jobs)) => _ = self.run(jobs, now),
+                Some(Decision::Run(jobs)) => self.run(jobs, now),
                 Some(Decision::WaitUntil(due)) => {
                     let expiry = self.queue.borrow().next_expiry();
                     return Some(expiry.map_or(due, |expiry| due.min(expiry)));
@@ -231,12 +278,12 @@ impl Shard {
         }
     }
 
-    /// Runs a batch, or has a thread run it. Returns until when this kept the reactor.
-    fn run(&self, mut jobs: Vec<Job>, now: Timestamp) -> Timestamp {
+    /// Runs a batch, or has a thread run it.
+    fn run(&self, mut jobs: Vec<Job>, now: Timestamp) {
         for job in &mut jobs {
             job.version.statistics.dequeued(self.home.index());
             if self.in_order.is_some() && job.version.takes_requests {
-                job.ticket = Some(self.answer_order.give());
+                job.ticket = Some(self.answer_order.give(0));
             }
         }
         if let Some(Job { version, .. }) = jobs.first() {
@@ -246,17 +293,14 @@ impl Shard {
         let mut executor = self.executor.borrow_mut();
         match &mut *executor {
             Executor::Inline(instance) => {
-                let Some(mut taken) = instance.take() else { return now };
+                let Some(mut taken) = instance.take() else { return };
                 drop(executor);
                 let batch = seal(jobs, Some(usize::MAX));
                 let executed = execute(&mut taken.placed.instance, batch, &self.home, now);
                 let ended = executed.ended();
                 self.note(&executed);
-                let slow = taken.pace.is_lost_after(executed.compute_infer());
-                *self.executor.borrow_mut() =
-                    if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
+                self.put_back(taken, executed.compute_infer());
                 executed.answer(self.home.index(), ended);
-                ended
             }
             Executor::Threads(threads) => {
                 let bytes_min =
@@ -268,7 +312,7 @@ impl Shard {
                 let Some(SealedBatch { jobs, .. }) = refused else {
                     // Last, for the one that runs the batch can begin without them.
                     help.into_iter().for_each(Help::call);
-                    return now;
+                    return;
                 };
                 self.queue.borrow_mut().finished(0, None);
                 for job in jobs {
@@ -278,7 +322,6 @@ impl Shard {
                     let detail = "the instance's thread has ended".to_owned();
                     job.fail(self.home.index(), Error::Internal { detail });
                 }
-                now
             }
             Executor::Lanes(lanes) => {
                 let bytes_min = (!lanes.want_pinned()).then_some(SHARED_AHEAD_BYTES_MIN);
@@ -287,9 +330,15 @@ impl Shard {
                 lanes.run(batch, now);
                 drop(executor);
                 help.into_iter().for_each(Help::call);
-                now
             }
         }
+    }
+
+    /// Takes back the inline instance, which ran for so long.
+    fn put_back(&self, mut taken: InlineInstance, compute_infer: Duration) {
+        let slow = taken.pace.is_lost_after(compute_infer);
+        *self.executor.borrow_mut() =
+            if slow { taken.into_thread() } else { Executor::Inline(Some(taken)) };
     }
 
     fn with_ticket(&self, mut batch: SealedBatch) -> SealedBatch {
@@ -336,6 +385,14 @@ enum Room {
 }
 
 impl Executor {
+    /// The instance that runs on the reactor, if there is one that does not run.
+    fn take_inline(&mut self) -> Option<InlineInstance> {
+        match self {
+            Self::Inline(instance) => instance.take(),
+            Self::Threads(_) | Self::Lanes(_) => None,
+        }
+    }
+
     /// How many batches can run at once.
     fn instances(&self) -> usize {
         match self {

@@ -3,6 +3,8 @@ mod start;
 
 use std::{any::Any, ops::Deref, sync::Arc, time::Duration};
 
+use compact_str::CompactString;
+
 pub use self::{
     regroup::Regrouping,
     start::{Outline, Site, VersionError, VersionSpec},
@@ -11,9 +13,9 @@ use super::{
     answer_order::{AnswerTicket, End},
     cache::VersionCache,
     device_regions::DeviceTensors,
-    ensemble::{self, EnsembleSteps, Parent},
-    execution::Executed,
-    job::{Job, Reply, ResidentTensors},
+    ensemble::{self, Account, EnsembleSteps},
+    execution::{Alone, Executed, RanAlone},
+    job::{Job, Reply, ResidentTensors, kind},
     lanes::Fleet,
     sequences::{Ran, SequenceShardHandle},
     shard::ShardHandle,
@@ -21,10 +23,11 @@ use super::{
 use crate::{
     backend::{Host, Model, Placement},
     device::Device,
-    inference::{Admitted, AdmittedInput, Error, InferRequest, Signature, Timestamp},
+    inference::{Admitted, AdmittedInput, Callers, Error, InferRequest, Signature, Timestamp},
+    memory::OutputPlaces,
     observe::{
         ModelStatistics,
-        trace::{Event, ModelTracer, Trace, TracedTensor},
+        trace::{Event, ModelTracer, OuterTrace, Trace, TracedTensor},
     },
     repository::{Ragged, RateLimit},
     runtime::{Full, PerReactor, ReactorHandle, ReplyReceiver, reply_channel},
@@ -165,66 +168,128 @@ impl LoadedVersion {
         self.model.as_ref()
     }
 
-    /// Takes a request in. The answer comes to the reactor that calls, which must be one.
+    /// Takes a request in, as a part of what `outer` traces if that is given; outputs may be written to
+    /// `places`. The answer comes to the reactor that calls, which must be one.
     ///
     /// # Errors
     /// When the request does not fit the model, or too much waits already.
     pub(super) fn infer_within(
         self: &Arc<Self>,
         mut request: InferRequest,
-        parent: Parent,
+        outer: Option<OuterTrace>,
+        places: Option<Arc<OutputPlaces>>,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let arrived = Timestamp::now();
-        if let Some(callers) = &request.callers
-            && callers.waiting(&self.name, self.version) >= self.instances()
-        {
-            let model = self.name.to_string();
-            return Err(Error::WaitsForItself { model, instances: self.instances() });
-        }
+        self.refuse_callers(request.callers.as_deref())?;
         let on_device = request.on_device.take();
         let mut admitted = self.signature.admit(&mut request)?;
         let resident = on_device.map(|it| self.resident(&it, &mut admitted)).transpose()?;
-        let (reply, answer) = reply_channel();
-        let mut trace = match &parent.trace {
+        let mut trace = match &outer {
             None => self.tracer.begin(&self.name, self.version, &request.id, request.trace_parent),
-            Some(outer) => {
-                Some(self.tracer.begin_within(outer, &self.name, self.version, &request.id))
-            }
+            Some(outer) => Some(self.trace_within(outer, &request.id)),
         };
-        if let Some(trace) = &mut trace {
-            if let Some(wire) = request.wire.take() {
-                trace.came_by(wire);
-            }
-            trace.at(Event::RequestStart, arrived);
-            trace.at(Event::QueueStart, Timestamp::now());
-            self.trace_inputs(trace, &admitted);
+        if let Some((trace, wire)) = trace.as_mut().zip(request.wire.take()) {
+            trace.came_by(wire);
         }
-        let is_cacheable = !request.inputs_may_change && request.sequence.is_none();
+        let (reply, answer) = reply_channel();
         let job = Job {
-            version: self.clone(),
             trace,
             id: request.id,
-            admitted,
             parameters: request.parameters,
             sequence: request.sequence,
             callers: request.callers,
             priority: request.priority,
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,
-            places: parent.places,
-            arrived,
-            reply,
-            cache_slot: None,
-            account: parent.account,
-            turn: None,
-            ticket: None,
+            places,
             resident: resident.map(Box::new),
+            ..Job::new(self.clone(), admitted, arrived, reply)
         };
+        self.take_in(job, !request.inputs_may_change);
+        Ok(answer)
+    }
+
+    /// Takes a request in that a step of an ensemble makes: it has these tensors, and all else of `whole`,
+    /// the request to the ensemble. Called on a reactor, where the answer comes.
+    ///
+    /// # Errors
+    /// When too much waits already.
+    pub(super) fn infer_step(
+        self: &Arc<Self>,
+        admitted: Admitted,
+        whole: &Job,
+        places: Option<Arc<OutputPlaces>>,
+        account: Arc<Account>,
+    ) -> Result<ReplyReceiver<Reply>, Error> {
+        let arrived = Timestamp::now();
+        self.refuse_callers(whole.callers.as_deref())?;
+        let outer = whole.trace.as_ref().map(|trace| trace.as_outer());
+        let (reply, answer) = reply_channel();
+        let job = Job {
+            trace: outer.map(|outer| self.trace_within(&outer, &whole.id)),
+            id: whole.id.clone(),
+            parameters: whole.parameters.clone(),
+            sequence: whole.sequence.clone(),
+            callers: whole.callers.clone(),
+            priority: whole.priority,
+            queue_timeout: whole.queue_timeout,
+            deadline: whole.deadline,
+            places,
+            account: Some(account),
+            ..Job::new(self.clone(), admitted, arrived, reply)
+        };
+        self.take_in(job, true);
+        Ok(answer)
+    }
+
+    /// Runs a request by itself, here and now, and counts it. `None` when it has to be taken in: where
+    /// answers are kept, when something is in its way, or when it is too late.
+    pub(super) fn run_alone(
+        &self,
+        alone: &Alone<'_>,
+        deadline: Option<Timestamp>,
+    ) -> Option<RanAlone> {
+        let Some(Queue::Batches(shard)) = self.queues.get().filter(|_| self.cache.is_none()) else {
+            return None;
+        };
+        let began = Timestamp::now();
+        if deadline.is_some_and(|deadline| deadline <= began) {
+            return None;
+        }
+        let ran = shard.run_alone(alone, began)?;
+        let (total, reactor) = (ran.times.total(), shard.reactor());
+        match &ran.outcome {
+            Ok(_) => self.statistics.succeeded(reactor, total, Duration::ZERO, total),
+            Err(error) => self.statistics.failed(reactor, kind(error), total),
+        }
+        Some(ran)
+    }
+
+    /// Refuses a request that its callers wait for in all instances that could run it.
+    fn refuse_callers(&self, callers: Option<&Callers>) -> Result<(), Error> {
+        match callers.map(|callers| callers.waiting(&self.name, self.version)) {
+            Some(waiting) if waiting >= self.instances() => Err(Error::WaitsForItself {
+                model: self.name.to_string(),
+                instances: self.instances(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn trace_within(&self, outer: &OuterTrace, id: &CompactString) -> Box<Trace> {
+        self.tracer.begin_within(outer, &self.name, self.version, id)
+    }
+
+    fn take_in(&self, mut job: Job, can_be_kept: bool) {
+        if let Some(trace) = &mut job.trace {
+            trace.at(Event::RequestStart, job.arrived);
+            trace.at(Event::QueueStart, Timestamp::now());
+            self.trace_inputs(trace, &job.admitted);
+        }
         match &self.cache {
-            Some(cache) if is_cacheable => cache.look_up(job),
+            Some(cache) if can_be_kept && job.sequence.is_none() => cache.look_up(job),
             _ => self.schedule(job),
         }
-        Ok(answer)
     }
 
     /// The device whose memory the tensors of its requests may lie in, if there is one.
@@ -353,7 +418,8 @@ impl LoadedVersion {
     pub(super) fn end_in_order(&self, ticket: &AnswerTicket, end: End) {
         match self.queues.get() {
             Some(Queue::Batches(shard)) => shard.end_in_order(ticket, end),
-            _ => end(),
+            Some(Queue::Sequences(shard)) => shard.end_in_order(ticket, Some(end)),
+            None => end(),
         }
     }
 

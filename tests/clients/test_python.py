@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import queue
+import re
 import signal
 import subprocess
 import threading
@@ -48,7 +49,8 @@ output [{ name: "OUTPUT0" data_type: TYPE_STRING dims: [ 1 ] }]
 
 
 def test_models_answer_as_in_the_real_server(start, repository):
-    server = start(repository, INTERPRETER)
+    sizes = ("shm-default-byte-size=1048576", "shm-growth-byte-size=1048576", "shm-region-prefix-name=mine")
+    server = start(repository, INTERPRETER, *(f"--backend-config=python,{size}" for size in sizes))
     answers = cases.ask_all(server, repository)
     assert answers.keys() == GOLDEN.keys()
     for name, expected in GOLDEN.items():
@@ -62,6 +64,8 @@ def test_models_answer_as_in_the_real_server(start, repository):
             assert text == "OUT=[7] | error __ErrorCode.INVALID_ARG: 13 is not repeated | OUT=[9] | "
             continue
         assert got == expected, name
+    logged = {text: level for level, text in re.findall(r'^([IWE]).*\] "helpers \(helpers_0\): (.*)"$', server.log.read_text(), re.M)}
+    assert logged == {"said as it is": "I", "said as a warning": "W", "good to know": "I", "an error": "E"}
 
 
 def test_a_process_that_is_killed_fails_its_requests_and_comes_back(start, tmp_path):
@@ -156,6 +160,39 @@ class TritonPythonModel:
     assert "talks (talks_0): printed at the start" in log
     assert "model.py:12] \"talks (talks_0): a warning of the model\"" in log
     assert "talks (talks_0): printed at the end" in log
+
+
+def test_a_model_that_logs_much_at_its_start_is_heard_at_once(start, driver, tmp_path):
+    """And one that never ends is given up all the same."""
+    if driver != "io_uring":
+        pytest.skip("it takes long, and no event loop is in it yet")
+    source = ECHO + """
+import time
+class TritonPythonModel:
+    def initialize(self, args):
+        for count in range(60):
+            pb_utils.Logger.log_info(f"line {count}")
+        while args["model_name"] == "endless":
+            pb_utils.Logger.log_info("and so on")
+            time.sleep(0.01)
+    def execute(self, requests):
+        return [output("a") for _ in requests]
+"""
+    write(tmp_path / "repository", "talks", WAY, source)
+    write(tmp_path / "repository", "endless", WAY, source)
+    server = start(
+        tmp_path / "repository",
+        INTERPRETER,
+        "--backend-config=python,stub-timeout-seconds=4",
+        "--exit-on-error=false",
+        "--strict-readiness=false",
+    )
+    # If each line had to wait for the next look at the process, the start would take too long.
+    assert "OUTPUT" in cases.way(server, "talks", "x")
+    assert not is_ready(server, "endless")
+    log = server.log.read_text()
+    assert "talks (talks_0): line 59" in log
+    assert "'endless_0' of model 'endless' was not ready within 4 s" in log
 
 
 def test_exceptions_in_hooks_are_told(start, tmp_path):
@@ -320,8 +357,21 @@ class TritonPythonModel:
 def test_models_load_and_unload_others(start, tmp_path):
     folder = tmp_path / "repository"
     source = ECHO + """
+import json
+CONFIG = {
+    "backend": "python",
+    "input": [{"name": "WAY", "data_type": "TYPE_STRING", "dims": [1]}],
+    "output": [{"name": "OUTPUT", "data_type": "TYPE_STRING", "dims": [1]}],
+}
 class TritonPythonModel:
+    def brought(self):
+        pb_utils.load_model("brought", json.dumps(CONFIG), {"file:1/model.py": b"class TritonPythonModel: pass"})
+        before = pb_utils.is_model_ready("brought")
+        pb_utils.unload_model("brought", unload_dependents=True)
+        return before, pb_utils.is_model_ready("brought")
     def execute(self, requests):
+        if requests[0].inputs()[0].as_numpy()[0] == b"brought":
+            return [output(str(self.brought())) for _ in requests]
         before = pb_utils.is_model_ready("other")
         pb_utils.load_model("other")
         between = pb_utils.is_model_ready("other", "1")
@@ -336,6 +386,34 @@ class TritonPythonModel:
     server = start(folder, INTERPRETER, "--model-control-mode=explicit", "--load-model=loads")
     text = cases.way(server, "loads", "x")["OUTPUT"][2][0]
     assert text.startswith("False True failed to load 'nothing'")
+    assert cases.way(server, "loads", "brought")["OUTPUT"][2] == ["(True, False)"]
+
+
+def test_an_instance_that_an_edit_adds_is_told_the_configuration_that_was_loaded(start, tmp_path):
+    """As by the real server, which reads a model's configuration for its back end once."""
+    folder = tmp_path / "repository"
+    source = f"""{ECHO}
+import json
+class TritonPythonModel:
+    def initialize(self, args):
+        (group,) = json.loads(args["model_config"])["instance_group"]
+        self.told = f"{{args['model_instance_name']}} of {{group['count']}}"
+    def execute(self, requests):
+        time.sleep(0.02)
+        return [output(self.told) for _ in requests]
+""".replace("import json", "import json, time")
+    group = "instance_group [{ kind: KIND_CPU count: %d }]"
+    write(folder, "edited", WAY + group % 1, source)
+    server = start(folder, INTERPRETER, "--model-control-mode=explicit", "--load-model=edited")
+    assert cases.way(server, "edited", "x")["OUTPUT"][2] == ["edited_0_0 of 1"]
+    (folder / "edited" / "config.pbtxt").write_text(WAY + group % 2)
+    with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+        client.load_model("edited")
+        (now,) = client.get_model_config("edited").config.instance_group
+    assert now.count == 2
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: cases.way(server, "edited", "x")["OUTPUT"][2][0], range(16)))
+    assert set(answers) == {"edited_0_0 of 1", "edited_0_1 of 1"}
 
 
 def test_requests_that_wait_keep_their_answers_and_run_one_by_one(start, tmp_path):
@@ -417,9 +495,11 @@ input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "Z" data_type: T
 output [{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }]
 """
     source = """
+import c_python_backend_utils
 import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def execute(self, requests):
+        print("free:", c_python_backend_utils.shared_memory.free_memory())
         answers = []
         for request in requests:
             values = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
@@ -440,3 +520,6 @@ class TritonPythonModel:
             assert too_large["status"] == "StatusCode.UNAVAILABLE"
             assert "no room for 2400000 bytes" in too_large["error"] and "shm-limit-byte-size" in too_large["error"]
         assert cases.infer(server, "half", X=values)["Y"][2][-1] == 300_000
+    # All of what the process gives out was free whenever it began.
+    wait_until(lambda: server.log.read_text().count("free: 2097152") == 20 * 2 + 2)
+    assert server.log.read_text().count("free: ") == 20 * 2 + 2

@@ -13,13 +13,14 @@ import threading
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 
 from . import python_cases as cases
 from .python_server import INTERPRETER, is_ready, processes, wait_until, write
 
 FAULTS = int(os.environ.get("NEREID_FAULTS", "1"))
 ASKERS = 3
-INSTANCES = {"faulty_0_0", "faulty_0_1"}
+INSTANCES = {"faulty_0_0", "faulty_0_1", "hooks_0"}
 # What the others may be told meanwhile.
 UNHEALTHY = re.compile(r"Stub process 'faulty_0_\d' is not healthy\.")
 # Open files and memory that a server may gain: what a process has shared goes with it.
@@ -101,9 +102,39 @@ class TritonPythonModel:
         return output("forked")
 """
 
+# Another model, each of whose hooks raises while there is a file of its name.
+HOOKS_CONFIG = """backend: "python"
+input [{ name: "WAY" data_type: TYPE_STRING dims: [ 1 ] }]
+output [{ name: "OUTPUT" data_type: TYPE_STRING dims: [ 1 ] }]
+"""
+HOOKS_SOURCE = """
+import pathlib
+import triton_python_backend_utils as pb_utils
+
+def may_raise(hook):
+    if (pathlib.Path({flags!r}) / hook).exists():
+        raise RuntimeError(f"in {{hook}}")
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        may_raise("auto_complete_config")
+        return config
+    def initialize(self, args):
+        may_raise("initialize")
+    def is_ready(self):
+        may_raise("is_ready")
+        return True
+    def execute(self, requests):
+        may_raise("execute")
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", each.inputs()[0].as_numpy())]) for each in requests]
+    def finalize(self):
+        may_raise("finalize")
+"""
+
 
 class Trouble:
-    """A server with the model, and the ways to make it fail."""
+    """A server with the models, and the ways to make them fail."""
 
     def __init__(self, server, flag: pathlib.Path):
         self.server = server
@@ -150,11 +181,36 @@ class Trouble:
             # Whoever answers nobody else while the others are served.
             return f"served by {process}" not in {self.ask("serve")["OUTPUT"][2][0] for _ in range(8)}
 
+        before.pop("hooks_0")
         wait_until(lambda: any(spins(process) for process in before.values()))
         (stuck,) = [process for process in before.values() if spins(process)]
         os.kill(stuck, signal.SIGKILL)
         asked.join(20)
         assert not asked.is_alive()
+
+    def in_hook(self, hook: str) -> None:
+        """An exception in a hook of the other model, which serves again when it raises none."""
+        flag = self.flag.with_name(hook)
+        with triton_grpc.InferenceServerClient(self.server.grpc_address) as client:
+            flag.touch()
+            if hook == "is_ready":
+                wait_until(lambda: not is_ready(self.server, "hooks"), 5)
+            elif hook == "execute":
+                assert f"in {hook}" in cases.way(self.server, "hooks", "x")["error"]
+            else:
+                client.unload_model("hooks")
+                wait_until(lambda: "hooks_0" not in processes(self.server))
+                refused = None
+                try:
+                    client.load_model("hooks")
+                except triton_grpc.InferenceServerException as error:
+                    refused = error.message()
+                assert (refused is None) if hook == "finalize" else (f"in {hook}" in refused), refused
+            flag.unlink()
+            if not is_ready(self.server, "hooks"):
+                client.load_model("hooks")
+        wait_until(lambda: is_ready(self.server, "hooks"), 5)
+        assert cases.way(self.server, "hooks", "x")["OUTPUT"][2] == ["x"]
 
     def ends(self, way: str) -> None:
         """A request whose process does not survive it."""
@@ -187,6 +243,10 @@ KINDS = {
     "too large": lambda it: it.fails("large", "shm-limit-byte-size", X=np.zeros(3 << 20, np.float32)),
     "other type": lambda it: it.ask("other_type"),
     "forked": lambda it: it.ask("fork"),
+    **{
+        f"in {hook}": lambda it, hook=hook: it.in_hook(hook)
+        for hook in ("auto_complete_config", "initialize", "is_ready", "execute", "finalize")
+    },
 }
 
 
@@ -195,8 +255,15 @@ def test_whatever_a_model_does_the_server_serves_on(start, driver, tmp_path):
         pytest.skip("in the short form one event loop is enough")
     flag = tmp_path / "flag"
     write(tmp_path / "repository", "faulty", CONFIG, SOURCE.format(flag=str(flag)))
+    write(tmp_path / "repository", "hooks", HOOKS_CONFIG, HOOKS_SOURCE.format(flags=str(tmp_path)))
     limits = ("shm-limit-byte-size=16777216", "stub-timeout-seconds=4")
-    server = start(tmp_path / "repository", INTERPRETER, *(f"--backend-config=python,{limit}" for limit in limits))
+    server = start(
+        tmp_path / "repository",
+        INTERPRETER,
+        "--model-control-mode=explicit",
+        *(f"--load-model={model}" for model in ("faulty", "hooks")),
+        *(f"--backend-config=python,{limit}" for limit in limits),
+    )
     trouble = Trouble(server, flag)
     seen, stop = [], threading.Event()
 
@@ -211,7 +278,7 @@ def test_whatever_a_model_does_the_server_serves_on(start, driver, tmp_path):
     askers.append(threading.Thread(target=ask, args=("large",), kwargs={"X": values}, daemon=True))
 
     def is_whole() -> bool:
-        return processes(server).keys() == INSTANCES and is_ready(server, "faulty")
+        return processes(server).keys() == INSTANCES and all(is_ready(server, model) for model in ("faulty", "hooks"))
 
     for asker in askers:
         asker.start()

@@ -505,6 +505,54 @@ def test_answers_keep_the_order_of_the_requests_where_that_is_wanted(start, tmp_
     assert answered("slow_false_true", True) == ["slow", "quick", "quick", "slow"]
 
 
+LATE = """
+import threading, time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            seconds = pb_utils.get_input_tensor_by_name(request, "SECONDS").as_numpy()
+            threading.Thread(target=self.answer, args=(request.get_response_sender(), seconds)).start()
+
+    def answer(self, sender, seconds):
+        response = pb_utils.InferenceResponse([pb_utils.Tensor("OUT", seconds)])
+        sender.send(response)
+        time.sleep(float(seconds[0][0]))
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+LATE_CONFIG = """
+backend: "python"
+max_batch_size: 4
+sequence_batching {{ oldest {{ max_candidate_sequences: 4 preserve_ordering: {ordered} }} }}
+model_transaction_policy {{ decoupled: true }}
+input [ {{ name: "SECONDS" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+output [ {{ name: "OUT" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+"""
+
+
+def test_answers_of_several_sequences_keep_the_order_where_that_is_wanted(start, tmp_path):
+    """As the real server has it: what is answered later holds back the answers of other sequences too."""
+    for ordered in ("true", "false"):
+        write(tmp_path / "repository", f"late_{ordered}", LATE_CONFIG.format(ordered=ordered), LATE)
+    server = start(tmp_path / "repository", INTERPRETER)
+
+    def answered(model: str) -> list[str]:
+        answers: queue.Queue = queue.Queue()
+        with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+            client.start_stream(lambda result, error: answers.put(error or result))
+            whole = {"sequence_start": True, "sequence_end": True}
+            for sequence, (name, seconds) in enumerate((("slow", 0.6), ("quick", 0)), start=1):
+                tensors = [cases.tensor("SECONDS", np.array([[seconds]], np.float32))]
+                client.async_stream_infer(model, tensors, request_id=name, sequence_id=sequence, **whole)
+                threading.Event().wait(0.1)
+            return [answers.get(timeout=20).get_response().id for _ in range(4)]
+
+    for _ in range(2):
+        assert answered("late_true") == ["slow", "slow", "quick", "quick"]
+    assert answered("late_false") == ["slow", "quick", "quick", "slow"]
+
+
 def test_a_model_that_takes_single_requests_cannot_have_what_needs_batches(start, tmp_path):
     allowed = 'parameters { key: "allowed_batch_sizes" value { string_value: "1" } }'
     plain = SLOW_CONFIG.format(ordered="false", decoupled="false")

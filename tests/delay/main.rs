@@ -5,7 +5,8 @@ mod simulation;
 use std::time::Duration;
 
 use simulation::{
-    Delay, FIXED_US, Load, Outcome, Random, RunTime, SITES, STEPS, Site, TARGETS, simulate,
+    Delay, Load, Random, RunTime, SITES, STEPS, Site, TARGETS, played_fixed, share_of_best,
+    simulate,
 };
 
 const EACH: Duration = Duration::from_secs(1);
@@ -73,18 +74,6 @@ fn several_instances_do_not_keep_it_from_the_best_delay() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-}
-
-fn played_fixed(site: &Site, loads: &[Load], each: Duration) -> [Vec<Outcome>; FIXED_US.len()] {
-    FIXED_US.map(|us| simulate(site, Delay::Fixed(Duration::from_micros(us)), loads, each))
-}
-
-/// What was done of what the best fixed delay has done that was no later, or kept the target.
-fn share_of_best(auto: &Outcome, fixed: &[Outcome], target: Duration) -> f64 {
-    let allowed = auto.p99.max(target);
-    let rivals = fixed.iter().filter(|it| it.p99 <= allowed);
-    let best = rivals.map(|it| it.per_second).fold(0.0, f64::max);
-    if best == 0.0 { 1.0 } else { auto.per_second / best }
 }
 
 /// Models of which batches take longer in steps of rows, under loads of all kinds: seldom more than a tenth

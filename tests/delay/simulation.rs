@@ -153,6 +153,19 @@ pub fn simulate(site: &Site, delay: Delay, loads: &[Load], each: Duration) -> Ve
     Simulation::new(site, delay, loads, each).run()
 }
 
+/// Plays the loads with each of the fixed delays.
+pub fn played_fixed(site: &Site, loads: &[Load], each: Duration) -> [Vec<Outcome>; FIXED_US.len()] {
+    FIXED_US.map(|us| simulate(site, Delay::Fixed(Duration::from_micros(us)), loads, each))
+}
+
+/// What was done of what the best fixed delay has done that was no later, or kept the target.
+pub fn share_of_best(auto: &Outcome, fixed: &[Outcome], target: Duration) -> f64 {
+    let allowed = auto.p99.max(target);
+    let rivals = fixed.iter().filter(|it| it.p99 <= allowed);
+    let best = rivals.map(|it| it.per_second).fold(0.0, f64::max);
+    if best == 0.0 { 1.0 } else { auto.per_second / best }
+}
+
 struct Simulation<'a> {
     site: &'a Site,
     loads: &'a [Load],

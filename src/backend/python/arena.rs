@@ -1,3 +1,8 @@
+mod ranges;
+mod reach;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -13,12 +18,12 @@ use nix::{
     sys::memfd::{MFdFlags, memfd_create},
 };
 
+use self::{
+    ranges::{ALIGNMENT, Ranges},
+    reach::Reach,
+};
 use super::wire::Range;
 
-/// What is given out begins at multiples of this: the widest vector registers and a cache line.
-const ALIGNMENT: usize = 64;
-/// So much of a half keeps its pages, whether they are used or not.
-const KEPT_BYTES: usize = 16 << 20;
 /// Ranges shorter than this keep their pages until they are part of a longer one.
 const GIVEN_BACK_BYTES_MIN: usize = 64 << 10;
 
@@ -46,39 +51,8 @@ struct Books {
     free: Ranges,
     lent: BTreeMap<usize, Loan>,
     reach: Reach,
-}
-
-/// How far a half is used. The lowest range that is free is taken first, so this is how much of it is
-/// needed.
-struct Reach {
-    /// The end of the farthest range since the half was trimmed last.
-    now: usize,
-    /// The same for the time before that.
-    before: usize,
-    /// Up to where pages that are free are kept.
-    kept: usize,
-    /// Up to where they always are.
-    least: usize,
-}
-
-impl Reach {
-    fn of_half(start: usize) -> Self {
-        let least = start + KEPT_BYTES;
-        Self { now: 0, before: 0, kept: least, least }
-    }
-
-    /// Notes a range that is used, by its end.
-    fn note(&mut self, end: usize) {
-        self.now = self.now.max(end);
-        self.kept = self.kept.max(end);
-    }
-
-    /// Begins a new while. Tells from where on pages are no longer kept, if some were kept till now.
-    fn trim(&mut self) -> Option<usize> {
-        let kept = self.now.max(self.before).max(self.least);
-        self.before = std::mem::take(&mut self.now);
-        (kept < std::mem::replace(&mut self.kept, kept)).then_some(kept)
-    }
+    /// How many wait for room. To wake nobody is a system call too.
+    waiting: usize,
 }
 
 struct Loan {
@@ -122,6 +96,7 @@ impl Arena {
                 free: Ranges::new(0, half),
                 lent: BTreeMap::new(),
                 reach: Reach::of_half(0),
+                waiting: 0,
             }),
             theirs: Mutex::new(Reach::of_half(half)),
             room: Condvar::new(),
@@ -204,7 +179,7 @@ impl Arena {
             if loan.holders > 0 {
                 return Some(());
             }
-            (books.lent.remove(&offset)?.length, books.reach.kept)
+            (books.lent.remove(&offset)?.length, books.reach.kept())
         };
         self.free(offset, length, kept);
         Some(())
@@ -216,14 +191,16 @@ impl Arena {
         loop {
             self.give_back_pages(offset.max(kept), offset + length);
             let mut books = self.books();
-            if books.reach.kept >= kept {
+            if books.reach.kept() >= kept {
                 books.free.give(offset, length);
-                break;
+                if books.waiting > 0 {
+                    self.room.notify_all();
+                }
+                return;
             }
             // Less is kept by now.
-            kept = books.reach.kept;
+            kept = books.reach.kept();
         }
-        self.room.notify_all();
     }
 
     /// Gives pages back that have not been used since before the last call. Returns from where on the
@@ -242,8 +219,10 @@ impl Arena {
 
     /// Waits until something that was lent has come back, or for `limit`.
     pub fn wait_for_room(&self, limit: Duration) {
-        let waited = self.room.wait_timeout(self.books(), limit);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let mut books = self.books();
+        books.waiting += 1;
+        let waited = self.room.wait_timeout(books, limit);
+        waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
     }
 
     /// Gives the whole pages of a range back to the system.
@@ -345,204 +324,4 @@ fn page_size() -> usize {
     // SAFETY: it takes a number, and may be called at any time from any thread.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(4 << 10)
-}
-
-/// Ranges that are free, by where they begin; no two touch. The lowest that is large enough is taken
-/// first, so that the pages of the far end are rarely needed.
-struct Ranges(BTreeMap<usize, usize>);
-
-impl Ranges {
-    fn new(start: usize, end: usize) -> Self {
-        Self(BTreeMap::from([(start, end)]))
-    }
-
-    fn take(&mut self, length: usize) -> Option<usize> {
-        // What is given out has a place of its own, even if it is empty.
-        let length = length.max(1).checked_next_multiple_of(ALIGNMENT)?;
-        let found = self.0.iter().find(|(start, end)| *end - *start >= length);
-        let (&start, &end) = found?;
-        self.0.remove(&start);
-        if end - start > length {
-            self.0.insert(start + length, end);
-        }
-        Some(start)
-    }
-
-    /// The length of the longest.
-    fn widest(&self) -> usize {
-        self.0.iter().map(|(start, end)| end - start).max().unwrap_or(0)
-    }
-
-    /// Takes all that is free from `from` on.
-    fn split_off(&mut self, from: usize) -> BTreeMap<usize, usize> {
-        let from = from.next_multiple_of(ALIGNMENT);
-        let mut taken = self.0.split_off(&from);
-        if let Some(mut last) = self.0.last_entry()
-            && *last.get() > from
-        {
-            taken.insert(from, std::mem::replace(last.get_mut(), from));
-        }
-        taken
-    }
-
-    /// Frees what was taken.
-    fn give(&mut self, start: usize, length: usize) {
-        let (mut start, mut end) = (start, start + length.max(1).next_multiple_of(ALIGNMENT));
-        if let Some(next) = self.0.remove(&end) {
-            end = next;
-        }
-        let before = self.0.range(..start).next_back().map(|(&from, &to)| (from, to));
-        if let Some((from, to)) = before
-            && to == start
-        {
-            start = from;
-        }
-        self.0.insert(start, end);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn ranges_that_are_taken_do_not_overlap_and_all_come_back(
-            steps in prop::collection::vec((any::<bool>(), 0..3000_usize), 1..80),
-        ) {
-            let mut free = Ranges::new(0, 64 << 10);
-            let mut taken: Vec<(usize, usize)> = Vec::new();
-            for (takes, size) in steps {
-                if takes || taken.is_empty() {
-                    let Some(start) = free.take(size) else { continue };
-                    prop_assert!(start % ALIGNMENT == 0 && start + size <= 64 << 10);
-                    for &(other, length) in &taken {
-                        prop_assert!(start + size.max(1) <= other || other + length.max(1) <= start);
-                    }
-                    taken.push((start, size));
-                } else {
-                    let (start, length) = taken.swap_remove(size % taken.len());
-                    free.give(start, length);
-                }
-            }
-            for (start, length) in taken {
-                free.give(start, length);
-            }
-            prop_assert_eq!(free.0, BTreeMap::from([(0, 64 << 10)]));
-        }
-    }
-
-    fn arena(bytes: usize) -> (Arc<Arena>, Arc<AtomicUsize>) {
-        let returned = Arc::new(AtomicUsize::new(0));
-        let count = returned.clone();
-        let arena = Arena::new(bytes, move |_, length| {
-            count.fetch_add(usize::try_from(length).unwrap(), Ordering::Relaxed);
-        });
-        (arena.unwrap(), returned)
-    }
-
-    #[test]
-    fn a_loan_ends_when_the_process_and_every_tensor_in_it_are_done() {
-        let (arena, _) = arena(1 << 20);
-        let range = arena.lend(6, [&b"abc"[..], b"def"].into_iter()).unwrap();
-        let part = arena.own(Range { offset: range.offset + 1, length: 4 }).unwrap();
-        assert_eq!(part, &b"bcde"[..]);
-        arena.take_back(range.offset).unwrap();
-        assert_eq!(arena.lent_bytes(), 6);
-        drop(part);
-        assert_eq!(arena.lent_bytes(), 0);
-        assert!(arena.take_back(range.offset).is_err());
-    }
-
-    #[test]
-    fn what_the_process_lent_goes_back_with_the_last_reference() {
-        let (arena, returned) = arena(1 << 20);
-        let offset = arena.half() as u64;
-        let bytes = arena.borrowed(Range { offset, length: 100 }).unwrap();
-        let part = bytes.slice(10..20);
-        drop(bytes);
-        assert_eq!(returned.load(Ordering::Relaxed), 0);
-        drop(part);
-        assert_eq!(returned.load(Ordering::Relaxed), 100);
-    }
-
-    #[test]
-    fn what_is_not_there_cannot_be_named() {
-        let (arena, _) = arena(1 << 20);
-        let half = arena.half() as u64;
-        for range in [
-            Range { offset: 0, length: 1 },
-            Range { offset: half - 1, length: 2 },
-            Range { offset: half, length: half + 1 },
-            Range { offset: u64::MAX, length: 2 },
-            Range { offset: half, length: u64::MAX },
-        ] {
-            assert!(arena.borrowed(range).is_err(), "{range:?}");
-        }
-        let lent = arena.lend(64, [&[0; 64][..]].into_iter()).unwrap();
-        for range in [
-            Range { offset: lent.offset, length: 65 },
-            Range { offset: lent.offset + 64, length: 1 },
-            Range { offset: half, length: 1 },
-        ] {
-            assert!(arena.own(range).is_err(), "{range:?}");
-        }
-    }
-
-    #[test]
-    fn a_full_half_refuses_and_takes_again_when_there_is_room() {
-        let (arena, _) = arena(1 << 20);
-        let all = vec![1; arena.half()];
-        let range = arena.lend(all.len(), [&all[..]].into_iter()).unwrap();
-        assert!(arena.lend(1, [&b"x"[..]].into_iter()).is_none());
-        arena.take_back(range.offset).unwrap();
-        assert!(arena.lend(1, [&b"x"[..]].into_iter()).is_some());
-    }
-
-    /// Bytes that the system has given for an arena.
-    fn resident(arena: &Arena) -> usize {
-        let blocks = nix::sys::stat::fstat(arena.file()).unwrap().st_blocks;
-        usize::try_from(blocks).unwrap() * 512
-    }
-
-    #[test]
-    fn pages_stay_for_the_next_batch_and_go_back_when_none_comes() {
-        let (arena, _) = arena(128 << 20);
-        let all = vec![1; 40 << 20];
-        for _ in 0..3 {
-            let range = arena.lend(all.len(), [&all[..]].into_iter()).unwrap();
-            arena.take_back(range.offset).unwrap();
-            assert!(resident(&arena) >= all.len());
-            assert_eq!(arena.trim(), None);
-        }
-        // The while that has just begun, and the one before it, have seen none.
-        arena.trim();
-        arena.trim();
-        assert!(resident(&arena) <= KEPT_BYTES, "{}", resident(&arena));
-        assert!(arena.lend(arena.half(), [&all[..]].into_iter()).is_some());
-    }
-
-    #[test]
-    fn pages_that_are_used_when_the_rest_goes_back_follow_later() {
-        let (arena, _) = arena(128 << 20);
-        let all = vec![1; 40 << 20];
-        let range = arena.lend(all.len(), [&all[..]].into_iter()).unwrap();
-        (0..3).for_each(|_| _ = arena.trim());
-        assert!(resident(&arena) >= all.len());
-        arena.take_back(range.offset).unwrap();
-        assert!(resident(&arena) <= KEPT_BYTES);
-    }
-
-    #[test]
-    fn the_process_is_told_to_give_back_what_the_server_has_not_seen_for_a_while() {
-        let (arena, _) = arena(128 << 20);
-        let half = arena.half() as u64;
-        drop(arena.borrowed(Range { offset: half, length: 40 << 20 }).unwrap());
-        let told: Vec<_> = (0..4).map(|_| arena.trim()).collect();
-        assert_eq!(told, [None, None, Some(half + KEPT_BYTES as u64), None]);
-    }
 }

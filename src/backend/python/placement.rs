@@ -49,6 +49,10 @@ impl Drop for Turn {
 /// process has any, neither needs a processor of its own: then the thread runs on the reactor's. When there
 /// is more to do it goes back, with all threads that were started meanwhile. What the model has chosen
 /// itself stays.
+///
+/// How quick a model is, is told by the time that passes, not by what its process uses of it. The one is
+/// never less than the other, so nobody stays who keeps the reactor waiting. And where more passes than is
+/// used, because others are on that processor too, the thread is better off where it may choose.
 pub struct Placement {
     process: Pid,
     /// What the process was given at its start.

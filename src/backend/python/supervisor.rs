@@ -1,9 +1,9 @@
 //! Keeps the process of one instance running: starts it, reads what it says, notices its end, starts
 //! it again.
 
+mod run;
+
 use std::{
-    io,
-    os::fd::AsFd,
     sync::{
         Arc, Condvar, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -13,33 +13,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use smallvec::SmallVec;
-
+use self::run::{Failed, Run};
 use super::{
-    Outline,
-    inbox::{Broken, Inbox},
-    line::Line,
-    near,
-    output::Output,
-    process::Process,
+    Outline, near,
     services::Services,
-    session::{Session, arena_and_line},
+    session::Session,
     wire::{self, Said, Writer},
 };
 use crate::{backend::BackendError, runtime::ReactorHandle};
 
-/// How often a process is looked at though it says nothing.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How often the hook `is_ready` of a model that has it is asked.
-const ASK_READY_EVERY: Duration = Duration::from_secs(1);
 /// How long a process that ended is waited for before it is started again: at first, and at most.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 /// A process that has run for so long, or has run requests, has not failed at its start.
 const STEADY: Duration = Duration::from_secs(10);
-/// How long the model's `finalize` may take.
-const FINALIZE_MAX: Duration = Duration::from_secs(20);
 /// How long a process that has completed a configuration is kept for the instance that will want it.
 const KEPT_FOR: Duration = Duration::from_secs(30);
 
@@ -275,26 +262,8 @@ impl Seat {
     fn start(&self, purpose: &Purpose) -> Result<Run, BackendError> {
         let outline = &*self.outline;
         let refuse = |reason: String| BackendError(format!("{} {reason}", outline.process()));
-        let system = |error: io::Error| refuse(format!("cannot be started: {error}"));
-        let slot = Arc::new(OnceLock::new());
-        let arena = arena_and_line(outline.memory_bytes, &slot).map_err(system)?;
-        let (process, sockets) = Process::start(
-            &outline.interpreter,
-            &outline.instance,
-            outline.sources.as_fd(),
-            &arena,
-        )
-        .map_err(system)?;
-        let line = Arc::new(Line::new(sockets).map_err(system)?);
-        let line = slot.get_or_init(|| line).clone();
-        let session = Arc::new(Session::new(line, arena, process.id()));
-        let mut run = Run {
-            output: Output::new(&outline.model, &outline.instance),
-            process,
-            session,
-            answer: String::new(),
-            has_is_ready: false,
-        };
+        let mut run =
+            Run::start(outline).map_err(|error| refuse(format!("cannot be started: {error}")))?;
         self.begin(&mut run, purpose).map_err(|reason| match reason {
             Failed::Model(message) => BackendError(message),
             Failed::Process(reason) => refuse(reason),
@@ -322,196 +291,6 @@ fn spawn(
 ) -> Result<thread::JoinHandle<()>, BackendError> {
     let thread = thread::Builder::new().name(outline.instance.clone()).spawn(work);
     thread.map_err(|error| BackendError(format!("cannot start a thread: {error}")))
-}
-
-/// Why a process did not get as far as to serve.
-enum Failed {
-    /// The model raised this.
-    Model(String),
-    /// The process.
-    Process(String),
-}
-
-/// A process that runs.
-struct Run {
-    output: Output,
-    process: Process,
-    session: Arc<Session>,
-    answer: String,
-    has_is_ready: bool,
-}
-
-impl Run {
-    fn wait_until_started(&mut self, seat: &Seat) -> Result<String, Failed> {
-        let deadline = Instant::now() + seat.outline.start_limit;
-        let session = self.session.clone();
-        let mut inbox = session.inbox();
-        loop {
-            self.wait(LOOK_EVERY);
-            self.has_ended();
-            match self.next_said(&mut inbox) {
-                Ok(Some(Said::Started { has_is_ready, outcome })) => {
-                    self.has_is_ready = has_is_ready;
-                    return outcome.map_err(Failed::Model);
-                }
-                Ok(Some(said)) => seat.hear(&session, said).map_err(Failed::Process)?,
-                Ok(None) if seat.is_stopping() => {
-                    return Err(Failed::Process("is not wanted any more".to_owned()));
-                }
-                Ok(None) if Instant::now() < deadline => {}
-                Ok(None) => {
-                    return Err(Failed::Process(format!(
-                        "was not ready within {} s (backend-config stub-timeout-seconds)",
-                        seat.outline.start_limit.as_secs()
-                    )));
-                }
-                Err(reason) => {
-                    self.output.drain(&mut self.process);
-                    return Err(Failed::Process(match self.output.last_error() {
-                        Some(line) => format!("{reason}: {line}"),
-                        None => reason,
-                    }));
-                }
-            }
-        }
-    }
-
-    /// Serves until it is to stop.
-    ///
-    /// # Errors
-    /// When the process has ended, or has to be.
-    fn serve(&mut self, seat: &Seat) -> Result<(), String> {
-        let mut looked = Instant::now();
-        let mut asked = Instant::now();
-        let mut stopped: Option<Instant> = None;
-        loop {
-            self.hear_all(seat)?;
-            self.session.send_answers(usize::MAX);
-            if seat.is_stopping() {
-                self.finalize(seat);
-                return Ok(());
-            }
-            self.wait(LOOK_EVERY);
-            let now = Instant::now();
-            if now - looked >= LOOK_EVERY {
-                looked = now;
-                self.trim();
-                self.session.look_after();
-                let is_stopped = self.process.is_stopped();
-                self.session.is_stopped.store(is_stopped, Ordering::Relaxed);
-                let since = is_stopped.then(|| *stopped.get_or_insert(now));
-                stopped = since;
-                if since.is_some_and(|since| now - since > seat.outline.start_limit) {
-                    return Err("was stopped by a signal and not continued".to_owned());
-                }
-            }
-            if self.has_is_ready && now - asked >= ASK_READY_EVERY {
-                asked = now;
-                let mut writer = Writer::default();
-                writer.ask_ready(0);
-                self.session.line.send(writer);
-            }
-        }
-    }
-
-    /// Gives memory back that has not been used lately.
-    fn trim(&self) {
-        if let Some(kept) = self.session.arena.trim() {
-            let mut writer = Writer::default();
-            writer.trim(kept);
-            self.session.line.send(writer);
-        }
-    }
-
-    fn finalize(&mut self, seat: &Seat) {
-        let deadline = Instant::now() + FINALIZE_MAX;
-        let mut writer = Writer::default();
-        writer.finalize();
-        self.session.line.send(writer);
-        while Instant::now() < deadline
-            && self.hear_all(seat).is_ok()
-            && !self.session.has_finalized.load(Ordering::Acquire)
-        {
-            self.wait(LOOK_EVERY);
-        }
-        self.output.drain(&mut self.process);
-    }
-
-    /// Waits until there is something to do, or for `limit`.
-    fn wait(&mut self, limit: Duration) {
-        let line = self.session.line.clone();
-        let is_written = line.flush();
-        let heard = PollFd::new(line.ear(), PollFlags::POLLIN);
-        let written = PollFd::new(line.socket(), PollFlags::POLLOUT);
-        let others = [
-            Some(line.bell()),
-            self.process.handle(),
-            self.process.stdout.as_ref().map(AsFd::as_fd),
-            self.process.stderr.as_ref().map(AsFd::as_fd),
-        ];
-        let others = others.into_iter().flatten().map(|file| PollFd::new(file, PollFlags::POLLIN));
-        let mut files: SmallVec<[PollFd<'_>; 6]> = others.chain([heard]).collect();
-        files.extend((!is_written).then_some(written));
-        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-        // Interrupted or not, what there is is looked at next.
-        let _ = poll(&mut files, limit);
-        drop(files);
-        line.hush();
-        self.output.read(&mut self.process);
-    }
-
-    /// Hears what the process has said, unless a reactor or the instance's thread does.
-    ///
-    /// # Errors
-    /// When the process has ended, or has to be.
-    fn hear_all(&mut self, seat: &Seat) -> Result<(), String> {
-        let session = self.session.clone();
-        session.misdeed().map_or(Ok(()), Err)?;
-        let has_ended = self.has_ended();
-        if session.is_attached() {
-            // It hears the end too, and then leaves the rest to this thread.
-            return Ok(());
-        }
-        let inbox = if has_ended { Some(session.inbox()) } else { session.inbox_if_free() };
-        if let Some(mut inbox) = inbox {
-            while let Some(said) = self.next_said(&mut inbox)? {
-                seat.hear(&session, said)?;
-            }
-        }
-        session.misdeed().map_or(Ok(()), Err)
-    }
-
-    /// Whether the process has ended. If so, nothing more can come than what it has said: a process that
-    /// it forked may still have its end of the socket.
-    fn has_ended(&mut self) -> bool {
-        let has_ended = self.process.ended().is_some();
-        if has_ended {
-            self.session.line.hang_up();
-        }
-        has_ended
-    }
-
-    /// The next thing that the process said, if it is there.
-    ///
-    /// # Errors
-    /// When the process has ended, or says what cannot be understood.
-    fn next_said(&mut self, inbox: &mut Inbox) -> Result<Option<Said>, String> {
-        inbox.next(&self.session.line, false).map_err(|broken| match broken {
-            Broken::Closed => self.how_it_ended(),
-            Broken::Malformed(error) => error.to_string(),
-        })
-    }
-
-    fn how_it_ended(&mut self) -> String {
-        // The socket closes a moment before the process can be waited for.
-        for _ in 0..100 {
-            if let Some(status) = self.process.ended() {
-                return format!("ended with {status}");
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        Broken::Closed.to_string()
-    }
 }
 
 impl Seat {

@@ -106,16 +106,46 @@ impl Signature {
         if let Some(missing) = self.missing_inputs(&request.inputs) {
             return Err(missing);
         }
-        let batch_size = self.batch_size(&request.inputs)?;
+        let shapes = request.inputs.iter().map(|input| (&*input.name, &input.shape));
+        let batch_size = self.batch_size(shapes)?;
         let classes = self.requested_classes(request);
         let mut inputs: SmallVec<[Option<AdmittedInput>; 2]> = SmallVec::new();
         inputs.resize_with(self.inputs.len(), || None);
         for (input, place) in std::mem::take(&mut request.inputs).into_iter().zip(places) {
             let Some(place) = place else { continue };
-            self.check_input(&self.inputs[place], &input)?;
-            inputs[place] = Some(AdmittedInput { shape: input.shape, data: input.data });
+            let InferInput { datatype, shape, data, .. } = input;
+            let admitted = AdmittedInput { shape, data };
+            self.check_input(&self.inputs[place], datatype, &admitted)?;
+            inputs[place] = Some(admitted);
         }
         Ok(Admitted { batch_size, inputs, outputs, classes })
+    }
+
+    /// Holds tensors against this signature that are in its order, with their types, and the outputs
+    /// that are wanted of it, ascending.
+    ///
+    /// # Errors
+    /// Names the first tensor that does not fit, what was expected and what came.
+    pub fn admit_in_order(
+        &self,
+        given: SmallVec<[Option<(DataType, AdmittedInput)>; 2]>,
+        outputs: SmallVec<[u16; 4]>,
+    ) -> Result<Admitted, Error> {
+        let named = || self.inputs.iter().zip(&given);
+        if named().any(|(spec, input)| !spec.optional && input.is_none()) {
+            let given = named().filter(|(_, input)| input.is_some());
+            return Err(self.input_count(given.map(|(spec, _)| &*spec.name)));
+        }
+        let shapes =
+            named().filter_map(|(spec, input)| Some((&*spec.name, &input.as_ref()?.1.shape)));
+        let batch_size = self.batch_size(shapes)?;
+        let checked = self.inputs.iter().zip(given).map(|(spec, input)| {
+            let Some((datatype, input)) = input else { return Ok(None) };
+            self.check_input(spec, datatype, &input)?;
+            Ok(Some(input))
+        });
+        let inputs = checked.collect::<Result<_, Error>>()?;
+        Ok(Admitted { batch_size, inputs, outputs, classes: SmallVec::new() })
     }
 
     fn check_count(&self, inputs: &[InferInput]) -> Result<(), Error> {
@@ -123,52 +153,55 @@ impl Signature {
         if (required..=self.inputs.len()).contains(&inputs.len()) {
             return Ok(());
         }
-        Err(self.input_count(inputs))
+        Err(self.input_count(inputs.iter().map(|input| &*input.name)))
     }
 
     /// The failure of a request that leaves out inputs that the model needs, whatever others it has.
     fn missing_inputs(&self, inputs: &[InferInput]) -> Option<Error> {
         let is_given = |spec: &TensorSpec| inputs.iter().any(|input| *input.name == *spec.name);
         let complete = self.inputs.iter().all(|spec| spec.optional || is_given(spec));
-        (!complete).then(|| self.input_count(inputs))
+        (!complete).then(|| self.input_count(inputs.iter().map(|input| &*input.name)))
     }
 
-    fn input_count(&self, inputs: &[InferInput]) -> Error {
+    fn input_count<'a>(&self, given: impl Iterator<Item = &'a str> + Clone) -> Error {
         let required = self.inputs.iter().filter(|spec| !spec.optional);
         Error::InputCount {
             model: self.model.to_string(),
             required: required.clone().count(),
             most: self.inputs.len(),
-            got: inputs.len(),
-            got_names: NameList(inputs.iter().map(|input| input.name.to_string()).collect()),
+            got: given.clone().count(),
+            got_names: NameList(given.clone().map(str::to_owned).collect()),
             missing_names: NameList(
                 required
-                    .filter(|spec| inputs.iter().all(|input| *input.name != *spec.name))
+                    .filter(|spec| given.clone().all(|name| *name != *spec.name))
                     .map(|spec| spec.name.to_string())
                     .collect(),
             ),
         }
     }
 
-    /// The rows of all inputs; 1 for a model that does not batch.
-    fn batch_size(&self, inputs: &[InferInput]) -> Result<u32, Error> {
+    /// The rows of all inputs, which are given by name and shape; 1 for a model that does not batch.
+    fn batch_size<'a>(
+        &self,
+        inputs: impl Iterator<Item = (&'a str, &'a Shape)>,
+    ) -> Result<u32, Error> {
         if self.max_batch_size == 0 {
             return Ok(1);
         }
         let mut common = None;
-        for input in inputs {
-            let Some(&rows) = input.shape.first() else {
+        for (name, shape) in inputs {
+            let Some(&rows) = shape.first() else {
                 return Err(Error::MissingBatchDimension {
-                    input: input.name.to_string(),
+                    input: name.to_owned(),
                     model: self.model.to_string(),
                 });
             };
             if rows < 0 {
-                return Err(self.unspecified_dimension(input));
+                return Err(self.unspecified_dimension(name, shape));
             }
             if *common.get_or_insert(rows) != rows {
                 return Err(Error::BatchSizeDisagrees {
-                    input: input.name.to_string(),
+                    input: name.to_owned(),
                     model: self.model.to_string(),
                 });
             }
@@ -184,48 +217,57 @@ impl Signature {
         }
     }
 
-    fn check_input(&self, spec: &TensorSpec, input: &InferInput) -> Result<(), Error> {
-        if input.datatype != spec.datatype {
+    fn check_input(
+        &self,
+        spec: &TensorSpec,
+        datatype: DataType,
+        input: &AdmittedInput,
+    ) -> Result<(), Error> {
+        let AdmittedInput { shape, data } = input;
+        if datatype != spec.datatype {
             return Err(Error::DataTypeMismatch {
-                input: input.name.to_string(),
+                input: spec.name.to_string(),
                 model: self.model.to_string(),
                 expected: spec.datatype,
-                got: input.datatype,
+                got: datatype,
             });
         }
-        self.check_shape(spec, input)?;
-        let elements =
-            input.shape.element_count().ok_or_else(|| self.element_count_overflow(input))?;
-        let Some(size) = spec.datatype.size() else {
-            return strings::check(&self.model, &input.name, elements, &input.data);
+        self.check_shape(spec, shape)?;
+        let overflow = || Error::ElementCountOverflow {
+            input: spec.name.to_string(),
+            model: self.model.to_string(),
+            shape: shape.clone(),
         };
-        let expected =
-            elements.checked_mul(size as u64).ok_or_else(|| self.element_count_overflow(input))?;
-        if expected != input.data.len() as u64 {
+        let elements = shape.element_count().ok_or_else(overflow)?;
+        let Some(size) = spec.datatype.size() else {
+            return strings::check(&self.model, &spec.name, elements, data);
+        };
+        let expected = elements.checked_mul(size as u64).ok_or_else(overflow)?;
+        if expected != data.len() as u64 {
             return Err(Error::ByteSizeMismatch {
-                input: input.name.to_string(),
+                input: spec.name.to_string(),
                 model: self.model.to_string(),
                 expected,
-                got: input.data.len() as u64,
+                got: data.len() as u64,
             });
         }
         Ok(())
     }
 
-    fn check_shape(&self, spec: &TensorSpec, input: &InferInput) -> Result<(), Error> {
+    fn check_shape(&self, spec: &TensorSpec, shape: &Shape) -> Result<(), Error> {
         let batched = self.max_batch_size > 0;
-        let dims = if batched { input.shape.get(1..).unwrap_or_default() } else { &input.shape };
+        let dims = if batched { shape.get(1..).unwrap_or_default() } else { shape };
         if dims.len() == spec.dims.len() && dims.iter().any(|&dim| dim < 0) {
-            return Err(self.unspecified_dimension(input));
+            return Err(self.unspecified_dimension(&spec.name, shape));
         }
         if spec.dims.admits(dims) {
             return Ok(());
         }
         Err(Error::ShapeMismatch {
-            input: input.name.to_string(),
+            input: spec.name.to_string(),
             model: self.model.to_string(),
             expected: Box::new(if batched { spec.dims.with_batch(-1) } else { spec.dims.clone() }),
-            got: input.shape.clone(),
+            got: shape.clone(),
             batched,
         })
     }
@@ -270,19 +312,11 @@ impl Signature {
         u16::try_from(index).ok()
     }
 
-    fn unspecified_dimension(&self, input: &InferInput) -> Error {
+    fn unspecified_dimension(&self, input: &str, shape: &Shape) -> Error {
         Error::UnspecifiedDimension {
-            input: input.name.to_string(),
+            input: input.to_owned(),
             model: self.model.to_string(),
-            shape: input.shape.clone(),
-        }
-    }
-
-    fn element_count_overflow(&self, input: &InferInput) -> Error {
-        Error::ElementCountOverflow {
-            input: input.name.to_string(),
-            model: self.model.to_string(),
-            shape: input.shape.clone(),
+            shape: shape.clone(),
         }
     }
 }

@@ -2,21 +2,24 @@ use std::{
     future::poll_fn,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use smallvec::SmallVec;
 
-use super::{Account, EnsembleSteps, Parent, Step};
+use super::{Account, EnsembleSteps, Step};
 use crate::{
     inference::{
-        CorrelationId, DataType, Error, InferInput, InferOutput, InferRequest, InferResponse,
-        Parameter, Parameters, RequestedOutput, Rope, Shape, Timestamp,
+        Admitted, AdmittedInput, CorrelationId, DataType, Error, InferOutput, InferResponse,
+        Parameter, Parameters, Rope, Shape, Timestamp,
     },
     memory::OutputPlaces,
     runtime::{End, ReplyReceiver, current, spawn},
     scheduler::{Call, EnsembleRun, Progress, StepInputs},
     serving::{
+        batch::Outputs,
         cache, classification,
+        execution::{Alone, RanAlone},
         job::{Job, Reply},
     },
 };
@@ -52,7 +55,6 @@ struct Flow {
     job: Job,
     run: EnsembleRun<Tensor>,
     calls: SmallVec<[OpenCall; 2]>,
-    parent: Parent,
     /// Where the last step may write its outputs.
     places: Option<Arc<OutputPlaces>>,
     account: Arc<Account>,
@@ -70,9 +72,10 @@ type Ended = Result<Option<InferResponse>, Error>;
 
 impl Flow {
     fn new(steps: Arc<EnsembleSteps>, mut job: Job) -> Self {
-        let signature = job.version.signature.clone();
+        let inputs = std::mem::take(&mut job.admitted.inputs);
+        let signature = &job.version.signature;
         let batched = signature.max_batch_size > 0;
-        let inputs = std::mem::take(&mut job.admitted.inputs).into_iter().zip(&signature.inputs);
+        let inputs = inputs.into_iter().zip(&signature.inputs);
         let inputs = inputs.map(|(input, spec)| {
             let input = input?;
             Some(Tensor { datatype: spec.datatype, shape: input.shape, data: input.data, batched })
@@ -80,15 +83,13 @@ impl Flow {
         let wanted = job.admitted.outputs.iter().map(|&index| usize::from(index));
         let run = EnsembleRun::new(steps.plan.clone(), inputs, wanted);
         let account = Arc::new(Account::default());
-        let trace = job.trace.as_ref().map(|trace| trace.as_outer());
-        let parent = Parent { trace, account: Some(account.clone()), places: None };
         let places = lent(&steps, &job);
-        Self { steps, job, run, calls: SmallVec::new(), parent, places, account, first: None }
+        Self { steps, job, run, calls: SmallVec::new(), places, account, first: None }
     }
 
     /// Goes on as far as it can.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        if self.job.reply.poll_abandoned(cx).is_ready() {
+        if self.job.reply.is_abandoned() {
             return Poll::Ready(Err(Error::Cancelled));
         }
         for _ in 0..TURNS_MAX {
@@ -98,7 +99,10 @@ impl Flow {
             };
             match self.respond() {
                 Ok(Poll::Pending) if received => {}
-                Ok(Poll::Pending) => return Poll::Pending,
+                Ok(Poll::Pending) => {
+                    let abandoned = self.job.reply.poll_abandoned(cx);
+                    return abandoned.map(|()| Err(Error::Cancelled));
+                }
                 Ok(Poll::Ready(last)) => return Poll::Ready(Ok(last)),
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -107,50 +111,31 @@ impl Flow {
         Poll::Pending
     }
 
+    /// Begins the calls that can begin. Those that need not wait for anything are answered by that.
     fn begin_calls(&mut self) -> Result<(), Error> {
         while let Some((call, inputs)) = self.run.next_call() {
             let Some(step) = self.steps.steps.get(call.step) else { continue };
-            let request = self.request(step, call, inputs);
+            let admitted = step.admit(inputs).map_err(|error| error.in_request(&self.job.id))?;
             let is_last = self.steps.last.as_ref().is_some_and(|last| last.index == call.step);
-            let places = self.places.clone().filter(|_| is_last);
-            let parent = Parent { places, ..self.parent.clone() };
-            let replies = step.version.infer_within(request, parent)?;
+            let places = self.places.as_ref().filter(|_| is_last);
+            let alone = Alone { version: &step.version, request: &admitted, places };
+            if let Some(RanAlone { outcome, times }) = self.run_alone(&alone) {
+                self.account.add(Duration::ZERO, times);
+                answered(&mut self.run, step, call, outcome?);
+                self.run.ended(call);
+                continue;
+            }
+            let account = self.account.clone();
+            let replies = step.version.infer_step(admitted, &self.job, places.cloned(), account)?;
             self.calls.push(OpenCall { call, replies });
         }
         Ok(())
     }
 
-    /// What a step's model is asked.
-    fn request(&self, step: &Step, call: Call, inputs: StepInputs<Tensor>) -> InferRequest {
-        let job = &self.job;
-        let mut request = InferRequest {
-            id: job.id.clone(),
-            parameters: job.parameters.clone(),
-            sequence: job.sequence.clone(),
-            priority: job.priority,
-            queue_timeout: job.queue_timeout,
-            deadline: job.deadline,
-            callers: job.callers.clone(),
-            ..InferRequest::default()
-        };
-        let names = self.steps.plan.steps.get(call.step).map_or(&[][..], |step| &step.inputs);
-        let signature = &step.version.signature;
-        let batched = signature.max_batch_size > 0;
-        for ((input, place), tensor) in names.iter().zip(&step.inputs).zip(inputs) {
-            let Some(Tensor { datatype, shape, data, batched: was_batched }) = tensor else {
-                continue;
-            };
-            let shape = match place.and_then(|place| signature.inputs.get(place)) {
-                Some(spec) => fitted(shape, was_batched, &spec.dims, batched),
-                None => shape,
-            };
-            request.inputs.push(InferInput::new(&*input.name, datatype, shape, data));
-        }
-        let wanted = step.wanted.iter();
-        let wanted =
-            wanted.map(|name| RequestedOutput { name: name.clone(), ..RequestedOutput::default() });
-        request.outputs = wanted.collect();
-        request
+    /// Runs a call's request at once, unless somebody has to hear of more than its answer.
+    fn run_alone(&self, alone: &Alone<'_>) -> Option<RanAlone> {
+        let Job { trace: None, callers: None, deadline, .. } = self.job else { return None };
+        alone.version.run_alone(alone, deadline)
     }
 
     /// Takes in what steps have answered; whether there was anything.
@@ -167,14 +152,10 @@ impl Flow {
                 Poll::Pending => at += 1,
                 Poll::Ready(Some(reply)) => {
                     any = true;
-                    let step = steps.steps.get(call.step);
-                    let batched = step.is_some_and(|it| it.version.signature.max_batch_size > 0);
-                    let mut outputs = reply?.outputs;
-                    run.answered(*call, |name| {
-                        let at = outputs.iter().position(|output| *output.name == *name)?;
-                        let InferOutput { datatype, shape, data, .. } = outputs.swap_remove(at);
-                        Some(Tensor { datatype, shape, data: data.into(), batched })
-                    });
+                    let outputs = reply?.outputs;
+                    if let Some(step) = steps.steps.get(call.step) {
+                        answered(run, step, *call, outputs);
+                    }
                 }
                 Poll::Ready(None) if replies.end() == Some(End::Dropped) => {
                     return Err(Error::unanswered());
@@ -307,6 +288,37 @@ impl Flow {
             Some(response) => job.reply.finish(Ok(response)),
             None => job.reply.close(),
         }
+    }
+}
+
+/// Takes in what a step has answered to a call.
+fn answered(run: &mut EnsembleRun<Tensor>, step: &Step, call: Call, mut outputs: Outputs) {
+    let batched = step.version.signature.max_batch_size > 0;
+    run.answered(call, |name| {
+        let at = outputs.iter().position(|output| *output.name == *name)?;
+        let InferOutput { datatype, shape, data, .. } = outputs.swap_remove(at);
+        Some(Tensor { datatype, shape, data: data.into(), batched })
+    });
+}
+
+impl Step {
+    /// What its model is asked, of the values of the step's inputs.
+    fn admit(&self, values: StepInputs<Tensor>) -> Result<Admitted, Error> {
+        let signature = &self.version.signature;
+        let batched = signature.max_batch_size > 0;
+        let mut given = SmallVec::new();
+        given.resize_with(signature.inputs.len(), || None);
+        for (&place, value) in self.inputs.iter().zip(values) {
+            let (Some(spec), Some(given)) = (signature.inputs.get(place), given.get_mut(place))
+            else {
+                continue;
+            };
+            *given = value.map(|Tensor { datatype, shape, data, batched: was_batched }| {
+                let shape = fitted(shape, was_batched, &spec.dims, batched);
+                (datatype, AdmittedInput { shape, data })
+            });
+        }
+        signature.admit_in_order(given, self.wanted.clone())
     }
 }
 

@@ -14,14 +14,13 @@ use std::{
     time::Duration,
 };
 
-use compact_str::CompactString;
+use smallvec::SmallVec;
 
 pub use self::flow::start;
 use super::{server::Server, version::LoadedVersion};
 use crate::{
-    inference::Signature,
-    memory::OutputPlaces,
-    observe::{BatchTimes, trace::OuterTrace},
+    inference::{Signature, TensorSpec},
+    observe::BatchTimes,
     repository::{Composing, Ensemble, ModelId, ensemble_faults},
     scheduler::{EnsemblePlan, LastStep},
 };
@@ -39,23 +38,21 @@ pub struct EnsembleSteps {
 struct Step {
     version: Arc<LoadedVersion>,
     /// By input of the step, which it is of the version's.
-    inputs: Vec<Option<usize>>,
-    /// The outputs to ask the version for; none asks for all.
-    wanted: Vec<CompactString>,
+    inputs: Vec<usize>,
+    /// The version's outputs that are used, ascending.
+    wanted: SmallVec<[u16; 4]>,
 }
 
 impl Step {
     fn new(version: Arc<LoadedVersion>, plan: &EnsemblePlan, index: usize) -> Self {
         let signature = &version.signature;
         let place = |name: &str| signature.inputs.iter().position(|spec| *spec.name == *name);
-        let inputs = plan.steps[index].inputs.iter().map(|input| place(&input.name)).collect();
-        let names: Vec<_> = plan.output_names(index).collect();
-        let are_all =
-            signature.outputs.iter().all(|spec| names.iter().any(|name| **name == spec.name));
-        let wanted = match are_all {
-            true => Vec::new(),
-            false => names.iter().map(|name| (&***name).into()).collect(),
-        };
+        // The plan was found to fit the signature.
+        let inputs = plan.steps[index].inputs.iter().filter_map(|input| place(&input.name));
+        let inputs = inputs.collect();
+        let is_used = |spec: &TensorSpec| plan.output_names(index).any(|name| *name == spec.name);
+        let outputs = signature.outputs.iter().zip(0..);
+        let wanted = outputs.filter(|(spec, _)| is_used(spec)).map(|(_, output)| output).collect();
         Self { version, inputs, wanted }
     }
 }
@@ -143,17 +140,6 @@ pub struct StepVersion {
     pub version: Arc<LoadedVersion>,
     /// Whether it is the one that the step wants; else it is another, because that one is not served.
     pub is_wanted: bool,
-}
-
-/// What a request to a step is a part of, or what else comes with a request.
-#[derive(Clone, Default)]
-pub struct Parent {
-    /// The trace of the request to the ensemble, if it is traced.
-    pub trace: Option<OuterTrace>,
-    /// Where its times are added up.
-    pub account: Option<Arc<Account>>,
-    /// Where outputs may be written.
-    pub places: Option<Arc<OutputPlaces>>,
 }
 
 /// What the steps of one request took, as Triton counts an ensemble's times: all of them added.

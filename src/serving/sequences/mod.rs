@@ -13,11 +13,17 @@ pub use setup::{SequenceSetup, SetupError, States};
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
     sync::Arc,
 };
 
-use super::{bell::Bell, job::Job, respond::Progress};
+use super::{
+    answer_order::{AnswerOrder, AnswerTicket, End},
+    bell::Bell,
+    job::Job,
+    respond::Progress,
+};
 use crate::{
     inference::{Error, Sequence, Timestamp},
     runtime::{ReactorHandle, Sleep, current, sleep_until, spawn},
@@ -40,6 +46,8 @@ pub struct SequenceShard {
     setup: Arc<SequenceSetup>,
     queue: RefCell<SequenceQueue<Job, States>>,
     instances: RefCell<Instances>,
+    /// The order of each instance's answers, where that is to be the order of the requests.
+    orders: Option<RefCell<BTreeMap<u32, Rc<AnswerOrder>>>>,
     bell: Bell,
     closed: Cell<bool>,
 }
@@ -51,6 +59,7 @@ impl SequenceShard {
         let shard = Rc::new(Self {
             home: current(),
             instances: RefCell::new(instances),
+            orders: setup.policy.strategy.preserves_ordering().then(RefCell::default),
             setup,
             queue: RefCell::new(queue),
             bell: Bell::default(),
@@ -97,7 +106,36 @@ impl SequenceShard {
         let statistics = job.version.statistics.clone();
         match self.queue.borrow_mut().push_again(key, job, Timestamp::now()) {
             Ok(()) => statistics.enqueued(self.home.index()),
-            Err((job, error)) => job.fail(self.home.index(), error),
+            Err((job, error)) => self.fail(job, error),
+        }
+    }
+
+    /// Ends an answer when all before it have ended.
+    pub fn end_in_order(&self, ticket: &AnswerTicket, end: Option<End>) {
+        let orders = self.orders.as_ref().map(RefCell::borrow);
+        let order = orders.and_then(|orders| orders.get(&ticket.of).cloned());
+        if let Some(order) = order {
+            order.take_back(ticket, end);
+        }
+    }
+
+    /// Gives a request that its model answers itself its place among the answers of an instance. One that
+    /// runs again keeps the place it has.
+    fn put_in_order(&self, job: &mut Job, instance: u32) {
+        if let Some(orders) = &self.orders
+            && job.version.takes_requests
+            && job.ticket.is_none()
+        {
+            let order = orders.borrow_mut().entry(instance).or_default().clone();
+            job.ticket = Some(order.give(instance));
+        }
+    }
+
+    fn fail(&self, mut job: Job, error: Error) {
+        let ticket = job.ticket.take();
+        job.fail(self.home.index(), error);
+        if let Some(ticket) = ticket {
+            self.end_in_order(&ticket, None);
         }
     }
 
@@ -147,21 +185,22 @@ impl SequenceShard {
             match decision {
                 SequenceDecision::Idle => {}
                 SequenceDecision::WaitUntil(due) => again = earlier(again, Some(due)),
-                SequenceDecision::Run(batch) => {
-                    for row in batch.rows.iter().flatten() {
+                SequenceDecision::Run(mut batch) => {
+                    for row in batch.rows.iter_mut().flatten() {
                         row.request.version.statistics.dequeued(self.home.index());
+                        self.put_in_order(&mut row.request, instance);
                     }
                     let refused = self.instances.borrow_mut().run(instance, batch).err();
                     for row in refused.into_iter().flat_map(|batch| batch.rows).flatten() {
                         let detail = "the instance's thread has ended".to_owned();
-                        row.request.fail(self.home.index(), Error::Internal { detail });
+                        self.fail(row.request, Error::Internal { detail });
                     }
                 }
             }
         }
         for (job, error) in hopeless {
             job.version.statistics.dequeued(self.home.index());
-            job.fail(self.home.index(), error);
+            self.fail(job, error);
         }
         earlier(again, self.queue.borrow().next_expiry())
     }

@@ -8,7 +8,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{INLINE_BYTES_MAX, QUICK, REQUESTS_MAX, Session, Taken, lock};
+use super::{INLINE_BYTES_MAX, QUICK, Session, lock, requests::Taken};
 use crate::{
     backend::{
         ModelRequest, NearBatch, Responder,
@@ -22,6 +22,8 @@ use crate::{
     inference::{Callers, Code},
 };
 
+/// The system's largest number of requests in one message.
+const REQUESTS_MAX: usize = 1 << 20;
 /// So many bytes of a batch's inputs are put into its message, or into shared memory, by the reactor.
 const NEAR_BYTES_MAX: usize = 1 << 20;
 
