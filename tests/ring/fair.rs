@@ -10,11 +10,11 @@ use crate::{
 };
 
 /// What the greedy client has waiting.
-const WAITING: u32 = 1024;
+const WAITING: u32 = 8192;
 /// How much of it may be done before the other's request, which came just behind, is. The server takes
 /// turns of 32; the rest is for how long this thread takes to wake up.
 const BEFORE_MAX: u32 = WAITING / 2;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 
 /// A submission of a small request, which lies at the start of the arena.
 fn submission(client: &Raw) -> [u8; 32] {
