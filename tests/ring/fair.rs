@@ -1,4 +1,5 @@
-//! Clients beside each other: one whose ring is full takes no more than its turns, and who takes no answers gets none.
+//! Clients beside each other: one whose ring is full takes no more than its turns, and who takes no
+//! answers gets none.
 
 use std::{sync::atomic::Ordering, thread, time::Instant};
 
