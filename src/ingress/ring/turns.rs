@@ -257,8 +257,8 @@ impl Replies {
 }
 
 /// Tells a client what comes of its request.
+#[expect(clippy::manual_async_fn, reason = "an argument of an `async fn` lies in its future twice")]
 fn tell(mut begun: Begun) -> impl Future<Output = ()> {
-    // What is used where it was captured lies in the future once.
     async move {
         let key = begun.key;
         let last = loop {
