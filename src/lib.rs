@@ -17,7 +17,7 @@
 //! - [`observe`]: statistics, metrics, traces, logs.
 //! - [`inference`]: the vocabulary that all share.
 //!
-//! To follow one request: `ingress/grpc/infer.rs` reads it, `inference/signature.rs` admits it,
+//! To follow one request: `ingress/grpc/infer.rs` reads it, `inference/signature/mod.rs` admits it,
 //! `serving/version.rs` finds its queue, `scheduler/dynamic.rs` chooses its batch, `serving/batch.rs`
 //! puts the batch together, `serving/execution.rs` runs it, and the answer goes back to where it
 //! was read. The book in `docs/` tells why it is built so.

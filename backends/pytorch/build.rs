@@ -3,7 +3,7 @@
 use std::{env, fs, path::PathBuf};
 
 fn main() {
-    const SOURCES: [&str; 2] = ["src/inspect.cpp", "src/libtorch.cpp"];
+    const SOURCES: [&str; 3] = ["src/host_memory.cpp", "src/inspect.cpp", "src/libtorch.cpp"];
     for file in SOURCES.iter().chain(&["src/libtorch.h"]) {
         println!("cargo:rerun-if-changed={file}");
     }

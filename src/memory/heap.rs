@@ -24,18 +24,6 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Has the heaps of threads kept when they are empty. The arenas of threads consist of heaps of 64 MiB, of
-/// which an empty one goes back whatever an arena may keep, unless growth is padded by as much. A library
-/// whose tensors come and go within a run loses half of its time by that; one that has them all planned
-/// loses nothing, and what is kept here [`give_back_free_pages`] does not find.
-pub fn keep_heaps_of_threads() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: as above.
-    unsafe {
-        libc::mallopt(libc::M_TOP_PAD, KEPT_BYTES);
-    }
-}
-
 /// Gives pages that are free in the heap back to the system: a model that is gone would go on costing
 /// memory. Takes time, so not for reactors.
 pub fn give_back_free_pages() {

@@ -17,7 +17,7 @@ mod ring;
 mod view;
 
 pub use gather::{Destination, Filler, Gather, WrongLength};
-pub use heap::{give_back_free_pages, keep_freed_memory, keep_heaps_of_threads};
+pub use heap::{give_back_free_pages, keep_freed_memory};
 pub use objects::{OwnObject, SharedObject};
 pub use places::{OutputMemory, OutputNames, OutputPlaces, SharedView};
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};

@@ -36,11 +36,15 @@ pub type Serve = Arc<dyn Fn(tcp::TcpStream, SocketAddr) + Send + Sync>;
 pub type ServeUnix = Arc<dyn Fn(unix::UnixStream) + Send + Sync>;
 
 /// A bound port or Unix socket, and what serves its connections.
-pub struct Listener(Port);
+pub struct Listener {
+    port: Port,
+    /// The reactor that all its connections go to, if that is settled.
+    reactor: Option<ReactorHandle>,
+}
 
 enum Port {
-    Tcp { socket: TcpListener, serve: Serve, reactor: Option<ReactorHandle> },
-    Unix { file: SocketFile, serve: ServeUnix, reactor: Option<ReactorHandle> },
+    Tcp { socket: TcpListener, serve: Serve },
+    Unix { file: SocketFile, serve: ServeUnix },
 }
 
 impl Listener {
@@ -55,37 +59,21 @@ impl Listener {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Ok(Self(Port::Tcp { socket: socket.into(), serve, reactor: None }))
+        Ok(Self { port: Port::Tcp { socket: socket.into(), serve }, reactor: None })
     }
 
     /// Has all its connections go to one reactor, instead of that with the fewest.
-    pub fn on(mut self, its: ReactorHandle) -> Self {
-        match &mut self.0 {
-            Port::Tcp { reactor, .. } | Port::Unix { reactor, .. } => *reactor = Some(its),
-        }
-        self
+    pub fn on(self, reactor: ReactorHandle) -> Self {
+        Self { reactor: Some(reactor), ..self }
     }
 
-    /// The reactor that all its connections go to, if it is settled.
-    fn reactor(&self) -> Option<&ReactorHandle> {
-        match &self.0 {
-            Port::Tcp { reactor, .. } | Port::Unix { reactor, .. } => reactor.as_ref(),
-        }
-    }
-
-    /// Listens at `path`, whose file gets the permissions `mode` and goes when the listener does. Its
-    /// connections go to `reactor`, or to the one with the fewest.
+    /// Listens at `path`, whose file gets the permissions `mode` and goes when the listener does.
     ///
     /// # Errors
     /// When another server listens there, something else lies there, or the system refuses.
-    pub fn at_path(
-        path: &Path,
-        mode: u32,
-        reactor: Option<ReactorHandle>,
-        serve: ServeUnix,
-    ) -> io::Result<Self> {
+    pub fn at_path(path: &Path, mode: u32, serve: ServeUnix) -> io::Result<Self> {
         let file = SocketFile::bind(path, mode, BACKLOG)?;
-        Ok(Self(Port::Unix { file, serve, reactor }))
+        Ok(Self { port: Port::Unix { file, serve }, reactor: None })
     }
 
     /// The address that was bound, with the port that the system chose when it was to choose, or the
@@ -94,22 +82,22 @@ impl Listener {
     /// # Errors
     /// When the system does not tell.
     pub fn address(&self) -> io::Result<String> {
-        match &self.0 {
+        match &self.port {
             Port::Tcp { socket, .. } => socket.local_addr().map(|address| address.to_string()),
             Port::Unix { file, .. } => Ok(file.path.display().to_string()),
         }
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        match &self.0 {
+        match &self.port {
             Port::Tcp { socket, .. } => socket.as_fd(),
             Port::Unix { file, .. } => file.socket.as_fd(),
         }
     }
 
     fn accept(&self) -> io::Result<Arrival> {
-        match &self.0 {
-            Port::Tcp { socket, serve, reactor } => {
+        match &self.port {
+            Port::Tcp { socket, serve } => {
                 let (socket, peer) = socket.accept()?;
                 if let Err(error) = socket.set_nodelay(true) {
                     log::debug!("cannot turn off Nagle's algorithm for {peer}: {error}");
@@ -122,9 +110,9 @@ impl Listener {
                     }
                 };
                 let peer = peer.to_string();
-                Ok(Arrival { peer, reactor: reactor.clone(), serve: Box::new(serve) })
+                Ok(Arrival { peer, serve: Box::new(serve) })
             }
-            Port::Unix { file, serve, reactor } => {
+            Port::Unix { file, serve } => {
                 let (socket, _) = file.socket.accept()?;
                 let serve = serve.clone();
                 let serve = move |load| match unix::UnixStream::adopt_counted(socket, load) {
@@ -134,7 +122,7 @@ impl Listener {
                     }
                 };
                 let peer = file.path.display().to_string();
-                Ok(Arrival { peer, reactor: reactor.clone(), serve: Box::new(serve) })
+                Ok(Arrival { peer, serve: Box::new(serve) })
             }
         }
     }
@@ -144,8 +132,6 @@ impl Listener {
 struct Arrival {
     /// Where it came from, for the log.
     peer: String,
-    /// Who is to serve it, if that is settled.
-    reactor: Option<ReactorHandle>,
     /// Serves it, on the reactor that counts it.
     serve: Box<dyn FnOnce(Load) + Send>,
 }
@@ -172,7 +158,7 @@ impl Acceptor {
         // A process that a back end starts must not keep it open.
         let (stopped, stop) = pipe2(OFlag::O_CLOEXEC)?;
         let mut counted = reactors.clone();
-        for reactor in listeners.iter().filter_map(Listener::reactor) {
+        for reactor in listeners.iter().filter_map(|listener| listener.reactor.as_ref()) {
             if counted.iter().all(|other| other.index() != reactor.index()) {
                 counted.push(reactor.clone());
             }
@@ -245,7 +231,7 @@ impl Door {
                 self.log_refusal(&arrival.peer);
                 continue;
             }
-            let Some(reactor) = arrival.reactor.as_ref().or_else(|| self.least_loaded()) else {
+            let Some(reactor) = listener.reactor.as_ref().or_else(|| self.least_loaded()) else {
                 return;
             };
             let (load, serve) = (Load::on(reactor), arrival.serve);

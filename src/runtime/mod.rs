@@ -15,6 +15,7 @@ mod network;
 mod offload;
 mod per_reactor;
 mod reactor;
+mod reactors;
 mod reply;
 mod socket_file;
 mod stall;
@@ -24,7 +25,7 @@ mod timer;
 mod topology;
 mod turn;
 mod unix;
-mod watched;
+mod watched_stream;
 
 pub use acceptor::{Acceptor, Listener};
 pub use descriptors::raise_descriptor_limit;
@@ -34,14 +35,16 @@ pub use mailbox::{Closed, Full, Mailbox};
 pub use network::{choose_cryptography, post, wait_for_network};
 pub use offload::offload;
 pub use per_reactor::PerReactor;
-pub use reactor::{
-    Message, ReactorHandle, ReactorSettings, Reactors, StartError, current, spawn, try_current,
-};
+pub use reactor::{Message, ReactorHandle, current, spawn, try_current};
+pub use reactors::{ReactorSettings, Reactors, StartError};
 pub use reply::{End, ReplyReceiver, ReplySender, Unread, reply_channel};
 pub use stall::{Label, label};
 pub use tcp::TcpStream;
-pub use timer::{HyperTimer, Sleep, sleep, sleep_until};
+pub use timer::{Sleep, sleep, sleep_until};
 pub use topology::{Topology, pin_to};
 pub use turn::{TURN, spend_turn, turn_is_over};
 pub use unix::{Peer, UnixStream};
-pub use watched::{Watch, Watched};
+pub use watched_stream::{Watch, WatchedStream};
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -71,7 +71,7 @@ pub fn label(label: Label) {
 
 pin_project! {
     /// A task whose polls the watchdog can see.
-    pub(super) struct Watched<F> {
+    pub(super) struct LabelledTask<F> {
         reactor: ReactorHandle,
         label: Label,
         #[pin]
@@ -79,13 +79,13 @@ pin_project! {
     }
 }
 
-impl<F> Watched<F> {
+impl<F> LabelledTask<F> {
     pub(super) fn new(reactor: ReactorHandle, label: Label, task: F) -> Self {
         Self { reactor, label, task }
     }
 }
 
-impl<F: Future> Future for Watched<F> {
+impl<F: Future> Future for LabelledTask<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {

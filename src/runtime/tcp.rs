@@ -1,14 +1,11 @@
 use std::{
     io::{self, IoSlice},
     net,
-    os::fd::{AsRawFd, BorrowedFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use futures_lite::io::{AsyncRead as _, AsyncWrite as _};
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 
@@ -83,11 +80,7 @@ impl AsyncRead for TcpStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Uring(stream) => {
-                let count = ready!(Pin::new(stream).poll_read(cx, buf.initialize_unfilled()))?;
-                buf.advance(count);
-                Poll::Ready(Ok(()))
-            }
+            Stream::Uring(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Epoll(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
@@ -113,15 +106,7 @@ impl AsyncWrite for TcpStream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut self.stream {
-            Stream::Uring(stream) => match send_vectored(stream, bufs) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // glommio has no vectored write; its plain one finds the socket full too and
-                    // arranges the wake-up.
-                    let first = bufs.iter().find(|buf| !buf.is_empty());
-                    Pin::new(stream).poll_write(cx, first.map_or(&[], |buf| buf))
-                }
-                result => Poll::Ready(result),
-            },
+            Stream::Uring(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Epoll(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
@@ -141,7 +126,7 @@ impl AsyncWrite for TcpStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = match &mut self.stream {
-            Stream::Uring(stream) => ready!(Pin::new(stream).poll_close(cx)),
+            Stream::Uring(stream) => ready!(Pin::new(stream).poll_shutdown(cx)),
             Stream::Epoll(stream) => ready!(Pin::new(stream).poll_shutdown(cx)),
             Stream::Tls(stream) => ready!(Pin::new(stream).poll_shutdown(cx)),
         };
@@ -151,13 +136,6 @@ impl AsyncWrite for TcpStream {
             result => Poll::Ready(result),
         }
     }
-}
-
-fn send_vectored(stream: &UringStream, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-    // SAFETY: the descriptor stays open as long as `stream` is borrowed.
-    let descriptor = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    SockRef::from(&descriptor).send_vectored_with_flags(bufs, flags)
 }
 
 impl hyper::rt::Read for TcpStream {

@@ -1,7 +1,7 @@
 use std::{
     cell::Cell,
     mem::{ManuallyDrop, needs_drop},
-    ops::{Deref, DerefMut},
+    ops::Deref,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -40,11 +40,6 @@ impl<T> ThreadBound<T> {
     pub fn is_own(&self) -> bool {
         self.owner == own_number()
     }
-
-    #[track_caller]
-    fn check(&self) {
-        assert!(self.is_own(), "the value belongs to another thread");
-    }
 }
 
 /// # Panics
@@ -54,18 +49,8 @@ impl<T> Deref for ThreadBound<T> {
 
     #[track_caller]
     fn deref(&self) -> &T {
-        self.check();
+        assert!(self.is_own(), "the value belongs to another thread");
         &self.value
-    }
-}
-
-/// # Panics
-/// On another thread than the value's.
-impl<T> DerefMut for ThreadBound<T> {
-    #[track_caller]
-    fn deref_mut(&mut self) -> &mut T {
-        self.check();
-        &mut self.value
     }
 }
 

@@ -2,14 +2,13 @@ use std::{
     future::poll_fn,
     io::{self, IoSlice},
     os::{
-        fd::{AsRawFd, BorrowedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::net,
     },
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use futures_lite::io::AsyncRead as _;
 use nix::sys::socket::{
     ControlMessage, MsgFlags, getsockopt, send, sendmsg, sockopt::PeerCredentials,
 };
@@ -24,8 +23,6 @@ use super::{
 /// A connected Unix socket on the current reactor: a doorbell, over which a descriptor can be handed.
 pub struct UnixStream {
     stream: Stream,
-    /// The stream's, which glommio's does not tell.
-    descriptor: RawFd,
     _load: Option<Load>,
 }
 
@@ -67,24 +64,21 @@ impl UnixStream {
     }
 
     fn on_current(socket: net::UnixStream, load: Option<Load>) -> io::Result<Self> {
-        let descriptor = socket.as_raw_fd();
         let stream = match current().driver() {
-            Driver::IoUring => Stream::Uring(driver::uring_unix_stream(socket)),
+            Driver::IoUring => Stream::Uring(driver::uring_unix_stream(socket)?),
             Driver::Epoll => Stream::Epoll(driver::epoll_unix_stream(socket)?),
         };
-        Ok(Self { stream, descriptor, _load: load })
+        Ok(Self { stream, _load: load })
     }
 
     /// Reads what is there; 0 bytes mean that the other side has left.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Stream::Uring(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Epoll(stream) => {
-                let mut buf = ReadBuf::new(buf);
-                ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
-                Poll::Ready(Ok(buf.filled().len()))
-            }
-        }
+        let mut buf = ReadBuf::new(buf);
+        ready!(match &mut self.stream {
+            Stream::Uring(stream) => Pin::new(stream).poll_read(cx, &mut buf),
+            Stream::Epoll(stream) => Pin::new(stream).poll_read(cx, &mut buf),
+        })?;
+        Poll::Ready(Ok(buf.filled().len()))
     }
 
     /// Reads as many bytes as `buf` holds.
@@ -105,7 +99,8 @@ impl UnixStream {
     /// Sends one byte, which wakes the other side. When the socket is full there is enough to wake it,
     /// and when it has left nobody is to be woken.
     pub fn ring(&self) {
-        let _ = send(self.descriptor, &[1], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+        let _ =
+            send(self.as_fd().as_raw_fd(), &[1], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
     }
 
     /// Sends a few bytes with a descriptor or none, without waiting.
@@ -116,7 +111,7 @@ impl UnixStream {
         let descriptors = descriptor.map(|descriptor| [descriptor.as_raw_fd()]);
         let rights = descriptors.as_ref().map(|all| [ControlMessage::ScmRights(all)]);
         let sent = sendmsg::<()>(
-            self.descriptor,
+            self.as_fd().as_raw_fd(),
             &[IoSlice::new(bytes)],
             rights.as_ref().map_or(&[], |rights| &rights[..]),
             MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
@@ -133,9 +128,16 @@ impl UnixStream {
     /// # Errors
     /// When the system does not tell.
     pub fn peer(&self) -> io::Result<Peer> {
-        // SAFETY: the descriptor stays open as long as `self` is borrowed.
-        let descriptor = unsafe { BorrowedFd::borrow_raw(self.descriptor) };
-        let found = getsockopt(&descriptor, PeerCredentials)?;
+        let found = getsockopt(self, PeerCredentials)?;
         Ok(Peer { pid: found.pid(), uid: found.uid(), gid: found.gid() })
+    }
+}
+
+impl AsFd for UnixStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.stream {
+            Stream::Uring(stream) => stream.as_fd(),
+            Stream::Epoll(stream) => stream.as_fd(),
+        }
     }
 }

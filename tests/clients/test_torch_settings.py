@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import os
 import pathlib
 import re
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from . import torch_models
 from .test_torch import X, doubled, pytestmark  # noqa: F401  (the mark skips this file too)
 
 RUNS = 4
+PAGE = os.sysconf("SC_PAGE_SIZE")
 SMOOTH = (lambda y: (1 / (1 + np.exp(-y)) * np.tanh(y)))(X * X + 1)
 # Large enough for torch to divide the work.
 LARGE = np.ones(1 << 18, dtype=np.float32)
@@ -50,6 +53,19 @@ def threads(server) -> collections.Counter:
     """The threads of the server's process by name; torch's have that of the one that made them."""
     tasks = pathlib.Path(f"/proc/{server.process.pid}/task").glob("*/comm")
     return collections.Counter(task.read_text() for task in tasks)
+
+
+def page_faults(server) -> int:
+    """How many the server's process has had that needed no disk."""
+    stat = pathlib.Path(f"/proc/{server.process.pid}/stat").read_text()
+    # What follows the name, which may hold spaces.
+    return int(stat.rpartition(")")[2].split()[7])
+
+
+def anonymous_bytes(server) -> int:
+    """The resident memory of the server's process that is no file's, as libraries are."""
+    status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+    return 1024 * int(re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE).group(1))
 
 
 def test_inference_mode_is_on_unless_it_is_off(settings):
@@ -106,6 +122,28 @@ def test_forked_tasks_have_as_many_threads_as_the_first_model_says(settings):
     assert (threads(settings) - before)["PTThreadPool\n"] == 3
     with pytest.raises(InferenceServerException, match="runs modules with 3 inter-op threads; 2 cannot be had"):
         load(settings, "forks_otherwise")
+
+
+def test_memory_between_layers_is_kept_until_the_model_goes(settings):
+    """By page faults, which fresh memory costs one for each page, and by what the process holds."""
+    load(settings, "plain", "wide")
+    doubled(settings, "plain")
+    layer, before = 4 * torch_models.WIDE, anonymous_bytes(settings)
+
+    def faults_of_runs() -> int:
+        begun = page_faults(settings)
+        for _ in range(RUNS):
+            assert doubled(settings, "wide", np.ones(1, dtype=np.float32)) == 3 * torch_models.WIDE
+        return page_faults(settings) - begun
+
+    assert faults_of_runs() > layer // PAGE
+    assert faults_of_runs() < layer // PAGE
+    assert anonymous_bytes(settings) - before > layer
+    triton_http.InferenceServerClient(settings.http_address).unload_model("wide")
+    deadline = time.monotonic() + 10
+    while anonymous_bytes(settings) - before > layer and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert anonymous_bytes(settings) - before < layer
 
 
 @pytest.mark.parametrize("model", ["kind_model", "cache_cleaning", "without_cudnn"])

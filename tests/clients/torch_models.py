@@ -61,6 +61,8 @@ def parameter(name: str, value: str) -> str:
 
 DOUBLE = ("x: Tensor", "Tensor", "return torch.mul(x, 2)")
 COUNT = 'n = torch.add_(self.n, 1)\nreturn torch.add(torch.mul(x, 0), n)'
+# The elements of the tensors between the layers of `wide`, of four bytes.
+WIDE = 4 << 20
 ONE_INSTANCE = "instance_group [ { kind: KIND_CPU count: 1 } ]\n"
 TWO_INSTANCES = "instance_group [ { kind: KIND_CPU count: 2 } ]\n"
 
@@ -196,6 +198,10 @@ def settings() -> dict[str, TorchModel]:
         "profiled": model(SMOOTH, ("ENABLE_JIT_PROFILING", "true")),
         "old_executor": model(SMOOTH, ("ENABLE_JIT_EXECUTOR", "false")),
         "new_executor": model(SMOOTH, ("ENABLE_JIT_EXECUTOR", "true"), ("ENABLE_JIT_PROFILING", "true")),
+        "wide": model(
+            f"wide = torch.repeat(x, [{WIDE}])\nwider = torch.mul(wide, 2)\n"
+            "return torch.reshape(torch.sum(torch.add(wider, 1)), [1])"
+        ),
         "three_threads": model("return torch.mul(x, 2)", ("INTRA_OP_THREAD_COUNT", "3")),
         "one_thread": model("return torch.mul(x, 2)"),
         "forks": model(FORK, ("INTER_OP_THREAD_COUNT", "3")),

@@ -2,6 +2,8 @@
 //! together, by their paths, and is empty without `--cfg loom`.
 #![cfg(loom)]
 
+#[path = "../../src/runtime/driver/uring/bell.rs"]
+pub mod bell;
 #[path = "../../src/memory/gather.rs"]
 pub mod gather;
 #[path = "../../ring/src/indices.rs"]

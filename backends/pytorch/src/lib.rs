@@ -119,6 +119,7 @@ unsafe extern "C" fn free_module(module: *mut table::Module) {
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: `load` has made it, and this is its last use.
         drop(unsafe { Box::from_raw(module.cast::<module::Module>()) });
+        libtorch::empty_host_memory();
         if libtorch::gpu_count() > 0 {
             let _ = libtorch::empty_cache();
         }

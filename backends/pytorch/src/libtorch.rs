@@ -1,9 +1,9 @@
-//! The functions of `libtorch.cpp` and `inspect.cpp`, made safe.
+//! The functions of the C++ sources, made safe.
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
     ptr::NonNull,
-    sync::OnceLock,
+    sync::{Once, OnceLock},
 };
 
 use tch::Tensor;
@@ -66,6 +66,8 @@ unsafe extern "C" {
     fn nereid_torch_use_stream(gpu: c_int, stream: i64) -> *mut c_char;
     fn nereid_torch_gpu_memory(gpu: c_int, reserved: *mut u64, allocated: *mut u64) -> *mut c_char;
     fn nereid_torch_empty_cache() -> *mut c_char;
+    fn nereid_torch_keep_host_memory();
+    fn nereid_torch_empty_host_memory();
     fn free(memory: *mut c_void);
 }
 
@@ -340,6 +342,19 @@ impl GpuStream {
         // as the module.
         check(unsafe { nereid_torch_use_stream(self.gpu, self.id) })
     }
+}
+
+/// Has torch keep the memory of tensors on the host when they are freed; once is enough.
+pub fn keep_host_memory() {
+    static KEPT: Once = Once::new();
+    // SAFETY: it takes nothing; tensors that torch has made before know how to free themselves.
+    KEPT.call_once(|| unsafe { nereid_torch_keep_host_memory() });
+}
+
+/// Gives back what is kept of the host's memory.
+pub fn empty_host_memory() {
+    // SAFETY: it may be called at any time.
+    unsafe { nereid_torch_empty_host_memory() };
 }
 
 /// Gives back what torch keeps of the GPUs' memory without using it.

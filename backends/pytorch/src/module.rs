@@ -22,6 +22,7 @@ pub struct Module {
 
 impl Module {
     pub fn load(path: &str, options: Options) -> Result<Self, Failure> {
+        libtorch::keep_host_memory();
         let _mode = Mode::enter(options.inference_mode);
         if options.inter_op_threads > 0
             && options.inter_op_threads != tch::get_num_interop_threads()

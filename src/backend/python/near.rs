@@ -10,13 +10,11 @@ use std::{
 use super::{Outline, inbox::Broken, session::Session, supervisor::Seat};
 use crate::{
     backend::{ModelRequest, NearBatch, NearInstance},
-    runtime::{ReactorHandle, UnixStream, sleep, spawn, yield_now},
+    runtime::{ReactorHandle, TURN, UnixStream, sleep, spawn, yield_now},
 };
 
 /// How long the reactor waits for a thread that still hears the process.
 const RETRY_EVERY: Duration = Duration::from_millis(1);
-/// How long a process is heard before the reactor's other tasks get their turn.
-const TURN: Duration = Duration::from_micros(100);
 
 /// An instance, for its home reactor.
 pub struct Near {

@@ -18,7 +18,6 @@ use crate::{
         BackendError,
         libraries::{open_companions, words},
     },
-    memory::keep_heaps_of_threads,
     observe::gpu::GpuStock,
 };
 
@@ -42,8 +41,6 @@ impl Library {
             return Ok(library);
         }
         let library: &'static Self = Box::leak(Box::new(Self::load(folder)?));
-        // A module's tensors are of the C library's heap, layer by layer.
-        keep_heaps_of_threads();
         open.push(library);
         Ok(library)
     }

@@ -74,11 +74,23 @@ impl Package {
     }
 }
 
-/// The wheels of torch, of which more or less is kept.
-const TORCH: &[Wheel] = &[Wheel {
-    architecture: "x86_64",
-    sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
-}];
+/// Torch for the host alone; its wheel holds more.
+const TORCH: Source = Source {
+    project: "torch",
+    version: pytorch::VERSION,
+    platform: "manylinux_2_28",
+    wheels: &[Wheel {
+        architecture: "x86_64",
+        sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
+    }],
+    kept: &[
+        ("torch/lib/libtorch_cpu.so", "lib/libtorch_cpu.so"),
+        ("torch/lib/libc10.so", "lib/libc10.so"),
+        ("torch/lib/libgomp.so.1", "lib/libgomp.so.1"),
+        ("torch/include", "include"),
+        ("torch-2.11.0.dist-info/licenses", "licenses/torch"),
+    ],
+};
 
 pub(super) const PACKAGES: &[Package] = &[
     Package {
@@ -152,40 +164,15 @@ pub(super) const PACKAGES: &[Package] = &[
         name: "pytorch",
         version: pytorch::VERSION,
         sources: &[
+            TORCH,
             Source {
-                project: "torch",
-                version: pytorch::VERSION,
-                platform: "manylinux_2_28",
-                wheels: TORCH,
-                kept: &[
-                    ("torch/lib/libtorch_cpu.so", "lib/libtorch_cpu.so"),
-                    ("torch/lib/libc10.so", "lib/libc10.so"),
-                    ("torch/lib/libgomp.so.1", "lib/libgomp.so.1"),
-                    ("torch/include", "include"),
-                    ("torch-2.11.0.dist-info/licenses", "licenses/torch"),
-                ],
-            },
-            Source {
-                project: "nvidia-cuda-cupti",
-                version: "13.0.85",
-                platform: "manylinux_2_25",
-                wheels: &[Wheel {
-                    architecture: "x86_64",
-                    sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
-                }],
                 kept: &[
                     ("nvidia/cu13/lib/libcupti.so.13", "lib/libcupti.so.13"),
                     ("nvidia_cuda_cupti-13.0.85.dist-info/licenses", "licenses/nvidia-cuda-cupti"),
                 ],
+                ..nvidia::CUPTI
             },
             Source {
-                project: "nvidia-cuda-runtime",
-                version: "13.0.96",
-                platform: "manylinux_2_17",
-                wheels: &[Wheel {
-                    architecture: "x86_64",
-                    sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
-                }],
                 kept: &[
                     ("nvidia/cu13/lib/libcudart.so.13", "lib/libcudart.so.13"),
                     (
@@ -193,19 +180,17 @@ pub(super) const PACKAGES: &[Package] = &[
                         "licenses/nvidia-cuda-runtime",
                     ),
                 ],
+                ..nvidia::CUDA_RUNTIME
             },
         ],
         gpu_sources: Some(&[
             Source {
-                project: "torch",
-                version: pytorch::VERSION,
-                platform: "manylinux_2_28",
-                wheels: TORCH,
                 kept: &[
                     ("torch/lib", "lib"),
                     ("torch/include", "include"),
                     ("torch-2.11.0.dist-info/licenses", "licenses/torch"),
                 ],
+                ..TORCH
             },
             nvidia::CUBLAS,
             nvidia::CUDA_RUNTIME,
@@ -230,18 +215,12 @@ pub(super) const PACKAGES: &[Package] = &[
         name: "cuda",
         version: cuda::VERSION,
         sources: &[Source {
-            project: "nvidia-cuda-nvrtc",
-            version: cuda::VERSION,
-            platform: "manylinux_2_12",
-            wheels: &[Wheel {
-                architecture: "x86_64",
-                sha256: "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
-            }],
             kept: &[
                 ("nvidia/cu13/lib/libnvrtc.so.13", "libnvrtc.so.13"),
                 ("nvidia/cu13/lib/libnvrtc-builtins.so.13.0", "libnvrtc-builtins.so.13.0"),
                 ("nvidia_cuda_nvrtc-13.0.88.dist-info/licenses/License.txt", "License.txt"),
             ],
+            ..nvidia::NVRTC
         }],
         gpu_sources: None,
         companion: None,

@@ -69,8 +69,11 @@ impl RingArgs {
         let serve = Arc::new(move |socket| {
             spawn(&"a client of the ring", ring::serve(socket, server.clone(), settings));
         });
-        let reactor = last.filter(|_| self.reactors() > 0).cloned();
-        Listener::at_path(path, self.mode, reactor, serve).map(Some)
+        let listener = Listener::at_path(path, self.mode, serve)?;
+        Ok(Some(match last.filter(|_| self.reactors() > 0) {
+            Some(reactor) => listener.on(reactor.clone()),
+            None => listener,
+        }))
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
         forward::{HeaderPattern, TRACE_PARENT},
         restricted::Restrictions,
     },
-    runtime::{self, TcpStream, Watched, draining, sleep, spawn},
+    runtime::{self, TcpStream, WatchedStream, draining, sleep, spawn},
     serving::Server,
 };
 
@@ -105,7 +105,7 @@ pub struct Connection {
 /// Serves a connection until it ends.
 pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSettings>) {
     let client_pings = ClientPings::new(&settings.keep_alive);
-    let stream = Watched::new(stream, client_pings.clone());
+    let stream = WatchedStream::new(stream, client_pings.clone());
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -8,10 +8,12 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::{
+    connection::carry,
+    metrics_port::metrics,
     response::{Segments, method_not_allowed, refused, with_type},
     route::{self, Model, Route},
     sagemaker::Hosted,
-    service::{BinaryTypes, Calls, HttpSettings, carry, metrics},
+    service::{BinaryTypes, Calls, HttpSettings},
 };
 use crate::{inference::Error, runtime::TcpStream, serving::ModelControl};
 

@@ -1,52 +1,31 @@
-//! HTTP/1.1 connections, and what answers each call.
+//! What answers each call.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use futures_util::future::{Either, select};
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
-    request,
-};
-use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http::{HeaderMap, Method, Request, Response, StatusCode, request};
+use hyper::body::Incoming;
 
 use super::{
-    encoding::Encoding,
-    infer_request::{self, ResponseForm},
-    infer_response, metadata, packed, regions as http_regions, repository,
+    connection::carry,
+    metadata, regions as http_regions, repository,
     response::{Segments, failure, json, method_not_allowed, ready, refused, with_type},
-    route::{self, Access, Model, Route, RouteError, SharedMemoryAction, SharedMemoryKind},
+    route::{self, Access, Route, RouteError, SharedMemoryAction, SharedMemoryKind},
     settings,
 };
 use crate::{
-    inference::{Error, InferRequest, Rope, Timestamp, TraceParent, Wire, WireTimes},
+    inference::Error,
     ingress::{
         away::here_or_away,
         describe,
-        forward::{HeaderPattern, TRACE_PARENT},
+        forward::HeaderPattern,
         regions,
         restricted::{ApiGroup, Restrictions},
         settings as live,
-        shared_memory::SharedTensors,
     },
-    memory::Reservation,
     observe::logging,
-    runtime::{HyperTimer, TcpStream, draining, offload, sleep},
+    runtime::TcpStream,
     serving::{ModelControl, Server},
 };
-
-/// How long a client may take to send the head of its next request; an idle connection counts.
-const HEAD_MAX: Duration = Duration::from_secs(300);
-/// How long a client may pause inside a body.
-const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A connection's buffer for heads and small bodies, and the most of a body that is read at once.
-const BUFFER_MAX: usize = 512 << 10;
-
-/// What the inference call is called in a refusal.
-const ENDPOINT: &str = "HTTP end point";
-
-const HEADER_LENGTH: &str = "inference-header-content-length";
 
 /// What an operator can set.
 #[derive(Clone, Debug)]
@@ -68,87 +47,14 @@ impl Default for HttpSettings {
 /// Serves a connection of the inference port until it ends.
 pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: Arc<HttpSettings>) {
     let calls = Arc::new(Calls::new(control, settings, BinaryTypes::default()));
-    carry(stream, move |request| {
-        let calls = calls.clone();
-        async move { calls.answer(request).await }
-    })
-    .await;
-}
-
-/// Serves a connection of the metrics port until it ends.
-pub async fn serve_metrics(stream: TcpStream, control: Arc<ModelControl>) {
-    carry(stream, move |request: Request<Incoming>| {
-        let control = control.clone();
-        async move {
-            match (request.uri().path(), request.method()) {
-                ("/metrics" | "/metrics/", &Method::GET) => metrics(&control).await,
-                ("/timeline", &Method::GET) => timeline(control.server()).await,
-                ("/metrics" | "/metrics/" | "/timeline", _) => method_not_allowed("GET"),
-                _ => failure(StatusCode::NOT_FOUND, "Not Found"),
-            }
-        }
-    })
-    .await;
-}
-
-/// What the engines of devices did lately, as Perfetto opens it.
-async fn timeline(server: &Server) -> Response<Segments> {
-    let Some(fleet) = server.fleet() else {
-        return failure(StatusCode::NOT_FOUND, "this server has no devices");
-    };
-    let written = match fleet.timeline().await {
-        Some(timeline) => offload(move || timeline.chrome_trace().to_string()).await,
-        None => None,
-    };
-    match written {
-        Some(text) => with_type(Segments::one(text.into()), "application/json"),
-        None => failure(StatusCode::SERVICE_UNAVAILABLE, "the devices' lanes have ended"),
-    }
-}
-
-/// The page of metrics, which with many models is long: no request waits until it is written.
-pub(super) async fn metrics(control: &Arc<ModelControl>) -> Response<Segments> {
-    let control = control.clone();
-    match offload(move || describe::metrics(&control)).await {
-        Some(text) => with_type(Segments::one(text.into()), "text/plain; charset=utf-8"),
-        None => failure(StatusCode::INTERNAL_SERVER_ERROR, "the page of metrics was given up"),
-    }
-}
-
-pub(super) async fn carry<Answer, Answering>(stream: TcpStream, answer: Answer)
-where
-    Answer: Fn(Request<Incoming>) -> Answering,
-    Answering: Future<Output = Response<Segments>>,
-{
-    let service = service_fn(|request| {
-        let answering = answer(request);
-        async move { Ok::<_, Infallible>(answering.await) }
-    });
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(HyperTimer)
-            .header_read_timeout(HEAD_MAX)
-            .max_buf_size(BUFFER_MAX)
-            .pipeline_flush(true)
-            .serve_connection(stream, service)
-    );
-    let ended = match select(connection.as_mut(), draining()).await {
-        Either::Left((ended, _)) => ended,
-        Either::Right(_) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        log::debug!("an HTTP connection ended: {error}");
-    }
+    carry(stream, move |request| calls.clone().answer(request)).await;
 }
 
 pub(super) struct Calls {
     pub(super) control: Arc<ModelControl>,
     pub(super) server: Arc<Server>,
-    settings: Arc<HttpSettings>,
-    binary_types: BinaryTypes,
+    pub(super) settings: Arc<HttpSettings>,
+    pub(super) binary_types: BinaryTypes,
 }
 
 /// The content types of binary bodies, less the length of the JSON at their end, where no header tells that
@@ -168,7 +74,7 @@ impl Calls {
         Self { server: control.server().clone(), control, settings, binary_types }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Segments> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Segments> {
         if let Some(refusal) = self.refusal(&request) {
             return refusal;
         }
@@ -201,6 +107,19 @@ impl Calls {
     ) -> Response<Segments> {
         let answered = match route {
             Route::Infer(model) => self.infer(&model, head, body).await,
+            // Each call's future is moved into its place, and these are the large ones.
+            other => Box::pin(self.make_other(other, head, body)).await,
+        };
+        answered.unwrap_or_else(|error| refused(&error))
+    }
+
+    async fn make_other(
+        &self,
+        route: Route<'_>,
+        head: &request::Parts,
+        body: Incoming,
+    ) -> Result<Response<Segments>, Error> {
+        match route {
             Route::Generate(model) => self.generate(&model, head, body).await,
             Route::GenerateStream(model) => self.generate_stream(&model, head, body).await,
             Route::RepositoryIndex { .. } => self.index(head, body).await,
@@ -218,8 +137,7 @@ impl Calls {
                 self.set_trace(&model.unwrap_or_default(), head, body).await
             }
             other => self.describe(&other),
-        };
-        answered.unwrap_or_else(|error| refused(&error))
+        }
     }
 
     /// The answer to one who may not make this call. Like the real server's, it does not depend on the
@@ -364,160 +282,4 @@ impl Calls {
         }
         Ok(with_type(Segments::default(), "application/json"))
     }
-
-    async fn infer(
-        &self,
-        model: &Model<'_>,
-        head: &request::Parts,
-        body: Incoming,
-    ) -> Result<Response<Segments>, Error> {
-        // A client that has the wrong model is told that, whatever is wrong with its body.
-        if self.server.version(&model.name, model.version)?.decoupled {
-            return Err(Error::DecoupledModel { endpoint: ENDPOINT });
-        }
-        let began = self.server.tracer().now();
-        let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
-        let (mut request, form) = self.parse(model, &head.headers, &body)?;
-        let wire = self.adopt(&mut request, &head.headers, began);
-        drop(body);
-        let answered = self.answer_infer(request, &form, head).await;
-        Ok(answered.unwrap_or_else(|error| refused(&error)).map(|body| body.sending(wire)))
-    }
-
-    async fn answer_infer(
-        &self,
-        mut request: InferRequest,
-        form: &ResponseForm,
-        head: &request::Parts,
-    ) -> Result<Response<Segments>, Error> {
-        let server = &self.server;
-        let shared = SharedTensors::resolve(&mut request, server);
-        let shared = shared.await?;
-        let mut answer = self.server.infer_one(request, shared.outputs(), ENDPOINT)?;
-        let reply = answer.receive().await;
-        let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
-        let response = shared.deliver(response, server.pool()).await?;
-        let encoded = infer_response::encode(&response, form)?;
-        let json_length = encoded.json_length();
-        let content_type = encoded.content_type();
-        let accepted = head.headers.get(ACCEPT_ENCODING).map(HeaderValue::as_bytes);
-        let packing = Encoding::of_response(accepted);
-        let (body, packed_as) = match packing {
-            Encoding::Identity => (Segments::many(encoded), None),
-            _ => (Segments::one(packed::pack(packing, encoded).await?), Some(packing.name())),
-        };
-        let mut response = with_type(body, content_type);
-        let headers = response.headers_mut();
-        match (json_length, self.binary_types.responses) {
-            (None, _) => {}
-            (Some(length), None) => {
-                headers.insert(HEADER_LENGTH, HeaderValue::from(length));
-            }
-            (Some(length), Some(binary)) => {
-                if let Ok(value) = HeaderValue::try_from(format!("{binary}{length}")) {
-                    headers.insert(CONTENT_TYPE, value);
-                }
-            }
-        }
-        if let Some(name) = packed_as {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
-        }
-        Ok(response)
-    }
-
-    /// Gives a request what its headers say, and the times of the wire if it `began` to be read at one
-    /// that is noted. Those are returned too.
-    pub(super) fn adopt(
-        &self,
-        request: &mut InferRequest,
-        headers: &HeaderMap,
-        began: Option<Timestamp>,
-    ) -> Option<WireTimes> {
-        request.wire = began.map(|began| WireTimes::received(Wire::Http, began));
-        let parent = headers.get(TRACE_PARENT).map(HeaderValue::as_bytes);
-        request.trace_parent = parent.and_then(TraceParent::parse);
-        if let Some(pattern) = &self.settings.forwarded {
-            for (name, value) in pattern.parameters(headers).iter() {
-                request.parameters.insert(name, value.clone());
-            }
-        }
-        request.wire.clone()
-    }
-
-    fn parse(
-        &self,
-        model: &Model<'_>,
-        headers: &HeaderMap,
-        body: &Rope,
-    ) -> Result<(InferRequest, ResponseForm), Error> {
-        let header = match self.binary_types.requests {
-            None => headers.get(HEADER_LENGTH).map(HeaderValue::as_bytes),
-            Some(binary) => headers
-                .get(CONTENT_TYPE)
-                .and_then(|value| value.as_bytes().strip_prefix(binary.as_bytes())),
-        };
-        match infer_request::json_length(header, body.len())? {
-            0 if header.is_some() => {
-                let version = self.server.version(&model.name, model.version)?;
-                let body = body.clone();
-                infer_request::raw_infer_request(&version.signature, model.version, body)
-            }
-            length => infer_request::parse(&model.name, model.version, body, length),
-        }
-    }
-
-    /// The body of a request, unpacked.
-    pub(super) async fn read(
-        &self,
-        head: &request::Parts,
-        mut body: Incoming,
-        reservation: &mut Reservation,
-    ) -> Result<Rope, Error> {
-        let limit = self.settings.body_max;
-        let packing = head.headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
-        let packing = Encoding::of_request(packing)?;
-        let announced = head
-            .headers
-            .get(CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if let Some(got) = announced.filter(|&got| got > limit as u64) {
-            return Err(Error::RequestTooLarge { limit, got });
-        }
-        let mut rope = Rope::default();
-        loop {
-            let frame = match select(pin!(body.frame()), pin!(late())).await {
-                Either::Left((Some(frame), _)) => frame,
-                Either::Left((None, _)) => break,
-                Either::Right(_) => {
-                    return Err(Error::malformed(format!(
-                        "the request's body paused for over {BODY_PAUSE_MAX:?}"
-                    )));
-                }
-            };
-            let frame = frame.map_err(|error| {
-                Error::malformed(format!("the request's body could not be read: {error}"))
-            })?;
-            if let Ok(data) = frame.into_data() {
-                reservation.grow(data.len())?;
-                rope.arrive(data);
-            }
-            if rope.len() > limit {
-                return Err(Error::RequestTooLarge { limit, got: rope.len() as u64 });
-            }
-        }
-        let packed_len = rope.len();
-        if packing == Encoding::Identity {
-            return Ok(rope);
-        }
-        let unpacked = packed::unpack(packing, rope, limit).await?;
-        reservation.grow(unpacked.len().saturating_sub(packed_len))?;
-        Ok(unpacked)
-    }
-}
-
-/// The pause that no body may have. The timer is set only once there is something to wait for.
-async fn late() {
-    crate::runtime::yield_now().await;
-    sleep(BODY_PAUSE_MAX).await;
 }

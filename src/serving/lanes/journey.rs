@@ -185,23 +185,23 @@ impl Journey {
     fn split(&mut self, outputs: Vec<Option<Bytes>>) -> Result<Vec<Outputs>, Error> {
         let began = Timestamp::now();
         let expected = std::mem::take(&mut self.expected);
-        let shapes = expected.shapes.clone();
+        let shape_of = |index: u16| expected.shapes.get(usize::from(index)).cloned();
+        let staying: Vec<(u16, Shape)> = self
+            .staying()
+            .iter()
+            .filter_map(|(index, _)| Some((*index, shape_of(*index)?)))
+            .collect();
         let tensors = self.route.model.outputs(expected, outputs);
         let tensors = tensors.map_err(|error| Error::Backend { detail: error.0 })?;
-        let mut staying: Vec<(u16, Shape)> = Vec::new();
-        let mut came: SmallVec<[u16; 4]> = SmallVec::new();
-        for (index, _) in self.staying() {
-            let at = usize::from(*index);
-            match (tensors.get(at), shapes.get(at)) {
-                // Where to only the run told its shape: whoever answers brings it to its place.
-                (Some(Some(_)), _) => came.push(*index),
-                (_, Some(shape)) => staying.push((*index, shape.clone())),
-                _ => {}
+        let has_come = |index: u16| matches!(tensors.get(usize::from(index)), Some(Some(_)));
+        let (came, staying): (Vec<_>, Vec<_>) =
+            staying.into_iter().partition(|(index, _)| has_come(*index));
+        // Of these only the run told the shape: whoever answers brings them to their places.
+        if !came.is_empty() {
+            for job in &mut self.jobs {
+                job.admitted.outputs.extend(came.iter().map(|(index, _)| *index));
+                job.admitted.outputs.sort_unstable();
             }
-        }
-        for job in &mut self.jobs {
-            job.admitted.outputs.extend(came.iter().copied());
-            job.admitted.outputs.sort_unstable();
         }
         let Some(version) = self.jobs.first().map(|job| &job.version) else {
             return Ok(Vec::new());

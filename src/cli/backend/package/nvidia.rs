@@ -2,6 +2,7 @@
 //! among those that ONNX Runtime's takes.
 
 use super::{Source, Wheel};
+use crate::backend::cuda;
 
 pub(super) const CUBLAS: Source = Source {
     project: "nvidia-cublas",
@@ -184,7 +185,7 @@ pub(super) const NVJITLINK: Source = Source {
 
 pub(super) const NVRTC: Source = Source {
     project: "nvidia-cuda-nvrtc",
-    version: "13.0.88",
+    version: cuda::VERSION,
     platform: "manylinux_2_12",
     wheels: &[Wheel {
         architecture: "x86_64",

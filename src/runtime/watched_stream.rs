@@ -22,19 +22,19 @@ pub trait Watch {
 }
 
 /// A stream that is watched. It implements the I/O traits of tokio, for h2.
-pub struct Watched<S, W> {
+pub struct WatchedStream<S, W> {
     stream: S,
     watch: Rc<W>,
 }
 
-impl<S, W> Watched<S, W> {
+impl<S, W> WatchedStream<S, W> {
     /// `stream`, watched by `watch`.
     pub fn new(stream: S, watch: Rc<W>) -> Self {
         Self { stream, watch }
     }
 }
 
-impl<S: AsyncRead + Unpin, W: Watch> AsyncRead for Watched<S, W> {
+impl<S: AsyncRead + Unpin, W: Watch> AsyncRead for WatchedStream<S, W> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -47,7 +47,7 @@ impl<S: AsyncRead + Unpin, W: Watch> AsyncRead for Watched<S, W> {
     }
 }
 
-impl<S: AsyncWrite + Unpin, W: Watch> AsyncWrite for Watched<S, W> {
+impl<S: AsyncWrite + Unpin, W: Watch> AsyncWrite for WatchedStream<S, W> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
