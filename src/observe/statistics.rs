@@ -1,4 +1,5 @@
 use std::{
+    ops::Add,
     sync::atomic::{AtomicU64, Ordering},
     time::{self, SystemTime, UNIX_EPOCH},
 };
@@ -158,6 +159,18 @@ pub struct BatchTimes {
     pub compute_infer: time::Duration,
     /// Taking the outputs apart.
     pub compute_output: time::Duration,
+}
+
+impl Add for BatchTimes {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            compute_input: self.compute_input + other.compute_input,
+            compute_infer: self.compute_infer + other.compute_infer,
+            compute_output: self.compute_output + other.compute_output,
+        }
+    }
 }
 
 impl BatchTimes {
