@@ -434,7 +434,7 @@ impl Executed {
         let (jobs, outcome, fillers) = match ran {
             Ran::Batch { jobs, outcome, fillers } => (jobs, outcome, fillers),
             Ran::Requests { version, rows, count } => {
-                return version.statistics.executed(reactor, (rows, 0), count, times);
+                return version.statistics.executed(reactor, (rows, 0), count, times, now);
             }
         };
         let responses = match outcome {
@@ -447,7 +447,7 @@ impl Executed {
         let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
         if let Some(first) = jobs.first() {
             let count = jobs.len() as u64;
-            first.version.statistics.executed(reactor, (rows, fillers), count, times);
+            first.version.statistics.executed(reactor, (rows, fillers), count, times, now);
         }
         for (job, outputs) in jobs.into_iter().zip(responses) {
             job.answer(outputs, began, times, reactor, now);

@@ -225,12 +225,13 @@ impl Shard {
             ModelInstance::Requests(_) => None,
         };
         let times = ran.as_ref().map(|ran| ran.times).unwrap_or_default();
+        let took = times.total();
         self.put_back(taken, times.compute_infer);
-        spend_turn(times.total());
+        spend_turn(took);
         let (statistics, reactor) = (&alone.version.statistics, self.home.index());
         if let Some(RanAlone { outcome: Ok(_), .. }) = ran {
             statistics.closed(reactor, Closure::Single);
-            statistics.executed(reactor, (alone.request.batch_size, 0), 1, times);
+            statistics.executed(reactor, (alone.request.batch_size, 0), 1, times, began + took);
         }
         ran
     }
