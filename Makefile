@@ -6,19 +6,20 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CARGO ?= cargo
-# The long form takes more orders of the lock-free parts' operations and more schedules of faults, kills
-# more clients of the ring, and fuzzes for a moment only.
+# The long form takes more orders of the lock-free parts' operations and more schedules of faults, has more
+# clients of the ring killed and others make noise in their memory, and fuzzes for a moment only.
 LONG := $(filter test-long,$(MAKECMDGOALS))
 FUZZ_SECONDS ?= $(if $(LONG),20,60)
 LOOM_MAX_PREEMPTIONS ?= $(if $(LONG),3,2)
 NEREID_TEST_RING_KILLS ?= $(if $(LONG),1000,12)
+NEREID_TEST_RING_NOISE ?= $(if $(LONG),20000,40)
 NEREID_FAULTS ?= $(if $(LONG),300,3)
 NEREID_FAULT_SCHEDULES ?= $(if $(LONG),10000,400)
 NEREID_DELAY_SEEDS ?= $(if $(LONG),40,10)
 # What `make tools` has installed goes before what the machine has.
 PATH := $(CURDIR)/build/tools/bin:$(PATH)
 export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS MAKE PATH
-export NEREID_DELAY_SEEDS NEREID_FAULTS NEREID_FAULT_SCHEDULES NEREID_TEST_RING_KILLS
+export NEREID_DELAY_SEEDS NEREID_FAULTS NEREID_FAULT_SCHEDULES NEREID_TEST_RING_KILLS NEREID_TEST_RING_NOISE
 
 # Back ends for tests lie in the build folder, so that a test changes nothing in the user's home.
 TEST_BACKENDS := $(CURDIR)/build/backends

@@ -21,6 +21,7 @@ mod reply;
 mod socket_file;
 mod stall;
 mod tcp;
+mod thread_bound;
 mod timer;
 mod topology;
 mod turn;
