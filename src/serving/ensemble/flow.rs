@@ -279,7 +279,7 @@ impl Flow {
         let (queued, others) = account.map(|account| account.sums()).unwrap_or_default();
         let times = times + others;
         let statistics = &job.version.statistics;
-        statistics.executed(reactor, (job.admitted.batch_size, 0), 1, times);
+        statistics.executed(reactor, (job.admitted.batch_size, 0), 1, times, now);
         let first = first.unwrap_or(now) - job.arrived;
         statistics.succeeded(reactor, now - job.arrived, queued, first);
         if let Some(response) = &last
