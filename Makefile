@@ -6,17 +6,20 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CARGO ?= cargo
-# The long form takes more orders of the lock-free parts' operations and more schedules of faults, kills
-# more clients of the ring, and fuzzes for a moment only.
+# The long form takes more orders of the lock-free parts' operations and more schedules of faults, has more
+# clients of the ring killed and others make noise in their memory, and fuzzes for a moment only.
 LONG := $(filter test-long,$(MAKECMDGOALS))
 FUZZ_SECONDS ?= $(if $(LONG),20,60)
 LOOM_MAX_PREEMPTIONS ?= $(if $(LONG),3,2)
 NEREID_TEST_RING_KILLS ?= $(if $(LONG),1000,12)
+NEREID_TEST_RING_NOISE ?= $(if $(LONG),20000,40)
 NEREID_FAULTS ?= $(if $(LONG),300,3)
 NEREID_FAULT_SCHEDULES ?= $(if $(LONG),10000,400)
+NEREID_DELAY_SEEDS ?= $(if $(LONG),40,10)
 # What `make tools` has installed goes before what the machine has.
 PATH := $(CURDIR)/build/tools/bin:$(PATH)
-export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS NEREID_FAULTS NEREID_TEST_RING_KILLS NEREID_FAULT_SCHEDULES MAKE PATH
+export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS MAKE PATH
+export NEREID_DELAY_SEEDS NEREID_FAULTS NEREID_FAULT_SCHEDULES NEREID_TEST_RING_KILLS NEREID_TEST_RING_NOISE
 
 # Back ends for tests lie in the build folder, so that a test changes nothing in the user's home.
 TEST_BACKENDS := $(CURDIR)/build/backends
@@ -35,7 +38,7 @@ help: ## List the targets
 # --- Use
 
 .PHONY: serve
-serve: release examples build/venv-examples/stamp ## Build the server and serve the example models on 127.0.0.1
+serve: release examples examples-python ## Build the server and serve the example models on 127.0.0.1
 	@$(RELEASE) backend install onnxruntime
 	@cat scripts/first_requests.txt
 	@exec $(RELEASE) --model-repository=build/examples/models --model-repository=build/examples/python \
@@ -84,7 +87,7 @@ check: ## Formatting, lints, house style, licences
 	@scripts/require.sh rust cc fmt clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
-	$(CARGO) test --quiet --locked --test tidy --test compatibility
+	$(CARGO) test --quiet --locked --test tidy --test compatibility --test documents
 	@scripts/check_pytorch.sh
 	@$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
@@ -121,7 +124,7 @@ test-clients: debug test-backends test-pytorch test-python test-peer ## Real Tri
 	done
 
 .PHONY: test-examples
-test-examples: debug test-backends examples build/venv-examples/stamp ## The example models and programs, on both event loops
+test-examples: debug test-backends examples examples-python ## The example models and programs, on both event loops
 	@for driver in io_uring epoll; do \
 		echo "--- $$driver"; \
 		NEREID_ARGUMENTS=--io-driver=$$driver NEREID_BINARY=$(DEBUG) NEREID_BACKEND_DIR=$(TEST_BACKENDS) \
@@ -213,15 +216,14 @@ test-python:
 	@scripts/require.sh python
 	@scripts/setup_python.sh
 
+.PHONY: examples-python
+examples-python:
+	@scripts/require.sh python
+	@scripts/setup_python.sh build/venv-examples requirements/examples.txt
+
 # The real Triton and perf_analyzer; where they cannot be had, the tests that need them skip by name.
 .PHONY: test-peer
 test-peer:
 	@scripts/require.sh cc python
 	@scripts/setup_peer.sh --optional
 
-build/venv-examples/stamp: requirements/examples.txt
-	@scripts/require.sh python
-	rm -rf build/venv-examples
-	$(PYTHON) -m venv build/venv-examples
-	$(EXAMPLES_PYTHON) -m pip install --quiet --disable-pip-version-check --requirement requirements/examples.txt
-	@touch $@

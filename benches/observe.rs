@@ -5,6 +5,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use nereid::{
+    inference::Timestamp,
     observe::{
         BatchTimes, MetricsSettings, ModelStatistics,
         trace::{Output, Settings, Tracer},
@@ -37,7 +38,7 @@ fn count(criterion: &mut Criterion) {
                 };
                 statistics.enqueued(black_box(0));
                 statistics.dequeued(black_box(0));
-                statistics.executed(black_box(0), (1, 0), 1, times);
+                statistics.executed(black_box(0), (1, 0), 1, times, Timestamp::from_nanos(nanos));
                 statistics.succeeded(black_box(0), took, took / 4, took);
             });
         });

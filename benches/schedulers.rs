@@ -7,7 +7,7 @@
 #[path = "../tests/delay/simulation.rs"]
 mod simulation;
 
-use std::{hint::black_box, time::Duration};
+use std::{collections::HashMap, hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use nereid::{
@@ -45,11 +45,13 @@ impl Carried for Nothing {
     }
 }
 
+const TOGETHER: u64 = 8;
+const LIVE: [u64; 4] = [10, 100, 1000, 10_000];
+
 /// Eight requests come, of sequences in turn, and run together.
 fn sequences(criterion: &mut Criterion) {
-    const TOGETHER: u64 = 8;
     let mut group = criterion.benchmark_group("a batch of eight requests");
-    for live in [10_u64, 100, 1000, 10_000] {
+    for live in LIVE {
         let policy = SequencePolicy {
             model: "m".to_owned(),
             max_batch_size: TOGETHER as u32,
@@ -102,6 +104,30 @@ fn sequences(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The least that could be done for them: to find each by its id, and to write to what is known of it. It
+/// too costs more the more there are, for they do not all lie in the nearest cache.
+fn bound(criterion: &mut Criterion) {
+    const KNOWN_BYTES: usize = 192;
+    let mut group = criterion.benchmark_group("bound: to find eight sequences");
+    for live in LIVE {
+        let ids = (1..=live).map(CorrelationId::Number);
+        let places: HashMap<CorrelationId, usize> = ids.zip(0..).collect();
+        let mut known = vec![[0_u8; KNOWN_BYTES]; places.len()];
+        let mut next = 0;
+        group.bench_function(BenchmarkId::from_parameter(live), |bencher| {
+            bencher.iter(|| {
+                for _ in 0..TOGETHER {
+                    let place = places[black_box(&CorrelationId::Number(next % live + 1))];
+                    let known = &mut known[place];
+                    known.iter_mut().step_by(64).for_each(|byte| *byte = byte.wrapping_add(1));
+                    next += 1;
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
 /// The table of a delay that is chosen beside fixed ones. It is simulated: the same on every machine.
 fn delays(_: &mut Criterion) {
     const EACH: Duration = Duration::from_secs(2);
@@ -136,5 +162,5 @@ fn delays(_: &mut Criterion) {
     );
 }
 
-criterion_group!(benches, sequences, delays);
+criterion_group!(benches, sequences, bound, delays);
 criterion_main!(benches);

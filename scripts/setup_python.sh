@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Makes build/venv, the Python that tests and benches run with, out of requirements/test.txt. Does nothing
-# when it is up to date already.
+# Makes a Python of its own in the folder VENV out of REQUIREMENTS, each package of a pinned version and
+# hash. Does nothing when it is up to date already.
+#
+#   scripts/setup_python.sh [VENV REQUIREMENTS]    (build/venv requirements/test.txt: tests and benches)
 set -euo pipefail
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-venv="$root/build/venv"
-requirements="$root/requirements/test.txt"
+cd "$(dirname "$0")/.."
+venv=${1:-build/venv}
+requirements=${2:-requirements/test.txt}
 python=${PYTHON:-python3}
 
 die() {
@@ -25,5 +27,5 @@ stamp=$({ "$python" --version && cat "$requirements"; } | sha256sum | cut -d' ' 
 rm -rf "$venv"
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
-    --requirement "$requirements" || die "could not install requirements/test.txt"
+    --requirement "$requirements" || die "could not install $requirements"
 echo "$stamp" >"$venv/stamp"

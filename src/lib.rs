@@ -36,12 +36,6 @@ pub mod scheduler;
 pub mod serving;
 
 /// The messages and services of `proto/`, generated.
-pub(crate) mod otlp {
-    #![allow(missing_docs, clippy::all)]
-
-    tonic::include_proto!("otlp");
-}
-
 pub mod proto {
     #![allow(missing_docs, clippy::all)]
 
@@ -59,4 +53,11 @@ pub mod proto {
 
     /// The encoded descriptors of all, for reflection and for the text format.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}
+
+/// The messages of OpenTelemetry's protocol, generated.
+pub(crate) mod otlp {
+    #![allow(missing_docs, clippy::all)]
+
+    tonic::include_proto!("otlp");
 }

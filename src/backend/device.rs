@@ -4,8 +4,9 @@
 use std::{any::Any, borrow::BorrowMut, sync::Arc};
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
-use super::{BackendError, Batch, BatchOutputs, BatchTensor, Instance};
+use super::{BackendError, Batch, BatchOutputs, BatchTensor, Instance, ResponseError};
 use crate::{
     device::{
         Device,
@@ -38,6 +39,27 @@ pub trait DeviceModel: Send + Sync {
     /// inputs given, in their order, as they are.
     fn takes_resident(&self) -> bool {
         true
+    }
+
+    /// The inputs, by their numbers in the signature, that are made ready request by request before a batch
+    /// is laid out: what takes its time, or what a request's own content can be at fault for.
+    fn prepared(&self) -> &[usize] {
+        &[]
+    }
+
+    /// Makes an input of a request of `rows` rows ready, on a thread that may take its time. What it gives
+    /// takes the place of the bytes that came.
+    ///
+    /// # Errors
+    /// The request fails with it, and no other of its batch.
+    fn prepare(
+        &self,
+        _input: usize,
+        _rows: u32,
+        data: Bytes,
+        _pool: &BufferPool,
+    ) -> Result<Bytes, ResponseError> {
+        Ok(data)
     }
 
     /// The outputs of a batch that has come back, as [`Instance::execute`] would give them; `returned`
@@ -154,7 +176,15 @@ impl<R: BorrowMut<Runner>> Direct<R> {
 
 impl<R: BorrowMut<Runner> + Send> Instance for Direct<R> {
     fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
-        let laid = self.model.lay_out(batch)?;
+        let mut inputs: SmallVec<[Option<BatchTensor>; 2]> = batch.inputs.into();
+        for &index in self.model.prepared() {
+            let Some(Some(input)) = inputs.get_mut(index) else { continue };
+            let data = std::mem::take(&mut input.data);
+            let ready = self.model.prepare(index, batch.rows, data, batch.pool);
+            input.data = ready.map_err(|error| BackendError(error.message))?;
+        }
+        let Batch { rows, wanted, pool, places, .. } = *batch;
+        let laid = self.model.lay_out(&Batch { rows, inputs: &inputs, wanted, pool, places })?;
         let (parts, expected) = laid
             .parts(batch.rows, |index| batch.wanted.get(index) == Some(&true), batch.pool)
             .map_err(|exhausted| BackendError(exhausted.to_string()))?;

@@ -15,8 +15,11 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
     /// Model repositories
-    #[arg(required = true, value_name = "REPOSITORY")]
+    #[arg(value_name = "REPOSITORY", required_unless_present = "model_repository")]
     repositories: Vec<PathBuf>,
+    /// A model repository, named as it is for serving; may be given several times
+    #[arg(long, alias = "model-store", value_name = "DIR")]
+    model_repository: Vec<PathBuf>,
     /// Take every configuration as it is, completing nothing from the model
     #[arg(long)]
     disable_auto_complete_config: bool,
@@ -42,10 +45,15 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     let mut inspect = |source: &ModelSource| match backends.find(&source.config) {
         Some(Ok(backend)) => backend.inspect(source).map_err(|reason| reason.0),
         // Not installed here: that is no fault of the repository.
-        Some(Err(_)) | None => Ok(None),
+        Some(Err(_)) => Ok(None),
+        None => Err(format!(
+            "this server has no back end '{}', only {}",
+            source.config.backend,
+            backends.names().collect::<Vec<_>>().join(", ")
+        )),
     };
-    let findings =
-        repository::check(&args.repositories, &Agents::built_in(), &options, &mut inspect);
+    let repositories = [&args.repositories[..], &args.model_repository].concat();
+    let findings = repository::check(&repositories, &Agents::built_in(), &options, &mut inspect);
     findings.iter().for_each(|finding| println!("{finding}"));
     for (name, opened) in backends.opened() {
         if let Err(reason) = opened {

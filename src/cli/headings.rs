@@ -41,6 +41,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "enable-peer-access",
             "device",
             "device-",
+            "gpu-kernels",
             "host-device",
             "exit-on-device-loss",
             "timeline-",
@@ -65,6 +66,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "exit-timeout-secs",
             "shutdown-delay-secs",
             "reactors",
+            "pin-threads",
             "io-driver",
             "idle-spin-us",
         ],
@@ -87,4 +89,17 @@ fn heading(flag: &str) -> Option<&'static str> {
         })
     };
     GROUPS.iter().find(|(_, names)| of_group(names)).map(|(heading, _)| *heading)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Arg;
+
+    #[test]
+    fn every_flag_has_a_group() {
+        let command = crate::cli::command();
+        let shown = command.get_arguments().filter(|flag| !flag.is_hide_set());
+        let alone = shown.filter(|flag| flag.get_help_heading().is_none());
+        assert_eq!(alone.filter_map(Arg::get_long).collect::<Vec<_>>(), [""; 0]);
+    }
 }

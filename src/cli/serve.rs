@@ -4,6 +4,8 @@ mod accepted;
 mod args;
 mod cloud_args;
 mod device_args;
+mod events;
+mod listeners;
 mod observe_args;
 mod ring;
 mod sharing_args;
@@ -14,24 +16,21 @@ mod wires;
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, OnceLock},
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::{
-        signal::{SigSet, Signal, kill},
-        signalfd::{SfdFlags, SignalFd},
-    },
-    unistd::getpid,
-};
+use nix::sys::signal::{SigSet, Signal};
 
 pub use self::{accepted::names as accepted_names, args::ServeArgs};
-use self::{cloud_args::Endpoint, tls_handshake::over_tls, wires::WireError};
+use self::{
+    events::{Event, Events},
+    listeners::listen,
+    wires::WireError,
+};
 use crate::{
     backend::{
         Backend, BackendError, Identity, Ops, Repeat,
@@ -41,17 +40,11 @@ use crate::{
         pytorch::PyTorch,
     },
     device::{DeviceError, Devices},
-    ingress::{
-        grpc::{self, GrpcService},
-        http,
-    },
+    ingress::http,
     memory::{BufferPool, Regions, keep_freed_memory},
     observe::{logging, trace::Tracer},
     repository::{self, Agents, Options, Repository},
-    runtime::{
-        Acceptor, Listener, ReactorHandle, Reactors, StartError, Topology, raise_descriptor_limit,
-        spawn,
-    },
+    runtime::{Acceptor, Reactors, StartError, end_at_once, raise_descriptor_limit},
     serving::{
         Backends, Caches, Fleet, Limiter, Loader, ModelControl, Observers, Places, Server,
         ServerState, Startup,
@@ -60,18 +53,17 @@ use crate::{
 
 /// How often the end of the last connections is looked for while the server stops.
 const DRAIN_POLL: Duration = Duration::from_millis(2);
-/// How often a second signal is looked for while the server leaves.
-const LEAVE_POLL: Duration = Duration::from_millis(20);
-
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
     #[error("--model-repository is missing: the folder of the models to serve")]
     NoRepository,
-    #[error("cannot start the log: {0}")]
-    Log(io::Error),
+    #[error("cannot write the log to '{file}' (--log-file): {source}", file = file.display())]
+    Log { file: PathBuf, source: io::Error },
     #[error("cannot block signals: {0}")]
     Signals(nix::Error),
+    #[error("cannot start a thread for the program's own events: {0}")]
+    Events(io::Error),
     #[error("cannot read the processors that this process may use: {0}")]
     Topology(io::Error),
     #[error("{0}")]
@@ -106,7 +98,7 @@ enum ServeError {
 
 /// Serves until SIGINT or SIGTERM.
 pub fn run(args: ServeArgs) -> ExitCode {
-    match serve(&args) {
+    match serve(&Arc::new(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -115,19 +107,23 @@ pub fn run(args: ServeArgs) -> ExitCode {
     }
 }
 
-fn serve(args: &ServeArgs) -> Result<(), ServeError> {
+fn serve(args: &Arc<ServeArgs>) -> Result<(), ServeError> {
     if args.model_repository.is_empty() {
         return Err(ServeError::NoRepository);
     }
     let startup = args.startup().map_err(ServeError::Flags)?;
     let (trace_output, traces) = args.observe.traces().map_err(ServeError::OtherFlags)?;
-    logging::start(&args.log_settings()).map_err(ServeError::Log)?;
-    // Before any thread starts, so that all of them leave these signals to this one.
+    logging::start(&args.log_settings()).map_err(|source| ServeError::Log {
+        file: args.log_file.clone().unwrap_or_default(),
+        source,
+    })?;
+    // Before any thread starts, so that all of them leave these signals to the one that hears them.
     let stop_signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     stop_signals.thread_block().map_err(ServeError::Signals)?;
+    let events = Events::hearing(stop_signals).map_err(ServeError::Events)?;
     keep_freed_memory();
 
-    let topology = Topology::read().map_err(ServeError::Topology)?;
+    let topology = args.topology().map_err(ServeError::Topology)?;
     let count = args.reactors().unwrap_or_else(|| topology.default_reactors());
     // Whoever serves the ring alone comes last.
     let all = count + args.ring.reactors();
@@ -149,30 +145,10 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         false => None,
     };
     let server = Server::new(reactors.handles(), instance_cores, pool, regions, observers);
+    equip(args, &server, &devices, &events)?;
 
-    if let Some(settings) = args.sharing.cache().map_err(ServeError::OtherFlags)? {
-        let caches = Caches::start(&settings, reactors.handles()).map_err(ServeError::Redis)?;
-        server.keep_answers_in(caches);
-    }
-    if let Some(limits) = args.sharing.limits() {
-        server.share_resources_by(Limiter::new(limits));
-    }
-    if let Some(name) = &args.id {
-        server.call_it(name.clone());
-    }
-    let ended_by = Arc::new(OnceLock::new());
-    if let Some(fleet) = fleet(args, &devices, &server, &ended_by) {
-        server.run_on(fleet);
-    }
     let control = control(args, server.clone(), &devices)?;
-    let mut listeners = listen(args, &control, scraped)?;
-    if let Some(path) = args.ring.path() {
-        let listener = args.ring.listen(&server, reactors.handles().last());
-        let address = path.display().to_string();
-        let listener =
-            listener.map_err(|source| ServeError::Listen { what: "the ring", address, source })?;
-        listeners.extend(listener.map(|listener| ("ring", listener)));
-    }
+    let listeners = listen(args, &control, scraped)?;
     startup::log_listeners(&listeners);
     let warnings = args.accepted.warnings().chain(args.devices.warnings(&devices));
     warnings.for_each(|warning| log::warn!("{warning}"));
@@ -183,43 +159,102 @@ fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     )
     .map_err(ServeError::Accept)?;
 
-    let loaded = load(args, &control, &startup);
-    let stopped = loaded.map(|()| {
-        server.enter(ServerState::Ready);
-        let signal = stop_signals.wait();
-        log::info!("{}: stopping", signal.map_or("a signal", Signal::as_str));
-        leave(&server, &stop_signals, Duration::from_secs(args.shutdown_delay_secs));
-    });
+    let starting = (args.clone(), control.clone());
+    let start = move |tell: mpsc::Sender<Event>| {
+        let (args, control) = starting;
+        // Nobody is told when the program was told to stop before.
+        let _ = tell.send(Event::Started(load(&args, &control, &startup)));
+    };
+    events.expect("start", start).map_err(ServeError::Events)?;
+    let Ending { outcome, is_loading } =
+        serve_until_told(&server, &events, Duration::from_secs(args.shutdown_delay_secs));
     if let Some(file) = &args.devices.timeline_file {
         write_timeline(&server, file);
     }
-    stop(&control, acceptor, reactors, Duration::from_secs(args.exit_timeout_secs));
-    match ended_by.get() {
-        Some(error) => Err(ServeError::DeviceLost(DeviceError::clone(error))),
-        None => stopped,
+    let patience = Duration::from_secs(args.exit_timeout_secs);
+    let loading = if is_loading { Duration::ZERO } else { patience };
+    if !stop(&control, acceptor, reactors, loading, patience) {
+        if let Err(error) = &outcome {
+            eprintln!("error: {error}");
+        }
+        end_at_once(outcome.is_ok());
     }
+    outcome
 }
 
-/// The lanes on the devices. That one is lost shows in the server's readiness and, if that is wanted,
-/// ends the server as a signal would; then it is what `ended_by` holds.
+/// Gives the server what only some are to have.
+fn equip(
+    args: &ServeArgs,
+    server: &Arc<Server>,
+    devices: &Arc<Devices>,
+    events: &Events,
+) -> Result<(), ServeError> {
+    if let Some(settings) = args.sharing.cache().map_err(ServeError::OtherFlags)? {
+        let caches = Caches::start(&settings, server.reactors()).map_err(ServeError::Redis)?;
+        server.keep_answers_in(caches);
+    }
+    if let Some(limits) = args.sharing.limits() {
+        server.share_resources_by(Limiter::new(limits));
+    }
+    if let Some(name) = &args.id {
+        server.call_it(name.clone());
+    }
+    if let Some(fleet) = fleet(args, devices, server, events) {
+        server.run_on(fleet);
+    }
+    Ok(())
+}
+
+/// How it came that the server is to stop.
+struct Ending {
+    outcome: Result<(), ServeError>,
+    /// Whether models of the start are still being loaded.
+    is_loading: bool,
+}
+
+/// Serves until something ends that. A signal is heard while models are being loaded too, since that can
+/// take minutes.
+fn serve_until_told(server: &Server, events: &Events, delay: Duration) -> Ending {
+    let mut is_loading = true;
+    let outcome = loop {
+        match events.next() {
+            Event::Started(Ok(())) => {
+                is_loading = false;
+                server.enter(ServerState::Ready);
+            }
+            Event::Started(failed) => {
+                is_loading = false;
+                break failed;
+            }
+            Event::Signal(signal) => {
+                log::info!("{signal}: stopping");
+                break Ok(());
+            }
+            Event::DeviceLost(error) => break Err(ServeError::DeviceLost(error)),
+        }
+    };
+    leave(server, events, delay);
+    Ending { outcome, is_loading }
+}
+
+/// The lanes on the devices. That one is lost shows in the server's readiness and, if that is wanted, ends
+/// the server.
 fn fleet(
     args: &ServeArgs,
     devices: &Arc<Devices>,
     server: &Arc<Server>,
-    ended_by: &Arc<OnceLock<DeviceError>>,
+    events: &Events,
 ) -> Option<Arc<Fleet>> {
     let (strict, exits) = (args.strict_readiness, args.devices.exit_on_device_loss);
-    let (there, ended_by) = (Arc::downgrade(server), ended_by.clone());
+    let (there, tell) = (Arc::downgrade(server), events.teller());
     let on_loss = move |error: &DeviceError| {
         log::error!("{error}; only a new start brings it back");
         if strict && let Some(server) = there.upgrade() {
             server.set_impaired();
         }
         if exits {
-            ended_by.get_or_init(|| error.clone());
-            if let Err(error) = kill(getpid(), Signal::SIGTERM) {
-                log::error!("the server cannot be told to stop: {error}");
-            }
+            // Nobody is told when the server is ending anyway.
+            let _ = tell.send(Event::DeviceLost(error.clone()));
         }
     };
     Fleet::new(devices.clone(), args.devices.fleet_settings(), server.reactors(), on_loss)
@@ -316,136 +351,31 @@ fn known(directory: Option<&Path>) -> Result<&Path, BackendError> {
     })
 }
 
-fn listen(
-    args: &ServeArgs,
-    control: &Arc<ModelControl>,
-    scraped: Option<ReactorHandle>,
-) -> Result<Vec<(&'static str, Listener)>, ServeError> {
-    let mut listeners = Vec::new();
-    let bind = |what, address: &str, port: u16, reuse, serve| {
-        let bound = resolve(address, port).and_then(|at| Listener::bind(at, reuse, serve));
-        let listener = bound.map_err(|source| {
-            let address = format!("{address}:{port}");
-            ServeError::Listen { what, address, source }
-        })?;
-        Ok::<_, ServeError>((what, listener))
-    };
-    if args.allow_grpc {
-        let settings = Arc::new(args.wires.grpc_settings()?);
-        let service = GrpcService::new(control.clone(), settings.message_max);
-        let tls = args.wires.grpc_tls()?;
-        listeners.push(bind(
-            "gRPC",
-            &args.grpc_address,
-            args.grpc_port,
-            args.reuse_grpc_port,
-            Arc::new(move |stream, _| {
-                let (service, settings) = (service.clone(), settings.clone());
-                match tls.clone() {
-                    None => spawn(&"a gRPC connection", grpc::serve(stream, service, settings)),
-                    Some(tls) => over_tls(stream, tls, &"a gRPC connection over TLS", |stream| {
-                        grpc::serve(stream, service, settings)
-                    }),
-                }
-            }),
-        )?);
-    }
-    if args.allow_http {
-        let control = control.clone();
-        let settings = Arc::new(args.wires.http_settings(args.http_max_input_size)?);
-        let tls = args.wires.http_tls()?;
-        listeners.push(bind(
-            "HTTP",
-            &args.http_address,
-            args.http_port,
-            args.reuse_http_port,
-            Arc::new(move |stream, _| {
-                let (control, settings) = (control.clone(), settings.clone());
-                match tls.clone() {
-                    None => spawn(&"an HTTP connection", http::serve(stream, control, settings)),
-                    Some(tls) => over_tls(stream, tls, &"an HTTP connection over TLS", |stream| {
-                        http::serve(stream, control, settings)
-                    }),
-                }
-            }),
-        )?);
-    }
-    let others = [
-        ("HTTP", args.allow_http, args.http_port),
-        ("gRPC", args.allow_grpc, args.grpc_port),
-        ("metrics", args.allow_metrics, args.metrics_port),
-    ];
-    args.cloud.check_ports(&others).map_err(ServeError::OtherFlags)?;
-    for Endpoint { what, port, cloud } in args.cloud.endpoints()? {
-        let control = control.clone();
-        let settings = Arc::new(args.wires.http_settings(args.http_max_input_size)?);
-        listeners.push(bind(
-            what,
-            &args.http_address,
-            port,
-            false,
-            Arc::new(move |stream, _| {
-                let (control, settings, cloud) = (control.clone(), settings.clone(), cloud.clone());
-                let serve = http::serve_cloud(stream, control, settings, cloud);
-                spawn(&"a connection of a cloud's", serve);
-            }),
-        )?);
-    }
-    if let Some(scraped) = scraped {
-        let control = control.clone();
-        let (what, listener) = bind(
-            "metrics",
-            args.metrics_address(),
-            args.metrics_port,
-            false,
-            Arc::new(move |stream, _| {
-                spawn(&"a metrics connection", http::serve_metrics(stream, control.clone()));
-            }),
-        )?;
-        listeners.push((what, listener.on(scraped)));
-    }
-    Ok(listeners)
-}
-
-fn resolve(address: &str, port: u16) -> io::Result<SocketAddr> {
-    use std::net::ToSocketAddrs as _;
-    (address, port)
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
-}
-
 /// Serves on for `delay` while saying that the server is not ready, so that whoever spreads requests
-/// over servers goes elsewhere first. A second signal ends that.
-fn leave(server: &Server, signals: &SigSet, delay: Duration) {
-    if delay.is_zero() {
-        return;
-    }
-    server.enter(ServerState::Leaving);
-    let until = Instant::now() + delay;
-    let signals = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
-    match signals {
-        Ok(signals) => {
-            while Instant::now() < until && !matches!(signals.read_signal(), Ok(Some(_))) {
-                thread::sleep(LEAVE_POLL);
-            }
-        }
-        Err(error) => {
-            log::warn!("a second signal will not be seen: {error}");
-            thread::sleep(delay);
-        }
+/// over servers goes elsewhere first. A second signal ends that. Who never was ready has nobody to tell.
+fn leave(server: &Server, events: &Events, delay: Duration) {
+    if server.state() == ServerState::Ready && !delay.is_zero() {
+        server.enter(ServerState::Leaving);
+        events.rest(delay);
     }
 }
 
-/// Closes the ports, answers what is in flight, and ends. Idle connections are closed at once;
-/// requests still unanswered after `patience` are not waited for.
-fn stop(control: &ModelControl, acceptor: Acceptor, reactors: Reactors, patience: Duration) {
+/// Closes the ports, answers what is in flight, and ends. Idle connections are closed at once; loads that
+/// have begun are not waited for after `loading`, nor requests after `patience`. Tells whether no load was
+/// left to itself.
+fn stop(
+    control: &ModelControl,
+    acceptor: Acceptor,
+    reactors: Reactors,
+    loading: Duration,
+    patience: Duration,
+) -> bool {
     let server = control.server();
     server.enter(ServerState::Stopping);
     acceptor.stop();
     reactors.drain();
     let until = Instant::now() + patience;
-    control.stop(patience);
+    let is_done = control.stop(loading);
     while reactors.connections() > 0 && Instant::now() < until {
         thread::sleep(DRAIN_POLL);
     }
@@ -459,4 +389,5 @@ fn stop(control: &ModelControl, acceptor: Acceptor, reactors: Reactors, patience
     control.loader().backends.stop(until.saturating_duration_since(Instant::now()));
     reactors.stop();
     server.tracer().stop();
+    is_done
 }

@@ -15,6 +15,13 @@ pub enum Parameter {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters(Vec<(CompactString, Parameter)>);
 
+impl<const N: usize> From<[(&str, Parameter); N]> for Parameters {
+    /// Names that differ, and their values.
+    fn from(parameters: [(&str, Parameter); N]) -> Self {
+        Self(parameters.into_iter().map(|(name, value)| (name.into(), value)).collect())
+    }
+}
+
 impl Parameters {
     /// Sets `name`, replacing an earlier value.
     pub fn insert(&mut self, name: impl Into<CompactString>, value: Parameter) {

@@ -74,7 +74,7 @@ impl SharedTensors {
             let bytes = match input.datatype {
                 datatype if datatype.is_float() => {
                     request.inputs_may_change = true;
-                    view.in_place()
+                    view.clone().in_place()
                 }
                 _ if view.len() > COPIED_HERE_MAX => {
                     let (view, pool) = (view.clone(), pool.clone());

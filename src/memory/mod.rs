@@ -9,6 +9,7 @@
 mod fault;
 mod gather;
 mod heap;
+mod limit;
 mod objects;
 mod places;
 mod pool;
@@ -18,6 +19,7 @@ mod view;
 
 pub use gather::{Destination, Filler, Gather, WrongLength};
 pub use heap::{give_back_free_pages, keep_freed_memory};
+pub use limit::memory_limit_bytes;
 pub use objects::{OwnObject, SharedObject};
 pub use places::{OutputMemory, OutputNames, OutputPlaces, SharedView};
 pub use pool::{Buffer, BufferPool, Exhausted, Reservation};

@@ -97,7 +97,7 @@ mod tests {
         let expected = "a tensor: expected bytes within the arena of 4096, got 96 from 4001 on";
         assert_eq!(error.to_string(), expected);
         let bytes = view.in_place();
-        drop((memory, view));
+        drop(memory);
         assert_eq!(pool.used() as u64, header.total_bytes);
         assert_eq!(&bytes[..18], b"left by the client");
         drop(bytes);

@@ -38,8 +38,8 @@ impl<M: ClientMemory> ClientView<M> {
 
     /// The bytes where they lie. The client can change them at any time, so nothing may rest on having
     /// looked at them before.
-    pub fn in_place(&self) -> Bytes {
-        Bytes::from_owner(self.clone())
+    pub fn in_place(self) -> Bytes {
+        Bytes::from_owner(self)
     }
 
     /// The `len` bytes from `start` on, if they lie within.

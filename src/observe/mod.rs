@@ -5,7 +5,7 @@
 
 pub mod custom;
 pub mod gpu;
-mod host;
+pub(crate) mod host;
 pub mod latency;
 pub mod logging;
 mod metrics;

@@ -1,4 +1,5 @@
 use std::{
+    ops::Add,
     sync::atomic::{AtomicU64, Ordering},
     time::{self, SystemTime, UNIX_EPOCH},
 };
@@ -7,7 +8,7 @@ use super::{
     latency::{Latencies, Plan, Recorder, Step},
     responses::{ResponseKind, Responses},
 };
-use crate::proto;
+use crate::{inference::Timestamp, proto};
 
 /// Batches of more rows than this are counted in the totals only.
 const BATCH_SIZES_MAX: usize = 1024;
@@ -36,6 +37,13 @@ impl Counter {
 /// Only the owning reactor adds, so a load and a store are enough.
 pub(super) fn bump(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+}
+
+/// A time in the past in milliseconds since 1970.
+fn unix_ms(at: Timestamp) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let then = now.saturating_sub(Timestamp::now() - at);
+    u64::try_from(then.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn nanos(time: time::Duration) -> u64 {
@@ -82,7 +90,8 @@ struct Core {
     inferences: AtomicU64,
     executions: AtomicU64,
     pending: AtomicU64,
-    last_inference_ms: AtomicU64,
+    /// In nanoseconds; 0 when there was none.
+    last_inference: AtomicU64,
     batches: Box<[BatchCounters]>,
     latencies: Recorder,
 }
@@ -150,6 +159,18 @@ pub struct BatchTimes {
     pub compute_infer: time::Duration,
     /// Taking the outputs apart.
     pub compute_output: time::Duration,
+}
+
+impl Add for BatchTimes {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            compute_input: self.compute_input + other.compute_input,
+            compute_infer: self.compute_infer + other.compute_infer,
+            compute_output: self.compute_output + other.compute_output,
+        }
+    }
 }
 
 impl BatchTimes {
@@ -226,13 +247,14 @@ impl ModelStatistics {
         }
     }
 
-    /// Counts a batch that ran, of `rows` rows of requests and `fillers` others.
+    /// Counts a batch that has run by `now`, of `rows` rows of requests and `fillers` others.
     pub fn executed(
         &self,
         reactor: usize,
         (rows, fillers): (u32, u32),
         requests: u64,
         times: BatchTimes,
+        now: Timestamp,
     ) {
         let Some(core) = self.core(reactor) else { return };
         bump(&core.inferences, u64::from(rows));
@@ -243,9 +265,7 @@ impl ModelStatistics {
         core.latencies.note(Step::ComputeInput, times.compute_input, requests);
         core.latencies.note(Step::ComputeInfer, times.compute_infer, requests);
         core.latencies.note(Step::ComputeOutput, times.compute_output, requests);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        core.last_inference_ms.store(now_ms, Ordering::Relaxed);
+        core.last_inference.store(now.as_nanos().max(1), Ordering::Relaxed);
         if let Some(batch) = core.batches.get((rows as usize + fillers as usize).saturating_sub(1))
         {
             batch.compute_input.add(1, times.compute_input);
@@ -328,7 +348,10 @@ impl ModelStatistics {
             sum.executions += core.executions.load(Ordering::Relaxed);
             // A request may enter on one reactor and leave on another: only the sum means anything.
             sum.pending = sum.pending.wrapping_add(core.pending.load(Ordering::Relaxed));
-            let last = core.last_inference_ms.load(Ordering::Relaxed);
+            let last = match core.last_inference.load(Ordering::Relaxed) {
+                0 => 0,
+                nanos => unix_ms(Timestamp::from_nanos(nanos)),
+            };
             sum.last_inference_ms = sum.last_inference_ms.max(last);
         }
         sum

@@ -1,8 +1,9 @@
 use std::sync::OnceLock;
 
-use send_wrapper::SendWrapper;
-
-use super::reactor::{ReactorHandle, current_index};
+use super::{
+    reactor::{ReactorHandle, current_index},
+    thread_bound::ThreadBound,
+};
 
 /// One value per reactor, each reachable only from its own: how shared things, such as a loaded
 /// model, find the state that belongs to the core they are used on.
@@ -10,7 +11,7 @@ use super::reactor::{ReactorHandle, current_index};
 /// Dropping it sends every value to its reactor to be dropped there.
 pub struct PerReactor<T: 'static> {
     reactors: Vec<ReactorHandle>,
-    values: Box<[OnceLock<SendWrapper<T>>]>,
+    values: Box<[OnceLock<ThreadBound<T>>]>,
 }
 
 impl<T: 'static> PerReactor<T> {
@@ -26,7 +27,7 @@ impl<T: 'static> PerReactor<T> {
     /// On a thread that is not one of the reactors, or when there is a value already.
     pub fn set(&self, value: T) {
         let reactor = current_index().expect("values are set on reactors only");
-        let vacant = self.values[reactor].set(SendWrapper::new(value)).is_ok();
+        let vacant = self.values[reactor].set(ThreadBound::new(value)).is_ok();
         assert!(vacant, "the value of a reactor is set once");
     }
 
@@ -40,7 +41,7 @@ impl<T: 'static> Drop for PerReactor<T> {
     fn drop(&mut self) {
         for (reactor, value) in self.reactors.iter().zip(&mut self.values) {
             let Some(value) = value.take() else { continue };
-            if value.valid() {
+            if value.is_own() {
                 drop(value);
             } else if let Err(closed) = reactor.send(Box::new(move || drop(value))) {
                 // The reactor is gone, and only it could have dropped the value.

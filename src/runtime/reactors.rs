@@ -60,15 +60,15 @@ pub struct Reactors {
 }
 
 impl Reactors {
-    /// Starts them, each on its own processor.
+    /// Starts them, each on its own processor if threads are bound at all.
     ///
     /// # Errors
     /// When a thread or an event loop cannot be had.
     pub fn start(settings: &ReactorSettings, topology: &Topology) -> Result<Self, StartError> {
         let chosen = driver::choose(settings.driver);
         let mut reactors = Self { handles: Vec::new(), aside: Vec::new(), threads: Vec::new() };
-        for (index, core) in topology.reactor_cores(settings.count).into_iter().enumerate() {
-            let (handle, thread) = start(settings, chosen, index, &[core])?;
+        for (index, cores) in topology.places(settings.count).into_iter().enumerate() {
+            let (handle, thread) = start(settings, chosen, index, &cores)?;
             reactors.handles.push(handle);
             reactors.threads.push(thread);
         }
@@ -181,7 +181,7 @@ fn run(
         let _ = ready.send(Ok(()));
         reactor.read_mailbox().await;
     });
-    if let Err(detail) = driver::run(handle.driver(), core, idle_spin, main) {
+    if let Err(detail) = driver::run(handle.driver(), idle_spin, main) {
         let failed = StartError::Driver { index, driver: handle.driver(), detail };
         // Nobody waits for the report of a reactor that had started.
         if let Err(mpsc::SendError(Err(failed))) = report.send(Err(failed)) {

@@ -9,9 +9,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use send_wrapper::SendWrapper;
-
-use super::reactor::{ReactorHandle, current};
+use super::{
+    reactor::{ReactorHandle, current},
+    thread_bound::ThreadBound,
+};
 
 /// A channel whose receiver lives on the current reactor and whose sender may go anywhere: for the
 /// responses to one request.
@@ -32,7 +33,7 @@ pub fn reply_channel<T: Send + 'static>() -> (ReplySender<T>, ReplyReceiver<T>) 
     let state = Arc::new(State {
         abandoned: AtomicBool::new(false),
         unread: AtomicUsize::new(0),
-        queue: SendWrapper::new(queue),
+        queue: ThreadBound::new(queue),
     });
     (ReplySender { reactor: current(), state: Some(state.clone()) }, ReplyReceiver(state))
 }
@@ -64,7 +65,7 @@ struct State<T> {
     /// Replies on their way or waiting; the last is not counted.
     unread: AtomicUsize,
     /// Used and dropped on the receiver's reactor only.
-    queue: SendWrapper<RefCell<Queue<T>>>,
+    queue: ThreadBound<RefCell<Queue<T>>>,
 }
 
 struct Queue<T> {
@@ -150,7 +151,7 @@ impl<T: Send + 'static> ReplySender<T> {
         if state.abandoned.load(Ordering::Relaxed) {
             return Poll::Ready(());
         }
-        if state.queue.valid() {
+        if state.queue.is_own() {
             let mut queue = state.queue.borrow_mut();
             match &mut queue.abandoned {
                 Some(waker) => waker.clone_from(cx.waker()),
@@ -175,7 +176,7 @@ fn deliver<T: Send + 'static>(
     value: Option<T>,
     end: Option<End>,
 ) {
-    if state.queue.valid() {
+    if state.queue.is_own() {
         state.push(value, end);
     } else if let Err(closed) = reactor.send(Box::new(move || state.push(value, end))) {
         // The reactor is gone, and only it could have dropped the queue.

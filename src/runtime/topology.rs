@@ -1,4 +1,4 @@
-use std::{fs, io};
+use std::{fs, io, thread};
 
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -7,10 +7,14 @@ use nix::{
 
 /// The processors that this process may use, and how they are divided.
 ///
-/// Reactors take the first ones, instance threads the others where there are any.
+/// Reactors take the first ones, instance threads the others where there are any; or no thread has a
+/// processor of its own, and the system decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     cores: Vec<Core>,
+    /// The time of so many processors may be used.
+    quota: usize,
+    pins: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +24,9 @@ struct Core {
 }
 
 impl Topology {
-    /// Reads the affinity mask of the process and the NUMA node of every processor in it.
+    /// Reads the affinity mask of the process, the NUMA node of every processor in it, and the quota of
+    /// its control group. Whoever has a quota below the number of processors shares all of them with
+    /// others, and the system alone knows which is free: then threads are not bound.
     ///
     /// # Errors
     /// When the system does not tell the affinity mask.
@@ -31,7 +37,13 @@ impl Topology {
             .map(|id| Core { id, numa_node: numa_node_of(id) })
             .collect();
         cores.sort_by_key(|core| (core.numa_node, core.id));
-        Ok(Self { cores })
+        let quota = thread::available_parallelism()?.get().min(cores.len());
+        Ok(Self { pins: quota == cores.len(), cores, quota })
+    }
+
+    /// The same, with threads bound to processors or not.
+    pub fn pinning(self, pins: bool) -> Self {
+        Self { pins, ..self }
     }
 
     /// The number of usable processors.
@@ -41,7 +53,14 @@ impl Topology {
 
     /// The reactors that run when nobody says how many: half of the cores, one to four.
     pub fn default_reactors(&self) -> usize {
-        (self.cores.len() / 2).clamp(1, 4)
+        (self.quota / 2).clamp(1, 4)
+    }
+
+    /// The processors that each of `count` reactors is bound to.
+    pub(super) fn places(&self, count: usize) -> Vec<Vec<usize>> {
+        let all = || self.cores.iter().map(|core| core.id).collect();
+        let own = self.reactor_cores(count).into_iter();
+        own.map(|core| if self.pins { vec![core] } else { all() }).collect()
     }
 
     /// The processors of `count` reactors, by their system numbers; they wrap around when there
@@ -53,7 +72,7 @@ impl Topology {
     /// The processors for instance threads beside `reactors` reactors: the others, or all when
     /// there are no others.
     pub fn instance_cores(&self, reactors: usize) -> Vec<usize> {
-        let others = self.cores.get(reactors..).unwrap_or_default();
+        let others = self.cores.get(reactors..).filter(|_| self.pins).unwrap_or_default();
         let cores = if others.is_empty() { &self.cores[..] } else { others };
         cores.iter().map(|core| core.id).collect()
     }
@@ -66,14 +85,6 @@ impl Topology {
     /// Whether this process may run on a processor.
     pub fn has(&self, id: usize) -> bool {
         self.cores.iter().any(|core| core.id == id)
-    }
-
-    /// The number of NUMA nodes.
-    pub fn numa_nodes(&self) -> usize {
-        let mut nodes: Vec<_> = self.cores.iter().map(|core| core.numa_node).collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        nodes.len()
     }
 }
 
@@ -104,7 +115,8 @@ mod tests {
     use super::*;
 
     fn topology(cores: usize) -> Topology {
-        Topology { cores: (0..cores).map(|id| Core { id, numa_node: 0 }).collect() }
+        let all = (0..cores).map(|id| Core { id, numa_node: 0 }).collect();
+        Topology { cores: all, quota: cores, pins: true }
     }
 
     #[test]
@@ -116,5 +128,14 @@ mod tests {
         assert_eq!(topology(4).instance_cores(2), [2, 3]);
         assert_eq!(topology(2).instance_cores(2), [0, 1]);
         assert_eq!(topology(2).reactor_cores(3), [0, 1, 0]);
+        assert_eq!(topology(2).places(3), [[0], [1], [0]]);
+    }
+
+    #[test]
+    fn without_cores_of_their_own_threads_run_on_all() {
+        let shared = Topology { quota: 2, ..topology(8) }.pinning(false);
+        assert_eq!(shared.default_reactors(), 1);
+        assert_eq!(shared.places(1), [[0, 1, 2, 3, 4, 5, 6, 7]]);
+        assert_eq!(shared.instance_cores(1).len(), 8);
     }
 }

@@ -15,7 +15,8 @@ pub use cache::{
 };
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
 pub use ensemble::{
-    Call, EnsemblePlan, EnsembleRun, LastStep, PlanStep, Progress, StepInput, StepInputs,
+    Call, EnsemblePlan, EnsembleRun, LastStep, PlanStep, Progress, ResponseOutputs, StepInput,
+    StepInputs,
 };
 pub use in_order::InOrder;
 pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit};

@@ -31,28 +31,31 @@ pub fn assemble(
     pool: &BufferPool,
 ) -> Result<BatchInputs, Error> {
     let rows: i64 = requests.iter().map(|request| i64::from(request.batch_size)).sum();
-    let told = ragged::batch_inputs(ragged, signature, requests, pool)?;
-    let given = signature.inputs.iter().enumerate();
-    given
-        .map(|(index, spec)| {
-            let mut given = requests.iter().filter_map(|request| request.inputs[index].as_ref());
-            let Some(first) = given.next() else { return Ok(None) };
-            let dims = spec.reshape.as_ref().unwrap_or(&spec.dims);
-            let shape = match ragged.input(index) {
-                true => ragged::joined_shape(requests, index),
-                false => model_shape(signature, dims, &first.shape, spec.reshape.is_some(), rows),
-            };
-            let data = match shared.complete(index) {
-                Some(data) => data,
-                None => match pieces_to_copy(signature, requests, index) {
-                    Some(pieces) => copied(pieces, pool)?,
-                    None => first.data.clone().into_bytes(),
-                },
-            };
-            Ok(Some(BatchTensor { shape, data }))
-        })
-        .chain(told.into_iter().map(Ok))
-        .collect()
+    let mut inputs = BatchInputs::new();
+    for (index, spec) in signature.inputs.iter().enumerate() {
+        let mut given = requests.iter().filter_map(|request| request.inputs[index].as_ref());
+        let Some(first) = given.next() else {
+            inputs.push(None);
+            continue;
+        };
+        let dims = spec.reshape.as_ref().unwrap_or(&spec.dims);
+        let shape = match ragged.input(index) {
+            true => ragged::joined_shape(requests, index),
+            false => model_shape(signature, dims, &first.shape, spec.reshape.is_some(), rows),
+        };
+        let data = match shared.complete(index) {
+            Some(data) => data,
+            None => match pieces_to_copy(signature, requests, index) {
+                Some(pieces) => copied(pieces, pool)?,
+                None => first.data.clone().into_bytes(),
+            },
+        };
+        inputs.push(Some(BatchTensor { shape, data }));
+    }
+    if !ragged.batch_inputs.is_empty() {
+        inputs.extend(ragged::batch_inputs(ragged, signature, requests, pool)?);
+    }
+    Ok(inputs)
 }
 
 /// Gives a request's tensors the shapes that the model sees.

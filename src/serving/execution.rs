@@ -47,6 +47,8 @@ pub struct Executed {
     began: Timestamp,
     times: BatchTimes,
     ticket: u64,
+    /// Requests of the batch that did not run with the others, for what is the matter with them.
+    failed: Vec<(Job, Error)>,
 }
 
 /// How a batch has run.
@@ -78,7 +80,7 @@ pub fn execute(
             hand_over(&mut **instance, jobs, home, began, &mut times)
         }
     };
-    Executed { ran, began, times, ticket }
+    Executed { ran, began, times, ticket, failed: Vec::new() }
 }
 
 /// Gives the requests to an instance that answers them itself.
@@ -133,7 +135,7 @@ impl Handed {
         let began = began.at();
         let times = BatchTimes { compute_infer: now - began, ..BatchTimes::default() };
         let ran = Ran::Requests { version: version.clone(), rows, count };
-        (version, Executed { ran, began, times, ticket })
+        (version, Executed { ran, began, times, ticket, failed: Vec::new() })
     }
 }
 
@@ -354,7 +356,7 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 impl Executed {
     /// A batch that began at `began` and has run.
     pub fn new(ran: Ran, began: Timestamp, times: BatchTimes) -> Self {
-        Self { ran, began, times, ticket: 0 }
+        Self { ran, began, times, ticket: 0, failed: Vec::new() }
     }
 
     /// A batch of these requests, at `ticket` among those of its queue, that began at `began`.
@@ -365,7 +367,22 @@ impl Executed {
         began: Timestamp,
         times: BatchTimes,
     ) -> Self {
-        Self { ran: Ran::Batch { jobs, outcome, fillers: 0 }, began, times, ticket }
+        let ran = Ran::Batch { jobs, outcome, fillers: 0 };
+        Self { ran, began, times, ticket, failed: Vec::new() }
+    }
+
+    /// With requests of the batch that fail, whatever became of the others.
+    pub fn with_failed(mut self, failed: Vec<(Job, Error)>) -> Self {
+        self.failed = failed;
+        self
+    }
+
+    /// With so many rows that belonged to nobody.
+    pub fn with_fillers(mut self, rows: u32) -> Self {
+        if let Ran::Batch { fillers, .. } = &mut self.ran {
+            *fillers = rows;
+        }
+        self
     }
 
     /// A batch that did not run, because all its clients have left.
@@ -412,11 +429,12 @@ impl Executed {
 
     /// Answers every request of the batch and counts it, now, at `now`. Runs on reactor `reactor`.
     pub fn answer(self, reactor: usize, now: Timestamp) {
-        let Self { ran, began, times, .. } = self;
+        let Self { ran, began, times, failed, .. } = self;
+        failed.into_iter().for_each(|(job, error)| job.fail(reactor, error));
         let (jobs, outcome, fillers) = match ran {
             Ran::Batch { jobs, outcome, fillers } => (jobs, outcome, fillers),
             Ran::Requests { version, rows, count } => {
-                return version.statistics.executed(reactor, (rows, 0), count, times);
+                return version.statistics.executed(reactor, (rows, 0), count, times, now);
             }
         };
         let responses = match outcome {
@@ -429,7 +447,7 @@ impl Executed {
         let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
         if let Some(first) = jobs.first() {
             let count = jobs.len() as u64;
-            first.version.statistics.executed(reactor, (rows, fillers), count, times);
+            first.version.statistics.executed(reactor, (rows, fillers), count, times, now);
         }
         for (job, outputs) in jobs.into_iter().zip(responses) {
             job.answer(outputs, began, times, reactor, now);

@@ -1,7 +1,9 @@
 //! The lanes of all devices, which live on one reactor. `journey` is the way of a sealed batch through
-//! them and back, `resident` what of it lies on the device already.
+//! them and back, `preparation` what is done to its requests before, `resident` what of it lies on the device
+//! already.
 
 mod journey;
+mod preparation;
 mod resident;
 
 use std::{
@@ -11,7 +13,7 @@ use std::{
     sync::{Arc, OnceLock, mpsc},
 };
 
-use self::journey::Journey;
+use self::{journey::Journey, preparation::Preparation};
 use super::execution::SealedBatch;
 use crate::{
     backend::{DeviceInstance, DeviceModel, PlacementDevice},
@@ -35,6 +37,7 @@ pub struct Fleet {
     settings: FleetSettings,
     home: ReactorHandle,
     driver: PerReactor<Driver>,
+    preparation: Preparation,
     on_loss: OnLoss,
     lost: OnceLock<()>,
 }
@@ -90,8 +93,8 @@ impl Fleet {
     ) -> Option<Arc<Self>> {
         let home = reactors.first()?.clone();
         let (driver, on_loss) = (PerReactor::new(reactors), Box::new(on_loss));
-        let lost = OnceLock::new();
-        Some(Arc::new(Self { devices, settings, home, driver, on_loss, lost }))
+        let (preparation, lost) = (Preparation::default(), OnceLock::new());
+        Some(Arc::new(Self { devices, settings, home, driver, preparation, on_loss, lost }))
     }
 
     /// The devices.
@@ -139,6 +142,8 @@ impl Fleet {
             Ok((Place { device, lanes: self.settings.lanes }, instance.runner))
         });
         let instances: Vec<(Place, Runner)> = placed.collect::<Result<_, DeviceError>>()?;
+        // Where the pixels of a file lie in a batch, only the file tells: no graph would serve twice.
+        let graphs = graphs && model.as_ref().is_some_and(|model| model.prepared().is_empty());
         let plan = ModelPlan { name: name.clone(), share: 1.0, graphs, instances };
         let none = DeviceError::Foreign { device: 0, what: "a model without instances" };
         Ok(OpenLanes {
@@ -313,11 +318,20 @@ impl ModelLanes {
         devices.iter().any(|device| device.properties().wants_pinned)
     }
 
+    /// Whether requests are made ready before their batch is put together.
+    pub fn prepare(&self) -> bool {
+        !self.route.model.prepared().is_empty()
+    }
+
     /// Sends a batch off, now, at `began`. It comes back through its version.
     pub fn run(&mut self, batch: SealedBatch, began: Timestamp) {
         self.in_flight += 1;
         let SealedBatch { jobs, rows, ticket, .. } = batch;
         let journey = Journey::new(self.route.clone(), ticket, jobs, began);
+        if self.prepare() {
+            let pinned = self.want_pinned();
+            return spawn(&"making a batch ready", journey.prepare(pinned));
+        }
         if rows.is_soon_filled() {
             return journey.depart(rows);
         }

@@ -225,12 +225,13 @@ impl Shard {
             ModelInstance::Requests(_) => None,
         };
         let times = ran.as_ref().map(|ran| ran.times).unwrap_or_default();
+        let took = times.total();
         self.put_back(taken, times.compute_infer);
-        spend_turn(times.total());
+        spend_turn(took);
         let (statistics, reactor) = (&alone.version.statistics, self.home.index());
         if let Some(RanAlone { outcome: Ok(_), .. }) = ran {
             statistics.closed(reactor, Closure::Single);
-            statistics.executed(reactor, (alone.request.batch_size, 0), 1, times);
+            statistics.executed(reactor, (alone.request.batch_size, 0), 1, times, began + took);
         }
         ran
     }
@@ -323,7 +324,11 @@ impl Shard {
                 }
             }
             Executor::Lanes(lanes) => {
-                let bytes_min = (!lanes.want_pinned()).then_some(SHARED_AHEAD_BYTES_MIN);
+                let bytes_min = match (lanes.prepare(), lanes.want_pinned()) {
+                    (true, _) => Some(usize::MAX),
+                    (false, true) => None,
+                    (false, false) => Some(SHARED_AHEAD_BYTES_MIN),
+                };
                 let batch = self.with_ticket(seal(jobs, bytes_min));
                 let help = help(&batch);
                 lanes.run(batch, now);

@@ -242,20 +242,12 @@ impl LoadedVersion {
         Ok(answer)
     }
 
-    /// Runs a request by itself, here and now, and counts it. `None` when it has to be taken in: where
-    /// answers are kept, when something is in its way, or when it is too late.
-    pub(super) fn run_alone(
-        &self,
-        alone: &Alone<'_>,
-        deadline: Option<Timestamp>,
-    ) -> Option<RanAlone> {
+    /// Runs a request by itself, here, beginning now, at `began`, and counts it. `None` when it has to be
+    /// taken in: where answers are kept, or when something is in its way.
+    pub(super) fn run_alone(&self, alone: &Alone<'_>, began: Timestamp) -> Option<RanAlone> {
         let Some(Queue::Batches(shard)) = self.queues.get().filter(|_| self.cache.is_none()) else {
             return None;
         };
-        let began = Timestamp::now();
-        if deadline.is_some_and(|deadline| deadline <= began) {
-            return None;
-        }
         let ran = shard.run_alone(alone, began)?;
         let (total, reactor) = (ran.times.total(), shard.reactor());
         match &ran.outcome {

@@ -34,10 +34,11 @@ def _value_info(name: str, element: int, dims: list) -> bytes:
     return _bytes(1, name) + _bytes(2, _bytes(1, tensor))
 
 
-def node(kind: str, inputs: list[str], output: str) -> bytes:
-    """A node without attributes."""
+def node(kind: str, inputs: list[str], output: str, **attributes: int) -> bytes:
+    """A node, with numbers as its attributes if it has any."""
     names = b"".join(_bytes(1, name) for name in inputs)
-    return _bytes(1, names + _bytes(2, output) + _bytes(4, kind))
+    told = (_bytes(1, name) + _integer(3, value) + _integer(20, 2) for name, value in attributes.items())
+    return _bytes(1, names + _bytes(2, output) + _bytes(4, kind) + b"".join(_bytes(5, each) for each in told))
 
 
 def weights(name: str, values: np.ndarray) -> bytes:
@@ -107,6 +108,13 @@ def sums() -> bytes:
     parts = [node("Add", ["x", "so_far"], "y"), node("Identity", ["y"], "sum")]
     one = (FLOAT, ["N", 1])
     return graph(parts, {"x": one, "so_far": one}, {"y": one, "sum": one})
+
+
+def collects() -> bytes:
+    """All that came so far and one number more; twice, as output and as what the sequence carries on."""
+    parts = [node("Concat", ["so_far", "x"], "y", axis=1), node("Identity", ["y"], "all")]
+    many = (FLOAT, ["N", "more"])
+    return graph(parts, {"x": (FLOAT, ["N", 1]), "so_far": (FLOAT, ["N", "count"])}, {"y": many, "all": many})
 
 
 def strings() -> bytes:

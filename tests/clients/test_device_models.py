@@ -32,7 +32,7 @@ WARM_UP = (
     'model_warmup { name: "zeros" batch_size: 2 inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 4 ]'
     " zero_data: true } } }"
 )
-# One batch at a time on its way.
+# Batches are filled up with rows of zeros.
 ALLOWED = 'parameters { key: "allowed_batch_sizes" value { string_value: "4,8" } }'
 
 

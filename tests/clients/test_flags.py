@@ -155,6 +155,13 @@ def test_flags_that_do_not_go_together_end_the_start(binary, small, flags, told)
     assert ended.returncode == 1 and told in ended.stderr, ended.stderr
 
 
+def test_the_log_says_in_tritons_words_what_was_started(start, small):
+    """By which scripts know that a server is there."""
+    log = start(small).log.read_text()
+    for service in ("GRPCInferenceService", "HTTPService", "Metrics Service"):
+        assert f'"Started {service} at 127.0.0.1:' in log
+
+
 def test_before_it_stops_the_server_says_that_it_is_not_ready(start, small):
     """And serves until the delay has passed."""
     server = start(small, f"--shutdown-delay-secs={DELAY_SECONDS}")

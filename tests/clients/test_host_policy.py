@@ -60,6 +60,20 @@ def _cores(text: str) -> set[int]:
     return {core for bounds in ranges for core in range(int(bounds[0]), int(bounds[-1]) + 1)}
 
 
+@pytest.mark.parametrize("pinned", ["true", "false"])
+def test_threads_have_cores_of_their_own_or_not(start, repository, pinned):
+    """As the operator says; the threads of a host policy are where that says either way."""
+    core = max(os.sched_getaffinity(0))
+    server = start(repository, f"--pin-threads={pinned}", f"--host-policy=lane,cpu-cores={core}")
+    threads = _threads(server)
+    loops = [_cores(cores) for name, cores in threads.items() if name.startswith("reactor-")]
+    # The last is that of the metrics, which has no core of its own.
+    assert len(loops) == 3
+    one_each = [len(cores) for cores in loops[:2]] == [1, 1]
+    assert one_each if pinned == "true" else all(cores == os.sched_getaffinity(0) for cores in loops)
+    assert [cores for name, cores in threads.items() if name.startswith("lane")] == [str(core)]
+
+
 @pytest.mark.parametrize("setting", ["cpu-cores=4095", "numa-node=63"])
 def test_processors_that_are_not_there_end_the_start(binary, repository, setting):
     """With a message that names the policy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import servers
 import tritonclient.grpc as triton_grpc
 from tritonclient.grpc import service_pb2
 
-from . import models, triton, wire
+from . import models, python_server, triton, wire
 
 IDLE_STOP_SECONDS_MAX = 1.0
 STOP_SECONDS_MAX = 15
@@ -58,6 +59,18 @@ def _is_ready(raw: socket.socket) -> bool:
         return raw.recv(1000).startswith(b"HTTP/1.1 200")
     except (ConnectionResetError, BrokenPipeError):
         return False
+
+
+def test_a_signal_ends_the_start(start, tmp_path):
+    """Though a model would take a minute more to load; nothing of its process is left."""
+    source = "import time\n\nclass TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(60)\n"
+    python_server.write(tmp_path / "repository", "slow", python_server.WAY, source)
+    server = start(tmp_path / "repository", python_server.INTERPRETER, wait=lambda _: None)
+    python_server.wait_until(lambda: python_server.processes(server))
+    processes = python_server.processes(server).values()
+    _stop(server)
+    assert server.process.returncode == 0, server.log_tail()
+    python_server.wait_until(lambda: not any(pathlib.Path(f"/proc/{each}").exists() for each in processes))
 
 
 @pytest.mark.parametrize("way", ["http", "grpc", "grpc_stream"])
@@ -177,6 +190,7 @@ PORTS = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
     (["--io-driver=carrier-pigeon"], "carrier-pigeon"),
     (["--model-control-mode=sometimes"], "sometimes"),
     ([], "--model-repository"),
+    (["--model-repository=models", "--log-file=/no/such/folder/log"], "/no/such/folder/log"),
 ])  # fmt: skip
 def test_bad_flags_are_named(binary, arguments, word):
     """On standard error, with a failure as exit status."""
@@ -201,10 +215,18 @@ def test_a_port_that_is_taken_is_named(binary, small):
     assert status != 0 and f"127.0.0.1:{port}" in output and "HTTP" in output
 
 
-def test_check_accepts_a_good_repository(binary, small):
-    """Without a word of error."""
-    status, output = _nereid(binary, "check", small)
+@pytest.mark.parametrize("flag", [[], ["--model-repository"]])
+def test_check_accepts_a_good_repository(binary, small, flag):
+    """Without a word of error, named by itself or as it is for serving."""
+    status, output = _nereid(binary, "check", *flag, small)
     assert status == 0 and "0 error(s)" in output
+
+
+def test_check_names_back_ends_that_the_server_lacks(binary, small):
+    """Which a model of the repository asks for; there may be more of them than one."""
+    models.write(small, {name: models.Model(f'backend: "{name}"\n') for name in ("vllm", "fil")})
+    status, output = _nereid(binary, "check", small)
+    assert status != 0 and "no back end 'vllm'" in output and "no back end 'fil'" in output
 
 
 @pytest.mark.parametrize("config, place", [

@@ -177,11 +177,13 @@ ALLOWED = """
 """
 
 
-@pytest.mark.parametrize("inline", ["on", "off"])
-def test_batches_are_filled_up_to_an_allowed_size(start, tmp_path, inline):
-    """The model sees zeros behind the client's rows, the client sees its own rows, and they alone are counted."""
+@pytest.mark.parametrize("inline,device", [("on", "none"), ("off", "none"), ("off", "host")])
+def test_batches_are_filled_up_to_an_allowed_size(start, tmp_path, inline, device):
+    """The model sees zeros behind the client's rows, the client sees its own rows, and they alone are counted; also in
+    the lanes of a device."""
     config = ALLOWED + f'parameters {{ key: "inline_execution" value {{ string_value: "{inline}" }} }}'
-    server = start(models.write(tmp_path / "repository", {"rows": models.Model(config, {1: onnx_file.rows()})}))
+    repository = models.write(tmp_path / "repository", {"rows": models.Model(config, {1: onnx_file.rows()})})
+    server = start(repository, f"--device={device}")
     for rows, seen in [(1, 3), (2, 3), (3, 3), (4, 8), (8, 8)]:
         x = random(rows, 4)
         got = triton.infer("grpc", server, "rows", x, input_name="x").as_numpy("y")

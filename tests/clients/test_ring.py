@@ -104,6 +104,20 @@ def test_classes_are_named(ring):
     assert answer["OUTPUT0"].tolist() == [[b"0.700000:1:bee", b"0.200000:2:cat"]]
 
 
+@pytest.mark.parametrize(("model", "sequence"), [("sequence_direct", 2**40), ("sequence_oldest", 2**41), ("sequence_text", "a name")])
+def test_a_model_is_told_of_its_sequence(ring, model, sequence):
+    def ask(value: float, **flags) -> list:
+        answer = ring.infer(model, {"INPUT0": np.full((1, 1), value, np.float32)}, sequence=sequence, **flags)
+        return [answer[f"OUTPUT{index}"].item() for index in range(5)]
+
+    named = sequence.encode() if isinstance(sequence, str) else sequence
+    with pytest.raises(RingError, match="must specify the START flag"):
+        ask(0)
+    assert ask(1, sequence_start=True) == [1, 1, 1, 0, named]
+    assert ask(2) == [2, 0, 1, 0, named]
+    assert ask(3, sequence_end=True) == [3, 0, 1, 1, named]
+
+
 def test_a_batch_of_requests_in_flight(ring):
     """They wait for each other in the batcher."""
     arrays = [np.full((1, 4), number, np.float32) for number in range(48)]

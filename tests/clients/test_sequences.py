@@ -320,6 +320,42 @@ def test_a_sequence_carries_its_state(start, tmp_path, strategy, initial, begin)
     assert [ask(1, 5, "s"), ask(1, 5), ask(1, 6, "s"), ask(1, 1, "e")] == [5, 10, 6, 7]
 
 
+COLLECTING = """
+    backend: "onnxruntime"
+    max_batch_size: 4
+    input {{ name: "x" data_type: TYPE_FP32 dims: 1 }}
+    output {{ name: "y" data_type: TYPE_FP32 dims: -1 }}
+    sequence_batching {{
+      {strategy}
+      max_sequence_idle_microseconds: 60000000
+      state {{ input_name: "so_far" output_name: "all" data_type: TYPE_FP32 dims: -1 use_growable_memory: true
+        initial_state {{ name: "begin" data_type: TYPE_FP32 dims: 1 zero_data: true }} }}
+    }}
+"""
+
+
+@pytest.mark.skipif(not models.has_onnxruntime(), reason="ONNX Runtime is not installed")
+@pytest.mark.parametrize("strategy", ["direct { }", "oldest { }"])
+def test_a_state_may_grow(start, tmp_path, strategy):
+    """With each request, and of sequences that come together to different sizes."""
+    model = models.Model(COLLECTING.format(strategy=strategy), {1: onnx_file.collects()})
+    server = start(models.write(tmp_path / "repository", {"all": model}))
+    answers: dict[int, list] = {}
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        for turn in range(1, 6):
+            come: queue.Queue = queue.Queue()
+            # One more of them in each turn.
+            for sequence in range(1, turn + 1):
+                given = triton.tensor(triton_grpc, "x", "FP32", np.full((1, 1), turn, np.float32))
+                told = {"sequence_id": sequence, "sequence_start": sequence == turn, "sequence_end": turn == 5}
+                tell = lambda result, error, sequence=sequence: come.put((sequence, error or result))  # noqa: E731
+                client.async_infer("all", [given], tell, **told)
+            for _ in range(turn):
+                sequence, answer = come.get(timeout=20)
+                answers[sequence] = answer.as_numpy("y")[0].tolist()
+    assert answers == {sequence: [0, *range(sequence, 6)] for sequence in range(1, 6)}
+
+
 @pytest.mark.parametrize(
     ("strategy", "company"),
     [

@@ -15,20 +15,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
+sys.path[:0] = [str(ROOT / "tests" / "gpu"), str(ROOT / "tests"), str(ROOT / "examples")]
 
-import torchscript_file  # noqa: E402  (the paths to them are only known here)
+import serving  # noqa: E402  (the paths to them are only known here)
+import torchscript_file  # noqa: E402
 from clients import onnx_file  # noqa: E402
 
 COLUMNS = 1024
 ROWS_MAX = 32
-READY_SECONDS_MAX = 120
 TOLERANCE = 1e-3
 
 
@@ -114,44 +113,25 @@ def main() -> None:
     parser.add_argument("nereid", type=pathlib.Path)
     parser.add_argument("--device", choices=("gpu", "host"), default="gpu")
     parser.add_argument("--seconds", type=int, default=10)
-    parser.add_argument("--port", type=int, default=18000)
     options = parser.parse_args()
     backends = pathlib.Path(os.environ.get("NEREID_BACKEND_DIR") or pathlib.Path.home() / ".local/share/nereid/backends")
-    http, grpc = f"127.0.0.1:{options.port}", f"127.0.0.1:{options.port + 1}"
-    ways = [["-i", "grpc"], ["-i", "shm"]] + ([["-i", "cuda-shm"]] if options.device == "gpu" else [])
+    ways = ["grpc", "shm", *(["cuda-shm"] if options.device == "gpu" else [])]
     with tempfile.TemporaryDirectory() as folder:
-        models = write(pathlib.Path(folder), backends)
-        ports = [f"--http-port={options.port}", f"--grpc-port={options.port + 1}", "--allow-metrics=false"]
-        flags = [f"--model-repository={folder}", f"--device={options.device}", "--allow-client-shm=true"]
-        hosts = ["--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
-        server = subprocess.Popen([options.nereid, *flags, *ports, *hosts])
-        try:
-            deadline = time.monotonic() + READY_SECONDS_MAX
-            while not is_ready(f"http://{http}/v2/health/ready"):
-                if server.poll() is not None or time.monotonic() > deadline:
-                    sys.exit("the server is not ready")
-                time.sleep(0.1)
-            for model in models:
-                check(f"http://{http}", model)
+        repository = pathlib.Path(folder, "models")
+        chosen = write(repository, backends)
+        if not chosen:
+            return
+        flags = (f"--device={options.device}", "--allow-client-shm=true")
+        with serving.Server(options.nereid, pathlib.Path(folder), repository, *flags) as server:
+            for model in chosen:
+                check(f"http://{server.http}", model)
                 print(f"== {model}: right", flush=True)
                 for way in ways:
                     before = used_mib()
-                    bench = [options.nereid, "bench", "-m", model, *way, "-u", grpc, "-b", "1"]
+                    bench = [options.nereid, "bench", "-m", model, "-i", way, "-u", server.grpc, "-b", "1"]
                     load = ["--concurrency-range=64", f"--measurement-interval={options.seconds * 1000}"]
-                    subprocess.run([*bench, *load], check=way[-1] != "cuda-shm")
+                    subprocess.run([*bench, *load, "-r", "1", "-s", "900"], check=True)
                     print(f"MiB in use on the GPUs before and after: {before}, {used_mib()}", flush=True)
-        finally:
-            server.terminate()
-            server.wait(60)
-
-
-def is_ready(url: str) -> bool:
-    """Whether the server answers so."""
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 //! Clients that break the rules: each harms itself alone.
 
 use std::{
+    env,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     sync::atomic::{AtomicBool, Ordering},
@@ -8,13 +9,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nereid_ring::{HELLO_BYTES, Operation, Request, Span, Submission, WELCOME_BYTES, Words};
+use nereid_ring::{
+    DataType, HELLO_BYTES, Operation, Parameter, Request, SequenceId, Span, Submission, Tensor,
+    Value, WELCOME_BYTES, Wanted, Words,
+};
 use nereid_ring_client::Options;
 
 use crate::{
     raw::Raw,
     server::{DRIVERS, PATIENCE, Server, echo, submit, wait},
 };
+
+/// How many clients make noise; `make test-long` has more.
+const NOISE: &str = "NEREID_TEST_RING_NOISE";
+const NOISE_USUAL: u64 = 40;
+/// Where in the arena the inputs of noisy clients lie.
+const DATA_AT: u64 = 4096;
 
 #[test]
 fn who_writes_an_impossible_index_is_sent_away_and_nobody_else() {
@@ -80,48 +90,46 @@ fn what_is_no_hello_is_refused() {
 
 #[test]
 fn noise_all_over_the_memory_harms_nobody_else() {
-    const CLIENTS: u64 = 40;
+    let clients = env::var(NOISE).ok().and_then(|clients| clients.parse().ok());
     for driver in DRIVERS {
         let server = Server::start(driver, &[]);
         let mut other = server.client();
-        for seed in 0..CLIENTS {
+        echo(&mut other, "fp32", &[1; 64]).unwrap();
+        server.wait_until("one client is left", |server| server.memories() == 1);
+        let descriptors = server.descriptors();
+        for seed in 0..clients.unwrap_or(NOISE_USUAL) {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut raw = Raw::connect(&server);
             for _ in 0..random.usize(1..40) {
                 noise(&mut raw, &mut random);
             }
-            echo(&mut other, "fp32", &[1; 64]).unwrap();
+            let came_back = echo(&mut other, "fp32", &[1; 64]);
+            assert_eq!(came_back.unwrap_or_default(), [1; 64], "seed {seed}\n{}", server.log());
         }
-        server.wait_until("one client is left", |server| server.memories() == 1);
+        server.wait_until("nothing of them is left", |server| {
+            server.memories() == 1 && server.descriptors() == descriptors
+        });
     }
 }
 
 /// A request with some of its bytes changed, or bytes anywhere.
 fn noise(raw: &mut Raw, random: &mut fastrand::Rng) {
-    let input = nereid_ring::Tensor {
-        name: "INPUT0",
-        datatype: nereid_ring::DataType::Int64,
-        dims: [8].into_iter().collect(),
-        data: Span { offset: 4096, length: 64 },
-    };
-    let request = Request {
-        model: "int64",
-        area: Span { offset: 8192, length: 4096 },
-        inputs: [input].into_iter().collect(),
-        ..Request::default()
-    };
     let mut bytes = Vec::new();
-    request.encode(&mut bytes).unwrap();
+    described(random, |request| request.encode(&mut bytes).unwrap());
     for _ in 0..random.usize(0..4) {
         let at = random.usize(0..bytes.len());
         bytes[at] = random.u8(..);
     }
     raw.memory.write(raw.header.arena_at as usize, &bytes);
+    let mut data = [0; 64];
+    random.fill(&mut data);
+    raw.memory.write(raw.header.arena_at as usize + DATA_AT as usize, &data);
     let length = bytes.len() as u64;
     let span = Span { offset: 0, length };
-    let mut entry =
-        Submission { token: random.u64(..), operation: Operation::Infer, span }.encode();
-    match random.u8(0..8) {
+    // Few names, so that what is given up is sometimes there.
+    let token = random.u64(0..4);
+    let mut entry = Submission { token, operation: Operation::Infer, span }.encode();
+    match random.u8(0..9) {
         0 => raw.set(64 * random.usize(2..8), random.u32(..)),
         1 => random.fill(&mut entry),
         2 => {
@@ -129,12 +137,45 @@ fn noise(raw: &mut Raw, random: &mut fastrand::Rng) {
             random.fill(&mut page);
             raw.memory.write(4096 * random.usize(0..raw.memory.len() / 4096), &page);
         }
+        3 => entry = Submission { token, operation: Operation::Cancel, span }.encode(),
         _ => {}
     }
     raw.put(&entry);
     // What was put is taken, so that requests go on being read.
     let tail = raw.memory.word(Words::COMPLETION_TAIL).load(Ordering::Acquire);
     raw.set(Words::COMPLETION_HEAD, tail);
+}
+
+/// A request that makes sense, or would if the strings in its input did.
+fn described(random: &mut fastrand::Rng, tell: impl FnOnce(Request<'_>)) {
+    let (model, datatype, dims) = random
+        .choice([
+            ("int64", DataType::Int64, &[8][..]),
+            ("fp32", DataType::Fp32, &[16]),
+            ("bytes", DataType::Bytes, &[1]),
+            ("late", DataType::Fp32, &[2, 8]),
+        ])
+        .unwrap();
+    let dims = dims.into();
+    let data = Span { offset: DATA_AT, length: 64 };
+    let offset = random.u64(DATA_AT - 64..DATA_AT + 256);
+    let output = Wanted {
+        name: "OUTPUT0",
+        classes: random.u32(0..3),
+        place: random.bool().then_some(Span { offset, length: 64 }),
+    };
+    let parameter = Parameter { name: "own", value: Value::Text("text") };
+    tell(Request {
+        model,
+        area: Span { offset: 8192, length: 4096 },
+        sequence: if random.bool() { SequenceId::Text("one") } else { SequenceId::None },
+        timeout_us: random.u64(0..100),
+        deadline_us: random.u64(0..100),
+        inputs: [Tensor { name: "INPUT0", datatype, dims, data }].into_iter().collect(),
+        outputs: random.bool().then_some(output).into_iter().collect(),
+        parameters: random.bool().then_some(parameter).into_iter().collect(),
+        ..Request::default()
+    });
 }
 
 #[test]

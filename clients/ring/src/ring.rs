@@ -41,6 +41,8 @@ pub struct Ring {
     /// Submissions put, and completions taken, so far.
     put: u32,
     taken: u32,
+    /// Submissions that the server was seen to have taken. Each look costs both sides a cache line.
+    fetched: u32,
     /// Completions that were seen, and those taken of which the server has been told.
     seen: u32,
     told: u32,
@@ -81,6 +83,7 @@ impl Ring {
             spins: options.spin,
             put: 0,
             taken: 0,
+            fetched: 0,
             seen: 0,
             told: 0,
             count: 0,
@@ -137,9 +140,10 @@ impl Ring {
 
     fn put_request(&mut self, request: &Request<'_>, blocks: Vec<Block>) -> Result<u64, Error> {
         let places = self.arena.header.submissions;
-        if self.in_flight.len() >= places as usize || self.untaken()? >= places {
+        if self.in_flight.len() >= places as usize {
             return Err(Error::Full { in_flight: self.in_flight.len(), places });
         }
+        self.check_place()?;
         self.description.clear();
         request.encode(&mut self.description)?;
         let length = self.description.len() as u64;
@@ -167,10 +171,7 @@ impl Ring {
     /// # Errors
     /// When the submission ring is full.
     pub fn cancel(&mut self, token: u64) -> Result<(), Error> {
-        let places = self.arena.header.submissions;
-        if self.untaken()? >= places {
-            return Err(Error::Full { in_flight: self.in_flight.len(), places });
-        }
+        self.check_place()?;
         let span = Span::default();
         self.put_submission(&Submission { token, operation: Operation::Cancel, span });
         self.ring();
@@ -344,8 +345,16 @@ impl Ring {
         self.put = self.put.wrapping_add(1);
     }
 
-    fn untaken(&self) -> Result<u32, Error> {
-        Ok(self.submissions().untaken(self.put)?)
+    /// Whether one more submission finds a place.
+    fn check_place(&mut self) -> Result<(), Error> {
+        let places = self.arena.header.submissions;
+        if self.put.wrapping_sub(self.fetched) >= places {
+            self.fetched = self.put.wrapping_sub(self.submissions().untaken(self.put)?);
+        }
+        match self.put.wrapping_sub(self.fetched) < places {
+            true => Ok(()),
+            false => Err(Error::Full { in_flight: self.in_flight.len(), places }),
+        }
     }
 
     fn submissions(&self) -> Indices<'_> {

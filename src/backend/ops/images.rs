@@ -97,7 +97,7 @@ pub(super) fn picture_dims(look: &Look, [width, height]: [i32; 2]) -> Shape {
 }
 
 /// Strings in the wire's form; they were found well-formed when the request was admitted.
-fn strings(mut wire: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn strings(mut wire: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (len, rest) = wire.split_first_chunk::<4>()?;
         let (string, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;

@@ -244,7 +244,10 @@ impl Model for Chain {
         placement: &Placement,
         _: &Arc<Host>,
     ) -> Result<ModelInstance, BackendError> {
-        if let Some(instance) = self.on_device(placement)? {
+        // Outside of lanes a batch would fail for one file, which the processors take one by one.
+        let decodes = self.loaded.plan.stages.iter().any(|stage| stage.work.decodes());
+        let on_device = (!decodes).then(|| self.on_device(placement));
+        if let Some(instance) = on_device.transpose()?.flatten() {
             return Ok(ModelInstance::Batches(Box::new(Direct::of(instance)?)));
         }
         let loaded = self.loaded.clone();

@@ -60,6 +60,13 @@ pub(super) enum Work {
     Nms { rule: nms::Rule, candidates: usize },
 }
 
+impl Work {
+    /// Whether what it takes is files.
+    pub fn decodes(&self) -> bool {
+        matches!(self, Self::Image { encoded: Some(_), .. })
+    }
+}
+
 /// The length that sequences are brought to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PadTo {

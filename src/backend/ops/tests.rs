@@ -83,7 +83,7 @@ pub(super) fn run(
     Ok(outputs.into_iter().map(Option::unwrap).collect())
 }
 
-fn loaded(source: &ModelSource) -> Result<Loaded, String> {
+pub(super) fn loaded(source: &ModelSource) -> Result<Loaded, String> {
     ops().load(source).map_err(|error| error.0)?;
     let steps = steps(source).unwrap();
     let signature = &source.signature;
@@ -104,7 +104,7 @@ fn tensor<T: bytemuck::Pod>(dims: &[i64], elements: &[T]) -> (Shape, Bytes) {
 }
 
 /// Files as a tensor of strings, one a row.
-fn files(files: &[Vec<u8>]) -> (Shape, Bytes) {
+pub(super) fn files(files: &[Vec<u8>]) -> (Shape, Bytes) {
     let mut wire = Vec::new();
     for file in files {
         wire.extend_from_slice(&(file.len() as u32).to_le_bytes());
@@ -113,7 +113,7 @@ fn files(files: &[Vec<u8>]) -> (Shape, Bytes) {
     (Shape::from([files.len() as i64, 1]), wire.into())
 }
 
-fn png(width: u32, height: u32, colour: png::ColorType, pixels: &[u8]) -> Vec<u8> {
+pub(super) fn png(width: u32, height: u32, colour: png::ColorType, pixels: &[u8]) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width, height);
     encoder.set_color(colour);

@@ -11,6 +11,7 @@
 mod arena;
 mod environment;
 mod inbox;
+mod instance;
 mod json;
 mod line;
 mod near;
@@ -29,26 +30,24 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
-    thread,
     time::{Duration, Instant},
 };
 
 use self::{
     environment::{Environments, Interpreter, Unpacked},
-    near::Near,
+    instance::PythonInstance,
     services::Services,
     settings::Settings,
     supervisor::{Seat, Spare},
 };
 use super::{
-    Backend, BackendError, Host, Model, ModelInstance, ModelRequest, ModelSource, NearInstance,
-    Placement, PlacementDevice, RequestInstance, ResponseError,
+    Backend, BackendError, Host, Model, ModelInstance, ModelRequest, ModelSource, Placement,
+    PlacementDevice, ResponseError,
 };
 use crate::{
     inference::{Code, Signature},
     proto::ModelConfig,
     repository,
-    runtime::ReactorHandle,
 };
 
 /// The back end `python`, or one that is a script for it.
@@ -275,8 +274,7 @@ impl Model for PythonModel {
             seats.retain(|seat| seat.strong_count() > 0);
             seats.push(Arc::downgrade(&seat));
         }
-        let supervisor = Some(supervisor);
-        Ok(ModelInstance::Requests(Box::new(PythonInstance { outline, seat, supervisor })))
+        Ok(ModelInstance::Requests(Box::new(PythonInstance::new(outline, seat, supervisor))))
     }
 
     fn is_ready(&self) -> bool {
@@ -290,71 +288,6 @@ impl Model for PythonModel {
         let sessions = seats.iter().filter_map(Weak::upgrade).filter_map(|seat| seat.session());
         Some(sessions.filter_map(|session| process::resident_bytes(session.process)).sum())
     }
-}
-
-/// An instance of a Python model.
-struct PythonInstance {
-    outline: Arc<Outline>,
-    seat: Arc<Seat>,
-    supervisor: Option<thread::JoinHandle<()>>,
-}
-
-impl RequestInstance for PythonInstance {
-    fn execute(&mut self, requests: Vec<ModelRequest>, host: &Host) {
-        self.execute_series(vec![requests], host, &mut || {});
-    }
-
-    fn execute_series(
-        &mut self,
-        series: Vec<Vec<ModelRequest>>,
-        _: &Host,
-        ended: &mut dyn FnMut(),
-    ) {
-        let Some(session) = self.seat.session() else {
-            return self.outline.refuse(series.into_iter().flatten());
-        };
-        let mut hear = |said| self.seat.hear(&session, said);
-        for round in rounds(series) {
-            session.execute(&self.outline, round, &mut hear, ended);
-        }
-    }
-
-    fn attach(&mut self, home: &ReactorHandle) -> Option<Arc<dyn NearInstance>> {
-        let Self { outline, seat, .. } = self;
-        seat.attach(home);
-        Some(Arc::new(Near::new(outline.clone(), seat.clone(), home.clone())))
-    }
-}
-
-impl Drop for PythonInstance {
-    fn drop(&mut self) {
-        self.seat.stop();
-        if let Some(supervisor) = self.supervisor.take()
-            && supervisor.join().is_err()
-        {
-            log::error!("the thread of {} panicked", self.outline.process());
-        }
-    }
-}
-
-/// Batches that can be sent together. Large tensors wait for room in the shared memory, which batches
-/// that have not been sent yet would never make.
-fn rounds(series: Vec<Vec<ModelRequest>>) -> impl Iterator<Item = Vec<Vec<ModelRequest>>> {
-    let mut series = series.into_iter().peekable();
-    std::iter::from_fn(move || {
-        let mut round = vec![series.next()?];
-        while round.last().is_some_and(|batch| are_small(batch)) {
-            let Some(next) = series.next_if(|batch| are_small(batch)) else { break };
-            round.push(next);
-        }
-        Some(round)
-    })
-}
-
-/// Whether the tensors of requests travel in the message.
-fn are_small(requests: &[ModelRequest]) -> bool {
-    let mut inputs = requests.iter().flat_map(|request| request.tensors.inputs.iter().flatten());
-    inputs.all(|input| input.data.len() <= session::INLINE_BYTES_MAX)
 }
 
 /// What a process needs to know of its instance, and what messages say of it.

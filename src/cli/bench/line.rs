@@ -7,14 +7,16 @@ use super::{BenchArgs, gpu::GpuArgs};
 pub enum BenchLine {
     /// A server under load.
     Server(Box<BenchArgs>),
-    /// How well devices overlap copies with execution.
-    Gpu(GpuArgs),
+    /// What devices do, and how well they overlap copies with execution.
+    Gpu(Box<GpuArgs>),
 }
 
 impl FromArgMatches for BenchLine {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         match matches.subcommand() {
-            Some((GPU, matches)) => GpuArgs::from_arg_matches(matches).map(Self::Gpu),
+            Some((GPU, matches)) => {
+                GpuArgs::from_arg_matches(matches).map(|args| Self::Gpu(Box::new(args)))
+            }
             _ => BenchArgs::from_arg_matches(matches).map(|args| Self::Server(Box::new(args))),
         }
     }

@@ -1,5 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -15,6 +16,7 @@ use crate::{
     backend::{directory, onnxruntime, pytorch},
     cli::flags::{BackendSetting, HostPolicy, HostSetting, switch},
     device::Devices,
+    memory::memory_limit_bytes,
     observe::logging::{LogFormat, LogSettings},
     repository::Options,
     runtime::{DriverChoice, ReactorSettings, Topology},
@@ -23,6 +25,9 @@ use crate::{
 
 /// Requests from other cores that may wait at one reactor.
 const MAILBOX_CAPACITY: usize = 64 << 10;
+/// Tensor memory where nobody says how much, if there is that much: in all, and in one piece.
+const BUDGET_BYTES: usize = 4 << 30;
+const ARENA_BYTES: usize = 256 << 20;
 
 /// tritonserver's flags, and a few of our own.
 #[derive(Args, Clone, Debug)]
@@ -142,15 +147,22 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub observe: ObserveArgs,
 
-    /// Bytes of tensor memory in one piece, which is pinned when there is a GPU
-    #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
-    pub pinned_memory_pool_byte_size: usize,
-    /// Bytes of tensor memory in all; beyond it requests are refused
-    #[arg(long, value_name = "BYTES", default_value_t = 4 << 30)]
-    pub memory_budget_byte_size: usize,
-    /// Event loops, each on a core of its own [default: half of the cores, 1 to 4]
+    /// Bytes of tensor memory in one piece, which is pinned when there is a GPU [default: 256 MiB, but not
+    /// more than --memory-budget-byte-size]
+    #[arg(long, value_name = "BYTES")]
+    pinned_memory_pool_byte_size: Option<usize>,
+    /// Bytes of tensor memory in all; beyond it requests are refused [default: half of the memory that the
+    /// machine or the container has, 4 GiB at most]
+    #[arg(long, value_name = "BYTES")]
+    memory_budget_byte_size: Option<usize>,
+    /// Event loops [default: half of the cores that the process may use, 1 to 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     reactors: Option<u16>,
+    /// Whether each event loop has a core of its own, and instances have the others [default: unless a
+    /// container's quota is below the number of cores]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          value_parser = switch(), action = clap::ArgAction::Set)]
+    pin_threads: Option<bool>,
     /// What drives the event loops: auto (epoll), io_uring or epoll
     #[arg(long, value_name = "DRIVER", default_value = "auto")]
     pub io_driver: DriverChoice,
@@ -199,6 +211,18 @@ impl ServeArgs {
     /// The number of reactors that is asked for.
     pub fn reactors(&self) -> Option<usize> {
         self.reactors.map(usize::from)
+    }
+
+    /// The processors, and how they are divided.
+    ///
+    /// # Errors
+    /// When the system does not tell of them.
+    pub fn topology(&self) -> io::Result<Topology> {
+        let topology = Topology::read()?;
+        Ok(match self.pin_threads {
+            Some(pins) => topology.pinning(pins),
+            None => topology,
+        })
     }
 
     pub fn reactor_settings(&self, count: usize) -> ReactorSettings {
@@ -284,8 +308,12 @@ impl ServeArgs {
 
     /// The bytes of the tensor arena, and of all tensors together.
     pub fn memory(&self) -> (usize, usize) {
-        let arena = self.pinned_memory_pool_byte_size;
-        (arena, self.memory_budget_byte_size.max(arena))
+        let half = || memory_limit_bytes().and_then(|bytes| usize::try_from(bytes / 2).ok());
+        let budget = self
+            .memory_budget_byte_size
+            .unwrap_or_else(|| half().map_or(BUDGET_BYTES, |half| half.min(BUDGET_BYTES)));
+        let arena = self.pinned_memory_pool_byte_size.unwrap_or(ARENA_BYTES.min(budget));
+        (arena, budget.max(arena))
     }
 
     pub fn metrics_address(&self) -> &str {
@@ -370,6 +398,18 @@ mod tests {
         assert_eq!(cores.others(), topology.instance_cores(1));
         assert!(read(&["--host-policy=cpu,cpu-cores=4095".to_owned()]).is_err());
         assert!(read(&["--host-policy=cpu,numa-node=4095".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn memory_is_what_was_asked_for_or_fits() {
+        let memory =
+            |flags: &[&str]| CommandLine::parse_from(["nereid"].iter().chain(flags)).serve.memory();
+        let (arena, budget) = memory(&[]);
+        assert!(arena <= ARENA_BYTES && arena <= budget && budget <= BUDGET_BYTES);
+        assert!(budget as u64 <= memory_limit_bytes().unwrap());
+        assert_eq!(memory(&["--memory-budget-byte-size=4096"]), (4096, 4096));
+        let both = ["--memory-budget-byte-size=4096", "--pinned-memory-pool-byte-size=8192"];
+        assert_eq!(memory(&both), (8192, 8192));
     }
 
     #[test]

@@ -31,8 +31,8 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "KIND", default_value = "gpu", value_parser = ["gpu", "host", "none"])]
     device: String,
     /// How the devices of --device=host are to be, as count=<N>, memory=<BYTES>, link=<BYTES PER SECOND>,
-    /// launch-us=<MICROSECONDS>, or what is to go wrong, as <fail|lose>=<DEVICE>:<copy|launch|
-    /// allocation>:<NUMBER>; may be given several times
+    /// launch-us=<MICROSECONDS>, or what is to go wrong, as
+    /// <fail|lose>=<DEVICE>:<copy|launch|allocation>:<NUMBER>; may be given several times
     #[arg(long, value_name = "SETTING")]
     host_device: Vec<HostSetting>,
     /// Batches on their way through one instance on a device: while one runs, others are copied

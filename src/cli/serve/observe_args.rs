@@ -39,8 +39,9 @@ pub struct ObserveArgs {
 
     /// How requests are traced, as level=<OFF|TIMESTAMPS|TENSORS>, rate=<N>, count=<N>,
     /// mode=<triton|opentelemetry>, triton,file=<FILE>, triton,log-frequency=<N>, opentelemetry,url=<URL>,
-    /// opentelemetry,resource=<KEY>=<VALUE> or opentelemetry,bsp_<max_queue_size|schedule_delay|
-    /// max_export_batch_size>=<N>; may be given several times
+    /// opentelemetry,resource=<KEY>=<VALUE> or
+    /// opentelemetry,bsp_<max_queue_size|schedule_delay|max_export_batch_size>=<N>; may be given several
+    /// times
     #[arg(long, value_name = "SETTING")]
     trace_config: Vec<TraceConfig>,
     /// Older form of --trace-config triton,file=<FILE>

@@ -8,11 +8,20 @@ use crate::{
     serving::{Backends, ModelStatus, Server},
 };
 
+/// In tritonserver's words, which scripts look for.
 pub fn log_listeners(listeners: &[(&'static str, Listener)]) {
     for (what, listener) in listeners {
+        let service = match *what {
+            "gRPC" => "GRPCInferenceService",
+            "HTTP" => "HTTPService",
+            "metrics" => "Metrics Service",
+            "SageMaker" => "Sagemaker HTTPService",
+            "Vertex AI" => "Vertex AI HTTPService",
+            other => other,
+        };
         match listener.address() {
-            Ok(address) => log::info!("Started {what} service at {address}"),
-            Err(error) => log::warn!("Started {what} service at an address unknown: {error}"),
+            Ok(address) => log::info!("Started {service} at {address}"),
+            Err(error) => log::warn!("Started {service} at an address unknown: {error}"),
         }
     }
 }

@@ -90,6 +90,15 @@ impl Span {
         self.context.call("cuEventRecord", || unsafe { result::event::record(self.ended, stream) })
     }
 
+    /// An error that has lost the context, if there was one.
+    fn look(&self) -> Result<(), DeviceError> {
+        // SAFETY: the event is this span's.
+        self.context.call("cuEventQuery", || match unsafe { sys::cuEventQuery(self.begun) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(()),
+            other => other.result(),
+        })
+    }
+
     /// How long it took, once the stream has passed its end.
     fn duration(&self) -> Result<Duration, DeviceError> {
         // SAFETY: both events are this span's, with timing, and have been recorded.
@@ -161,6 +170,20 @@ impl Calls {
         Ok(())
     }
 
+    /// Asks the driver whether the device is well, if any call is awaited; the context notes the answer.
+    fn look(&self, context: &Context) {
+        let awaited = self.awaited();
+        let asked = match awaited.iter().find_map(|(_, it)| it.span.as_ref()) {
+            // What work that went wrong did to the context shows with its events.
+            Some(span) => span.look(),
+            None if awaited.is_empty() => return,
+            None => context.call("cuMemGetInfo", result::mem_get_info).map(drop),
+        };
+        if let Err(error) = asked {
+            log::debug!("while a device's work is awaited: {error}");
+        }
+    }
+
     fn take(&self, number: usize) -> Option<Awaited> {
         self.awaited().try_remove(number)
     }
@@ -192,10 +215,7 @@ fn run(calls: &Weak<Calls>, context: &Arc<Context>, arrivals: &Receiver<Arrival>
             }
             Err(RecvTimeoutError::Timeout) => {
                 let Some(calls) = calls.upgrade() else { return };
-                if !calls.awaited().is_empty() {
-                    // Any call shows an error that has lost the context.
-                    let _ = context.call("cuMemGetInfo", result::mem_get_info);
-                }
+                calls.look(context);
                 if let Some(lost) = context.lost() {
                     let all: Vec<_> = calls.awaited().drain().collect();
                     drop(calls);

@@ -1,4 +1,4 @@
-use std::sync::OnceLock;
+use std::{cell::Cell, sync::OnceLock};
 
 use cudarc::driver::{
     result::{self, DriverError},
@@ -6,6 +6,13 @@ use cudarc::driver::{
 };
 
 use crate::device::DeviceError;
+
+thread_local! {
+    /// Whether the thread's mode of capture has been set. By CUDA's default a thread must not wait or take
+    /// memory while any other captures in the mode `GLOBAL`, as ONNX Runtime does: the capture would fail, and
+    /// so would the call.
+    static KEEPS_OUT_OF_CAPTURES: Cell<bool> = const { Cell::new(false) };
+}
 
 /// A device's primary context, and whether it is lost.
 pub(super) struct Context {
@@ -41,18 +48,28 @@ impl Context {
         if let Some(lost) = self.lost.get() {
             return Err(lost.clone());
         }
-        // SAFETY: the context is retained as long as this value lives.
-        let current = unsafe { result::ctx::set_current(self.raw) };
-        current.and_then(|()| calls()).map_err(|error| self.judge(name, error))
+        self.enter().and_then(|()| calls()).map_err(|error| self.judge(name, error))
     }
 
     /// Makes calls that give something back; that they fail changes nothing.
     pub fn release(&self, name: &'static str, calls: impl FnOnce() -> Result<(), DriverError>) {
-        // SAFETY: the context is retained as long as this value lives.
-        let current = unsafe { result::ctx::set_current(self.raw) };
-        if let Err(error) = current.and_then(|()| calls()) {
+        if let Err(error) = self.enter().and_then(|()| calls()) {
             log::debug!("{}", driver_error(self.device, name, error));
         }
+    }
+
+    /// Makes the context the calling thread's, whose calls are none of other threads' captures.
+    fn enter(&self) -> Result<(), DriverError> {
+        // SAFETY: the context is retained as long as this value lives.
+        unsafe { result::ctx::set_current(self.raw) }?;
+        if KEEPS_OUT_OF_CAPTURES.get() {
+            return Ok(());
+        }
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the call exchanges the thread's mode for the one given.
+        unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }.result()?;
+        KEEPS_OUT_OF_CAPTURES.set(true);
+        Ok(())
     }
 
     pub fn lost(&self) -> Option<&DeviceError> {

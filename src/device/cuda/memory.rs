@@ -214,6 +214,9 @@ pub(super) fn share(context: &Arc<Context>, content: &[u8]) -> Result<ExportedMe
         // SAFETY: the memory is as long as the content; the last call writes the handle.
         unsafe {
             result::memcpy_htod_sync(address, content)?;
+            // The copy of pageable memory may still be under way on the device, and who opens the memory is
+            // ordered behind nothing here.
+            result::ctx::synchronize()?;
             sys::cuIpcGetMemHandle(&mut handle, address).result()?;
         }
         Ok(handle)

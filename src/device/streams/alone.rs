@@ -4,8 +4,8 @@ use bytes::Bytes;
 use crossbeam_channel::{Sender, unbounded};
 
 use super::{
+    job::BatchParts,
     lane::{Cargo, Lane},
-    lanes::BatchParts,
     worker::Runner,
 };
 use crate::device::{Device, DeviceError, Report, Stream};

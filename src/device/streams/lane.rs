@@ -4,7 +4,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{
-    lanes::{BatchParts, Compute, OutputPart, PlacedBatch},
+    job::{BatchParts, Compute, OutputPart, PlacedBatch},
     resident::Resident,
     worker::{Runner, Worker},
 };

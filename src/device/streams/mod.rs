@@ -12,6 +12,7 @@
 mod alone;
 mod course;
 mod fairness;
+mod job;
 mod lane;
 mod lanes;
 mod placement;
@@ -24,10 +25,8 @@ mod worker;
 
 pub use self::{
     alone::Alone,
-    lanes::{
-        BatchParts, Compute, Finished, Job, Lanes, ModelPlan, Notify, OpenModel, OutputPart,
-        PlacedBatch,
-    },
+    job::{BatchParts, Compute, Finished, Job, ModelPlan, Notify, OutputPart, PlacedBatch},
+    lanes::{Lanes, OpenModel},
     resident::{Mover, Resident},
     scheduler::Scheduler,
     timeline::{Timeline, TimelineEntry},

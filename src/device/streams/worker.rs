@@ -5,8 +5,8 @@ use std::{io, thread, time::Duration};
 use crossbeam_channel::{Sender, unbounded};
 
 use super::{
+    job::{Compute, Notify},
     lane::{Placed, enqueue},
-    lanes::{Compute, Notify},
     work::{Completion, Ticket},
 };
 use crate::{

@@ -240,3 +240,41 @@ fn a_refusal_names_the_request() {
         "[request id: 7] input 'A' already exists in request"
     );
 }
+
+/// What a step of an ensemble gives is held to the same as what a client sends.
+#[test]
+fn tensors_in_order_are_admitted_like_those_by_name() {
+    let none = b"\0\0\0\0";
+    let bytes = |shape: &[i64]| input("C", DataType::Uint8, shape, b"abc");
+    for (inputs, fits) in [
+        (vec![floats(&[1, 4], 16), strings(&[1, 1], none)], true),
+        (vec![floats(&[1, 4], 16), strings(&[1, 1], none), bytes(&[1, 3])], true),
+        (vec![strings(&[1, 1], none), bytes(&[1, 3])], false),
+        (vec![floats(&[1, 4], 16), strings(&[2, 1], none)], false),
+        (vec![floats(&[9, 4], 144), strings(&[9, 0], b"")], false),
+        (vec![floats(&[0, 4], 0), strings(&[0, 1], b"")], false),
+        (vec![floats(&[1, 5], 20), strings(&[1, 1], none)], false),
+        (vec![floats(&[1, 4], 12), strings(&[1, 1], none)], false),
+        (vec![floats(&[1, 4], 16), strings(&[1, 1], b"\0\0")], false),
+        (vec![input("A", DataType::Int32, &[1, 4], &[0; 16]), strings(&[1, 1], none)], false),
+    ] {
+        let signature = signature(8);
+        let of_name = |spec: &TensorSpec| inputs.iter().find(|input| *input.name == *spec.name);
+        let in_order = signature.inputs.iter().map(|spec| {
+            let InferInput { datatype, shape, data, .. } = of_name(spec)?.clone();
+            Some((datatype, AdmittedInput { shape, data }))
+        });
+        let in_order = signature.admit_in_order(in_order.collect(), [0, 1].into_iter().collect());
+        let mut request = request([], &[]);
+        request.inputs = inputs.clone().into_iter().collect();
+        let by_name = signature.admit(&mut request);
+        assert_eq!(by_name.is_ok(), fits, "{inputs:?}");
+        let told = |admitted: Result<Admitted, Error>| match admitted {
+            Ok(admitted) => format!("{admitted:?}"),
+            Err(error) => {
+                error.to_string().trim_start_matches("[request id: <id_unknown>] ").into()
+            }
+        };
+        assert_eq!(told(in_order), told(by_name));
+    }
+}

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use crate::{
     inference::{Code, Error, InferResponse, Parameter},
     ingress::away::away,
-    memory::{OutputPlaces, RingMemory, RingView, SharedView},
+    memory::{OutputPlaces, RingMemory, SharedView},
     serving::Reply,
 };
 
@@ -32,6 +32,15 @@ pub struct Places {
     chosen: SmallVec<[(CompactString, Span); 2]>,
     /// The same for a model that writes there itself.
     lent: Option<Arc<OutputPlaces>>,
+}
+
+/// A reply that has found its places.
+pub struct Laid {
+    status: Status,
+    /// Where the answer goes; of no length where there is no room for it.
+    answer: Span,
+    record: Vec<u8>,
+    outputs: SmallVec<[(Span, Bytes); 2]>,
 }
 
 impl Places {
@@ -105,55 +114,64 @@ impl Places {
         self.lent.as_ref().is_some_and(|lent| lent.close())
     }
 
-    /// Puts a reply where it goes. Its status and its place are what the completion tells.
-    pub async fn answer(&mut self, reply: Reply) -> (Status, Span) {
+    /// Finds places for a reply. Nothing has been written there yet.
+    pub fn lay_out(&mut self, reply: Reply) -> Laid {
         let used = self.used;
-        let delivered = match reply {
-            Ok(response) => self.deliver(response).await,
-            Err(error) => Err(error),
-        };
-        match delivered {
-            Ok(answer) => (Status::Ok, answer),
-            Err(error) => {
-                self.used = used;
-                self.failed(&error)
-            }
-        }
+        let laid = reply.and_then(|response| self.lay_out_response(response));
+        laid.unwrap_or_else(|error| {
+            self.used = used;
+            self.lay_out_failure(&error)
+        })
     }
 
-    /// Puts a failure where it goes. Where the area has no room for the words, the status tells alone.
-    pub fn failed(&mut self, error: &Error) -> (Status, Span) {
+    /// Finds a place for a failure. Where the area has no room for the words, the status tells alone.
+    pub fn lay_out_failure(&mut self, error: &Error) -> Laid {
         let status = status(error.code());
         let message = error.to_string();
         let mut record = Vec::new();
         let encoded = Answer::failed(status, &message).encode(&mut record);
-        let place = encoded.ok().and_then(|()| self.write(&record));
-        (status, place.unwrap_or_default())
+        let answer = encoded.ok().and_then(|()| self.reserve(record.len(), RECORD_ALIGNMENT));
+        if answer.is_none() {
+            record.clear();
+        }
+        Laid { status, answer: answer.unwrap_or_default(), record, outputs: SmallVec::new() }
     }
 
-    async fn deliver(&mut self, mut response: InferResponse) -> Result<Span, Error> {
-        let mut spans: SmallVec<[Span; 2]> = SmallVec::new();
-        let mut writes: SmallVec<[(RingView, Bytes); 2]> = SmallVec::new();
-        let written: SmallVec<[Option<Span>; 2]> = response
-            .outputs
-            .iter()
-            .map(|output| self.written(&output.name, &output.data))
-            .collect();
-        for (output, written) in response.outputs.iter_mut().zip(written) {
-            let data = std::mem::take(&mut output.data);
-            if let Some(span) = written {
-                spans.push(span);
-                continue;
-            }
-            let span = self.place(&output.name, data.len())?;
-            let view = self.memory.view("an output", span);
-            let view = view.map_err(|error| Error::Internal { detail: error.to_string() })?;
-            spans.push(span);
-            writes.push((view, data));
+    /// Writes what was laid out. Its status and its place are what the completion tells.
+    pub async fn put(&mut self, laid: Laid) -> (Status, Span) {
+        let (status, answer) = (laid.status, laid.answer);
+        let length: usize = laid.outputs.iter().map(|(_, data)| data.len()).sum();
+        let written = if length <= COPIED_HERE_MAX {
+            laid.write(&self.memory)
+        } else {
+            let memory = self.memory.clone();
+            away(move || laid.write(&memory)).await
+        };
+        let Err(error) = written else { return (status, answer) };
+        // Nobody knows what was written, so the places stay taken.
+        let laid = self.lay_out_failure(&error);
+        let answer = laid.write(&self.memory).map_or(Span::default(), |()| laid.answer);
+        (laid.status, answer)
+    }
+
+    fn lay_out_response(&mut self, mut response: InferResponse) -> Result<Laid, Error> {
+        // What the model has written takes no place that others could get.
+        let mut spans: SmallVec<[Option<Span>; 2]> = SmallVec::new();
+        for output in &response.outputs {
+            spans.push(self.written(&output.name, &output.data));
         }
-        copy(writes).await?;
-        let record = record(&response, &spans)?;
-        self.write(&record).ok_or_else(|| self.used_up("the answer", record.len()))
+        let mut outputs = SmallVec::new();
+        for (output, span) in response.outputs.iter_mut().zip(&mut spans) {
+            if span.is_none() {
+                let place = self.place(&output.name, output.data.len())?;
+                outputs.push((place, std::mem::take(&mut output.data)));
+                *span = Some(place);
+            }
+        }
+        let record = record(&response, spans.into_iter().flatten())?;
+        let answer = self.reserve(record.len(), RECORD_ALIGNMENT);
+        let answer = answer.ok_or_else(|| self.used_up("the answer", record.len()))?;
+        Ok(Laid { status: Status::Ok, answer, record, outputs })
     }
 
     /// Where an output lies, if the model has written it to its place. The area is used up to there.
@@ -200,12 +218,6 @@ impl Places {
         Some(Span { offset, length: length as u64 })
     }
 
-    fn write(&mut self, record: &[u8]) -> Option<Span> {
-        let span = self.reserve(record.len(), RECORD_ALIGNMENT)?;
-        self.memory.view("an answer", span).ok()?.write(record);
-        Some(span)
-    }
-
     fn used_up(&self, what: &str, length: usize) -> Error {
         let left = (self.area.offset + self.area.length).saturating_sub(self.used);
         Error::malformed(format!(
@@ -216,17 +228,20 @@ impl Places {
     }
 }
 
-async fn copy(writes: SmallVec<[(RingView, Bytes); 2]>) -> Result<(), Error> {
-    let length: usize = writes.iter().map(|(_, data)| data.len()).sum();
-    let copy = move || {
-        writes.iter().for_each(|(view, data)| view.write(data));
+impl Laid {
+    fn write(&self, memory: &RingMemory) -> Result<(), Error> {
+        let outputs = self.outputs.iter().map(|(place, data)| (*place, &**data));
+        for (place, bytes) in outputs.chain([(self.answer, &*self.record)]) {
+            let at = memory.header.arena_range("a place for an answer", place);
+            let at = at.map_err(|error| Error::Internal { detail: error.to_string() })?;
+            memory.memory().write(at, bytes);
+        }
         Ok(())
-    };
-    if length <= COPIED_HERE_MAX { copy() } else { away(copy).await }
+    }
 }
 
-fn record(response: &InferResponse, spans: &[Span]) -> Result<Vec<u8>, Error> {
-    let outputs = response.outputs.iter().zip(spans).map(|(output, &data)| Tensor {
+fn record(response: &InferResponse, spans: impl Iterator<Item = Span>) -> Result<Vec<u8>, Error> {
+    let outputs = response.outputs.iter().zip(spans).map(|(output, data)| Tensor {
         name: &output.name,
         datatype: output.datatype.numbered(),
         dims: Dims::from_slice(&output.shape),

@@ -17,8 +17,8 @@ use slab::Slab;
 use crate::{inference::Timestamp, memory::RingMemory, runtime::UnixStream, serving::Server};
 
 /// How long a client that sleeps is left asleep over completions while more of its submissions are taken:
-/// as long as it takes to wake it.
-const RING_DELAY: Duration = Duration::from_micros(50);
+/// several times what it takes to wake it. That costs the server as much as a few requests.
+const RING_DELAY: Duration = Duration::from_micros(100);
 
 /// A client, on the reactor that its socket is on.
 pub struct Client {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use nereid_ring::{Parameter as Described, Request, SequenceId, Value};
 use smallvec::SmallVec;
 
@@ -20,7 +21,10 @@ const COPIED_HERE_MAX: usize = 1 << 20;
 /// What has a field of its own in a description.
 const FIELDS: [&str; 5] = ["sequence_id", "sequence_start", "sequence_end", "priority", "timeout"];
 
-/// The request that a client describes.
+/// Inputs that are still to be copied, by their place in the request.
+pub type Large = SmallVec<[(usize, RingView); 1]>;
+
+/// The request that a client describes, but for inputs that take long to copy.
 ///
 /// Floating-point numbers are read where they lie, for any bits are a number. Everything else is copied
 /// first: a client that changed an index or the length of a string after it was checked would lead the
@@ -28,11 +32,11 @@ const FIELDS: [&str; 5] = ["sequence_id", "sequence_start", "sequence_end", "pri
 ///
 /// # Errors
 /// When bytes do not lie within the arena, a parameter is not one, or memory for a copy is used up.
-pub async fn infer_request(
+pub fn infer_request(
     memory: &Arc<RingMemory>,
     pool: &BufferPool,
     described: &Request<'_>,
-) -> Result<InferRequest, Error> {
+) -> Result<(InferRequest, Large), Error> {
     let mut request = InferRequest {
         model_name: described.model.into(),
         model_version: described.version.into(),
@@ -44,30 +48,24 @@ pub async fn infer_request(
         deadline: micros(described.deadline_us).map(|deadline| Timestamp::now() + deadline),
         ..InferRequest::default()
     };
-    let mut copies: SmallVec<[(usize, RingView); 2]> = SmallVec::new();
+    let (mut large, mut copied) = (Large::new(), 0_usize);
     for input in &described.inputs {
         let view = memory.view("an input", input.data).map_err(|error| {
             Error::malformed(format!("input '{}' is out of bounds: {error}", input.name))
         })?;
         let datatype = DataType::from(input.datatype);
-        let data = match datatype {
-            datatype if datatype.is_float() => {
-                request.inputs_may_change = true;
-                view.in_place()
-            }
-            _ => {
-                copies.push((request.inputs.len(), view));
-                bytes::Bytes::new()
-            }
+        let data = if datatype.is_float() {
+            request.inputs_may_change = true;
+            view.in_place()
+        } else if copied.saturating_add(view.len()) <= COPIED_HERE_MAX {
+            copied += view.len();
+            view.copied(pool)?
+        } else {
+            large.push((request.inputs.len(), view));
+            Bytes::new()
         };
         let shape = Shape::from(&*input.dims);
         request.inputs.push(InferInput::new(input.name, datatype, shape, data));
-    }
-    let copied = copied(copies, pool).await?;
-    for (index, data) in copied {
-        if let Some(input) = request.inputs.get_mut(index) {
-            input.data = data.into();
-        }
     }
     for output in &described.outputs {
         request.outputs.push(RequestedOutput {
@@ -76,20 +74,29 @@ pub async fn infer_request(
             ..RequestedOutput::default()
         });
     }
-    Ok(request)
+    Ok((request, large))
 }
 
-type Copied = SmallVec<[(usize, bytes::Bytes); 2]>;
-
-async fn copied(
-    views: SmallVec<[(usize, RingView); 2]>,
+/// Copies the inputs that take long.
+///
+/// # Errors
+/// When memory for a copy is used up.
+pub async fn copy(
+    large: Large,
+    request: &mut InferRequest,
     pool: &BufferPool,
-) -> Result<Copied, Error> {
-    let length: usize = views.iter().map(|(_, view)| view.len()).sum();
+) -> Result<(), Error> {
     let pool = pool.clone();
-    let copy =
-        move || views.into_iter().map(|(index, view)| Ok((index, view.copied(&pool)?))).collect();
-    if length <= COPIED_HERE_MAX { copy() } else { away(copy).await }
+    let copy = move || {
+        let copied = large.into_iter().map(|(place, view)| Ok((place, view.copied(&pool)?)));
+        copied.collect::<Result<SmallVec<[(usize, Bytes); 1]>, Error>>()
+    };
+    for (place, data) in away(copy).await? {
+        if let Some(input) = request.inputs.get_mut(place) {
+            input.data = data.into();
+        }
+    }
+    Ok(())
 }
 
 fn parameters(described: &Request<'_>) -> Result<Parameters, Error> {

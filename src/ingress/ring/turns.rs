@@ -182,7 +182,8 @@ async fn take_in(client: &Rc<Client>, taken: Taken, description: &[u8]) -> Optio
                     return Some(Begun { client: client.clone(), key, places, replies });
                 }
                 Err(error) => {
-                    let (status, answer) = places.failed(&error);
+                    let laid = places.lay_out_failure(&error);
+                    let (status, answer) = places.put(laid).await;
                     client.put_last(key, status, answer);
                 }
             }
@@ -199,7 +200,11 @@ async fn begin(
     let described = Request::parse(description);
     let described = described.map_err(|error| Error::malformed(error.to_string()))?;
     places.choose(&described)?;
-    let request = request::infer_request(&client.memory, client.server.pool(), &described).await?;
+    let pool = client.server.pool();
+    let (mut request, large) = request::infer_request(&client.memory, pool, &described)?;
+    if !large.is_empty() {
+        request::copy(large, &mut request, pool).await?;
+    }
     client.server.infer(request, places.lend(&described))
 }
 
@@ -252,30 +257,35 @@ impl Replies {
 }
 
 /// Tells a client what comes of its request.
-async fn tell(begun: Begun) {
-    let Begun { client, key, mut places, mut replies } = begun;
-    let last = loop {
-        match poll_fn(|cx| replies.poll(&client, key, cx)).await {
-            Next::Cancelled => {
-                // A model that runs may go on writing outputs, where the client would put something else.
-                if places.take_back() {
-                    poll_fn(|cx| replies.answer.poll_receive(cx)).await;
+#[expect(clippy::manual_async_fn, reason = "an argument of an `async fn` lies in its future twice")]
+fn tell(mut begun: Begun) -> impl Future<Output = ()> {
+    async move {
+        let key = begun.key;
+        let last = loop {
+            let Begun { client, places, replies, .. } = &mut begun;
+            match poll_fn(|cx| replies.poll(client, key, cx)).await {
+                Next::Cancelled => {
+                    // A model that runs may go on writing outputs, where the client would put something else.
+                    if places.take_back() {
+                        poll_fn(|cx| replies.answer.poll_receive(cx)).await;
+                    }
+                    break places.lay_out_failure(&Error::Cancelled);
                 }
-                break Err(Error::Cancelled);
-            }
-            Next::End { is_told: true } => {
-                return client.put_last(key, Status::Ok, Span::default());
-            }
-            Next::End { is_told: false } => break Err(Error::unanswered()),
-            Next::Last(reply) => break reply,
-            Next::More(reply) => {
-                let (status, answer) = places.answer(reply).await;
-                if poll_fn(|cx| client.poll_room(key, cx)).await {
-                    client.put_more(key, status, answer);
+                Next::End { is_told: true } => {
+                    return client.put_last(key, Status::Ok, Span::default());
+                }
+                Next::End { is_told: false } => break places.lay_out_failure(&Error::unanswered()),
+                Next::Last(reply) => break places.lay_out(reply),
+                Next::More(reply) => {
+                    let laid = places.lay_out(reply);
+                    let (status, answer) = places.put(laid).await;
+                    if poll_fn(|cx| client.poll_room(key, cx)).await {
+                        client.put_more(key, status, answer);
+                    }
                 }
             }
-        }
-    };
-    let (status, answer) = places.answer(last).await;
-    client.put_last(key, status, answer);
+        };
+        let (status, answer) = begun.places.put(last).await;
+        begun.client.put_last(key, status, answer);
+    }
 }

@@ -46,8 +46,8 @@ impl AgentModel {
         &self.location
     }
 
-    /// A folder to write to, readable by the server's user only. It is gone when the agent gives it back
-    /// or its care for the model ends. Asked for again, it is the same.
+    /// A folder to write to, readable by the server's user only. It is gone when the agent's care for the
+    /// model ends. Asked for again, it is the same.
     ///
     /// # Errors
     /// The system does not allow one.
@@ -58,11 +58,6 @@ impl AgentModel {
                 .map_err(|error| AgentError { code: Code::Internal, message: error.to_string() })?,
         };
         Ok(self.acquired.insert(folder).path())
-    }
-
-    /// Removes the folder of [`acquire_location`](Self::acquire_location).
-    pub fn release_location(&mut self) {
-        self.acquired = None;
     }
 
     /// Has the model loaded from `folder`.

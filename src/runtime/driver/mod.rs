@@ -69,12 +69,11 @@ pub(super) fn choose(choice: DriverChoice) -> Driver {
 /// Runs `main` to its end on the calling thread, with an event loop of its own.
 pub(super) fn run(
     driver: Driver,
-    core: usize,
     idle_spin: Duration,
     main: impl Future<Output = ()> + 'static,
 ) -> Result<(), String> {
     match driver {
-        Driver::IoUring => uring::run(core, idle_spin, main),
+        Driver::IoUring => uring::run(idle_spin, main),
         Driver::Epoll => epoll::run(idle_spin, main),
     }
 }

@@ -10,4 +10,4 @@ mod run;
 mod tests;
 
 pub use plan::{EnsemblePlan, LastStep, PlanStep, StepInput};
-pub use run::{Call, EnsembleRun, Progress, StepInputs};
+pub use run::{Call, EnsembleRun, Progress, ResponseOutputs, StepInputs};

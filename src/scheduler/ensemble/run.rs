@@ -19,6 +19,9 @@ pub struct Call {
 /// The values of a step's inputs, in their order.
 pub type StepInputs<T> = SmallVec<[Option<T>; 2]>;
 
+/// The outputs of a response, of those that are wanted.
+pub type ResponseOutputs<T> = SmallVec<[Option<T>; 2]>;
+
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -222,7 +225,7 @@ impl<T: Clone> EnsembleRun<T> {
 
     /// The next response, if all of it is there: the wanted outputs in the order of the signature. Of
     /// several responses, one may lack outputs that a decoupled step did not give with its own.
-    pub fn next_response(&mut self) -> Option<Vec<Option<T>>> {
+    pub fn next_response(&mut self) -> Option<ResponseOutputs<T>> {
         if !self.repeats && self.responses > 0 {
             return None;
         }

@@ -75,6 +75,10 @@ fn the_last_step_is_the_one_that_all_others_lead_to() {
 
 type Run = EnsembleRun<&'static str>;
 
+fn answer(run: &mut Run) -> Option<Vec<Option<&'static str>>> {
+    run.next_response().map(ResponseOutputs::into_vec)
+}
+
 fn calls(run: &mut Run) -> Vec<(Call, Vec<Option<&'static str>>)> {
     let next = || run.next_call().map(|(call, inputs)| (call, inputs.into_vec()));
     std::iter::from_fn(next).collect()
@@ -108,7 +112,7 @@ fn steps_that_do_not_wait_for_each_other_run_at_once() {
     assert_eq!(calls(&mut run), [(call(2, 0), vec![Some("l"), Some("r")])]);
     assert_eq!(run.next_response(), None);
     run.answered(call(2, 0), |name| (name == "o").then_some("lr"));
-    assert_eq!((run.next_response(), run.next_response()), (Some(vec![Some("lr")]), None));
+    assert_eq!((answer(&mut run), answer(&mut run)), (Some(vec![Some("lr")]), None));
     assert_eq!(run.progress(), Progress::Going);
     run.ended(call(2, 0));
     assert_eq!((calls(&mut run), run.progress()), (vec![], Progress::Done));
@@ -199,7 +203,7 @@ fn a_response_of_a_decoupled_step_may_lack_an_output() {
     run.answered(call(0, 0), |_| None);
     run.answered(call(0, 0), |name| (name == "x").then_some("a"));
     run.ended(call(0, 0));
-    let answers: Vec<_> = std::iter::from_fn(|| run.next_response()).collect();
+    let answers: Vec<_> = std::iter::from_fn(|| answer(&mut run)).collect();
     assert_eq!(answers, [vec![None, Some("b")], vec![Some("a"), None]]);
     assert_eq!(progress(&mut run), Progress::Done);
 }
@@ -355,7 +359,7 @@ proptest! {
                 let of_step = open.iter().filter(|(it, ..)| it.step == call.step).count();
                 prop_assert!(max.is_none_or(|max| of_step <= max as usize));
             }
-            let complete = |response: Vec<Option<u64>>| -> Vec<u64> {
+            let complete = |response: ResponseOutputs<u64>| -> Vec<u64> {
                 response.into_iter().map(Option::unwrap).collect()
             };
             answers.extend(std::iter::from_fn(|| run.next_response()).map(complete));

@@ -279,8 +279,8 @@ impl ModelControl {
     }
 
     /// Takes no more work in, refuses what was not begun, and waits for the rest for as long as
-    /// `patience`.
-    pub fn stop(&self, patience: Duration) {
+    /// `patience`. Tells whether all of it has ended.
+    pub fn stop(&self, patience: Duration) -> bool {
         let mut work = lock(&self.work);
         work.stopping = true;
         let tasks = work.agenda.abandon();
@@ -294,14 +294,15 @@ impl ModelControl {
         while work.threads > 0 {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                log::warn!("a model is still being loaded after {patience:?} and is cut off");
-                return;
+                log::warn!("models that are still being loaded are cut off");
+                return false;
             }
             work = match self.rest.wait_timeout(work, left) {
                 Ok((work, _)) => work,
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
+        true
     }
 }
 

@@ -2,7 +2,6 @@ use std::{
     future::poll_fn,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use smallvec::SmallVec;
@@ -14,8 +13,9 @@ use crate::{
         Parameter, Parameters, Rope, Shape, Timestamp,
     },
     memory::OutputPlaces,
+    observe::BatchTimes,
     runtime::{End, ReplyReceiver, current, spawn},
-    scheduler::{Call, EnsembleRun, Progress, StepInputs},
+    scheduler::{Call, EnsembleRun, Progress, ResponseOutputs, StepInputs},
     serving::{
         batch::Outputs,
         cache, classification,
@@ -57,7 +57,11 @@ struct Flow {
     calls: SmallVec<[OpenCall; 2]>,
     /// Where the last step may write its outputs.
     places: Option<Arc<OutputPlaces>>,
-    account: Arc<Account>,
+    /// What the steps took that ran at once, and what adds up the times of the others, if there are any.
+    times: BatchTimes,
+    account: Option<Arc<Account>>,
+    /// The time, if a step has just ended that ran at once.
+    clock: Option<Timestamp>,
     /// When the first response was sent.
     first: Option<Timestamp>,
 }
@@ -82,9 +86,9 @@ impl Flow {
         });
         let wanted = job.admitted.outputs.iter().map(|&index| usize::from(index));
         let run = EnsembleRun::new(steps.plan.clone(), inputs, wanted);
-        let account = Arc::new(Account::default());
         let places = lent(&steps, &job);
-        Self { steps, job, run, calls: SmallVec::new(), places, account, first: None }
+        let (calls, times) = (SmallVec::new(), BatchTimes::default());
+        Self { steps, job, run, calls, places, times, account: None, clock: None, first: None }
     }
 
     /// Goes on as far as it can.
@@ -113,19 +117,22 @@ impl Flow {
 
     /// Begins the calls that can begin. Those that need not wait for anything are answered by that.
     fn begin_calls(&mut self) -> Result<(), Error> {
+        self.clock = None;
         while let Some((call, inputs)) = self.run.next_call() {
             let Some(step) = self.steps.steps.get(call.step) else { continue };
             let admitted = step.admit(inputs).map_err(|error| error.in_request(&self.job.id))?;
             let is_last = self.steps.last.as_ref().is_some_and(|last| last.index == call.step);
             let places = self.places.as_ref().filter(|_| is_last);
             let alone = Alone { version: &step.version, request: &admitted, places };
-            if let Some(RanAlone { outcome, times }) = self.run_alone(&alone) {
-                self.account.add(Duration::ZERO, times);
+            let began = self.clock.unwrap_or_else(Timestamp::now);
+            if let Some(RanAlone { outcome, times }) = self.run_alone(&alone, began) {
+                self.times = self.times + times;
+                self.clock = Some(began + times.total());
                 answered(&mut self.run, step, call, outcome?);
                 self.run.ended(call);
                 continue;
             }
-            let account = self.account.clone();
+            let account = self.account.get_or_insert_default().clone();
             let replies = step.version.infer_step(admitted, &self.job, places.cloned(), account)?;
             self.calls.push(OpenCall { call, replies });
         }
@@ -133,9 +140,10 @@ impl Flow {
     }
 
     /// Runs a call's request at once, unless somebody has to hear of more than its answer.
-    fn run_alone(&self, alone: &Alone<'_>) -> Option<RanAlone> {
+    fn run_alone(&self, alone: &Alone<'_>, began: Timestamp) -> Option<RanAlone> {
         let Job { trace: None, callers: None, deadline, .. } = self.job else { return None };
-        alone.version.run_alone(alone, deadline)
+        let is_in_time = deadline.is_none_or(|deadline| began < deadline);
+        is_in_time.then(|| alone.version.run_alone(alone, began))?
     }
 
     /// Takes in what steps have answered; whether there was anything.
@@ -205,7 +213,7 @@ impl Flow {
         })
     }
 
-    fn response(&mut self, tensors: Vec<Option<Tensor>>) -> Result<InferResponse, Error> {
+    fn response(&mut self, tensors: ResponseOutputs<Tensor>) -> Result<InferResponse, Error> {
         let parameters = self.parameters();
         let job = &mut self.job;
         let signature = &job.version.signature;
@@ -247,11 +255,11 @@ impl Flow {
             None => Parameter::Int(0),
         };
         let flag = |is_set: Option<bool>| Parameter::Bool(is_set.unwrap_or(false));
-        let mut parameters = Parameters::default();
-        parameters.insert("sequence_id", id);
-        parameters.insert("sequence_start", flag(sequence.map(|sequence| sequence.start)));
-        parameters.insert("sequence_end", flag(sequence.map(|sequence| sequence.end)));
-        parameters
+        Parameters::from([
+            ("sequence_id", id),
+            ("sequence_start", flag(sequence.map(|sequence| sequence.start))),
+            ("sequence_end", flag(sequence.map(|sequence| sequence.end))),
+        ])
     }
 
     fn of_this_ensemble(&self, error: Error) -> Error {
@@ -260,17 +268,18 @@ impl Flow {
 
     /// Counts the request and ends its answer. Requests to steps that are not answered are abandoned.
     fn end(self, ended: Ended) {
-        let Self { mut job, calls, account, first, .. } = self;
+        let Self { mut job, calls, times, account, clock, first, .. } = self;
         drop(calls);
         let reactor = current().index();
         let last = match ended {
             Ok(last) => last,
             Err(error) => return job.fail(reactor, error),
         };
-        let now = Timestamp::now();
-        let (queued, times) = account.sums();
+        let now = clock.unwrap_or_else(Timestamp::now);
+        let (queued, others) = account.map(|account| account.sums()).unwrap_or_default();
+        let times = times + others;
         let statistics = &job.version.statistics;
-        statistics.executed(reactor, (job.admitted.batch_size, 0), 1, times);
+        statistics.executed(reactor, (job.admitted.batch_size, 0), 1, times, now);
         let first = first.unwrap_or(now) - job.arrived;
         statistics.succeeded(reactor, now - job.arrived, queued, first);
         if let Some(response) = &last

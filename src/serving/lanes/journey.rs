@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::{Route, resident};
 use crate::{
-    backend::{Batch, Expected},
+    backend::{Batch, Expected, ResponseError},
     device::{
         DeviceError,
         streams::{self, BatchParts, Finished, Outcome, Refused},
@@ -17,6 +17,7 @@ use crate::{
         device_regions::DeviceView,
         execution::{Executed, wanted},
         job::Job,
+        padding::padding,
         rows::SharedRows,
     },
 };
@@ -36,6 +37,11 @@ pub(super) struct Journey {
     /// Those that are back, with their outputs.
     back: Vec<Job>,
     outputs: Vec<Outputs>,
+    /// Those that could not be made ready.
+    failed: Vec<(Job, Error)>,
+    /// Rows behind those that are on their way now, which belong to nobody, and how many there were in all.
+    padding: Option<Admitted>,
+    fillers: u32,
     times: BatchTimes,
 }
 
@@ -51,8 +57,62 @@ impl Journey {
             later: Vec::new(),
             back: Vec::new(),
             outputs: Vec::new(),
+            failed: Vec::new(),
+            padding: None,
+            fillers: 0,
             times: BatchTimes::default(),
         }
+    }
+
+    /// Makes the requests ready, each by itself, puts those together for which that went well, into `pinned`
+    /// memory if it makes a difference, and brings them into lanes.
+    pub async fn prepare(mut self, pinned: bool) {
+        let model = self.route.model.clone();
+        let mut begun = Vec::new();
+        for (at, job) in self.jobs.iter().enumerate().filter(|(_, job)| !job.reply.is_abandoned()) {
+            let (rows, pool) = (job.admitted.batch_size, job.version.host.pool.clone());
+            for &index in model.prepared() {
+                let input = job.admitted.inputs.get(index).and_then(Option::as_ref);
+                let Some(data) = input.map(|input| input.data.clone().into_bytes()) else {
+                    continue;
+                };
+                let (model, pool) = (model.clone(), pool.clone());
+                let work = move || model.prepare(index, rows, data, &pool);
+                begun.push((at, index, self.route.fleet.preparation.run(work)));
+            }
+        }
+        let mut faults: Vec<(usize, Error)> = Vec::new();
+        for (at, index, mut answer) in begun {
+            let input = self.jobs.get_mut(at).and_then(|job| job.admitted.inputs.get_mut(index));
+            match (answer.receive().await, input) {
+                (Some(Ok(data)), Some(Some(input))) => input.data = data.into(),
+                (Some(Err(ResponseError { code, message })), _) => {
+                    faults.push((at, Error::Model { code, detail: message }));
+                }
+                _ => faults.push((at, Error::unanswered())),
+            }
+        }
+        let jobs = std::mem::take(&mut self.jobs);
+        for (at, job) in jobs.into_iter().enumerate() {
+            let fault = faults.iter().position(|(other, _)| *other == at);
+            let abandoned = job.reply.is_abandoned().then_some(Error::Cancelled);
+            match fault.map(|fault| faults.swap_remove(fault).1).or(abandoned) {
+                Some(error) => self.failed.push((job, error)),
+                None => self.jobs.push(job),
+            }
+        }
+        let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
+            return self.end(Ok(Vec::new()));
+        };
+        let requests: SmallVec<[&Admitted; 8]> =
+            self.jobs.iter().map(|job| &job.admitted).collect();
+        let rows = match pinned {
+            true => SharedRows::seal_all(&version.signature, &requests, &version.host.pool),
+            false => SharedRows::default(),
+        };
+        drop(requests);
+        rows.fill().await;
+        self.depart(rows);
     }
 
     /// Brings the requests into lanes.
@@ -98,13 +158,13 @@ impl Journey {
         self.jobs.iter().all(|job| job.reply.is_abandoned())
     }
 
-    fn lay_out(&self, shared: SharedRows) -> Result<(BatchParts, Expected), Error> {
-        let Some(version) = self.jobs.first().map(|job| &job.version) else {
+    fn lay_out(&mut self, shared: SharedRows) -> Result<(BatchParts, Expected), Error> {
+        let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
             return Ok((BatchParts::default(), Expected::default()));
         };
         let pool = &version.host.pool;
-        let requests: SmallVec<[&Admitted; 8]> =
-            self.jobs.iter().map(|job| &job.admitted).collect();
+        self.padding = padding(&version.allowed_batch_sizes, &version.signature, &self.jobs);
+        let requests = self.requests();
         let inputs = batch::assemble(&version.signature, &version.ragged, &requests, shared, pool)?;
         let rows = requests.iter().map(|request| request.batch_size).sum();
         let coming = wanted(&version.signature, &requests);
@@ -119,6 +179,11 @@ impl Journey {
         let (mut parts, expected) = laid.parts(rows, comes, pool)?;
         resident::place(&self.jobs, &mut parts)?;
         Ok((parts, expected))
+    }
+
+    /// The requests that are on their way now, and the rows behind them.
+    fn requests(&self) -> SmallVec<[&Admitted; 8]> {
+        self.jobs.iter().map(|job| &job.admitted).chain(&self.padding).collect()
     }
 
     /// The outputs that are to lie on the device; they are the same for all requests of a batch.
@@ -150,6 +215,7 @@ impl Journey {
                     Ok(outputs) => self.outputs.extend(outputs),
                     Err(error) => return self.end(Err(error)),
                 }
+                self.fillers += self.padding.take().map_or(0, |padding| padding.batch_size);
                 let back = std::mem::take(&mut self.jobs);
                 self.back.extend(back);
                 match self.later.pop() {
@@ -203,13 +269,12 @@ impl Journey {
                 job.admitted.outputs.sort_unstable();
             }
         }
-        let Some(version) = self.jobs.first().map(|job| &job.version) else {
+        let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
             return Ok(Vec::new());
         };
-        let requests: SmallVec<[&Admitted; 8]> =
-            self.jobs.iter().map(|job| &job.admitted).collect();
-        let split = batch::split(&version.signature, &version.ragged, &requests, &tensors);
+        let split = batch::split(&version.signature, &version.ragged, &self.requests(), &tensors);
         let split = split.map(|mut outputs| {
+            outputs.truncate(self.jobs.len());
             resident::add_outputs(&self.jobs, &staying, &version.signature, &mut outputs);
             outputs
         });
@@ -235,14 +300,16 @@ impl Journey {
     /// Hands the requests back to their version, as one batch again. It may be at work with its queue
     /// just now, so it gets a message.
     fn end(self, outcome: Result<Vec<Outputs>, Error>) {
-        let Self { route, ticket, began, jobs, later, back, mut times, .. } = self;
+        let Self { route, ticket, began, jobs, later, back, failed, fillers, mut times, .. } = self;
         let all: Vec<Job> =
             back.into_iter().chain(jobs).chain(later.into_iter().rev().flatten()).collect();
-        let Some(version) = all.first().map(|job| job.version.clone()) else { return };
+        let mut known = all.iter().chain(failed.iter().map(|(job, _)| job));
+        let Some(version) = known.next().map(|job| job.version.clone()) else { return };
         // What the batch waited for, between its stages too, is time before the run.
         let whole = Timestamp::now() - began;
         times.compute_input = whole.saturating_sub(times.compute_infer + times.compute_output);
         let executed = Executed::batch(all, ticket, outcome, began, times);
+        let executed = executed.with_failed(failed).with_fillers(fillers);
         if route.fleet.home.send(Box::new(move || version.executed(executed))).is_err() {
             log::debug!("a batch has come back from a device after its reactor had ended");
         }

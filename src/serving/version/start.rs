@@ -183,7 +183,7 @@ impl VersionSpec {
         for member in members {
             fleet.check_room(&self.outline.name, member.placement.device)?;
         }
-        if takes_turns || self.sequences.is_some() || !self.allowed_batch_sizes.is_empty() {
+        if takes_turns || self.sequences.is_some() {
             return Ok(None);
         }
         let on_devices = members.iter().map(|member| self.model.on_device(&member.placement));
@@ -191,6 +191,11 @@ impl VersionSpec {
         let Some(mut instances) = on_devices.filter(|instances| !instances.is_empty()) else {
             return Ok(None);
         };
+        // Rows that belong to nobody hold no file that could be made ready.
+        let are_prepared = !instances.iter().all(|instance| instance.model.prepared().is_empty());
+        if are_prepared && !self.allowed_batch_sizes.is_empty() {
+            return Ok(None);
+        }
         for instance in instances.iter_mut().filter(|_| !self.warm_ups.is_empty()) {
             let mut lent = Direct::with(instance)?;
             for warm_up in &self.warm_ups {
@@ -304,7 +309,7 @@ impl LoadedVersion {
             members: members.into(),
             resident_on: lanes
                 .as_ref()
-                .filter(|_| ragged.is_empty())
+                .filter(|_| ragged.is_empty() && spec.allowed_batch_sizes.is_empty())
                 .and_then(OpenLanes::resident_on),
             fleet: site.fleet.cloned(),
             home: home.clone(),

@@ -289,6 +289,12 @@ DRIVER cuCtxSetCurrent(void* context) {
     return SUCCESS;
 }
 
+// Only memory that another process is to open is waited for so, and its copy has ended with its call here.
+DRIVER cuCtxSynchronize() {
+    ENTER();
+    return SUCCESS;
+}
+
 DRIVER cuCtxGetCurrent(void** context) {
     *context = current;
     return SUCCESS;

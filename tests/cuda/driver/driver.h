@@ -125,6 +125,8 @@ bool is_pinned(const void* address, std::size_t bytes);
 // Whether the calling thread captures, so that calls which wait are not allowed.
 bool is_capturing();
 extern thread_local bool in_host_function;
+// Notes a fault where the calling thread's mode of capture lets this call break another thread's capture.
+void keep_out_of_captures(const char* call);
 
 struct Stream;
 using Operation = std::function<Result()>;

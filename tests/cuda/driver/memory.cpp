@@ -122,6 +122,7 @@ DRIVER cuMemFree_v2(Address address) {
 
 DRIVER cuMemAllocAsync(Address* address, std::size_t bytes, void* stream) {
     ENTER();
+    keep_out_of_captures(__func__);
     if (const Result result = allocate(address, bytes, Origin::Pool)) return result;
     return give(stream, __func__, [] { return SUCCESS; });
 }
@@ -197,6 +198,7 @@ DRIVER cuMemPoolSetAccess(void* pool, const AccessDescription* description, std:
 
 DRIVER cuMemHostRegister_v2(void* memory, std::size_t bytes, unsigned) {
     ENTER();
+    keep_out_of_captures(__func__);
     Lock lock(state().lock);
     const Address address = reinterpret_cast<Address>(memory);
     return state().registered.emplace(address, bytes).second ? SUCCESS : HOST_MEMORY_ALREADY_REGISTERED;
@@ -225,6 +227,7 @@ DRIVER cuIpcGetMemHandle(Handle* handle, Address address) {
 
 DRIVER cuIpcOpenMemHandle_v2(Address* address, Handle handle, unsigned) {
     ENTER();
+    keep_out_of_captures(__func__);
     Lock lock(state().lock);
     Shared shared;
     std::memcpy(&shared, &handle, sizeof shared);

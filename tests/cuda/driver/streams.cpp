@@ -63,6 +63,8 @@ struct Stream {
 namespace {
 
 thread_local int captures = 0;
+// The driver's modes of capture: 0 is global, which every thread begins with.
+thread_local int capture_mode = 0;
 
 bool is_lost() {
     Lock lock(state().lock);
@@ -124,6 +126,10 @@ Result create(void** stream) {
 
 bool is_capturing() { return captures > 0; }
 
+void keep_out_of_captures(const char* call) {
+    if (capture_mode == 0) fault(std::string(call) + " could break a capture of another thread", SUCCESS);
+}
+
 int device_of(void* stream) { return static_cast<Stream*>(stream)->device; }
 
 Result give(void* handle, const char* call, Operation operation, bool wait) {
@@ -177,8 +183,15 @@ DRIVER cuStreamDestroy_v2(void* handle) {
     return SUCCESS;
 }
 
+DRIVER cuThreadExchangeStreamCaptureMode(int* mode) {
+    ENTER();
+    std::swap(*mode, capture_mode);
+    return SUCCESS;
+}
+
 DRIVER cuStreamSynchronize(void* handle) {
     ENTER();
+    keep_out_of_captures(__func__);
     auto* stream = known<Stream>(handle, __func__);
     if (!stream) return INVALID_HANDLE;
     if (stream->capture) return fault("cuStreamSynchronize during a capture", STREAM_CAPTURE_UNSUPPORTED);
@@ -238,6 +251,15 @@ DRIVER cuStreamWaitEvent(void* stream, void* handle, unsigned) {
         }
         return SUCCESS;
     });
+}
+
+DRIVER cuEventQuery(void* handle) {
+    ENTER();
+    keep_out_of_captures(__func__);
+    auto* event = known<Event>(handle, __func__);
+    if (!event) return INVALID_HANDLE;
+    std::lock_guard<std::mutex> lock(event->marks->lock);
+    return event->marks->passed < event->marks->recorded ? NOT_READY : SUCCESS;
 }
 
 DRIVER cuEventElapsedTime_v2(float* milliseconds, void* first, void* second) {

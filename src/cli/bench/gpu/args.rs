@@ -1,16 +1,21 @@
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::Combination;
+use super::overlap::Combination;
 
-/// Measures how well copies overlap with execution: batches of a synthetic model through the lanes of
-/// devices, beside what their busiest engine takes alone.
+/// Measures devices: how well copies overlap with execution, which is batches of a synthetic model through
+/// lanes beside what the busiest engine takes alone; what copies reach by themselves; what one launch saves
+/// that gathers many places, and what graphs save.
 #[derive(Args, Clone, Debug)]
 pub struct GpuArgs {
     /// What to measure on; all that there is when not given.
     #[arg(long, value_enum)]
     pub device: Vec<Kind>,
+
+    /// What to measure.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Measure::Overlap])]
+    pub measure: Vec<Measure>,
 
     /// Batches for each device.
     #[arg(long, value_name = "N", default_value_t = 50,
@@ -45,6 +50,27 @@ pub struct GpuArgs {
     /// the time of the model is derived from it.
     #[arg(long, value_name = "N", default_value_t = 1e9, value_parser = positive)]
     pub link_bytes_per_second: f64,
+
+    /// A fatbin of kernels/all.cu, for a program that was built without one.
+    #[arg(long, value_name = "FILE")]
+    pub gpu_kernels: Option<PathBuf>,
+
+    /// A file for the figures, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Measure {
+    /// Batches through lanes, beside the busiest engine alone, and the device's memory that they leave taken.
+    Overlap,
+    /// Copies of pinned and of pageable memory, in each direction and in both at once; not in virtual time.
+    Copies,
+    /// Many places brought together by one launch, beside a copy for each; not in virtual time.
+    Gather,
+    /// Small launches one by one, beside the same in a graph; not in virtual time.
+    Graphs,
 }
 
 /// A kind of device.

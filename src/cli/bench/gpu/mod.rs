@@ -1,124 +1,64 @@
-//! `nereid bench gpu`: batches of a synthetic model through the lanes of devices, beside what the
-//! busiest of their engines would take alone.
+//! `nereid bench gpu`: what this machine's devices do, and how well the lanes use them.
 //!
-//! Each combination first sends single batches, which tell what each stage takes by itself. Then
-//! batches are sent with enough of them waiting at any time; the bound is their number times the longest stage, and what is printed is
-//! the part of it that was achieved. Knows devices and lanes by what they offer to all.
+//! `overlap` sends batches of a synthetic model through lanes: first single ones, which tell what each stage
+//! takes by itself, then as many as keep them busy; the bound is their number times the longest stage, and what
+//! is printed is the part of it that was achieved. `copies`, `gather` and `graphs` put work on streams themselves
+//! (`bare`). Knows devices and lanes by what they offer to all.
 
 mod args;
+mod bare;
+mod copies;
+mod gather;
+mod graphs;
 mod model;
+mod overlap;
 mod rig;
 
-use std::time::Duration;
+use std::fs;
+
+use serde_json::Value;
 
 pub use self::args::GpuArgs;
 use self::{
-    args::Kind,
-    rig::{Rig, RigError},
+    args::{Kind, Measure},
+    rig::GpuBenchError,
 };
-use crate::cli::table;
 
-/// One line of the report.
-struct Figures {
-    kind: Kind,
-    combination: Combination,
-    makespan: Duration,
-    bound: Duration,
-}
-
-/// What is measured at a time.
-#[derive(Clone, Copy, Debug)]
-pub struct Combination {
-    devices: usize,
-    models: usize,
-    lanes: usize,
-    bytes: usize,
-}
-
-/// Measures every combination of the options and prints a table.
+/// Measures what the options ask for, on each kind of device, and prints a table of each.
 ///
 /// # Errors
-/// When a device cannot be had that was asked for by name, or a batch fails.
-pub fn run(args: &GpuArgs) -> Result<(), RigError> {
+/// When a device cannot be had that was asked for by name, or something on it fails. What was measured before
+/// that is reported all the same.
+pub fn run(args: &GpuArgs) -> Result<(), GpuBenchError> {
     let mut figures = Vec::new();
+    let outcome = measure(args, &mut figures);
+    let written = args.json.as_ref().map_or(Ok(()), |path| {
+        let text = format!("{:#}\n", Value::Array(figures));
+        fs::write(path, text).map_err(|source| GpuBenchError::Write { path: path.clone(), source })
+    });
+    outcome.and(written)
+}
+
+fn measure(args: &GpuArgs, figures: &mut Vec<Value>) -> Result<(), GpuBenchError> {
     for kind in args.kinds() {
-        if kind == Kind::Cuda
-            && args.device.is_empty()
-            && let Err(reason) = rig::cuda_devices()
-        {
-            println!("cuda: {reason}");
-            continue;
-        }
-        for combination in args.combinations() {
-            figures.push(measure(args, kind, combination)?);
-        }
-    }
-    print_table(&figures);
-    Ok(())
-}
-
-fn measure(args: &GpuArgs, kind: Kind, combination: Combination) -> Result<Figures, RigError> {
-    let mut rig = Rig::open(args, kind, combination)?;
-    let alone = rig.stages_alone()?;
-    let batches = args.batches * combination.devices;
-    let makespan = rig.send(batches)?;
-    let bound = alone.longest() * u32::try_from(args.batches).unwrap_or(u32::MAX);
-    Ok(Figures { kind, combination, makespan, bound })
-}
-
-fn print_table(figures: &[Figures]) {
-    let head =
-        ["Device", "Devices", "Models", "Lanes", "Bytes", "Makespan ms", "Bound ms", "Achieved"];
-    let rows: Vec<_> = figures
-        .iter()
-        .map(|Figures { kind, combination, makespan, bound }| {
-            let Combination { devices, models, lanes, bytes } = combination;
-            let millis = |time: &Duration| format!("{:.2}", time.as_secs_f64() * 1000.0);
-            let achieved = 100.0 * bound.as_secs_f64() / makespan.as_secs_f64();
-            [
-                kind.name().to_owned(),
-                devices.to_string(),
-                models.to_string(),
-                lanes.to_string(),
-                bytes.to_string(),
-                millis(makespan),
-                millis(bound),
-                format!("{achieved:.1} %"),
-            ]
-        })
-        .collect();
-    println!("{}", table::frame(head, &rows));
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: GpuArgs,
-    }
-
-    #[test]
-    fn three_lanes_in_virtual_time_come_close_to_the_bound_and_one_does_not() {
-        let line = Line::parse_from(["x", "--device=virtual", "--batches=50", "--bytes=100000"]);
-        let achieved = |lanes, models| {
-            let combination = Combination { devices: 2, models, lanes, bytes: 100_000 };
-            let figures = measure(&line.args, Kind::Virtual, combination).unwrap();
-            figures.bound.as_secs_f64() / figures.makespan.as_secs_f64()
+        // Held, so that contexts are made once.
+        let _gpus = match (kind, rig::gpus(args)) {
+            (Kind::Cuda, Err(reason)) if args.device.is_empty() => {
+                println!("cuda: {reason}");
+                continue;
+            }
+            (Kind::Cuda, found) => found?,
+            _ => Vec::new(),
         };
-        assert!(achieved(3, 1) >= 0.95 && achieved(3, 2) >= 0.95, "{}", achieved(3, 1));
-        assert!(achieved(1, 1) <= 0.5);
+        for what in &args.measure {
+            figures.extend(match what {
+                Measure::Overlap => overlap::run(args, kind)?,
+                _ if kind == Kind::Virtual => Vec::new(),
+                Measure::Copies => copies::run(args, kind)?,
+                Measure::Gather => gather::run(args, kind)?,
+                Measure::Graphs => graphs::run(args, kind)?,
+            });
+        }
     }
-
-    #[test]
-    fn the_hosts_engines_do_all_batches() {
-        let line = Line::parse_from(["x", "--device=host", "--batches=5"]);
-        let combination = Combination { devices: 1, models: 2, lanes: 2, bytes: 10_000 };
-        // It ends only when all have.
-        measure(&line.args, Kind::Host, combination).unwrap();
-    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use crate::device::{
 /// Waits until a GPU's clock has gone on by a number of nanoseconds.
 const SPIN: &str = "\
 .version 7.0
-.target sm_70
+.target sm_75
 .address_size 64
 .visible .entry spin(.param .u64 nanos)
 {
@@ -27,6 +27,16 @@ again:
 }
 \0";
 
+/// A kernel that waits for the number of nanoseconds that it is given.
+pub(super) fn spin(device: &dyn Device) -> Result<Kernel, DeviceError> {
+    device.kernel(&KernelSource {
+        name: "spin".into(),
+        image: Some(Bytes::from_static(SPIN.as_bytes())),
+        // A host device waits by itself for what a launch costs.
+        twin: Some(Arc::new(|_, _| Ok(()))),
+    })
+}
+
 /// A model that keeps a device busy for a time and writes its first output.
 pub(super) struct Synthetic {
     spin: Kernel,
@@ -35,13 +45,7 @@ pub(super) struct Synthetic {
 
 impl Synthetic {
     pub fn load(device: &dyn Device, execute: Duration) -> Result<Runner, DeviceError> {
-        let spin = device.kernel(&KernelSource {
-            name: "spin".into(),
-            image: Some(Bytes::from_static(SPIN.as_bytes())),
-            // A host device waits by itself for what a launch costs.
-            twin: Some(Arc::new(|_, _| Ok(()))),
-        })?;
-        Runner::open(device, Box::new(Self { spin, execute }))
+        Runner::open(device, Box::new(Self { spin: spin(device)?, execute }))
     }
 }
 

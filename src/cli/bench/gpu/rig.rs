@@ -1,5 +1,6 @@
 use std::{
-    io,
+    fs, io,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,9 +12,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Combination,
     args::{GpuArgs, Kind},
     model::Synthetic,
+    overlap::Combination,
 };
 use crate::{
     device::{
@@ -32,11 +33,11 @@ use crate::{
 /// Batches that are sent alone to learn what each stage takes.
 const ALONE: u32 = 5;
 /// How long a batch may take before it is taken for lost.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A measurement could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum RigError {
+pub enum GpuBenchError {
     /// There are no GPUs.
     #[error("no GPU can be measured: {0}")]
     NoCuda(#[from] CudaUnavailable),
@@ -66,6 +67,25 @@ pub enum RigError {
     /// What came back is not what the model computes.
     #[error("a batch's output is not its input, which the synthetic model passes on")]
     WrongOutput,
+    /// A copy gave other bytes.
+    #[error("what was copied to a device and back is not what it was")]
+    WrongCopy,
+    /// The kernels cannot be read.
+    #[error("the kernels '{path}' cannot be read: {source}")]
+    Kernels {
+        /// Where they should be.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The figures cannot be written.
+    #[error("'{path}' cannot be written: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Nothing happened for a while.
     #[error("no batch ended for {} s", PATIENCE.as_secs())]
     Stuck,
@@ -74,36 +94,33 @@ pub enum RigError {
 /// The GPUs of this machine.
 ///
 /// # Errors
-/// When there are none.
-pub(super) fn cuda_devices() -> Result<Vec<Arc<CudaDevice>>, CudaUnavailable> {
-    cuda::open(&CudaSettings::default())
+/// When there are none, or the kernels that are to run there cannot be read.
+pub(super) fn gpus(args: &GpuArgs) -> Result<Vec<Arc<CudaDevice>>, GpuBenchError> {
+    let read = |path: &PathBuf| {
+        let read = fs::read(path).map(Bytes::from);
+        read.map_err(|source| GpuBenchError::Kernels { path: path.clone(), source })
+    };
+    let kernels = args.gpu_kernels.as_ref().map(read).transpose()?;
+    Ok(cuda::open(&CudaSettings { kernels, ..CudaSettings::default() })?)
 }
 
-/// Lanes with models in them, and what brings the news.
-pub(super) struct Rig {
-    lanes: Lanes,
-    models: Vec<usize>,
-    news: Receiver<Completion>,
-    pool: BufferPool,
-    input: Bytes,
-    /// Batches that are sent and have not ended, at most.
-    window: usize,
+/// Devices to measure on.
+pub(super) struct Opened {
+    pub devices: Vec<Arc<dyn Device>>,
     /// For virtual time.
-    simulation: Option<Simulation>,
-    _pinned: Vec<PinnedMemory>,
+    pub simulation: Option<Simulation>,
+    pub pinned: Vec<PinnedMemory>,
 }
 
-impl Rig {
-    pub fn open(args: &GpuArgs, kind: Kind, combination: Combination) -> Result<Self, RigError> {
-        let Combination { devices, models, lanes, bytes } = combination;
-        // Enough to keep every lane busy and as many waiting, and the one input that all share.
-        let window = 2 * devices * models * lanes;
-        let arena = bytes.next_power_of_two().max(4096) * (window + 2);
-        let pool = BufferPool::new(arena, arena.saturating_mul(2))?;
-        let mut input = pool.allocate(bytes)?;
-        input.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8);
-        let mut pinned = Vec::new();
-        let mut simulation = None;
+impl Opened {
+    /// So many devices of a kind, for which the memory of `pool` is pinned where that makes a difference.
+    pub fn open(
+        args: &GpuArgs,
+        kind: Kind,
+        count: usize,
+        pool: &BufferPool,
+    ) -> Result<Self, GpuBenchError> {
+        let (mut pinned, mut simulation) = (Vec::new(), None);
         let settings = |index| {
             let link =
                 Link { latency: Duration::ZERO, bytes_per_second: args.link_bytes_per_second };
@@ -115,31 +132,65 @@ impl Rig {
                 ..HostSettings::default()
             }
         };
-        let opened: Vec<Arc<dyn Device>> = match kind {
+        let devices: Vec<Arc<dyn Device>> = match kind {
             Kind::Cuda => {
-                let found = cuda_devices()?;
-                if found.len() < devices {
-                    return Err(RigError::TooFew { wanted: devices, found: found.len() });
+                let found = gpus(args)?;
+                if found.len() < count {
+                    return Err(GpuBenchError::TooFew { wanted: count, found: found.len() });
                 }
-                let used = found.into_iter().take(devices);
-                used.map(|device| {
-                    // Registered once it is pinned for all devices.
-                    if pinned.is_empty() {
-                        pinned.push(device.pin(&pool)?);
+                // Registered once it is pinned for all devices.
+                match found.first().map(|device| device.pin(pool)) {
+                    Some(Ok(memory)) => pinned.push(memory),
+                    Some(Err(error)) => {
+                        println!("memory is not pinned, copies are slower: {error}");
                     }
-                    Ok(device as Arc<dyn Device>)
-                })
-                .collect::<Result<_, DeviceError>>()?
+                    None => {}
+                }
+                found.into_iter().take(count).map(|device| device as Arc<dyn Device>).collect()
             }
-            Kind::Host => (0..devices)
+            Kind::Host => (0..count)
                 .map(|index| Ok(Arc::new(HostDevice::start(settings(index))?) as Arc<dyn Device>))
                 .collect::<io::Result<_>>()?,
             Kind::Virtual => {
                 let simulated = simulation.insert(Simulation::new(SimulationSettings::default()));
                 let device = |index| Arc::new(simulated.device(settings(index))) as Arc<dyn Device>;
-                (0..devices).map(device).collect()
+                (0..count).map(device).collect()
             }
         };
+        Ok(Self { devices, simulation, pinned })
+    }
+}
+
+/// Lanes with models in them, and what brings the news.
+pub(super) struct Rig {
+    lanes: Lanes,
+    models: Vec<usize>,
+    news: Receiver<Completion>,
+    pool: BufferPool,
+    input: Bytes,
+    /// Batches that are sent and have not ended, at most.
+    window: usize,
+    devices: Vec<Arc<dyn Device>>,
+    /// For virtual time.
+    simulation: Option<Simulation>,
+    _pinned: Vec<PinnedMemory>,
+}
+
+impl Rig {
+    pub fn open(
+        args: &GpuArgs,
+        kind: Kind,
+        combination: Combination,
+    ) -> Result<Self, GpuBenchError> {
+        let Combination { devices, models, lanes, bytes } = combination;
+        // Enough to keep every lane busy and as many waiting, and the one input that all share.
+        let window = 2 * devices * models * lanes;
+        let arena = bytes.next_power_of_two().max(4096) * (window + 2);
+        let pool = BufferPool::new(arena, arena.saturating_mul(2))?;
+        let mut input = pool.allocate(bytes)?;
+        input.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8);
+        let Opened { devices: opened, simulation, pinned } =
+            Opened::open(args, kind, devices, &pool)?;
         let (tell, news): (Sender<Completion>, _) = channel();
         // Nobody waits for news when the rig is gone.
         let notify = Arc::new(move |completion| tell.send(completion).unwrap_or_default());
@@ -152,6 +203,7 @@ impl Rig {
             input: input.freeze(),
             pool,
             window,
+            devices: opened.clone(),
             simulation,
             _pinned: pinned,
         };
@@ -171,7 +223,7 @@ impl Rig {
     }
 
     /// What each stage takes when nothing else runs, after one batch to warm up.
-    pub fn stages_alone(&mut self) -> Result<Times, RigError> {
+    pub fn stages_alone(&mut self) -> Result<Times, GpuBenchError> {
         self.single()?;
         let mut sum = Times::default();
         for _ in 0..ALONE {
@@ -187,7 +239,7 @@ impl Rig {
         })
     }
 
-    fn single(&mut self) -> Result<Times, RigError> {
+    fn single(&mut self) -> Result<Times, GpuBenchError> {
         let (tell, told) = channel();
         self.submit(0, move |finished| tell.send(finished).unwrap_or_default())?;
         let finished = loop {
@@ -198,14 +250,20 @@ impl Rig {
         };
         match finished.outcome {
             Outcome::Done(times) if finished.outputs == [Some(self.input.clone())] => Ok(times),
-            Outcome::Done(_) => Err(RigError::WrongOutput),
-            outcome => Err(RigError::Failed(outcome)),
+            Outcome::Done(_) => Err(GpuBenchError::WrongOutput),
+            outcome => Err(GpuBenchError::Failed(outcome)),
         }
+    }
+
+    /// Has every lane take its memory.
+    pub fn fill_lanes(&mut self) -> Result<(), GpuBenchError> {
+        // All wait before the first has been heard of.
+        self.send(self.window).map(drop)
     }
 
     /// Sends batches to the models in turn, with always enough of them waiting; tells how long they
     /// took.
-    pub fn send(&mut self, batches: usize) -> Result<Duration, RigError> {
+    pub fn send(&mut self, batches: usize) -> Result<Duration, GpuBenchError> {
         let ended = Arc::new(AtomicUsize::new(0));
         let (fail, failed) = channel();
         let began = self.now();
@@ -213,7 +271,7 @@ impl Rig {
         loop {
             let done = ended.load(Ordering::Relaxed);
             if let Ok(outcome) = failed.try_recv() {
-                return Err(RigError::Failed(outcome));
+                return Err(GpuBenchError::Failed(outcome));
             }
             if done == batches {
                 return Ok(self.now() - began);
@@ -237,7 +295,7 @@ impl Rig {
         &mut self,
         batch: usize,
         done: impl FnOnce(Finished) + 'static,
-    ) -> Result<(), RigError> {
+    ) -> Result<(), GpuBenchError> {
         let job = Job {
             model: self.models.get(batch % self.models.len().max(1)).copied().unwrap_or_default(),
             parts: BatchParts {
@@ -257,22 +315,27 @@ impl Rig {
     }
 
     /// Waits for the next news, or makes them.
-    fn go_on(&mut self) -> Result<(), RigError> {
+    fn go_on(&mut self) -> Result<(), GpuBenchError> {
         let news = match &self.simulation {
             Some(simulation) => {
                 let news = self.news.try_recv();
                 if news.is_err() && !simulation.step() {
-                    return Err(RigError::Stuck);
+                    return Err(GpuBenchError::Stuck);
                 }
                 news.ok()
             }
-            None => Some(self.news.recv_timeout(PATIENCE).map_err(|_| RigError::Stuck)?),
+            None => Some(self.news.recv_timeout(PATIENCE).map_err(|_| GpuBenchError::Stuck)?),
         };
         if let Some(completion) = news {
             let now = self.now();
             self.lanes.completed(&completion, now);
         }
         Ok(())
+    }
+
+    /// What is free of the devices' memory.
+    pub fn free_bytes(&self) -> usize {
+        self.devices.iter().map(|device| device.free_bytes()).sum()
     }
 
     fn now(&self) -> Timestamp {

@@ -1,4 +1,4 @@
-//! Steady streams of equal batches, beside what is possible at best.
+//! Steady streams of equal batches, beside what is possible at best. With `--nocapture` the figures are printed.
 
 use super::*;
 
@@ -29,6 +29,10 @@ fn equal_batches_take_hardly_longer_than_the_busiest_engine() {
             let bound = 100.0 * copy_in.max(execute).max(copy_out) as f64;
             let took = makespan(copy_in, execute as u64, copy_out, chunk_bytes);
             let shape = (copy_in, execute, copy_out);
+            let of_bound = took / bound;
+            println!(
+                "batches of {shape:?} ms, chunks of {chunk_bytes} bytes: {of_bound:.3} of the bound"
+            );
             assert!(took >= bound, "{shape:?}: {took} ms is less than possible");
             assert!(took <= 1.05 * bound, "{shape:?} in chunks of {chunk_bytes}: {took} ms");
         }
@@ -60,6 +64,11 @@ fn several_devices_reach_what_the_host_can_feed_them() {
             [(1e9, 1, 2, 1), (1e9, 3, 2, 1), (1.5e6, 2, 2, 1), (2.5e6, 2, 1, 2)]
         {
             let achieved = achieved(count, host, copy_in, execute, copy_out);
+            println!(
+                "{count} devices, host memory {host:e} B/s, batches of {copy_in}, {execute}, {copy_out} ms: \
+                 {:.1} % of the bound",
+                100.0 * achieved
+            );
             assert!(achieved >= 0.95, "{count} devices, host {host}: {achieved} of the bound");
         }
     }
@@ -106,6 +115,7 @@ fn models_get_their_shares() {
     let whole: f64 = had.iter().sum();
     for (had, share) in had.into_iter().zip(shares) {
         let (got, due) = (had / whole, share / 7.0);
+        println!("{:.1} % of the time for a share of {:.1} %", 100.0 * got, 100.0 * due);
         assert!((got / due - 1.0).abs() < 0.05, "{got} of the time for a share of {due}");
     }
 }

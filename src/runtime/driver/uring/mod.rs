@@ -57,9 +57,10 @@ thread_local! {
     static OVER: Cell<bool> = const { Cell::new(false) };
 }
 
-pub fn run(core: usize, idle_spin: Duration, main: impl Future<Output = ()>) -> Result<(), String> {
+pub fn run(idle_spin: Duration, main: impl Future<Output = ()>) -> Result<(), String> {
     let resident = Resident::new(idle_spin, main).map_err(|error| error.to_string())?;
-    let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
+    // The thread is bound already, where it is to be.
+    let executor = LocalExecutorBuilder::new(Placement::Unbound)
         .io_memory(IO_MEMORY_BYTES)
         .preempt_timer(PREEMPT)
         .make()
