@@ -188,7 +188,8 @@ def test_dlpack_hands_tensors_to_numpy_and_back(start, tmp_path):
             np.testing.assert_array_equal(result.as_numpy(name), np.concatenate([given, given]), name)
 
 
-TORCH = importlib.util.find_spec("torch") is not None
+# A folder of that name, which Python would take too, has no loader.
+TORCH = getattr(importlib.util.find_spec("torch"), "loader", None) is not None
 BF16 = """
 import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
