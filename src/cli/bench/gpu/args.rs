@@ -144,3 +144,14 @@ fn positive(text: &str) -> Result<f64, String> {
         false => Err(format!("{value} is not a number of at least 1")),
     }
 }
+
+#[cfg(test)]
+impl GpuArgs {
+    /// Those of a command line, for tests.
+    pub(super) fn of(flags: &[&str]) -> Self {
+        use clap::FromArgMatches;
+
+        let command = Self::augment_args(clap::Command::new("gpu").no_binary_name(true));
+        Self::from_arg_matches(&command.get_matches_from(flags)).unwrap()
+    }
+}

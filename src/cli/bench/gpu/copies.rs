@@ -64,9 +64,7 @@ fn measure(
     let pool = BufferPool::new(arena, usize::MAX)?;
     let other = BufferPool::new(0, 0)?;
     let opened = Opened::open(args, kind, 1, if pinned { &pool } else { &other })?;
-    let Some(device) = opened.devices.first() else {
-        return Err(GpuBenchError::TooFew { wanted: 1, found: 0 });
-    };
+    let device = opened.first()?;
     let mut input = pool.allocate(bytes)?;
     input.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8);
     let input = input.freeze();
@@ -123,20 +121,12 @@ fn there_and_back(
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: GpuArgs,
-    }
 
     #[test]
     fn copies_of_a_device_of_the_host_are_as_fast_as_its_link() {
-        let line = Line::parse_from(["x", "--bytes=4000000", "--link-bytes-per-second=2e9"]);
-        let measured = measure(&line.args, Kind::Host, 4_000_000, true).unwrap();
+        let args = GpuArgs::of(&["--bytes=4000000", "--link-bytes-per-second=2e9"]);
+        let measured = measure(&args, Kind::Host, 4_000_000, true).unwrap();
         let rates = measured.map(|(moved, took)| moved as f64 / took.as_secs_f64());
         // A machine that is busy with other things is slower, never faster.
         assert!(rates[0] <= 2.02e9 && rates[1] <= 2.02e9 && rates[2] <= 4.04e9, "{rates:?}");

@@ -71,9 +71,7 @@ fn measure(
     let total = count * bytes;
     let pool = BufferPool::new(1 << 20, usize::MAX)?;
     let opened = Opened::open(args, kind, 1, &pool)?;
-    let Some(device) = opened.devices.first() else {
-        return Err(GpuBenchError::TooFew { wanted: 1, found: 0 });
-    };
+    let device = opened.first()?;
     let from = device.allocate(count * (bytes + GAP))?;
     // The last row first, so that nobody can take them for one piece.
     let places: Vec<DeviceSlice> = (0..count)
@@ -139,19 +137,11 @@ fn measure(
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: GpuArgs,
-    }
 
     #[test]
     fn both_ways_bring_the_rows_together() {
-        let line = Line::parse_from(["x", "--link-bytes-per-second=1e12"]);
-        assert!(measure(&line.args, Kind::Host, 8, 1000).unwrap().iter().all(|took| *took > 0.0));
+        let args = GpuArgs::of(&["--link-bytes-per-second=1e12"]);
+        assert!(measure(&args, Kind::Host, 8, 1000).unwrap().iter().all(|took| *took > 0.0));
     }
 }

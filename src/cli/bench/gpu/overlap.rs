@@ -112,22 +112,14 @@ fn print_table(figures: &[Figures]) {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: GpuArgs,
-    }
 
     #[test]
     fn three_lanes_in_virtual_time_come_close_to_the_bound_and_one_does_not() {
-        let line = Line::parse_from(["x", "--device=virtual", "--batches=50", "--bytes=100000"]);
+        let args = GpuArgs::of(&["--device=virtual", "--batches=50", "--bytes=100000"]);
         let achieved = |lanes, models| {
             let combination = Combination { devices: 2, models, lanes, bytes: 100_000 };
-            let figures = measure(&line.args, Kind::Virtual, combination).unwrap();
+            let figures = measure(&args, Kind::Virtual, combination).unwrap();
             figures.achieved()
         };
         assert!(achieved(3, 1) >= 0.95 && achieved(3, 2) >= 0.95, "{}", achieved(3, 1));
@@ -136,9 +128,9 @@ mod tests {
 
     #[test]
     fn the_hosts_engines_do_all_batches() {
-        let line = Line::parse_from(["x", "--device=host", "--batches=5"]);
+        let args = GpuArgs::of(&["--device=host", "--batches=5"]);
         let combination = Combination { devices: 1, models: 2, lanes: 2, bytes: 10_000 };
         // It ends only when all have.
-        measure(&line.args, Kind::Host, combination).unwrap();
+        measure(&args, Kind::Host, combination).unwrap();
     }
 }

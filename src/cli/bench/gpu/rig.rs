@@ -159,6 +159,11 @@ impl Opened {
         };
         Ok(Self { devices, simulation, pinned })
     }
+
+    /// The first of them, for what measures one alone.
+    pub fn first(&self) -> Result<&Arc<dyn Device>, GpuBenchError> {
+        self.devices.first().ok_or(GpuBenchError::TooFew { wanted: 1, found: 0 })
+    }
 }
 
 /// Lanes with models in them, and what brings the news.
