@@ -6,20 +6,23 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CARGO ?= cargo
-# The long form takes more orders of the lock-free parts' operations and more schedules of faults, has more
-# clients of the ring killed and others make noise in their memory, and fuzzes for a moment only.
+# The long form takes more orders of the lock-free parts' operations and of a sequence's events, and more
+# schedules of faults, has more clients with shared memory killed and others make noise in it, and fuzzes for a
+# moment only.
 LONG := $(filter test-long,$(MAKECMDGOALS))
 FUZZ_SECONDS ?= $(if $(LONG),20,60)
 LOOM_MAX_PREEMPTIONS ?= $(if $(LONG),3,2)
-NEREID_TEST_RING_KILLS ?= $(if $(LONG),1000,12)
+NEREID_TEST_KILLS ?= $(if $(LONG),1000,12)
 NEREID_TEST_RING_NOISE ?= $(if $(LONG),20000,40)
 NEREID_FAULTS ?= $(if $(LONG),300,3)
 NEREID_FAULT_SCHEDULES ?= $(if $(LONG),10000,400)
 NEREID_DELAY_SEEDS ?= $(if $(LONG),40,10)
+NEREID_SEQUENCE_DEPTH ?= $(if $(LONG),9,6)
 # What `make tools` has installed goes before what the machine has.
 PATH := $(CURDIR)/build/tools/bin:$(PATH)
 export PYTHON FUZZ_SECONDS LOOM_MAX_PREEMPTIONS MAKE PATH
-export NEREID_DELAY_SEEDS NEREID_FAULTS NEREID_FAULT_SCHEDULES NEREID_TEST_RING_KILLS NEREID_TEST_RING_NOISE
+export NEREID_DELAY_SEEDS NEREID_FAULTS NEREID_FAULT_SCHEDULES NEREID_SEQUENCE_DEPTH NEREID_TEST_KILLS
+export NEREID_TEST_RING_NOISE
 
 # Back ends for tests lie in the build folder, so that a test changes nothing in the user's home.
 TEST_BACKENDS := $(CURDIR)/build/backends
@@ -115,7 +118,7 @@ test-loom: ## The lock-free parts, under every order of their operations with LO
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --quiet --locked --package nereid-loom
 
 .PHONY: test-clients
-test-clients: debug test-backends test-pytorch test-python test-peer ## Real Triton clients against the server, on both event loops
+test-clients: debug test-backends test-pytorch test-python test-interpreters test-peer ## Real Triton clients against the server, on both event loops
 	@if [ ! -d tests/clients ]; then echo "skipped: tests/clients, because there are none yet"; exit 0; fi; \
 	for driver in io_uring epoll; do \
 		echo "--- $$driver"; \
@@ -175,8 +178,8 @@ bench-ring: ## A request through the ring beside bare doorbells and memcpy; BENC
 	$(CARGO) bench --locked --bench ring
 
 .PHONY: bench-gpu
-bench-gpu: release ## How well copies overlap with execution, on GPUs if there are any, on the host and in virtual time; BENCH_FLAGS
-	$(RELEASE) bench gpu $(BENCH_FLAGS)
+bench-gpu: release test-python ## How well copies overlap with execution, on GPUs if there are any, on the host and in virtual time; BENCH_FLAGS are run.py's
+	$(TEST_PYTHON) benches/gpu/run.py $(BENCH_FLAGS)
 
 .PHONY: bench-peer
 bench-peer: release test-python ## Side by side with the real Triton; BENCH_FLAGS are run.py's
@@ -199,6 +202,7 @@ clean: ## Remove all that was built or fetched
 .PHONY: debug
 debug:
 	@$(CARGO) build --quiet --locked
+	@$(CARGO) build --quiet --locked --package nereid-ring-client --examples
 
 .PHONY: test-backends
 test-backends: debug
@@ -215,6 +219,11 @@ test-pytorch: debug
 test-python:
 	@scripts/require.sh python
 	@scripts/setup_python.sh
+
+# Other versions of CPython, for Python models; where there are none, their test skips by name.
+.PHONY: test-interpreters
+test-interpreters:
+	@scripts/setup_interpreters.sh
 
 .PHONY: examples-python
 examples-python:

@@ -5,4 +5,5 @@
 #include "nms.cu"
 #include "pad.cu"
 #include "softmax.cu"
+#include "take.cu"
 #include "top_k.cu"

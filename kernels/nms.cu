@@ -64,3 +64,20 @@ extern "C" __global__ void nms(const float4* boxes, const float* scores, const l
     if (threadIdx.x == 0) kept_counts[image] = static_cast<int>(count);
 }
 ENTRY(nms)
+
+// The boxes, scores and classes of what `nms` has kept; zeros and class -1 behind the last.
+extern "C" __global__ void nms_results(const float4* boxes, const float* scores, const long long* kept, unsigned images,
+                                       unsigned box_count, unsigned class_count, unsigned kept_max, float4* best_boxes,
+                                       float* best_scores, long long* best_classes) {
+    using namespace nereid;
+    const unsigned long long total = static_cast<unsigned long long>(images) * kept_max;
+    for (unsigned long long i = global_thread(); i < total; i += grid_threads()) {
+        const unsigned long long image = i / kept_max;
+        const long long entry = kept[i];
+        const bool is_there = entry >= 0;
+        best_boxes[i] = is_there ? boxes[image * box_count + entry / class_count] : float4{0.0f, 0.0f, 0.0f, 0.0f};
+        best_scores[i] = is_there ? scores[image * box_count * class_count + entry] : 0.0f;
+        best_classes[i] = is_there ? entry % class_count : -1;
+    }
+}
+ENTRY(nms_results)

@@ -44,3 +44,12 @@ PAD_KERNELS(1, unsigned char)
 PAD_KERNELS(2, unsigned short)
 PAD_KERNELS(4, unsigned)
 PAD_KERNELS(8, unsigned long long)
+
+// 1 for each place of a row that its sequence has, and 0 for the rest. Offsets count places here.
+extern "C" __global__ void pad_mask(const unsigned long long* offsets, long long* to, unsigned long long length) {
+    using namespace nereid;
+    const unsigned long long given = offsets[blockIdx.y + 1] - offsets[blockIdx.y];
+    long long* row = to + blockIdx.y * length;
+    for (unsigned long long i = global_thread(); i < length; i += grid_threads()) row[i] = i < given;
+}
+ENTRY(pad_mask)

@@ -1,9 +1,10 @@
-"""What the interpreter of a model's process is started with: makes the package known and runs it."""
+"""What the interpreter of a model's process runs first: makes the package known and runs it.
+
+The line that the process is started with has put the modules' sources into `sources`, by their paths.
+"""
 
 import importlib.abc
 import importlib.util
-import json
-import mmap
 import os
 import sys
 
@@ -33,16 +34,16 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return compile(self._sources[file], f"<{file}>", "exec", dont_inherit=True)
 
 
-def begin():
-    sources, inbound, outbound, memory, size = (int(each) for each in sys.argv[1:6])
-    for file in (sources, inbound, outbound, memory):
+def begin(sources):
+    text, inbound, outbound, memory, size = (int(each) for each in sys.argv[1:6])
+    os.close(text)
+    for file in (inbound, outbound, memory):
         os.set_inheritable(file, False)
-    with open(sources, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        sys.meta_path.insert(0, Sources(json.loads(text[:])))
+    sys.meta_path.insert(0, Sources(sources))
     del sys.argv[1:]
     import nereid_stub
 
     nereid_stub.run(inbound, outbound, memory, size)
 
 
-begin()
+begin(sources)  # noqa: F821

@@ -2,12 +2,13 @@
 # Makes a Python of its own in the folder VENV out of REQUIREMENTS, each package of a pinned version and
 # hash. Does nothing when it is up to date already.
 #
-#   scripts/setup_python.sh [VENV REQUIREMENTS]    (build/venv requirements/test.txt: tests and benches)
+#   scripts/setup_python.sh [VENV REQUIREMENTS [OLDEST]]    (build/venv requirements/test.txt 3.11: tests and benches)
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 venv=${1:-build/venv}
 requirements=${2:-requirements/test.txt}
+oldest=${3:-3.11}
 python=${PYTHON:-python3}
 
 die() {
@@ -16,8 +17,8 @@ die() {
 }
 
 command -v "$python" >/dev/null || die "$python is missing (Debian: apt-get install python3)"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    die "$("$python" --version) is too old: 3.11 or later is needed"
+"$python" -c "import sys; sys.exit(sys.version_info < (${oldest/./, }))" ||
+    die "$("$python" --version) is too old: $oldest or later is needed"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     die "the venv module is missing (Debian: apt-get install python3-venv)"
 

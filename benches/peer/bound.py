@@ -1,4 +1,4 @@
-"""The least that large tensors can cost a server which hands them to a process that runs Python.
+"""The least that large tensors can cost a server, also one which hands them to a process that runs Python.
 
     build/venv/bin/python benches/peer/bound.py
 
@@ -12,6 +12,9 @@ any code, as long as tensors come over a socket and go to another process throug
   memory and does nothing with it.
 - **in shared memory**: the same for tensors that are not in the message, but in memory of the client's. They are
   copied out of it for the process and back into it, for the process must not write where clients read.
+- **words alone**, **and a copy beside them**: a message without a tensor, and the same with one copy of a tensor that
+  lies in memory, as of an input in shared memory to an output there. What lies between the two is a copy that is
+  made now and then, by a processor that slept; the last line is one that is made again and again.
 
 A server that has many requests in flight has them all in memory, so the messages then go through as many buffers.
 That this is itself written in Python adds some 5 µs to each line: few calls are made for a message.
@@ -37,7 +40,15 @@ TENSOR_BYTES = 600_000
 WORDS = bytes(224)
 BUFFER_BYTES = 1 << 20
 WARM_UP_SECONDS = 0.3
-WAYS = ("echo", "and a copy", "and a process", "in shared memory")
+# Whether the tensor is in the message, how often it is copied, and whether a process is asked.
+WAYS = {
+    "echo": (True, 0, False),
+    "and a copy": (True, 1, False),
+    "and a process": (True, 1, True),
+    "in shared memory": (False, 2, True),
+    "words alone": (False, 0, False),
+    "and a copy beside them": (False, 1, False),
+}
 
 
 def shared(count: int) -> mmap.mmap:
@@ -96,8 +107,8 @@ class Echo:
     """The server's side of a line."""
 
     def __init__(self, way: str, in_flight: int):
-        self.copies, self.asks_process, self.is_shared = (WAYS.index(way) >= each for each in (1, 2, 3))
-        self.size = len(WORDS) if self.is_shared else len(WORDS) + TENSOR_BYTES
+        is_sent, self.copies, self.asks_process = WAYS[way]
+        self.size = len(WORDS) + (TENSOR_BYTES if is_sent else 0)
         self.received = memoryview(shared(in_flight))
         memory = shared(in_flight)
         self.memory = memoryview(memory)
@@ -142,9 +153,9 @@ class Echo:
             self.memory[tensor] = self.received[tensor]
         if self.asks_process:
             self.ask()
-        if self.is_shared:
+        if self.copies > 1:
             self.received[tensor] = self.memory[tensor]
-        memory = self.memory if self.copies and not self.is_shared else self.received
+        memory = self.memory if self.copies == 1 else self.received
         self.whole(self.stream.send, memory[message])
 
     def ask(self) -> None:
@@ -191,6 +202,16 @@ def measure_apart(*line) -> float:
         return float(answer.read())
 
 
+def copy_again(seconds: float) -> float:
+    """What a copy takes that is made again and again, in microseconds."""
+    source, target = (memoryview(shared(1))[:TENSOR_BYTES] for _ in range(2))
+    count, start = 0, time.perf_counter()
+    while (now := time.perf_counter()) - start < seconds:
+        target[:] = source
+        count += 1
+    return (now - start) / count * 1e6
+
+
 def main() -> None:
     """Prints the lines, each by the median over the rounds."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -199,13 +220,16 @@ def main() -> None:
     options = parser.parse_args()
     lines = [(way, in_flight) for way in WAYS for in_flight in (1, 64)]
     found: dict = {line: [] for line in lines}
+    copies = []
     for _ in range(options.rounds):
         for line in lines:
             found[line].append(measure_apart(*line, options.seconds))
+        copies.append(copy_again(options.seconds))
     print("| 600 KB there and back | CPU µs | lowest to highest |\n|---|---|---|")
     for (way, in_flight), values in found.items():
         figures = f"{statistics.median(values):.0f} | {min(values):.0f}–{max(values):.0f}"
         print(f"| {way}, {in_flight} in flight | {figures} |")
+    print(f"| a copy again and again | {statistics.median(copies):.0f} | {min(copies):.0f}–{max(copies):.0f} |")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,12 @@ inline unsigned atomicAdd(unsigned* to, unsigned value) {
     return before;
 }
 
+inline unsigned atomicMin(unsigned* to, unsigned value) {
+    const unsigned before = *to;
+    if (value < before) *to = value;
+    return before;
+}
+
 inline unsigned __float_as_uint(float value) {
     unsigned bits;
     std::memcpy(&bits, &value, sizeof bits);

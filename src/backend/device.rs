@@ -1,7 +1,7 @@
 //! Instances on a device whose batches the server brings there and back: it copies one batch while
 //! another runs. All that the model does is to lay a batch out and to put its launches on a stream.
 
-use std::{any::Any, borrow::BorrowMut, sync::Arc};
+use std::{any::Any, borrow::BorrowMut, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -12,7 +12,7 @@ use crate::{
         Device,
         streams::{Alone, BatchParts, OutputPart, Runner},
     },
-    inference::Shape,
+    inference::{Code, Shape},
     memory::{BufferPool, Exhausted},
 };
 
@@ -31,14 +31,19 @@ pub trait DeviceModel: Send + Sync {
     /// Lays a batch out: what goes to the device, and what comes back.
     ///
     /// # Errors
-    /// The whole batch fails with the message.
-    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError>;
+    /// All requests of the batch fail with it.
+    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, ResponseError>;
 
     /// Whether inputs may come without their bytes, which are brought to their places on the device
     /// meanwhile, and outputs may go from there to others. Then what goes to the device begins with the
     /// inputs given, in their order, as they are.
     fn takes_resident(&self) -> bool {
         true
+    }
+
+    /// Whether a run may write into its inputs.
+    fn writes_inputs(&self) -> bool {
+        false
     }
 
     /// The inputs, by their numbers in the signature, that are made ready request by request before a batch
@@ -58,12 +63,23 @@ pub trait DeviceModel: Send + Sync {
         _rows: u32,
         data: Bytes,
         _pool: &BufferPool,
-    ) -> Result<Bytes, ResponseError> {
-        Ok(data)
+    ) -> Result<Prepared, ResponseError> {
+        Ok(Prepared { data, becomes: Shape::default() })
+    }
+
+    /// What the run has found to be the matter with the request of these rows of a batch, which then fails,
+    /// and no other; `returned` is what came back, with the [notes](DeviceBatch::notes) behind the outputs.
+    fn fault(
+        &self,
+        _batch: &Expected,
+        _rows: Range<u32>,
+        _returned: &[Option<Bytes>],
+    ) -> Option<ResponseError> {
+        None
     }
 
     /// The outputs of a batch that has come back, as [`Instance::execute`] would give them; `returned`
-    /// are those that came.
+    /// are those that came, and behind them the notes.
     ///
     /// # Errors
     /// The whole batch fails with the message.
@@ -77,6 +93,16 @@ pub trait DeviceModel: Send + Sync {
     }
 }
 
+/// An input of a request that was made ready.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// Its bytes.
+    pub data: Bytes,
+    /// What becomes of each of its rows, where that differs from request to request. Those that become the
+    /// same go together.
+    pub becomes: Shape,
+}
+
 /// A batch as a device has it.
 #[derive(Clone, Default)]
 pub struct DeviceBatch {
@@ -84,6 +110,8 @@ pub struct DeviceBatch {
     pub inputs: Vec<Bytes>,
     /// What is copied back: one for each output of the signature.
     pub outputs: Vec<DeviceOutput>,
+    /// Bytes of what the run notes down for the model itself, which is copied back too.
+    pub notes: Vec<usize>,
     /// Bytes of what lies between.
     pub scratch: Vec<usize>,
     /// What the launches depend on beside the sizes of these.
@@ -122,12 +150,14 @@ impl DeviceBatch {
         comes: impl Fn(usize) -> bool,
         pool: &BufferPool,
     ) -> Result<(BatchParts, Expected), Exhausted> {
-        let Self { inputs, outputs, scratch, numbers, own } = self;
+        let Self { inputs, outputs, notes, scratch, numbers, own } = self;
         let part = |(index, output): (usize, &DeviceOutput)| match comes(index) {
             true => pool.allocate(output.bytes).map(OutputPart::Comes),
             false => Ok(OutputPart::Stays(output.bytes)),
         };
-        let parts = outputs.iter().enumerate().map(part).collect::<Result<_, _>>()?;
+        let parts = outputs.iter().enumerate().map(part);
+        let notes = notes.into_iter().map(|bytes| pool.allocate(bytes).map(OutputPart::Comes));
+        let parts = parts.chain(notes).collect::<Result<_, _>>()?;
         let shapes = outputs.into_iter().map(|output| output.shape).collect();
         let expected = Expected { shapes, own: own.clone() };
         let (outputs, resident) = (parts, None);
@@ -174,22 +204,39 @@ impl<R: BorrowMut<Runner>> Direct<R> {
     }
 }
 
-impl<R: BorrowMut<Runner> + Send> Instance for Direct<R> {
-    fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
+impl<R: BorrowMut<Runner>> Direct<R> {
+    /// What the model makes of a batch, which is one request as far as faults go.
+    ///
+    /// # Errors
+    /// All of it fails.
+    pub fn answer(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, ResponseError> {
         let mut inputs: SmallVec<[Option<BatchTensor>; 2]> = batch.inputs.into();
         for &index in self.model.prepared() {
             let Some(Some(input)) = inputs.get_mut(index) else { continue };
             let data = std::mem::take(&mut input.data);
-            let ready = self.model.prepare(index, batch.rows, data, batch.pool);
-            input.data = ready.map_err(|error| BackendError(error.message))?;
+            input.data = self.model.prepare(index, batch.rows, data, batch.pool)?.data;
         }
         let Batch { rows, wanted, pool, places, .. } = *batch;
         let laid = self.model.lay_out(&Batch { rows, inputs: &inputs, wanted, pool, places })?;
-        let (parts, expected) = laid
-            .parts(batch.rows, |index| batch.wanted.get(index) == Some(&true), batch.pool)
-            .map_err(|exhausted| BackendError(exhausted.to_string()))?;
-        let outputs = self.alone.run(parts).map_err(|error| BackendError(error.to_string()))?;
-        self.model.outputs(expected, outputs)
+        let parts = laid.parts(rows, |index| wanted.get(index) == Some(&true), pool);
+        let (parts, expected) = parts.map_err(|exhausted| ResponseError {
+            code: Code::Unavailable,
+            message: exhausted.to_string(),
+        })?;
+        let returned = self.alone.run(parts).map_err(|error| ResponseError {
+            code: if error.is_lost() { Code::Unavailable } else { Code::Internal },
+            message: error.to_string(),
+        })?;
+        match self.model.fault(&expected, 0..rows, &returned) {
+            Some(error) => Err(error),
+            None => Ok(self.model.outputs(expected, returned)?),
+        }
+    }
+}
+
+impl<R: BorrowMut<Runner> + Send> Instance for Direct<R> {
+    fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
+        self.answer(batch).map_err(|error| BackendError(error.message))
     }
 
     fn device(&self) -> Option<&Arc<dyn Device>> {

@@ -33,7 +33,7 @@ use crate::{
 };
 
 pub use self::{
-    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, Expected},
+    device::{DeviceBatch, DeviceInstance, DeviceModel, DeviceOutput, Direct, Expected, Prepared},
     host::{Answer, AnswerTo, AskModels, Asked, ControlModels, Done, Host},
     identity::Identity,
     ops::Ops,
@@ -149,7 +149,7 @@ impl ModelInstance {
     pub fn device(&self) -> Option<&Arc<dyn Device>> {
         match self {
             Self::Batches(instance) => instance.device(),
-            Self::Requests(_) => None,
+            Self::Requests(instance) => instance.device(),
         }
     }
 }

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
-use super::Host;
+use super::{BackendError, Host};
 use crate::{
+    device::Device,
     inference::{Admitted, Callers, Code, DataType, Parameters, Sequence, Shape, Timestamp},
     observe::trace::OuterTrace,
     runtime::ReactorHandle,
@@ -42,6 +43,11 @@ pub trait RequestInstance: Send {
     /// Has the reactor `home` hear the instance from now on, if it runs elsewhere and can be heard there.
     /// Returns what begins batches on that reactor, without the instance's thread.
     fn attach(&mut self, _home: &ReactorHandle) -> Option<Arc<dyn NearInstance>> {
+        None
+    }
+
+    /// The device that it cannot run without, where the server knows of it.
+    fn device(&self) -> Option<&Arc<dyn Device>> {
         None
     }
 }
@@ -202,4 +208,10 @@ pub struct ResponseError {
     pub code: Code,
     /// What the client reads.
     pub message: String,
+}
+
+impl From<BackendError> for ResponseError {
+    fn from(BackendError(message): BackendError) -> Self {
+        Self { code: Code::Internal, message }
+    }
 }

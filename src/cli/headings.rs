@@ -69,6 +69,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "pin-threads",
             "io-driver",
             "idle-spin-us",
+            "request-pause-max-secs",
         ],
     ),
 ];

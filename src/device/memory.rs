@@ -109,6 +109,13 @@ impl DeviceSlice {
             && other.address() < end(self)
     }
 
+    /// It and the bytes that follow it in the same memory, if `next` are those.
+    pub fn joined(&self, next: &Self) -> Option<Self> {
+        let is_next =
+            Arc::ptr_eq(&self.memory.0, &next.memory.0) && self.start + self.len == next.start;
+        is_next.then(|| Self { len: self.len + next.len, ..self.clone() })
+    }
+
     /// A part of it.
     ///
     /// # Errors

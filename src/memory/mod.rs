@@ -9,6 +9,7 @@
 mod fault;
 mod gather;
 mod heap;
+mod joined;
 mod limit;
 mod objects;
 mod places;

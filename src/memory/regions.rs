@@ -203,8 +203,8 @@ impl ClientMemory for Region {
 }
 
 impl RegionView {
-    /// Whether the client cut the region short while it was in use, so that what was read of it may be
-    /// zeros and what was written is lost.
+    /// Whether the region kept its pages: where the client cut it short while it was in use, or the system
+    /// had none for what nobody had written before, what was read may be zeros and what was written is lost.
     ///
     /// # Errors
     /// Says so, with the region's name.
@@ -212,7 +212,8 @@ impl RegionView {
         let Region { watch, name, .. } = self.memory();
         match watch.is_cut_short() {
             true => Err(Error::malformed(format!(
-                "shared memory region '{name}' was truncated while it was in use"
+                "shared memory region '{name}' was truncated while it was in use, or the system had no \
+                 memory left for it"
             ))),
             false => Ok(()),
         }

@@ -129,7 +129,7 @@ pub enum Failure {
 pub enum Closure {
     /// It was as large as a batch may be, or the next request too large for what was left.
     Full,
-    /// It had a preferred size.
+    /// It had a preferred size, and could have been larger.
     Preferred,
     /// Its oldest request had waited for long enough.
     Delay,

@@ -154,10 +154,6 @@ pub struct SequenceState {
     pub dims: Shape,
     /// What it is when the sequence starts.
     pub initial: Option<InitialState>,
-    /// Whether one buffer serves as input and output.
-    pub use_same_buffer: bool,
-    /// Whether its buffer may grow in place.
-    pub use_growable_memory: bool,
 }
 
 /// The first value of a [`SequenceState`].
@@ -381,8 +377,6 @@ fn sequence_state(state: &model_sequence_batching::State) -> Result<SequenceStat
         datatype: DataType::from_config(state.data_type()).ok_or_else(untyped)?,
         dims: Shape::from(state.dims.as_slice()),
         initial: initial.transpose()?,
-        use_same_buffer: state.use_same_buffer_for_input_output,
-        use_growable_memory: state.use_growable_memory,
     })
 }
 

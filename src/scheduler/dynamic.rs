@@ -64,6 +64,7 @@ pub enum Decision<R> {
 }
 
 /// The queue of one model: levels of priority, each first in, first out.
+#[cfg_attr(test, derive(Clone))]
 pub struct DynamicQueue<R> {
     policy: BatchingPolicy,
     levels: Vec<Level<R>>,
@@ -76,6 +77,7 @@ pub struct DynamicQueue<R> {
     auto_delay: Option<Box<AutoDelay>>,
 }
 
+#[cfg_attr(test, derive(Clone))]
 struct Level<R> {
     policy: QueuePolicy,
     waiting: VecDeque<Waiting<R>>,
@@ -83,6 +85,7 @@ struct Level<R> {
     delayed: VecDeque<Waiting<R>>,
 }
 
+#[cfg_attr(test, derive(Clone))]
 struct Waiting<R> {
     request: R,
     since: Timestamp,
@@ -241,11 +244,10 @@ impl<R: Queued> DynamicQueue<R> {
             return decision;
         }
         let due = pending.oldest + dynamic.max_queue_delay;
-        let (count, closure) = match (pending.preferred_count, pending.stop) {
-            (Some(count), _) => (count, Closure::Preferred),
-            (None, Some(closure)) => (pending.count, closure),
-            (None, None) if due <= now => (pending.count, Closure::Delay),
-            (None, None) => return Decision::WaitUntil(due),
+        let (count, closure) = match self.closed(&pending) {
+            Some(closed) => closed,
+            None if due <= now => (pending.count, Closure::Delay),
+            None => return Decision::WaitUntil(due),
         };
         self.closure = closure;
         Decision::Run(self.take(count))
@@ -305,14 +307,24 @@ impl<R: Queued> DynamicQueue<R> {
             return self.stays(1).then(|| self.take(1));
         };
         let pending = self.pending(dynamic, None);
-        let stop = pending.stop.filter(|_| self.stays(pending.seen))?;
+        pending.stop.filter(|_| self.stays(pending.seen))?;
+        let (count, closure) = self.closed(&pending)?;
         if let Some(mut auto_delay) = self.auto_delay.take() {
             let taken = self.in_order().take(pending.count);
             auto_delay.begun(pending.rows, taken.map(|waiting| waiting.since), now);
             self.auto_delay = Some(auto_delay);
         }
-        self.closure = pending.preferred_count.map_or(stop, |_| Closure::Preferred);
-        Some(self.take(pending.preferred_count.unwrap_or(pending.count)))
+        self.closure = closure;
+        Some(self.take(count))
+    }
+
+    /// How many requests run whatever the time is, if any do, and why no more.
+    fn closed(&self, pending: &Pending) -> Option<(usize, Closure)> {
+        let can_grow = pending.rows < self.policy.max_batch_size;
+        let preferred = pending.preferred_count.map(|count| (count, Closure::Preferred));
+        preferred
+            .filter(|(count, _)| can_grow || *count < pending.count)
+            .or_else(|| pending.stop.map(|stop| (pending.count, stop)))
     }
 
     /// Whether the first `count` requests are there, nothing can come before or between them and none
@@ -391,6 +403,20 @@ impl<R: Queued> DynamicQueue<R> {
     /// delayed.
     fn in_order(&self) -> impl Iterator<Item = &Waiting<R>> {
         self.levels.iter().flat_map(|level| level.waiting.iter().chain(&level.delayed))
+    }
+
+    /// The requests in that order, and since when each waits.
+    #[cfg(test)]
+    pub fn waiting(&self) -> impl Iterator<Item = (&R, Timestamp)> {
+        self.in_order().map(|waiting| (&waiting.request, waiting.since))
+    }
+
+    /// The requests in no order.
+    #[cfg(test)]
+    pub fn requests_mut(&mut self) -> impl Iterator<Item = &mut R> {
+        let levels = self.levels.iter_mut();
+        let all = levels.flat_map(|level| level.waiting.iter_mut().chain(&mut level.delayed));
+        all.map(|waiting| &mut waiting.request)
     }
 
     fn take(&mut self, count: usize) -> Vec<R> {

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use super::{ragged, rows::SharedRows};
 use crate::{
     backend::{BatchOutputs, BatchTensor, ResponseTensor},
-    inference::{Admitted, AdmittedInput, DataType, Error, InferOutput, Shape, Signature},
+    inference::{Admitted, Error, InferOutput, Shape, Signature},
     memory::BufferPool,
     repository::Ragged,
 };
@@ -17,9 +17,8 @@ pub type BatchInputs = SmallVec<[Option<BatchTensor>; 2]>;
 /// The outputs of one request.
 pub type Outputs = SmallVec<[InferOutput; 2]>;
 
-/// Puts the requests' tensors together, one behind the other. A request that is alone is not copied
-/// when its bytes lie in one piece and are aligned for their type. What is `shared` with other threads
-/// is completed.
+/// Puts the requests' tensors together, one behind the other. What can [stay](in_place) where it lies is
+/// not copied. What is `shared` with other threads is completed.
 ///
 /// # Errors
 /// When the memory budget is used up.
@@ -45,9 +44,9 @@ pub fn assemble(
         };
         let data = match shared.complete(index) {
             Some(data) => data,
-            None => match pieces_to_copy(signature, requests, index) {
-                Some(pieces) => copied(pieces, pool)?,
-                None => first.data.clone().into_bytes(),
+            None => match in_place(signature, requests, index, pool) {
+                Some(data) => data,
+                None => copied(pieces(requests, index), pool)?,
             },
         };
         inputs.push(Some(BatchTensor { shape, data }));
@@ -123,16 +122,23 @@ pub fn model_shape(
     if batched { own.with_batch(rows) } else { own }
 }
 
-/// The bytes of input `index` in the order of the rows; `None` when no request gives it, or when it
-/// can stay where it lies.
-pub fn pieces_to_copy<'a>(
+/// The bytes of input `index` where they lie, if no copy of them is needed: they are aligned for their type
+/// and in one piece, that of a request which is alone, or made of the rows of several which came out of one
+/// batch and are together in their order again. There are none, also of tensors that are not here.
+pub fn in_place(
     signature: &Signature,
-    requests: &'a [&Admitted],
+    requests: &[&Admitted],
     index: usize,
-) -> Option<impl Iterator<Item = &'a Bytes> + Clone> {
-    let first = requests.iter().find_map(|request| request.inputs[index].as_ref())?;
-    let stays = requests.len() == 1 && lies_in_place(first, signature.inputs[index].datatype);
-    (!stays).then(|| pieces(requests, index))
+    pool: &BufferPool,
+) -> Option<Bytes> {
+    let mut all = pieces(requests, index);
+    let Some(first) = all.next() else { return Some(Bytes::new()) };
+    let alignment = signature.inputs[index].datatype.size().unwrap_or(1);
+    match all.next() {
+        _ if !first.as_ptr().addr().is_multiple_of(alignment) => None,
+        None => Some(first.clone()),
+        Some(_) => pool.joined(pieces(requests, index)),
+    }
 }
 
 /// The bytes of input `index` in the order of the rows.
@@ -142,11 +148,6 @@ pub fn pieces<'a>(
 ) -> impl Iterator<Item = &'a Bytes> + Clone {
     let given = requests.iter().filter_map(move |request| request.inputs[index].as_ref());
     given.flat_map(|input| input.data.pieces())
-}
-
-fn lies_in_place(input: &AdmittedInput, datatype: DataType) -> bool {
-    let alignment = datatype.size().unwrap_or(1);
-    input.data.contiguous().is_some_and(|bytes| bytes.as_ptr().addr() % alignment == 0)
 }
 
 fn copied<'a>(
@@ -323,7 +324,7 @@ fn missing(signature: &Signature, index: usize) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::TensorSpec;
+    use crate::inference::{AdmittedInput, DataType, TensorSpec};
 
     fn signature(max_batch_size: u32, datatype: DataType) -> Signature {
         Signature {
@@ -407,6 +408,33 @@ mod tests {
             let data = &inputs[0].as_ref().unwrap().data;
             assert_eq!(data, &bytes);
             assert_eq!(data.as_ptr() != bytes.as_ptr(), copied);
+        }
+    }
+
+    #[test]
+    fn rows_that_were_a_batch_are_one_again_without_a_copy() {
+        let (signature, pool) = (signature(8, DataType::Fp32), pool());
+        let whole = pool.allocate(48).unwrap().freeze();
+        let row = |start: usize, rows: usize| {
+            let mut request = admitted(rows as u32, Shape::from([rows as i64, 2]), Vec::new());
+            let bytes = whole.slice(8 * start..8 * (start + rows));
+            request.inputs[0].as_mut().unwrap().data = bytes.into();
+            request
+        };
+        for (rows, start) in [
+            (vec![row(0, 1), row(1, 3), row(4, 2)], Some(0)),
+            (vec![row(3, 1), row(4, 1)], Some(24)),
+            (vec![row(1, 1), row(0, 1)], None),
+            (vec![row(0, 1), row(2, 1)], None),
+        ] {
+            let requests: Vec<&Admitted> = rows.iter().collect();
+            let none = SharedRows::default();
+            let inputs = assemble(&signature, &Ragged::default(), &requests, none, &pool).unwrap();
+            let data = &inputs[0].as_ref().unwrap().data;
+            let expected = pieces(&requests, 0).flat_map(|piece| piece.to_vec());
+            assert_eq!(data[..], expected.collect::<Vec<_>>());
+            let lies = (data.as_ptr().addr()).checked_sub(whole.as_ptr().addr());
+            assert_eq!(lies.filter(|lies| *lies < whole.len()), start);
         }
     }
 

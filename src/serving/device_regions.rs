@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use crate::{
     device::{
         Device, DeviceError, DeviceMemory, DeviceSlice, Devices, HostTarget, IpcHandle, Landing,
-        OpenedMemory, Stream, Urgency, streams::Mover,
+        OpenedMemory, Stream, Urgency,
     },
     inference::{Error, RegionRange},
     memory::{BufferPool, Regions},
@@ -195,11 +195,6 @@ impl DeviceView {
         &self.slice
     }
 
-    /// What moves bytes on the device.
-    pub fn mover(&self) -> &Arc<Mover> {
-        &self.region.porter.mover
-    }
-
     /// Whether a byte of both is the same one.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.slice.overlaps(&other.slice)
@@ -248,7 +243,6 @@ enum Errand {
 
 /// What moves the bytes of a device's regions.
 struct Porter {
-    mover: Arc<Mover>,
     errands: Sender<Errand>,
 }
 
@@ -272,7 +266,7 @@ fn porter(
             call: "starting a thread for its copies",
             reason: error.to_string(),
         })?;
-    let porter = Arc::new(Porter { mover: Arc::new(Mover::load(&**device)), errands });
+    let porter = Arc::new(Porter { errands });
     porters.insert(number, porter.clone());
     Ok(porter)
 }

@@ -1,4 +1,7 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use compact_str::CompactString;
 use smallvec::SmallVec;
@@ -8,12 +11,13 @@ use super::{
     batch::Outputs,
     cache::{self, CacheSlot},
     classification,
-    device_regions::DeviceView,
     ensemble::Account,
+    lanes::ResidentInput,
     sequences::Turn,
     version::LoadedVersion,
 };
 use crate::{
+    device::DeviceSlice,
     inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
     memory::OutputPlaces,
     observe::{
@@ -61,9 +65,40 @@ pub struct Job {
 #[derive(Default)]
 pub struct ResidentTensors {
     /// Inputs.
-    pub inputs: SmallVec<[(u16, DeviceView); 1]>,
+    pub inputs: SmallVec<[(u16, ResidentInput); 1]>,
     /// Where outputs are to go, of those that are asked for.
-    pub outputs: SmallVec<[(u16, DeviceView); 1]>,
+    pub outputs: SmallVec<[(u16, DeviceSlice); 1]>,
+    /// What may be left there, of what nobody but steps of an ensemble on the same device asks for.
+    pub keeping: Option<Arc<Keeping>>,
+}
+
+/// Outputs of a step's request that may stay on the device for the steps behind it, by their numbers in
+/// the signature, and those that have.
+pub struct Keeping(SmallVec<[(u16, OnceLock<ResidentInput>); 2]>);
+
+impl Keeping {
+    /// Of these outputs, none of which has.
+    pub fn new(outputs: &[u16]) -> Self {
+        Self(outputs.iter().map(|&index| (index, OnceLock::new())).collect())
+    }
+
+    /// Which they are.
+    pub fn outputs(&self) -> impl Iterator<Item = u16> {
+        self.0.iter().map(|(index, _)| *index)
+    }
+
+    /// Notes where an output lies, if it is one of them.
+    pub fn stays(&self, index: usize, tensor: ResidentInput) {
+        let mut outputs = self.0.iter();
+        if let Some((_, place)) = outputs.find(|(number, _)| usize::from(*number) == index) {
+            place.get_or_init(|| tensor);
+        }
+    }
+
+    /// Where an output lies, if it has stayed.
+    pub fn stayed(&self, index: usize) -> Option<&ResidentInput> {
+        self.0.iter().find(|(number, _)| usize::from(*number) == index)?.1.get()
+    }
 }
 
 impl ResidentTensors {
@@ -112,6 +147,11 @@ impl Job {
             ticket: None,
             resident: None,
         }
+    }
+
+    /// What of its outputs may stay on the device that its model runs on.
+    pub fn keeping(&self) -> Option<&Keeping> {
+        self.resident.as_ref()?.keeping.as_deref()
     }
 
     /// Where its outputs may be written. Not there, if they are also kept, told or made classes of: the

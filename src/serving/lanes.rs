@@ -1,24 +1,28 @@
 //! The lanes of all devices, which live on one reactor. `journey` is the way of a sealed batch through
-//! them and back, `preparation` what is done to its requests before, `resident` what of it lies on the device
-//! already.
+//! them and back, `preparation` what is done to its requests before, `residence` a device as a
+//! place where tensors lie, `resident` what of a batch does.
 
 mod journey;
 mod preparation;
+mod residence;
 mod resident;
 
 use std::{
     cell::RefCell,
     collections::VecDeque,
     rc::Rc,
-    sync::{Arc, OnceLock, mpsc},
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
 };
 
-use self::{journey::Journey, preparation::Preparation};
+use rustc_hash::FxHashMap;
+
+pub use self::residence::ResidentInput;
+use self::{journey::Journey, preparation::Preparation, residence::Residence};
 use super::execution::SealedBatch;
 use crate::{
     backend::{DeviceInstance, DeviceModel, PlacementDevice},
     device::{
-        Device, DeviceError, Devices,
+        Device, DeviceError, DeviceProperties, Devices,
         streams::{
             self, Finished, Lanes, ModelPlan, OpenModel, Place, Runner, SchedulerSettings, Timeline,
         },
@@ -38,6 +42,8 @@ pub struct Fleet {
     home: ReactorHandle,
     driver: PerReactor<Driver>,
     preparation: Preparation,
+    /// By device; locked while models load.
+    residences: Mutex<FxHashMap<usize, Arc<Residence>>>,
     on_loss: OnLoss,
     lost: OnceLock<()>,
 }
@@ -52,6 +58,23 @@ pub struct FleetSettings {
     /// How full devices may be, of 1, for models to load there, by their numbers; the last of a number
     /// counts.
     pub load_limits: Vec<(usize, f64)>,
+    /// Bytes that tensors between the steps of ensembles may take on devices, by their numbers; the last of
+    /// a number counts.
+    pub pool_bytes: Vec<(usize, u64)>,
+}
+
+/// What they may take where nothing is said, which is Triton's default.
+const POOL_BYTES: usize = 64 << 20;
+
+impl FleetSettings {
+    fn pool_bytes_of(&self, device: &DeviceProperties) -> usize {
+        let named = self.pool_bytes.iter().rev().find(|(number, _)| *number == device.index);
+        match named {
+            Some(&(_, bytes)) => usize::try_from(bytes).unwrap_or(usize::MAX),
+            // A small device is needed for its models.
+            None => POOL_BYTES.min(device.memory_bytes / 8),
+        }
+    }
 }
 
 /// A device is fuller than it may be for a model to load; the text is Triton's.
@@ -93,8 +116,16 @@ impl Fleet {
     ) -> Option<Arc<Self>> {
         let home = reactors.first()?.clone();
         let (driver, on_loss) = (PerReactor::new(reactors), Box::new(on_loss));
-        let (preparation, lost) = (Preparation::default(), OnceLock::new());
-        Some(Arc::new(Self { devices, settings, home, driver, preparation, on_loss, lost }))
+        Some(Arc::new(Self {
+            devices,
+            settings,
+            home,
+            driver,
+            preparation: Preparation::default(),
+            residences: Mutex::default(),
+            on_loss,
+            lost: OnceLock::new(),
+        }))
     }
 
     /// The devices.
@@ -133,7 +164,7 @@ impl Fleet {
         let all = self.devices.all().unwrap_or_default();
         let model = instances.first().map(|instance| instance.model.clone());
         let count = instances.len();
-        let devices = instances.iter().map(|instance| instance.device.clone()).collect();
+        let devices: Vec<_> = instances.iter().map(|instance| instance.device.clone()).collect();
         let placed = instances.into_iter().map(|instance| {
             let number = instance.device.properties().index;
             let found = all.iter().position(|device| device.properties().index == number);
@@ -148,11 +179,30 @@ impl Fleet {
         let none = DeviceError::Foreign { device: 0, what: "a model without instances" };
         Ok(OpenLanes {
             fleet: self.clone(),
+            residence: self.residence(model.as_deref(), &devices),
             devices,
+            graphs,
             model: model.ok_or(none)?,
             opened: OpenModel::open(plan, all)?,
             instances: count,
         })
+    }
+
+    /// Where the tensors of a model's requests may lie: on the device of all its instances.
+    fn residence(
+        &self,
+        model: Option<&dyn DeviceModel>,
+        devices: &[Arc<dyn Device>],
+    ) -> Option<Arc<Residence>> {
+        let first = devices.first().filter(|_| model.is_some_and(DeviceModel::takes_resident))?;
+        let number = first.properties().index;
+        if devices.iter().any(|device| device.properties().index != number) {
+            return None;
+        }
+        let mut all = self.residences.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = self.settings.pool_bytes_of(first.properties());
+        let open = || Arc::new(Residence::open(&**first, limit));
+        Some(all.entry(number).or_insert_with(open).clone())
     }
 
     /// What the devices did lately, as a reactor asks for it.
@@ -225,6 +275,8 @@ pub(super) struct OpenLanes {
     fleet: Arc<Fleet>,
     model: Arc<dyn DeviceModel>,
     devices: Vec<Arc<dyn Device>>,
+    residence: Option<Arc<Residence>>,
+    graphs: bool,
     opened: OpenModel,
     instances: usize,
 }
@@ -237,9 +289,7 @@ impl OpenLanes {
 
     /// The device whose memory the tensors of requests may lie in: that of all instances.
     pub fn resident_on(&self) -> Option<usize> {
-        let mut numbers = self.devices.iter().map(|device| device.properties().index);
-        let first = numbers.next().filter(|_| self.model.takes_resident())?;
-        numbers.all(|number| number == first).then_some(first)
+        self.residence.as_ref().map(|residence| residence.device)
     }
 
     /// The device of each instance.
@@ -252,10 +302,12 @@ impl OpenLanes {
     /// # Panics
     /// Not on the lanes' reactor.
     pub fn start(self) -> ModelLanes {
-        let Self { fleet, model, opened, instances, .. } = self;
+        let Self { fleet, model, residence, graphs, opened, instances, .. } = self;
         let number = fleet.drive().with(|lanes| lanes.add(opened));
         let lanes = fleet.settings.lanes.max(1);
-        let route = Route { fleet, model, number };
+        // A graph finds its tensors where they were when it was captured.
+        let (reads_in_place, writes_in_place) = (!graphs && !model.writes_inputs(), !graphs);
+        let route = Route { fleet, model, number, residence, reads_in_place, writes_in_place };
         ModelLanes { route, instances: (0..instances).collect(), lanes, in_flight: 0 }
     }
 }
@@ -277,6 +329,11 @@ struct Route {
     model: Arc<dyn DeviceModel>,
     /// The model's number in the lanes.
     number: usize,
+    /// Where the tensors of its requests may lie.
+    residence: Option<Arc<Residence>>,
+    /// Whether it may read inputs and write outputs outside its lanes.
+    reads_in_place: bool,
+    writes_in_place: bool,
 }
 
 impl ModelLanes {

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::batch::{pieces, pieces_to_copy};
+use super::batch::{in_place, pieces};
 use crate::{
     inference::{Admitted, Signature},
     memory::{Buffer, BufferPool, Filler, Gather},
@@ -51,8 +51,10 @@ impl SharedRows {
         if bytes < bytes_min {
             return Self::default();
         }
-        let gathers = (0..signature.inputs.len())
-            .map(|index| gather(pieces_to_copy(signature, requests, index)?, pool));
+        let gathers = (0..signature.inputs.len()).map(|index| {
+            let is_to_copy = in_place(signature, requests, index, pool).is_none();
+            is_to_copy.then(|| gather(pieces(requests, index), pool))?
+        });
         Self(gathers.collect())
     }
 

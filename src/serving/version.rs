@@ -16,7 +16,7 @@ use super::{
     ensemble::{self, Account, EnsembleSteps},
     execution::{Alone, Executed, RanAlone},
     job::{Job, Reply, ResidentTensors, kind},
-    lanes::Fleet,
+    lanes::{Fleet, ResidentInput},
     sequences::{Ran, SequenceShardHandle},
     shard::ShardHandle,
 };
@@ -219,6 +219,7 @@ impl LoadedVersion {
         admitted: Admitted,
         whole: &Job,
         places: Option<Arc<OutputPlaces>>,
+        resident: Option<Box<ResidentTensors>>,
         account: Arc<Account>,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let arrived = Timestamp::now();
@@ -235,6 +236,7 @@ impl LoadedVersion {
             queue_timeout: whole.queue_timeout,
             deadline: whole.deadline,
             places,
+            resident,
             account: Some(account),
             ..Job::new(self.clone(), admitted, arrived, reply)
         };
@@ -310,16 +312,23 @@ impl LoadedVersion {
         for (name, view) in inputs {
             let index = all_inputs.iter().position(|spec| *spec.name == **name);
             let index = index.and_then(|index| u16::try_from(index).ok());
-            resident.inputs.extend(index.map(|index| (index, view.clone())));
+            let input = || ResidentInput { slice: view.slice().clone(), charge: None };
+            resident.inputs.extend(index.map(|index| (index, input())));
         }
         for (name, view) in outputs {
             let index = all_outputs.iter().position(|spec| *spec.name == **name);
             let index = index.and_then(|index| u16::try_from(index).ok());
-            resident.outputs.extend(index.map(|index| (index, view.clone())));
+            resident.outputs.extend(index.map(|index| (index, view.slice().clone())));
         }
         let goes = |index: &u16| resident.outputs.iter().any(|(output, _)| output == index);
         admitted.outputs.retain(|index| !goes(index));
         Ok(resident)
+    }
+
+    /// The same for tensors that no client has: answers that are kept are kept on the host, and found by
+    /// inputs that lie there.
+    pub(super) fn resident_between_steps_on(&self) -> Option<usize> {
+        self.resident_on.filter(|_| self.cache.is_none())
     }
 
     /// Whether its answers are kept in the response cache.

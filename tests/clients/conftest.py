@@ -92,6 +92,25 @@ def server(driver, binary, repository, tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="module")
+def sharing(driver, binary, repository, tmp_path_factory):
+    """A server whose clients may use shared memory."""
+    flags = (f"--io-driver={driver}", "--reactors=2", "--allow-client-shm=true")
+    log = tmp_path_factory.mktemp("sharing") / "server.log"
+    with servers.Server("nereid-sharing", binary, repository, flags, log) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def with_ring(driver, binary, repository, tmp_path_factory):
+    """A server with a ring, and the path of its socket."""
+    folder = tmp_path_factory.mktemp("ring")
+    path = folder / "socket"
+    flags = (f"--io-driver={driver}", "--reactors=2", f"--ring-socket={path}")
+    with servers.Server(f"nereid-ring-{driver}", binary, repository, flags, folder / "log") as server:
+        yield server, path
+
+
 @pytest.fixture
 def start(driver, binary, tmp_path):
     """Starts a server of a test's own; it ends with the test."""

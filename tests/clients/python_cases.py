@@ -87,6 +87,8 @@ STATES = (
     (1, "e", 6, ()),
     (1, "", 7, ()),
 )
+# What a model finds in the module and in its classes.
+NAMES = "describe: names"
 REPEATS = ([1, 2, 3], [1, 13, 3], [], [-1])
 
 
@@ -178,8 +180,8 @@ def ask_all(server, folder: pathlib.Path) -> dict:
     answers["strings"] = infer(server, "strings", TEXT=texts)
     answers["completed"] = infer(server, "completed", X=np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32))
     told = json.loads(infer(server, "describe", X=np.array([1, 2], np.float32))["TOLD"][2][0])
-    # What later releases have beside these is not recorded.
-    del told["names"], told["methods"]
+    # Later releases have others beside these.
+    answers[NAMES] = {"pb_utils": told.pop("names"), **told.pop("methods")}
     answers["describe"] = told
     told = json.loads(infer(server, "helpers", X=np.array([1, 2], np.float32))["TOLD"][2][0])
     answers |= {f"helpers: {name}": each for name, each in told.items()}

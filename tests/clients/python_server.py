@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 import time
 
 import tritonclient.grpc as triton_grpc
 
-INTERPRETER = f"--backend-config=python,interpreter={sys.executable}"
+# NEREID_TEST_INTERPRETER has another one run the models.
+INTERPRETER = f"--backend-config=python,interpreter={os.environ.get('NEREID_TEST_INTERPRETER', sys.executable)}"
 WAY = """backend: "python"
 input [{ name: "WAY" data_type: TYPE_STRING dims: [ 1 ] }]
 output [{ name: "OUTPUT" data_type: TYPE_STRING dims: [ 1 ] }]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from . import triton, wire
+from . import models, triton, wire
 from .python_server import wait_until
 from .test_observe import metrics
 
@@ -112,3 +114,31 @@ def test_a_connection_that_ends_takes_its_requests_along(server):
     triton.infer("grpc", server, "second", ARRAY)
     inferences, _ = np.array(triton.executions(server, "second")) - before
     assert inferences == 1
+
+
+def test_a_request_that_does_not_go_on_is_given_up(start, tmp_path):
+    """By every protocol. One that goes on slowly is answered, and so is a stream that rests between its requests."""
+    server = start(models.write(tmp_path / "repository", {"fp32": models.identity_models()["fp32"]}), "--request-pause-max-secs=1")
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as raw:
+        raw.sendall(b"POST /v2/models/fp32/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
+        answer = raw.recv(1 << 16)
+        assert answer.startswith(b"HTTP/1.1 400") and b"the request's body paused for over 1s" in answer
+    request = service_pb2.ModelInferRequest(model_name="fp32", raw_input_contents=[bytes(16)])
+    request.inputs.add(name="INPUT0", datatype="FP32", shape=[4])
+    body = wire.message(request.SerializeToString())
+    with wire.Connection(server) as connection:
+        for method in ("ModelInfer", "ModelStreamInfer"):
+            for begun in (body[:3], body[:20]):
+                answer = connection.answer(connection.call(method, begun, end=False))
+                told = urllib.parse.unquote(answer.headers["grpc-message"])
+                assert (answer.grpc_status, told) == (3, "the request's message paused for over 1s"), method
+        slow = connection.call("ModelInfer", body[:10], end=False)
+        for piece in (body[10:20], body[20:30], body[30:]):
+            time.sleep(0.6)
+            connection.send(wire.frame(wire.DATA, 0, slow, piece))
+        assert connection.answer(slow).grpc_status == 0
+        rested = connection.call("ModelStreamInfer", body, end=False)
+        time.sleep(1.5)
+        connection.send(wire.frame(wire.DATA, wire.END_STREAM, rested, body))
+        answer = connection.answer(rested)
+        assert (answer.grpc_status, answer.data.count(b"OUTPUT0")) == (0, 2)

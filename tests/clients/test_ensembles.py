@@ -54,8 +54,20 @@ WORDS_STEPS = (
     f' {_map("output_map", {"OUT": "each"})} }}',
     _step("int", "each", "WORD"),
 )
+# The second input may be left out.
+EITHER = """
+input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "INPUT1" data_type: TYPE_INT32 dims: [ 2 ] optional: true } ]
+output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ -1 ] } ]
+"""
+EITHER_STEP = (
+    f'{{ model_name: "either" model_version: -1 {_map("input_map", {n: n for n in ("INPUT0", "INPUT1")})}'
+    f' {_map("output_map", {"OUTPUT0": "y"})} }}'
+)
 MODELS = {
     "m": models.Model(models.identity(models.batched())),
+    "either": models.Model(f'backend: "identity"\n{EITHER}'),
+    "through": _ensemble(EITHER_STEP, _step("plain", "y", "OUTPUT0"), tensors=EITHER, size=0),
+    "plain": models.Model(models.identity()),
     "fixed": models.Model(FIXED),
     "text": models.Model(models.identity(datatype="STRING")),
     "int": models.Model(models.identity(datatype="INT32")),
@@ -141,6 +153,18 @@ def test_tensors_go_through_all_steps(start, repository, way):
     # Two of each ensemble's own: once by itself, once as a step.
     assert [_counts(server, model) for model in ("chain", "m", "nested")] == [(2, 2, 0), (4, 4, 0), (1, 1, 0)]
     assert int(_stats(server, "chain")["inference_count"]) == 4
+
+
+def test_an_input_that_is_left_out_is_left_out_of_the_steps_too(start, repository):
+    """And one that may not be left out is missed by its name."""
+    server = start(repository)
+    first = triton.tensor(triton_grpc, "INPUT0", "FP32", np.array([1, 2, 3], np.float32))
+    second = triton.tensor(triton_grpc, "INPUT1", "INT32", np.array([4, 5], np.int32))
+    for inputs in ([first, second], [first]):
+        got = triton.grpc(server, model_name="through", inputs=inputs)
+        assert got.as_numpy("OUTPUT0").tolist() == [1, 2, 3]
+    with pytest.raises(InferenceServerException, match="INPUT0"):
+        triton.grpc(server, model_name="through", inputs=[second])
 
 
 def test_steps_of_which_nothing_is_wanted_do_not_run(start, repository):

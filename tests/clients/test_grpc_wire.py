@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import struct
 
+import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from . import models, triton, wire
 from .wire import (
@@ -100,6 +101,21 @@ def test_broken_calls_have_a_status(server, name):
         assert answer.grpc_status in statuses, answer.headers
         again = connection.answer(connection.call("ServerLive", LIVE))
         assert again.grpc_status == 0
+
+
+@pytest.mark.parametrize("call", ["ModelInfer", "ModelConfig"])
+def test_a_message_is_as_long_as_a_client_takes(server, call):
+    """Names come back in it; gRPC's own client drops what has headers of more than 8 KiB."""
+    name = "n%" * 50_000
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as raised:
+            if call == "ModelInfer":
+                stub.ModelInfer(service_pb2.ModelInferRequest(model_name=name), timeout=wire.WAIT_SECONDS_MAX)
+            else:
+                stub.ModelConfig(service_pb2.ModelConfigRequest(name=name), timeout=wire.WAIT_SECONDS_MAX)
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+    assert f"'{name[:2000]}" in raised.value.details() and raised.value.details().endswith("…")
 
 
 SECOND_MESSAGES = {

@@ -17,6 +17,8 @@ PIPELINED = 10_000
 TINY_CHUNKS = 1 << 19
 # A handle of each would be 32 bytes, in a list that doubles as it grows.
 BYTES_PER_CHUNK_MAX = 24
+# What a connection may keep that is not read: 512 KiB each way, and what its handling takes.
+UNREAD_BYTES_MAX = 4 << 20
 READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -60,6 +62,52 @@ def test_garbage_ends_the_connection(server, garbage):
         except (ConnectionResetError, BrokenPipeError, OSError):
             pass
         assert not got.startswith(b"HTTP/1.1 2")
+
+
+HEADS = {
+    "no version": (b"GET /\r\n\r\n", 400),
+    "no colon": (b"GET /v2 HTTP/1.1\r\nHost a\r\n\r\n", 400),
+    "a method that is none": (b"G\0T /v2 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    "two lengths": (GARBAGE["two lengths"], 400),
+    "negative length": (GARBAGE["negative length"], 400),
+    "too many headers": (b"GET /v2 HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % each for each in range(300)) + b"\r\n", 431),
+    "a long path": (b"GET /v2/models/" + b"a" * 70_000 + b"/ready HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("before", [b"", READY * 3], ids=["alone", "behind others"])
+def test_a_head_that_makes_no_sense_is_a_bad_request(server, head, before):
+    """And what was asked before it has its answers."""
+    sent, status = HEADS[head]
+    with connect(server) as raw:
+        raw.sendall(before + sent)
+        got = b""
+        try:
+            while piece := raw.recv(1 << 16):
+                got += piece
+        except ConnectionResetError:
+            pass
+    expected = [200] * before.count(READY) + [status]
+    assert [int(answer[:3]) for answer in got.split(b"HTTP/1.1 ")[1:]] == expected
+
+
+def test_who_asks_much_and_reads_nothing_is_not_heard_any_further(start, tmp_path):
+    """Answers that are twenty times as long as their requests wait in few buffers."""
+    server = start(models.write(tmp_path / "repository", {"fp32": models.identity_models()["fp32"]}))
+    ask = b"GET /v2/models/fp32/config HTTP/1.1\r\nHost: a\r\n\r\n" * 1000
+    before = server.memory_bytes()
+    with connect(server) as raw:
+        raw.settimeout(1)
+        try:
+            for _ in range(400):
+                raw.sendall(ask)
+        except TimeoutError:
+            pass
+        assert server.memory_bytes() - before < UNREAD_BYTES_MAX
+        # Who reads after all is answered.
+        raw.settimeout(WAIT_SECONDS_MAX)
+        assert raw.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
 def test_pipelined_requests_are_all_answered(server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -47,3 +48,19 @@ def test_nereid_bench(server, binary, protocol, tmp_path):
     command = [binary, "bench", "-m", "fp32_batched", "--shape", "INPUT0:16", *LOAD]
     _run(server, protocol, [*command, "--json", tmp_path / "report.json"])
     assert json.loads((tmp_path / "report.json").read_text())
+
+
+def test_nereid_bench_sends_at_a_rate_and_tells_it_in_every_form(server, binary, tmp_path):
+    """At random moments; a table, a file for spreadsheets, and one for programs."""
+    command = [binary, "bench", "-m", "fp32_batched", "--shape", "INPUT0:16", "-i", "grpc", "-u", server.grpc_address]
+    command += ["--request-rate-range", "50:100:50", "--request-distribution", "poisson", "-p", "200", "-s", "99", "-r", "10"]
+    done = subprocess.run([*command, "-f", tmp_path / "report.csv", "--json", tmp_path / "report.json"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(tmp_path / "report.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    results = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert [float(row["Request Rate"]) for row in rows] == [50, 100] == [result["request_rate"] for result in results]
+    assert {result["request_distribution"] for result in results} == {"poisson"}
+    for row, result in zip(rows, results, strict=True):
+        assert float(row["Inferences/Second"]) == pytest.approx(result["infer_per_s"], abs=0.1)
+        assert f"{result['infer_per_s']:.1f}" in done.stdout

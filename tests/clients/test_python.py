@@ -48,13 +48,14 @@ output [{ name: "OUTPUT0" data_type: TYPE_STRING dims: [ 1 ] }]
 """
 
 
-def test_models_answer_as_in_the_real_server(start, repository):
-    sizes = ("shm-default-byte-size=1048576", "shm-growth-byte-size=1048576", "shm-region-prefix-name=mine")
-    server = start(repository, INTERPRETER, *(f"--backend-config=python,{size}" for size in sizes))
-    answers = cases.ask_all(server, repository)
+def compare(answers: dict) -> None:
+    """Holds the answers of all models to the real Triton's."""
     assert answers.keys() == GOLDEN.keys()
     for name, expected in GOLDEN.items():
         got = answers[name]
+        if name == cases.NAMES:
+            assert not {f"{where}.{each}" for where, names in expected.items() for each in set(names) - set(got[where])}
+            continue
         if name in DIFFERENT:
             code = DIFFERENT[name]
             expected = json.loads(json.dumps(expected).replace("__ErrorCode.INTERNAL", code))
@@ -64,6 +65,13 @@ def test_models_answer_as_in_the_real_server(start, repository):
             assert text == "OUT=[7] | error __ErrorCode.INVALID_ARG: 13 is not repeated | OUT=[9] | "
             continue
         assert got == expected, name
+
+
+def test_models_answer_as_in_the_real_server(start, repository):
+    sizes = ("shm-default-byte-size=1048576", "shm-growth-byte-size=1048576", "shm-region-prefix-name=mine")
+    server = start(repository, INTERPRETER, *(f"--backend-config=python,{size}" for size in sizes))
+    answers = cases.ask_all(server, repository)
+    compare(answers)
     logged = {text: level for level, text in re.findall(r'^([IWE]).*\] "helpers \(helpers_0\): (.*)"$', server.log.read_text(), re.M)}
     assert logged == {"said as it is": "I", "said as a warning": "W", "good to know": "I", "an error": "E"}
 
@@ -139,6 +147,16 @@ def test_no_process_outlives_its_server(start, repository):
 
     wait_until(lambda: all(is_gone(each) for each in running.values()), 10)
     assert not list(pathlib.Path("/dev/shm").glob("nereid*"))
+
+
+def test_a_list_of_processes_shows_a_line_for_each_instance(start, repository):
+    server = start(repository, INTERPRETER)
+    found = processes(server)
+    assert found
+    for name, process in found.items():
+        words = pathlib.Path(f"/proc/{process}/cmdline").read_text().rstrip("\0").split("\0")
+        assert words[-1] == name
+        assert len(" ".join(words)) < 400 and "\n" not in "".join(words), words
 
 
 def test_what_a_model_prints_and_logs_is_in_the_log(start, tmp_path):

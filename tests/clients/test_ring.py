@@ -26,20 +26,10 @@ needs_onnx = pytest.mark.skipif(not models.has_onnxruntime(), reason="the ONNX R
 SMALL = {"arena_bytes": 8 << 20, "requests": 64}
 
 
-@pytest.fixture(scope="module")
-def served(driver, binary, repository, tmp_path_factory):
-    """A server with a ring, and the path of its socket."""
-    folder = tmp_path_factory.mktemp("ring")
-    path = folder / "socket"
-    flags = (f"--io-driver={driver}", "--reactors=2", f"--ring-socket={path}")
-    with conftest.servers.Server(f"nereid-ring-{driver}", binary, repository, flags, folder / "log") as server:
-        yield server, path
-
-
 @pytest.fixture
-def ring(served):
+def ring(with_ring):
     """A connection."""
-    with Ring(served[1], **SMALL) as ring:
+    with Ring(with_ring[1], **SMALL) as ring:
         yield ring
 
 
@@ -62,8 +52,8 @@ def test_arrays_of_the_arena_are_not_copied(ring, elements):
     np.testing.assert_array_equal(part, given[: elements // 2])
 
 
-def test_arrays_outlive_their_ring(served):
-    with Ring(served[1], **SMALL) as ring:
+def test_arrays_outlive_their_ring(with_ring):
+    with Ring(with_ring[1], **SMALL) as ring:
         kept = ring.infer("fp32", {"INPUT0": np.ones(16, np.float32)})["OUTPUT0"]
     del ring
     gc.collect()
@@ -189,7 +179,7 @@ def test_nobody_writes_to_a_request_that_is_given_up(start, tmp_path):
     assert server.is_running()
 
 
-def test_a_model_that_answers_any_number_of_times(ring, served):
+def test_a_model_that_answers_any_number_of_times(ring, with_ring):
     values, delays = np.arange(5, dtype=np.int32), np.zeros(5, np.uint32)
     given = {"IN": values, "DELAY": delays, "WAIT": np.zeros(1, np.uint32)}
     answers = list(ring.stream("repeat", given))
@@ -198,21 +188,21 @@ def test_a_model_that_answers_any_number_of_times(ring, served):
     assert list(ring.stream("repeat", none)) == []
 
     async def main() -> None:
-        async with AsyncRing(served[1], requests=2, arena_bytes=1 << 20) as ring:
+        async with AsyncRing(with_ring[1], requests=2, arena_bytes=1 << 20) as ring:
             found = [answer["OUT"].item() async for answer in ring.stream("repeat", given)]
             assert found == values.tolist()
 
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
-def test_asyncio(served):
+def test_asyncio(with_ring):
     async def ask(ring: AsyncRing, number: int) -> None:
         array = np.full((1, 4), number, np.float32)
         answer = await ring.infer("gather", {"INPUT0": array})
         np.testing.assert_array_equal(answer["OUTPUT0"], array)
 
     async def main() -> None:
-        async with AsyncRing(served[1], **SMALL) as ring:
+        async with AsyncRing(with_ring[1], **SMALL) as ring:
             await asyncio.gather(*(ask(ring, number) for number in range(40)))
             with pytest.raises(RingError, match="not found"):
                 await ring.infer("absent", {})
@@ -237,6 +227,25 @@ def test_who_waits_learns_that_the_server_stops(start, repository, tmp_path):
     assert not path.exists()
     with pytest.raises(RingError, match="cannot connect"):
         nereid_ring.Ring(path)
+
+
+def test_who_awaits_learns_that_the_server_is_gone(start, repository, tmp_path):
+    """All that wait at once, and who asks afterwards."""
+    path = tmp_path / "socket"
+    server = start(repository, f"--ring-socket={path}")
+
+    async def main() -> None:
+        async with AsyncRing(path, **SMALL) as ring:
+            patient = [ring.infer("patient", {"INPUT0": np.zeros((1, 4), np.float32)}) for _ in range(3)]
+            waiting = asyncio.gather(*patient, return_exceptions=True)
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            server.kill()
+            assert {str(each) for each in await waiting} == {"the server has closed the ring"}
+            with pytest.raises(RingError, match="closed"):
+                await ring.infer("fp32", {"INPUT0": np.zeros(4, np.float32)})
+
+    asyncio.run(asyncio.wait_for(main(), 30))
 
 
 def test_who_may_use_the_ring_and_how_much_of_it_is_the_operators_to_say(start, repository, tmp_path):

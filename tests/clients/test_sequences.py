@@ -284,7 +284,7 @@ def test_sequences_under_way_end_with_their_model_and_leave_nobody_waiting(start
     assert all(any(words in text for words in known) for text in refused), set(refused)
 
 
-def _summing(strategy: str, initial: str) -> str:
+def _summing(strategy: str, initial: str, more: str = "") -> str:
     return f"""
         backend: "onnxruntime"
         max_batch_size: 4
@@ -293,7 +293,7 @@ def _summing(strategy: str, initial: str) -> str:
         sequence_batching {{
           {strategy}
           max_sequence_idle_microseconds: 60000000
-          state {{ input_name: "so_far" output_name: "sum" data_type: TYPE_FP32 dims: 1
+          state {{ input_name: "so_far" output_name: "sum" data_type: TYPE_FP32 dims: 1 {more}
             initial_state {{ name: "begin" data_type: TYPE_FP32 dims: 1 {initial} }} }}
         }}
     """
@@ -301,10 +301,11 @@ def _summing(strategy: str, initial: str) -> str:
 
 @pytest.mark.skipif(not models.has_onnxruntime(), reason="ONNX Runtime is not installed")
 @pytest.mark.parametrize("strategy", ["direct { }", "oldest { }"])
+@pytest.mark.parametrize("more", ["", "use_same_buffer_for_input_output: true"], ids=["", "same buffer"])
 @pytest.mark.parametrize("initial, begin", [("zero_data: true", 0), ('data_file: "ten"', 10)])
-def test_a_sequence_carries_its_state(start, tmp_path, strategy, initial, begin):
+def test_a_sequence_carries_its_state(start, tmp_path, strategy, initial, begin, more):
     """From what the configuration says that it begins with, each its own, until it ends."""
-    repository = models.write(tmp_path / "repository", {"sums": models.Model(_summing(strategy, initial), {1: onnx_file.sums()})})
+    repository = models.write(tmp_path / "repository", {"sums": models.Model(_summing(strategy, initial, more), {1: onnx_file.sums()})})
     (repository / "sums" / "initial_state").mkdir()
     (repository / "sums" / "initial_state" / "ten").write_bytes(np.float32(10).tobytes())
     server = start(repository)

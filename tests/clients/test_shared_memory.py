@@ -2,79 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import queue
 import subprocess
 import threading
 import time
-import urllib.request
-import uuid
 
 import numpy as np
 import pytest
 import servers
 import tritonclient.grpc as triton_grpc
-import tritonclient.http as triton_http
 import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
 from . import models, triton
+from .regions import CLIENTS, Region, client_of, every_protocol, given_in, registered, wanted_in
 
-CLIENTS = {"http": triton_http, "grpc": triton_grpc}
-every_protocol = pytest.mark.parametrize("protocol", CLIENTS)
 WAIT_SECONDS_MAX = 30
-
-
-@pytest.fixture(scope="module")
-def sharing(driver, binary, repository, tmp_path_factory):
-    """A server whose clients may use shared memory."""
-    flags = (f"--io-driver={driver}", "--reactors=2", "--allow-client-shm=true")
-    log = tmp_path_factory.mktemp("sharing") / "server.log"
-    with servers.Server("nereid-sharing", binary, repository, flags, log) as server:
-        yield server
-
-
-@contextlib.contextmanager
-def _client(server, protocol: str):
-    address = server.http_address if protocol == "http" else server.grpc_address
-    with contextlib.closing(CLIENTS[protocol].InferenceServerClient(address)) as client:
-        yield client
-
-
-def _metrics(server) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as page:
-        return page.read().decode()
-
-
-class Region:
-    """A registered region, and the object behind it."""
-
-    def __init__(self, client, byte_size: int, offset: int = 0):
-        self.name, self.key = f"region-{uuid.uuid4().hex}", f"/nereid-test-{uuid.uuid4().hex}"
-        self.byte_size = byte_size
-        self.handle = shm.create_shared_memory_region(self.name, self.key, offset + byte_size)
-        self.path = pathlib.Path("/dev/shm" + self.key)
-        client.register_system_shared_memory(self.name, self.key, byte_size, offset)
-
-    def __enter__(self) -> Region:
-        return self
-
-    def __exit__(self, *_) -> None:
-        shm.destroy_shared_memory_region(self.handle)
-
-
-def _input(client_module, name: str, array: np.ndarray, datatype: str, region: Region, size: int, offset: int = 0):
-    made = client_module.InferInput(name, list(array.shape), datatype)
-    made.set_shared_memory(region.name, size, offset)
-    return made
-
-
-def _output(client_module, name: str, region: Region, size: int, offset: int = 0):
-    made = client_module.InferRequestedOutput(name)
-    made.set_shared_memory(region.name, size, offset)
-    return made
 
 
 @every_protocol
@@ -84,14 +29,14 @@ def test_tensors_come_and_go_through_regions(sharing, protocol, datatype, elemen
     """Nothing of them is sent; what stands in the region behind the output stays."""
     module = CLIENTS[protocol]
     array = triton.values(datatype, (elements,))
-    with _client(sharing, protocol) as client:
+    with client_of(sharing, protocol) as client:
         with Region(client, array.nbytes + 64) as there, Region(client, array.nbytes + 64) as back:
             shm.set_shared_memory_region(there.handle, [array], offset=16)
             shm.set_shared_memory_region(back.handle, [np.full(array.nbytes + 64, 7, dtype=np.uint8)])
             client.infer(
                 datatype.lower(),
-                [_input(module, "INPUT0", array, datatype, there, array.nbytes, 16)],
-                outputs=[_output(module, "OUTPUT0", back, array.nbytes, 32)],
+                [given_in(module, "INPUT0", array, datatype, there, array.nbytes, 16)],
+                outputs=[wanted_in(module, "OUTPUT0", back, array.nbytes, 32)],
             )
             got = shm.get_contents_as_numpy(back.handle, array.dtype, array.shape, offset=32)
             np.testing.assert_array_equal(got, array)
@@ -106,9 +51,9 @@ def test_strings_come_through_a_region_and_are_sent_back(sharing, protocol):
     module = CLIENTS[protocol]
     array = triton.values("BYTES", (4,))
     packed = b"".join(len(text).to_bytes(4, "little") + text for text in array)
-    with _client(sharing, protocol) as client, Region(client, len(packed)) as region:
+    with client_of(sharing, protocol) as client, Region(client, len(packed)) as region:
         shm.set_shared_memory_region(region.handle, [np.frombuffer(packed, dtype=np.uint8)])
-        given = _input(module, "INPUT0", array, "BYTES", region, len(packed))
+        given = given_in(module, "INPUT0", array, "BYTES", region, len(packed))
         answer = client.infer("bytes", [given], outputs=[module.InferRequestedOutput("OUTPUT0")])
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), array)
 
@@ -119,14 +64,14 @@ def test_rows_of_one_batch_come_from_regions_and_from_requests(sharing):
 
     def ask(number: int) -> None:
         array = np.full((1, 4), number, dtype=np.float32)
-        with _client(sharing, "grpc") as client:
+        with client_of(sharing, "grpc") as client:
             if number % 2:
                 given = triton.tensor(triton_grpc, "INPUT0", "FP32", array)
                 answers[number] = client.infer("gather", [given]).as_numpy("OUTPUT0")
                 return
             with Region(client, 16) as region:
                 shm.set_shared_memory_region(region.handle, [array])
-                given = _input(triton_grpc, "INPUT0", array, "FP32", region, 16)
+                given = given_in(triton_grpc, "INPUT0", array, "FP32", region, 16)
                 answers[number] = client.infer("gather", [given]).as_numpy("OUTPUT0")
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
@@ -141,13 +86,13 @@ def test_rows_of_one_batch_come_from_regions_and_from_requests(sharing):
 def test_a_region_that_is_unregistered_in_use_serves_its_request(sharing):
     """The request waits in a batcher's queue for a second meanwhile."""
     array = np.arange(4, dtype=np.float32).reshape(1, 4)
-    with _client(sharing, "grpc") as client, Region(client, 16) as region:
+    with client_of(sharing, "grpc") as client, Region(client, 16) as region:
         shm.set_shared_memory_region(region.handle, [array])
-        given = _input(triton_grpc, "INPUT0", array, "FP32", region, 16)
+        given = given_in(triton_grpc, "INPUT0", array, "FP32", region, 16)
         answers: queue.Queue = queue.Queue()
         client.async_infer("second", [given], lambda result, error: answers.put((result, error)))
         deadline = time.monotonic() + WAIT_SECONDS_MAX
-        while 'nv_inference_pending_request_count{model="second",version="1"} 1' not in _metrics(sharing):
+        while triton.pending(sharing, "second") != 1:
             assert time.monotonic() < deadline, "the request did not come to wait"
         client.unregister_system_shared_memory(region.name)
         result, error = answers.get(timeout=WAIT_SECONDS_MAX)
@@ -160,12 +105,12 @@ def test_a_region_that_is_cut_short_is_an_error_and_no_end(sharing, protocol):
     """The object behind it loses all its pages between registering and asking."""
     module = CLIENTS[protocol]
     array = np.ones(4096, dtype=np.float32)
-    with _client(sharing, protocol) as client, Region(client, array.nbytes) as region:
+    with client_of(sharing, protocol) as client, Region(client, array.nbytes) as region:
         shm.set_shared_memory_region(region.handle, [array])
         os.truncate(region.path, 0)
         # One is read where it lies, the other copied first.
         for datatype in ("FP32", "INT32"):
-            given = _input(module, "INPUT0", array, datatype, region, array.nbytes)
+            given = given_in(module, "INPUT0", array, datatype, region, array.nbytes)
             with pytest.raises(InferenceServerException, match="was truncated while it was in use"):
                 client.infer(datatype.lower(), [given])
         os.truncate(region.path, array.nbytes)
@@ -182,8 +127,8 @@ def _relu(client, protocol: str, array: np.ndarray, region: Region, back: Region
     """Cuts the negative numbers of an array off; the result goes to `back` from `offset` on."""
     module = CLIENTS[protocol]
     shm.set_shared_memory_region(region.handle, [array])
-    given = _input(module, "x", array, "FP32", region, array.nbytes)
-    client.infer("relu", [given], outputs=[_output(module, "y", back, array.nbytes, offset)])
+    given = given_in(module, "x", array, "FP32", region, array.nbytes)
+    client.infer("relu", [given], outputs=[wanted_in(module, "y", back, array.nbytes, offset)])
 
 
 def _numbers() -> np.ndarray:
@@ -198,7 +143,7 @@ def test_a_model_writes_its_output_to_the_region(driver, protocol, binary, repos
     flags = (f"--io-driver={driver}", "--reactors=1", "--allow-client-shm=true")
     budget = (f"--memory-budget-byte-size={array.nbytes // 2}", "--pinned-memory-pool-byte-size=4096")
     with servers.Server("nereid-small", binary, repository, (*flags, *budget), tmp_path / "log") as server:
-        with _client(server, protocol) as client, Region(client, array.nbytes) as region, Region(client, array.nbytes) as back:
+        with client_of(server, protocol) as client, Region(client, array.nbytes) as region, Region(client, array.nbytes) as back:
             _relu(client, protocol, array, region, back)
             got = shm.get_contents_as_numpy(back.handle, array.dtype, array.shape)
             np.testing.assert_array_equal(got, np.maximum(array, 0))
@@ -209,10 +154,10 @@ def test_a_model_writes_its_output_to_the_region(driver, protocol, binary, repos
 
 @needs_onnx
 @every_protocol
-def test_an_output_may_lie_over_the_input(sharing, protocol):
+def test_an_output_may_lie_over_thegiven_in(sharing, protocol):
     """By the same region, or another of the same object; a few elements further on."""
     array = _numbers()
-    with _client(sharing, protocol) as client, Region(client, array.nbytes + 64) as region:
+    with client_of(sharing, protocol) as client, Region(client, array.nbytes + 64) as region:
         client.register_system_shared_memory("alias", region.key, region.byte_size)
         for name in (region.name, "alias"):
             back = type("Named", (), {"name": name})()
@@ -220,7 +165,7 @@ def test_an_output_may_lie_over_the_input(sharing, protocol):
                 _relu(client, protocol, array, region, back, offset=offset)
                 got = shm.get_contents_as_numpy(region.handle, array.dtype, array.shape, offset=offset)
                 np.testing.assert_array_equal(got, np.maximum(array, 0))
-        outputs = [_output(CLIENTS[protocol], "OUTPUT0", region, 16), _output(CLIENTS[protocol], "OUTPUT1", back, 8, 8)]
+        outputs = [wanted_in(CLIENTS[protocol], "OUTPUT0", region, 16), wanted_in(CLIENTS[protocol], "OUTPUT1", back, 8, 8)]
         given = [triton.tensor(CLIENTS[protocol], "INPUT0", "FP32", np.ones((1, 4), np.float32))]
         given.append(triton.tensor(CLIENTS[protocol], "INPUT1", "INT32", np.ones((1, 2), np.int32)))
         with pytest.raises(InferenceServerException, match="lies over that of output 'OUTPUT0'"):
@@ -233,7 +178,7 @@ def test_an_output_may_lie_over_the_input(sharing, protocol):
 def test_a_region_that_is_cut_short_under_a_model_is_an_error_and_no_end(sharing, protocol):
     """Threads of ONNX Runtime write where there is nothing any more."""
     array = _numbers()
-    with _client(sharing, protocol) as client, Region(client, array.nbytes) as region, Region(client, array.nbytes) as back:
+    with client_of(sharing, protocol) as client, Region(client, array.nbytes) as region, Region(client, array.nbytes) as back:
         for size in (array.nbytes // 2, 0):
             os.truncate(back.path, size)
             with pytest.raises(InferenceServerException, match=f"'{back.name}' was truncated while it was in use"):
@@ -269,25 +214,20 @@ HUGE = 2**64 - 1
 )
 def test_what_cannot_be_registered_is_told(sharing, protocol, name, key, offset, byte_size, words):
     """Whatever the sizes are; what is there goes on being served."""
-    with _client(sharing, protocol) as client, Region(client, 2 * PAGE) as region:
+    with client_of(sharing, protocol) as client, Region(client, 2 * PAGE) as region:
         client.unregister_system_shared_memory()
         client.register_system_shared_memory("known", region.key, PAGE)
         with pytest.raises(InferenceServerException, match=words):
             client.register_system_shared_memory(name, key.format(key=region.key), byte_size, offset)
-        assert _registered(client) == {"known"}
+        assert registered(client) == {"known"}
         client.unregister_system_shared_memory()
 
 
-def _registered(client) -> set[str]:
-    status = client.get_system_shared_memory_status()
-    return set(status.regions) if hasattr(status, "regions") else {each["name"] for each in status}
-
-
 @every_protocol
-def test_an_object_of_others_is_not_registered(start, obedient, repository, protocol):
+def test_an_object_of_others_is_notregistered(start, obedient, repository, protocol):
     """The server opens what it may, for reading and writing."""
     server = start(repository, "--allow-client-shm=true", program=obedient)
-    with _client(server, protocol) as client, Region(client, PAGE) as region:
+    with client_of(server, protocol) as client, Region(client, PAGE) as region:
         client.unregister_system_shared_memory()
         region.path.chmod(0o400)
         with pytest.raises(InferenceServerException, match="Unable to open shared memory region"):
@@ -316,7 +256,7 @@ def test_an_object_of_others_is_not_registered(start, obedient, repository, prot
 def test_tensors_that_do_not_lie_in_their_region_are_told(sharing, protocol, given, taken, words):
     """A wrong name, offset or size of an input or an output; outputs over each other."""
     module, array = CLIENTS[protocol], np.arange(4, dtype=np.float32).reshape(1, 4)
-    with _client(sharing, protocol) as client, Region(client, 64) as region:
+    with client_of(sharing, protocol) as client, Region(client, 64) as region:
         place = lambda made, name, size, offset: made.set_shared_memory(name.format(name=region.name), size, offset)  # noqa: E731
         first = module.InferInput("INPUT0", [1, 4], "FP32")
         place(first, *given)
@@ -333,7 +273,7 @@ def test_tensors_that_do_not_lie_in_their_region_are_told(sharing, protocol, giv
 @every_protocol
 def test_clients_may_not_use_shared_memory_unless_allowed(server, protocol):
     """The default; the error names the flag."""
-    with _client(server, protocol) as client:
+    with client_of(server, protocol) as client:
         with pytest.raises(InferenceServerException, match="--allow-client-shm=true"):
             with Region(client, 16):
                 pass
@@ -367,8 +307,8 @@ def test_nereid_bench_uses_shared_memory(sharing, binary, way):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sharing.requests_done("fp32_batched") > before
-    with _client(sharing, "grpc") as client:
-        assert _registered(client) == set()
+    with client_of(sharing, "grpc") as client:
+        assert registered(client) == set()
     assert not list(pathlib.Path("/dev/shm").glob("nereid-bench-*"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import urllib.request
 
 import numpy as np
 import tritonclient.grpc as triton_grpc
@@ -100,3 +101,11 @@ def executions(server, model: str) -> tuple[int, int]:
     """How many inferences, and how many executions, the server counts for a model."""
     stats = server.get_json(f"/v2/models/{model}/stats")["model_stats"][0]
     return int(stats["inference_count"]), int(stats["execution_count"])
+
+
+def pending(server, model: str) -> int:
+    """How many requests wait for a model, by the metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    counts = [line.split()[-1] for line in lines if line.startswith(f'nv_inference_pending_request_count{{model="{model}",')]
+    return sum(int(float(count)) for count in counts)

@@ -22,9 +22,12 @@ from conftest import run_server
 TOLERANCE = 1e-4
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
 @pytest.fixture(scope="module")
-def address(examples, request, tmp_path_factory) -> Iterator[str]:
-    """That of a server of the model and of those that it calls."""
+def addresses(examples, request, tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Those of a server of the model and of those that it calls, by protocol."""
     if not (binary := os.environ.get("NEREID_BINARY")):
         pytest.skip("no server: set NEREID_BINARY")
     if not (examples / "python").is_dir():
@@ -33,8 +36,14 @@ def address(examples, request, tmp_path_factory) -> Iterator[str]:
     repositories = [examples / "models", examples / "python"]
     interpreter = f"--backend-config=python,interpreter={sys.executable}"
     running = run_server(binary, repositories, log, request.session, interpreter)
-    yield next(running)["grpc"]
+    yield next(running)
     next(running, None)
+
+
+@pytest.fixture
+def address(addresses) -> str:
+    """Where the server speaks gRPC."""
+    return addresses["grpc"]
 
 
 def ask(address: str, file: bytes, model: str = "read_text") -> tritonclient.grpc.InferResult:
@@ -93,3 +102,47 @@ def test_the_program_prints_the_lines(address, images: Path, model):
     run = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert "NEREID" in run.stdout and "TICKETS" in run.stdout
+
+
+@pytest.fixture
+def ring_program(request, tmp_path) -> tuple[list, dict[str, str]]:
+    """The example of the ring's client in a language, and the environment that it needs."""
+    built = Path(os.environ["NEREID_BINARY"]).resolve().parent
+    clients = ROOT / "clients"
+    if request.param == "rust":
+        program = built / "examples" / "ocr"
+        if not program.is_file():
+            pytest.fail(f"{program} is not there: cargo build --package nereid-ring-client --examples")
+        return [program], {}
+    if request.param == "python":
+        program = [sys.executable, ROOT / "examples" / "clients" / "read_file.py", "--model=ocr", "--protocol=ring", "--url"]
+        return program, {"NEREID_RING_LIBRARY": str(built / "libnereid_ring_c.so")}
+    program = tmp_path / "ocr"
+    command = [os.environ.get("CC", "cc"), "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{clients / 'c' / 'include'}"]
+    command += [clients / "c" / "examples" / "ocr.c", f"-L{built}", "-lnereid_ring_c", "-o", program]
+    subprocess.run(command, check=True)
+    return [program], {"LD_LIBRARY_PATH": str(built)}
+
+
+@pytest.mark.parametrize("ring_program", ["c", "rust", "python"], indirect=True)
+def test_a_picture_is_read_through_the_ring(addresses, address, images: Path, ring_program):
+    """In every language that has a client; what is no picture is told."""
+    program, environment = ring_program
+
+    def read(picture: Path) -> subprocess.CompletedProcess:
+        command = [*program, addresses["ring"], picture]
+        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+
+    run = read(images / "sign.png")
+    assert run.returncode == 0, run.stderr
+    expected = ask(address, (images / "sign.png").read_bytes(), "ocr")
+    texts = [text.decode() for text in expected.as_numpy("text")]
+    if program[0] == sys.executable:
+        assert run.stdout.splitlines()[1:] == [f"  {text}" for text in texts]
+    else:
+        confidences = [f"{np.float32(100) * confidence:.1f}%" for confidence in expected.as_numpy("confidence")]
+        boxes = [tuple(box) for box in expected.as_numpy("box").tolist()]
+        lines = [f"{text}  ({sure} at {box})" for text, sure, box in zip(texts, confidences, boxes, strict=True)]
+        assert len(lines) == 6 and run.stdout.splitlines() == lines
+    refused = read(images / "draw.py")
+    assert refused.returncode != 0 and "expected a JPEG or PNG file" in refused.stderr, refused.stderr

@@ -20,7 +20,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT / "tests"), str(ROOT / "examples")]
 
-import serving  # noqa: E402  (the path to it is only known here)
+import chain_models  # noqa: E402  (the paths to them are only known here)
+import serving  # noqa: E402
 
 MIB = 1 << 20
 # What may come to lie on a GPU while 10,000 requests pass through: the driver's own, taken once.
@@ -38,6 +39,10 @@ class Figure(NamedTuple):
 
 class Skipped(Exception):
     """Something that a step needs is not here."""
+
+
+class Late(Exception):
+    """A step takes longer than it may, whatever it waits for."""
 
 
 class Run:
@@ -82,8 +87,8 @@ class Run:
         )
         try:
             output, _ = process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            # With all that it has started.
+        except BaseException:
+            # Its time is over, or ours: with all that it has started.
             os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
             print(output, end="", flush=True)
@@ -281,6 +286,14 @@ def pictures(run: Run) -> list[Figure]:
     return [Figure("decode, then the device", f"{checked} pictures as on the processors", "to 1e-5")]
 
 
+def chains(run: Run) -> list[Figure]:
+    """Chains that gather, pad, suppress boxes and give pictures of several sizes, beside the same on the processors."""
+    repository = chain_models.write(run.folder / "chains", delay_us=1000)
+    with run.server(repository) as server:
+        checked = chain_models.check(server)
+    return [Figure("chains", f"{checked} requests as on the processors", "all right")]
+
+
 def frameworks(run: Run) -> list[Figure]:
     """ONNX and TorchScript models end to end, with graphs and without."""
     backends = None
@@ -316,7 +329,8 @@ def torch(run: Run) -> list[Figure]:
 
 def sanitizer(run: Run) -> list[Figure]:
     """compute-sanitizer over what our own code does on the device."""
-    tool = shutil.which("compute-sanitizer")
+    folders = [os.environ.get("PATH", ""), os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")]
+    tool = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
     if run.host or not tool:
         raise Skipped("compute-sanitizer is not installed" if not run.host else "there is no GPU")
     bench = [run.nereid, "bench", "gpu", "--device=cuda", "--batches=20", "--bytes=65536", "--lanes=2", "--models=1"]
@@ -325,7 +339,7 @@ def sanitizer(run: Run) -> list[Figure]:
         tests = run.companion("kernels-test")
         programs.append(("kernels", "memcheck", [tests, "--test-threads=1"]))
         # Those whose threads share memory.
-        programs.append(("kernels", "racecheck", [tests, "--test-threads=1", "softmax", "top_k", "nms"]))
+        programs.append(("kernels", "racecheck", [tests, "--test-threads=1", "softmax", "top_k", "nms", "take"]))
     except Skipped as missing:
         print(missing)
     told, ends = [], run.step_deadline
@@ -354,6 +368,7 @@ STEPS: list[tuple[Callable[[Run], list[Figure]], int]] = [
     (shared, 40),
     (served, 90),
     (pictures, 40),
+    (chains, 40),
     (kernels, 90),
     (torch, 120),
     (frameworks, 150),
@@ -367,20 +382,30 @@ def attempt(run: Run, step: Callable[[Run], list[Figure]], seconds_max: int) -> 
     name, left = step.__name__, run.deadline - time.monotonic()
     if left < 10:
         return [Figure(name, "not run: no time is left", "to run", met=False)]
-    run.step_deadline = time.monotonic() + min(seconds_max, left)
+    patience = min(seconds_max, left)
+    run.step_deadline = time.monotonic() + patience
     print(f"\n== {name}: {step.__doc__}", flush=True)
     began = time.monotonic()
+    # Commands end by the deadline; what else may wait, for an answer or a server, is woken soon after.
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(int(patience) + 5)
     try:
         return step(run)
     except Skipped as why:
         return [Figure(name, f"skipped: {why}")]
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, Late):
         return [Figure(name, f"had not ended after {time.monotonic() - began:.0f} s", "to end", met=False)]
     except Exception as error:  # A step must not stop the others, whatever is the matter with it.
         traceback.print_exc(file=sys.stdout)
         return [Figure(name, f"failed: {error}", "to run", met=False)]
     finally:
+        signal.alarm(0)
         print(f"-- {name}: {time.monotonic() - began:.1f} s", flush=True)
+
+
+def late(*_) -> None:
+    """Ends what a step waits for."""
+    raise Late
 
 
 def main() -> int:
@@ -390,7 +415,7 @@ def main() -> int:
     parser.add_argument("--host", action="store_true", help="on devices of the host, short")
     parser.add_argument("--carried", type=pathlib.Path, help="a folder that tests/gpu/pack.sh has filled")
     parser.add_argument("--report", type=pathlib.Path, help="a file for the figures, as JSON")
-    parser.add_argument("--seconds", type=int, default=570, help="for all steps together")
+    parser.add_argument("--seconds", type=int, default=540, help="for all steps together")
     parser.add_argument("binary", nargs="?", type=pathlib.Path, help="the server's")
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(names)}; all if none is named")
     options = parser.parse_args()
@@ -400,18 +425,27 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no step {', '.join(sorted(unknown))}")
     figures: list[Figure] = []
-    with tempfile.TemporaryDirectory(prefix="nereid-gpu-") as folder:
-        run = Run(options, pathlib.Path(folder))
-        for step, seconds_max in STEPS:
-            if step.__name__ in options.steps or not options.steps:
-                figures += attempt(run, step, seconds_max)
-    print("\n== figures")
-    for figure in figures:
-        mark = "missed" if not figure.met else "met" if figure.goal else ""
-        print(f"{figure.name:48} {figure.value:56} {figure.goal:20} {mark}".rstrip())
-    if options.report:
-        options.report.write_text(json.dumps([figure._asdict() for figure in figures], indent=1) + "\n")
+    # Whoever ends it early is told what there is by then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with tempfile.TemporaryDirectory(prefix="nereid-gpu-", ignore_cleanup_errors=True) as folder:
+            run = Run(options, pathlib.Path(folder))
+            for step, seconds_max in STEPS:
+                if step.__name__ in options.steps or not options.steps:
+                    figures += attempt(run, step, seconds_max)
+                    report(options.report, figures)
+    finally:
+        print("\n== figures")
+        for figure in figures:
+            mark = "missed" if not figure.met else "met" if figure.goal else ""
+            print(f"{figure.name:48} {figure.value:56} {figure.goal:20} {mark}".rstrip(), flush=True)
     return 0 if all(figure.met for figure in figures) else 1
+
+
+def report(path: pathlib.Path | None, figures: list[Figure]) -> None:
+    """Writes what there is so far, for a machine that may be gone before the last step."""
+    if path:
+        path.write_text(json.dumps([figure._asdict() for figure in figures], indent=1) + "\n")
 
 
 if __name__ == "__main__":

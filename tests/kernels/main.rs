@@ -11,6 +11,7 @@ mod nms;
 mod on_device;
 mod pad;
 mod softmax;
+mod take;
 mod top_k;
 
 use machine::{Machine, machines};

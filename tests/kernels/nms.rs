@@ -104,6 +104,30 @@ fn the_best_of_boxes_that_overlap_is_kept() {
             ];
             machine.launch("nms", &nms::grid(images as u32, candidates as u32), arguments);
             assert_eq!((kept, counts), (expected.clone(), expected_counts.clone()));
+            let mut best = vec![[7f32; 4]; expected.len()];
+            let (mut of_best, mut of_classes) = (vec![7f32; best.len()], vec![7i64; best.len()]);
+            let arguments = vec![
+                read(&boxes),
+                read(&scores),
+                read(&expected),
+                value(images as u32),
+                value(count as u32),
+                value(classes as u32),
+                value(rule.kept_max as u32),
+                write(&mut best),
+                write(&mut of_best),
+                write(&mut of_classes),
+            ];
+            let grid = nms::results_grid(images as u32, rule.kept_max as u32);
+            machine.launch("nms_results", &grid, arguments);
+            for (at, &entry) in expected.iter().enumerate() {
+                let (image, entry) = (at / rule.kept_max, usize::try_from(entry).ok());
+                let of_box = |entry: usize| boxes[image * count + entry / classes];
+                assert_eq!(best[at], entry.map_or([0.0; 4], of_box));
+                let score = |entry: usize| scores[image * count * classes + entry];
+                assert_eq!(of_best[at], entry.map_or(0.0, score));
+                assert_eq!(of_classes[at], entry.map_or(-1, |entry| (entry % classes) as i64));
+            }
         }
     });
 }

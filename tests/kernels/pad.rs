@@ -31,6 +31,12 @@ fn all_ways<T: bytemuck::Pod + PartialEq + std::fmt::Debug>(
             if at - offsets[row] < length { from[at] } else { fill }
         })
         .collect();
+    let expected_mask: Vec<i64> = (0..rows * length)
+        .map(|at| (at % length < offsets[at / length + 1] - offsets[at / length]).into())
+        .collect();
+    let mut mask = vec![7i64; rows * length];
+    pad::mask(&offsets, &mut mask, length);
+    assert_eq!(mask, expected_mask);
     let mut padded = vec![fill; expected.len()];
     let mut back = vec![fill; from.len()];
     pad::pad(&from, &offsets, &mut padded, length, fill);
@@ -51,6 +57,10 @@ fn all_ways<T: bytemuck::Pod + PartialEq + std::fmt::Debug>(
         let arguments = vec![read(&padded), read(&offsets), write(&mut back), value(length as u64)];
         machine.launch(&format!("unpad_{bytes}"), &grid, arguments);
         assert_eq!(back, expected_back);
+        mask.fill(7);
+        let arguments = vec![read(&offsets), write(&mut mask), value(length as u64)];
+        machine.launch("pad_mask", &grid, arguments);
+        assert_eq!(mask, expected_mask);
     }
 }
 

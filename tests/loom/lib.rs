@@ -4,6 +4,8 @@
 
 #[path = "../../src/runtime/driver/uring/bell.rs"]
 pub mod bell;
+#[path = "../../src/memory/fault/table.rs"]
+pub mod fault_table;
 #[path = "../../src/memory/gather.rs"]
 pub mod gather;
 #[path = "../../ring/src/indices.rs"]

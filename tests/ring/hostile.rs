@@ -89,6 +89,35 @@ fn what_is_no_hello_is_refused() {
 }
 
 #[test]
+fn who_says_nothing_or_asks_for_all_the_memory_keeps_nobody_else_from_it() {
+    const BUDGET_BYTES: u64 = 64 << 20;
+    for driver in DRIVERS {
+        let mut server =
+            Server::start(driver, &[&format!("--memory-budget-byte-size={BUDGET_BYTES}")]);
+        let silent = UnixStream::connect(server.socket()).unwrap();
+        let options = Options { arena_bytes: 16 << 20, ..Options::default() };
+        let mut rings = Vec::new();
+        let refused = loop {
+            match server.connect(&options) {
+                Ok(ring) => rings.push(ring),
+                Err(error) => break error.to_string(),
+            }
+            assert!(rings.len() as u64 * options.arena_bytes <= BUDGET_BYTES);
+        };
+        assert!(refused.contains(&format!("would pass the budget of {BUDGET_BYTES}")), "{refused}");
+        let mut small = server.connect(&Options { arena_bytes: 1 << 16, ..options }).unwrap();
+        echo(&mut small, "fp32", &[1; 64]).unwrap();
+        // What one gives back another can have.
+        let own = rings.len();
+        drop(rings.pop());
+        server.wait_until("one has left", |server| server.memories() == own);
+        echo(&mut server.connect(&options).unwrap(), "fp32", &[2; 64]).unwrap();
+        assert!(server.stop().unwrap() < Duration::from_secs(5));
+        drop(silent);
+    }
+}
+
+#[test]
 fn noise_all_over_the_memory_harms_nobody_else() {
     let clients = env::var(NOISE).ok().and_then(|clients| clients.parse().ok());
     for driver in DRIVERS {

@@ -14,7 +14,7 @@ use crate::server::{DRIVERS, Server, echo, submit};
 /// Where the client that is to be killed finds the server.
 const SOCKET: &str = "NEREID_TEST_RING_SOCKET";
 /// How many are killed; `make test-long` kills more.
-const KILLS: &str = "NEREID_TEST_RING_KILLS";
+const KILLS: &str = "NEREID_TEST_KILLS";
 const KILLS_USUAL: usize = 12;
 const ARENA_BYTES: u64 = 32 << 20;
 const BUDGET_BYTES: u64 = 512 << 20;

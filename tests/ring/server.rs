@@ -78,7 +78,12 @@ impl Server {
             .unwrap()
     }
 
+    /// Waits until clients are served, and all models are there: each is loaded by itself.
     fn wait_ready(&self) {
+        let models = fs::read_dir(self.folder.path().join("models")).unwrap().count();
+        self.wait_until("all models are loaded", |it| {
+            it.log().matches("successfully loaded").count() == models
+        });
         let until = Instant::now() + PATIENCE;
         loop {
             let served = self.connect(&Options { arena_bytes: 1 << 16, ..Options::default() });

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::launch::{Grid, LaunchPlan, Source, Tensor};
 use crate::{
-    backend::{BackendError, Batch, BatchTensor, DeviceBatch, DeviceModel, DeviceOutput},
+    backend::{
+        BackendError, Batch, BatchTensor, DeviceBatch, DeviceModel, DeviceOutput, ResponseError,
+    },
     device::{
         Argument, Device, DeviceError, DeviceSlice, Kernel, KernelSource, Scalar, Stream,
         streams::{Compute, PlacedBatch},
@@ -28,7 +30,7 @@ pub(super) fn dims(spec: &TensorSpec) -> &Shape {
 }
 
 impl DeviceModel for Batches {
-    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
+    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, ResponseError> {
         let given: Option<Vec<&BatchTensor>> = batch.inputs.iter().map(Option::as_ref).collect();
         let given =
             given.ok_or_else(|| BackendError("a kernel needs all of its inputs".to_owned()))?;

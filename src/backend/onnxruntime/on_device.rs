@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     backend::{
-        BackendError, Batch, BatchOutputs, DeviceBatch, DeviceModel, Expected,
+        BackendError, Batch, BatchOutputs, DeviceBatch, DeviceModel, Expected, ResponseError,
         voyage::{Aboard, Awaited, Voyage},
     },
     device::{
@@ -51,7 +51,7 @@ impl DeviceModel for Batches {
         self.0.outputs.iter().all(|output| output.echo.is_none())
     }
 
-    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
+    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, ResponseError> {
         let plan = &self.0;
         let mut voyage = Voyage::new(batch.pool);
         let mut inputs = Vec::with_capacity(plan.inputs.len());

@@ -89,6 +89,8 @@ pub(super) enum Operation {
         #[serde(default)]
         truncate: bool,
     },
+    /// The beginnings of rows.
+    Unpad {},
     /// The entries that indices name.
     Gather {},
     Softmax {},

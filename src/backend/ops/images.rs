@@ -60,10 +60,7 @@ impl Run<'_> {
                 }
             };
             if *first_size != size {
-                return Err(fault(&format!(
-                    "its picture becomes {} × {} pixels, that of row 0 {} × {}: a batch has one size",
-                    size[0], size[1], first_size[0], first_size[1]
-                )));
+                return Err(fault(&unequal(size, *first_size)));
             }
             let output = elements_mut::<T>(buffer)?;
             let each = target.elements();
@@ -76,6 +73,14 @@ impl Run<'_> {
             None => Err(Fault::Whole("there are no rows".to_owned())),
         }
     }
+}
+
+/// What is told of a picture that has another size than that of row 0; width and height.
+pub(super) fn unequal([width, height]: [i32; 2], first: [i32; 2]) -> String {
+    format!(
+        "its picture becomes {width} × {height} pixels, that of row 0 {} × {}: a batch has one size",
+        first[0], first[1]
+    )
 }
 
 /// The pixels of one row, with their width and height.

@@ -36,6 +36,7 @@ impl Joined {
             | Operation::Layout { .. } => true,
             Operation::Cast { .. }
             | Operation::Pad { .. }
+            | Operation::Unpad {}
             | Operation::Gather {}
             | Operation::Softmax {}
             | Operation::LogSoftmax {}

@@ -5,18 +5,22 @@
 //!
 //! `chain` reads the words, `plan` and `operation` understand them, `joined` makes one of neighbours on
 //! pictures; `run` does the work with the kernels' twins, `images` that on pictures, whose sizes
-//! `picture` knows, and whose files `decode`; `on_device` does it on a device. This room knows tensors,
-//! kernels, devices and memory. It must not know schedulers or wire formats.
+//! `picture` knows, and whose files `decode`; `on_device` does it on a device; `instances` is
+//! for those who hand either a batch. What steps make of the shapes of
+//! their inputs, `shapes` says for both. This room knows tensors, kernels, devices and memory. It must not know
+//! schedulers or wire formats.
 
 mod chain;
 mod decode;
 mod images;
+mod instances;
 mod joined;
 mod on_device;
 mod operation;
 mod picture;
 mod plan;
 mod run;
+mod shapes;
 
 #[cfg(test)]
 mod tests;
@@ -27,15 +31,14 @@ use bytes::Bytes;
 
 use self::{
     chain::{Operation, Step},
+    instances::{OnRequests, OnTensors},
     on_device::Launches,
     plan::{Form, Plan, Slot, Work},
     run::{RunError, Value},
 };
 use super::{
-    Backend, BackendError, Batch, BatchOutputs, BatchTensor, DeviceInstance, Direct, Host,
-    InlineFitness, Instance, Model, ModelInstance, ModelIo, ModelIoTensor, ModelRequest,
-    ModelResponse, ModelSource, Placement, PlacementDevice, RequestInstance, ResponseError,
-    ResponseTensor,
+    Backend, BackendError, BatchOutputs, BatchTensor, DeviceInstance, Direct, Host, InlineFitness,
+    Model, ModelInstance, ModelIo, ModelIoTensor, ModelSource, Placement, PlacementDevice,
 };
 use crate::{
     device::{Devices, streams::Runner},
@@ -244,16 +247,14 @@ impl Model for Chain {
         placement: &Placement,
         _: &Arc<Host>,
     ) -> Result<ModelInstance, BackendError> {
-        // Outside of lanes a batch would fail for one file, which the processors take one by one.
-        let decodes = self.loaded.plan.stages.iter().any(|stage| stage.work.decodes());
-        let on_device = (!decodes).then(|| self.on_device(placement));
-        if let Some(instance) = on_device.transpose()?.flatten() {
-            return Ok(ModelInstance::Batches(Box::new(Direct::of(instance)?)));
-        }
-        let loaded = self.loaded.clone();
-        Ok(match self.loaded.can_fail() {
-            true => ModelInstance::Requests(Box::new(OnRequests(loaded))),
-            false => ModelInstance::Batches(Box::new(OnTensors(loaded))),
+        let device = self.on_device(placement)?.map(Direct::of).transpose()?;
+        let chain = self.loaded.clone();
+        Ok(match device {
+            _ if chain.can_fail() => {
+                ModelInstance::Requests(Box::new(OnRequests { chain, device }))
+            }
+            Some(device) => ModelInstance::Batches(Box::new(device)),
+            None => ModelInstance::Batches(Box::new(OnTensors(chain))),
         })
     }
 
@@ -289,8 +290,9 @@ impl Loaded {
     /// Whether a request's content can be at fault, as that of a file. The others of its batch shall
     /// not suffer for it.
     fn can_fail(&self) -> bool {
-        let is_fallible =
-            |work: &Work| matches!(work, Work::Image { .. } | Work::Gather | Work::Pad { .. });
+        let is_fallible = |work: &Work| {
+            matches!(work, Work::Image { .. } | Work::Gather | Work::Pad { .. } | Work::Unpad)
+        };
         self.plan.stages.iter().any(|stage| is_fallible(&stage.work))
     }
 
@@ -301,7 +303,7 @@ impl Loaded {
         rows: usize,
         inputs: impl Iterator<Item = (Shape, Bytes)>,
         pool: &BufferPool,
-    ) -> Result<Vec<Option<(Shape, Bytes)>>, RunError> {
+    ) -> Result<BatchOutputs, RunError> {
         let rows = if self.has_batch { rows } else { 1 };
         let inputs = inputs.zip(&self.plan.forms).map(|((shape, data), form)| {
             let dims = shape.iter().skip(usize::from(self.has_batch)).copied().collect();
@@ -316,7 +318,7 @@ impl Loaded {
                 true => value.dims.with_batch(rows as i64),
                 false => value.dims,
             };
-            Some((shape, value.data))
+            Some(BatchTensor { shape, data: value.data })
         });
         Ok(outputs.collect())
     }
@@ -330,53 +332,4 @@ fn aligned(data: Bytes, datatype: DataType, pool: &BufferPool) -> Result<Bytes, 
     let mut buffer = pool.allocate(data.len())?;
     buffer.copy_from_slice(&data);
     Ok(buffer.freeze())
-}
-
-/// An instance that takes whole batches.
-struct OnTensors(Arc<Loaded>);
-
-impl Instance for OnTensors {
-    fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
-        let inputs = batch.inputs.iter().flatten();
-        let inputs = inputs.map(|tensor| (tensor.shape.clone(), tensor.data.clone()));
-        let outputs = self
-            .0
-            .run(batch.rows as usize, inputs, batch.pool)
-            .map_err(|error| BackendError(error.to_string()))?;
-        let tensor = |(shape, data)| BatchTensor { shape, data };
-        Ok(outputs.into_iter().map(|output| output.map(tensor)).collect())
-    }
-}
-
-/// An instance that takes requests one by one.
-struct OnRequests(Arc<Loaded>);
-
-impl RequestInstance for OnRequests {
-    fn execute(&mut self, requests: Vec<ModelRequest>, host: &Host) {
-        for ModelRequest { tensors, responder, .. } in requests {
-            if responder.is_cancelled() {
-                responder.close();
-                continue;
-            }
-            let rows = tensors.batch_size as usize;
-            let inputs = tensors.inputs.into_iter().flatten();
-            let inputs = inputs.map(|input| (input.shape, input.data.into_bytes()));
-            responder.finish(match self.0.run(rows, inputs, &host.pool) {
-                Ok(outputs) => Ok(self.0.response(outputs)),
-                Err(error) => Err(ResponseError { code: error.code(), message: error.to_string() }),
-            });
-        }
-    }
-}
-
-impl Loaded {
-    fn response(&self, outputs: Vec<Option<(Shape, Bytes)>>) -> ModelResponse {
-        let outputs =
-            (0..).zip(outputs).zip(&self.results).filter_map(|((output, made), &slot)| {
-                let (shape, data) = made?;
-                let datatype = self.plan.forms.get(slot)?.datatype;
-                Some(ResponseTensor { output, datatype, shape, data })
-            });
-        ModelResponse { outputs: outputs.collect(), ..ModelResponse::default() }
-    }
 }

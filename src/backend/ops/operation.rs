@@ -3,6 +3,7 @@
 use super::{
     chain::{BoxForm, Operation},
     plan::{Form, PadTo, Work},
+    shapes,
 };
 use crate::{
     device::kernels::{nms, top_k},
@@ -16,7 +17,7 @@ pub(super) fn understand(
     named: usize,
 ) -> Result<(Work, Vec<Form>), String> {
     let count = match operation {
-        Operation::Gather {} | Operation::Nms { .. } => 2,
+        Operation::Unpad {} | Operation::Gather {} | Operation::Nms { .. } => 2,
         _ => 1,
     };
     if inputs.len() != count {
@@ -52,13 +53,24 @@ pub(super) fn understand(
         Operation::Pad { length, multiple, value, truncate } => {
             understand_pad(first, (*length, *multiple), *value, *truncate, named)
         }
+        Operation::Unpad {} => {
+            let lengths = inputs[1];
+            if first.datatype.size().is_none() || first.dims.is_empty() {
+                return Err(format!("expected elements of a fixed size, got {first}"));
+            }
+            if !is_index(lengths) || *lengths.dims != [1] {
+                return Err(format!("expected a length, INT32 or INT64 [1], got {lengths}"));
+            }
+            let mut dims = first.dims.clone();
+            dims[0] = -1;
+            Ok((Work::Unpad, vec![Form { datatype: first.datatype, dims }]))
+        }
         Operation::Gather {} => {
             let indices = inputs[1];
-            let is_index = matches!(indices.datatype, DataType::Int32 | DataType::Int64);
             if first.datatype.size().is_none() || first.dims.is_empty() {
                 return Err(format!("expected entries of a fixed size, got {first}"));
             }
-            if !is_index || indices.dims.len() != 1 {
+            if !is_index(indices) || indices.dims.len() != 1 {
                 return Err(format!("expected indices, INT32 or INT64 [count], got {indices}"));
             }
             let dims = indices.dims.iter().chain(first.dims.iter().skip(1)).copied().collect();
@@ -140,14 +152,9 @@ pub(super) fn understand(
                 centred: *boxes == BoxForm::Centers,
                 any_class: *class_agnostic,
             };
-            let kept = i64::from(*max_output);
-            let form = |datatype, dims| Form { datatype, dims };
-            let forms = vec![
-                form(DataType::Fp32, Shape::from([kept, 4])),
-                form(DataType::Fp32, Shape::from([kept])),
-                form(DataType::Int64, Shape::from([kept])),
-                form(DataType::Int32, Shape::from([1])),
-            ];
+            let types = [DataType::Fp32, DataType::Fp32, DataType::Int64, DataType::Int32];
+            let forms = types.into_iter().zip(shapes::best(rule.kept_max));
+            let forms = forms.map(|(datatype, dims)| Form { datatype, dims }).collect();
             Ok((Work::Nms { rule, candidates: *candidates as usize }, forms))
         }
         Operation::Decode { .. }
@@ -196,6 +203,11 @@ fn understand_pad(
         forms.push(Form { datatype: DataType::Int64, dims: Shape::from([dim]) });
     }
     Ok((Work::Pad { to, value, truncate }, forms))
+}
+
+/// Whether a tensor's elements can count others.
+fn is_index(form: &Form) -> bool {
+    matches!(form.datatype, DataType::Int32 | DataType::Int64)
 }
 
 /// The length of a tensor's last dimension.

@@ -52,6 +52,7 @@ pub(super) enum Work {
     Image { encoded: Option<Limit>, geometry: Geometry, look: Look, datatype: DataType },
     Cast { to: DataType, scale: f32, zero_point: f32 },
     Pad { to: PadTo, value: f64, truncate: bool },
+    Unpad,
     Gather,
     Softmax,
     LogSoftmax,

@@ -9,8 +9,10 @@ use half::{bf16, f16};
 use super::{
     images::Pictures,
     plan::{Form, PadTo, Plan, Stage, Work},
+    shapes::{Padding, Unpadding, columns, too_many},
 };
 use crate::{
+    backend::ResponseError,
     device::kernels::{
         cast::{self, Narrow},
         pad, softmax,
@@ -50,13 +52,15 @@ impl RunError {
             Fault::Memory(exhausted) => Self::Memory(exhausted),
         }
     }
+}
 
-    /// The protocol's code for it.
-    pub fn code(&self) -> Code {
-        match self {
-            Self::Row { .. } | Self::Whole { .. } => Code::InvalidArgument,
-            Self::Memory(_) => Code::Unavailable,
-        }
+impl From<RunError> for ResponseError {
+    fn from(error: RunError) -> Self {
+        let code = match error {
+            RunError::Row { .. } | RunError::Whole { .. } => Code::InvalidArgument,
+            RunError::Memory(_) => Code::Unavailable,
+        };
+        Self { code, message: error.to_string() }
     }
 }
 
@@ -124,6 +128,10 @@ impl Run<'_> {
             Work::Pad { to, value, truncate } => {
                 self.pad(first, *to, *value, *truncate, stage.outputs.len() > 1)
             }
+            Work::Unpad => match inputs {
+                &[rows, lengths] => Ok(vec![self.unpad(rows, lengths)?]),
+                _ => Err(Fault::Whole("it has one input".to_owned())),
+            },
             Work::Gather => match inputs {
                 &[entries, indices] => Ok(vec![self.gather(entries, indices)?]),
                 _ => Err(Fault::Whole("it has one input".to_owned())),
@@ -141,12 +149,16 @@ impl Run<'_> {
 
     /// Memory for the elements of all rows.
     pub fn buffer<T>(&self, dims: &[i64]) -> Result<Buffer, Fault> {
+        self.memory(dims, size_of::<T>())
+    }
+
+    /// The same for elements of so many bytes.
+    fn memory(&self, dims: &[i64], size: usize) -> Result<Buffer, Fault> {
         let elements = dims
             .iter()
             .try_fold(self.rows, |count, &dim| count.checked_mul(usize::try_from(dim).ok()?))
-            .and_then(|count| count.checked_mul(size_of::<T>()));
-        let bytes = elements
-            .ok_or_else(|| Fault::Whole(format!("{} has too many elements", Shape::from(dims))))?;
+            .and_then(|count| count.checked_mul(size));
+        let bytes = elements.ok_or_else(|| Fault::Whole(too_many(&Shape::from(dims))))?;
         Ok(self.pool.allocate(bytes)?)
     }
 
@@ -211,78 +223,67 @@ impl Run<'_> {
         truncate: bool,
         with_mask: bool,
     ) -> Result<Vec<Value>, Fault> {
-        let given = input.dims.first().map_or(0, |&dim| usize::try_from(dim).unwrap_or(0));
-        let length = match to {
-            PadTo::Length(length) => length,
-            PadTo::Multiple(multiple) => given.max(1).next_multiple_of(multiple),
-        };
-        if given > length && !truncate {
-            return Err(Fault::Whole(format!(
-                "expected at most {length} elements, or 'truncate', got {given}"
-            )));
-        }
-        let mut dims = input.dims.clone();
-        if let Some(first) = dims.first_mut() {
-            *first = length as i64;
-        }
-        let too_many = || Fault::Whole(format!("{dims} has too many elements"));
-        let each = dims
-            .iter()
-            .skip(1)
-            .try_fold(1_usize, |each, &dim| each.checked_mul(usize::try_from(dim).ok()?))
-            .ok_or_else(too_many)?;
+        let padding = Padding::of(&input.dims, to, truncate).map_err(Fault::Whole)?;
+        let Padding { dims, length, each, .. } = &padding;
         let size = input.datatype.size().unwrap_or(1);
-        let mut buffer = self.pool.allocate(
-            [each, length, size]
-                .into_iter()
-                .try_fold(self.rows, usize::checked_mul)
-                .ok_or_else(too_many)?,
-        )?;
-        let offsets: Vec<usize> = (0..=self.rows).map(|row| row * given * each).collect();
-        let (given, length) = (given * each, length * each);
+        let mut buffer = self.memory(dims, size)?;
+        let offsets: Vec<usize> = padding.offsets(self.rows, *each).collect();
+        let row = length * each;
         let fill = element_bytes(input.datatype, value);
         match size {
-            1 => pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, length, fill[0]),
+            1 => pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, row, fill[0]),
             2 => {
                 let value = u16::from_le_bytes([fill[0], fill[1]]);
-                pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, length, value);
+                pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, row, value);
             }
             4 => {
                 let value = u32::from_le_bytes([fill[0], fill[1], fill[2], fill[3]]);
-                pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, length, value);
+                pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, row, value);
             }
             _ => {
                 let value = u64::from_le_bytes(fill);
-                pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, length, value);
+                pad::pad(elements(input)?, &offsets, elements_mut(&mut buffer)?, row, value);
             }
         }
         let mut made =
             vec![Value { datatype: input.datatype, dims: dims.clone(), data: buffer.freeze() }];
         if with_mask {
-            let (given, length) = (given / each.max(1), length / each.max(1));
-            let dims = Shape::from([length as i64]);
+            let dims = Shape::from([*length as i64]);
             let mut mask = self.buffer::<i64>(&dims)?;
-            for row in elements_mut::<i64>(&mut mask)?.chunks_exact_mut(length.max(1)) {
-                let (there, padding) = row.split_at_mut(given.min(length));
-                there.fill(1);
-                padding.fill(0);
-            }
+            let offsets: Vec<usize> = padding.offsets(self.rows, 1).collect();
+            pad::mask(&offsets, elements_mut(&mut mask)?, *length);
             made.push(Value { datatype: DataType::Int64, dims, data: mask.freeze() });
         }
         Ok(made)
     }
+
+    /// The rows' sequences, which are their beginnings.
+    fn unpad(&self, input: &Value, lengths: &Value) -> Result<Value, Fault> {
+        let length = Unpadding::common(&indices(&lengths.data, lengths.datatype));
+        let length = length.map_err(|(row, told)| Fault::Row(row, told))?;
+        let unpadding = Unpadding::of(&input.dims, length).map_err(|told| Fault::Row(0, told))?;
+        let size = input.datatype.size().unwrap_or(1);
+        let mut buffer = self.memory(&unpadding.dims, size)?;
+        let offsets: Vec<usize> =
+            unpadding.offsets(self.rows).map(|offset| offset * size).collect();
+        let row = unpadding.given * unpadding.each * size;
+        pad::unpad(&input.data, &offsets, &mut buffer, row);
+        Ok(Value { datatype: input.datatype, dims: unpadding.dims, data: buffer.freeze() })
+    }
 }
 
-/// The length of a tensor's last dimension.
-pub(super) fn columns(dims: &Shape) -> Result<usize, String> {
-    let columns = dims.last().and_then(|&dim| usize::try_from(dim).ok());
-    columns
-        .filter(|&columns| columns > 0 && u32::try_from(columns).is_ok())
-        .ok_or_else(|| format!("expected one element or more, got {dims}"))
+/// Counts, or numbers of others.
+pub(super) fn indices(bytes: &[u8], datatype: DataType) -> Vec<i64> {
+    match datatype {
+        DataType::Int32 => {
+            bytes.as_chunks().0.iter().map(|&it| i32::from_le_bytes(it).into()).collect()
+        }
+        _ => bytes.as_chunks().0.iter().map(|&it| i64::from_le_bytes(it)).collect(),
+    }
 }
 
 /// A number as the bytes of one element.
-fn element_bytes(datatype: DataType, value: f64) -> [u8; 8] {
+pub(super) fn element_bytes(datatype: DataType, value: f64) -> [u8; 8] {
     fn of<const N: usize>(bytes: [u8; N]) -> [u8; 8] {
         let mut all = [0; 8];
         all[..N].copy_from_slice(&bytes);

@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    backend::{PlacementDevice, Respond, Responder},
+    backend::{
+        Batch, ModelRequest, ModelResponse, PlacementDevice, Respond, Responder, ResponseError,
+    },
     inference::{Admitted, AdmittedInput, Code},
     proto::{ModelInput, ModelOutput, ModelParameter},
 };
@@ -80,7 +82,7 @@ pub(super) fn run(
     let loaded = loaded(source)?;
     let outputs =
         loaded.run(rows, tensors.into_iter(), &pool()).map_err(|error| error.to_string())?;
-    Ok(outputs.into_iter().map(Option::unwrap).collect())
+    Ok(outputs.into_iter().flatten().map(|made| (made.shape, made.data)).collect())
 }
 
 pub(super) fn loaded(source: &ModelSource) -> Result<Loaded, String> {
@@ -221,6 +223,24 @@ fn sequences_are_padded_and_entries_gathered() {
     let long = tensor(&[1, 5], &[0i32; 5]);
     let error = run(&source, vec![long, tensor(&[1, 2], &[0i64, 0])]).unwrap_err();
     assert_eq!(error, "step 1 (pad): expected at most 4 elements, or 'truncate', got 5");
+}
+
+#[test]
+fn rows_are_cut_to_the_sequences_that_they_begin_with() {
+    let inputs: [(&str, DataType, &[i64]); 2] =
+        [("X", DataType::Int32, &[4]), ("N", DataType::Int64, &[1])];
+    let chain = r#"[{"op": "unpad", "input": ["X", "N"]}]"#;
+    let source = source(chain, 4, &inputs, &[("Y", DataType::Int32, &[-1])]);
+    let rows = tensor(&[2, 4], &[1i32, 2, 3, 4, 5, 6, 7, 8]);
+    let made = run(&source, vec![rows.clone(), tensor(&[2, 1], &[3i64, 3])]).unwrap();
+    assert_eq!(made[0], tensor(&[2, 3], &[1i32, 2, 3, 5, 6, 7]));
+    for (lengths, told) in [
+        ([5i64, 5], "row 0: expected a length of 0 to 4, got 5"),
+        ([2, 3], "row 1: its sequence has a length of 3, that of row 0 2: a batch has one length"),
+    ] {
+        let error = run(&source, vec![rows.clone(), tensor(&[2, 1], &lengths)]).unwrap_err();
+        assert_eq!(error, format!("step 1 (unpad): {told}"));
+    }
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Process {
         let theirs = [theirs_in.as_raw_fd(), theirs_out.as_raw_fd()];
         let files = [text.as_raw_fd(), theirs[0], theirs[1], arena.file().as_raw_fd()];
         let mut command = Command::new(&interpreter.path);
-        command.arg("-c").arg(sources::BOOTSTRAP);
+        command.arg("-c").arg(sources::START);
         command.args(files.map(|file| file.to_string()));
         command.arg(arena.size().to_string()).arg(name);
         command.envs(interpreter.variables.iter().map(|(name, value)| (name, value)));

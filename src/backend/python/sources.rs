@@ -5,8 +5,10 @@ use std::{
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// What the interpreter runs first.
-pub const BOOTSTRAP: &str = include_str!("../../../python/bootstrap.py");
+/// What the interpreter is started with: reads the sources out of the file whose number it is given, and
+/// runs the one that comes first. A short line, for lists of processes show it.
+pub const START: &str = "import json, os, sys; file = int(sys.argv[1]); \
+    sources = json.loads(os.pread(file, os.fstat(file).st_size, 0)); exec(sources['bootstrap.py'])";
 
 macro_rules! sources {
     ($($path:literal),* $(,)?) => {
@@ -15,7 +17,8 @@ macro_rules! sources {
 }
 
 /// The Python half, by its paths.
-const SOURCES: [(&str, &str); 16] = sources![
+const SOURCES: [(&str, &str); 17] = sources![
+    "bootstrap.py",
     "c_python_backend_utils.py",
     "triton_python_backend_utils.py",
     "nereid_stub/__init__.py",
@@ -59,7 +62,6 @@ mod tests {
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "py"))
             .map(|path| path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned())
-            .filter(|path| path != "bootstrap.py")
             .collect();
         files.sort();
         let mut known: Vec<_> = SOURCES.iter().map(|(path, _)| (*path).to_owned()).collect();

@@ -1,6 +1,7 @@
 //! Keeps the process of one instance running: starts it, reads what it says, notices its end, starts
 //! it again.
 
+mod back_off;
 mod run;
 
 use std::{
@@ -13,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::run::{Failed, Run};
+use self::{
+    back_off::BackOff,
+    run::{Failed, Run},
+};
 use super::{
     Outline, near,
     services::Services,
@@ -22,11 +26,6 @@ use super::{
 };
 use crate::{backend::BackendError, runtime::ReactorHandle};
 
-/// How long a process that ended is waited for before it is started again: at first, and at most.
-const BACK_OFF: Duration = Duration::from_millis(100);
-const BACK_OFF_MAX: Duration = Duration::from_secs(10);
-/// A process that has run for so long, or has run requests, has not failed at its start.
-const STEADY: Duration = Duration::from_secs(10);
 /// How long a process that has completed a configuration is kept for the instance that will want it.
 const KEPT_FOR: Duration = Duration::from_secs(30);
 
@@ -222,7 +221,7 @@ impl Seat {
         };
         self.open(&run.session);
         let _ = report.send(Ok(()));
-        let mut back_off = BACK_OFF;
+        let mut back_off = BackOff::new();
         loop {
             let began = Instant::now();
             let ended = run.serve(self);
@@ -231,15 +230,13 @@ impl Seat {
             run.session.die(&self.outline.is_unhealthy());
             self.services.forget();
             let Err(reason) = ended else { return };
-            if began.elapsed() > STEADY || run.session.has_executed.load(Ordering::Relaxed) {
-                back_off = BACK_OFF;
-            }
+            let has_executed = run.session.has_executed.load(Ordering::Relaxed);
+            back_off.ended(began.elapsed(), has_executed);
             log::error!("{}: {reason}; it is started again", self.outline.process());
             run = loop {
-                if self.rest(back_off) {
+                if self.rest(back_off.rest()) {
                     return;
                 }
-                back_off = (back_off * 2).min(BACK_OFF_MAX);
                 match self.start(&Purpose::Serve) {
                     Ok(run) => break run,
                     Err(error) => log::error!("{} did not start: {error}", self.outline.process()),
@@ -308,7 +305,7 @@ impl Seat {
             }
             Said::Executed(outcome) => session.executed(outline, outcome),
             Said::Call(call) => self.services.call(session, *call),
-            Said::CancelCall(number) => session.end_call(number),
+            Said::CancelCall(number) => session.cancel_call(number),
             Said::Ask(question) => self.services.answer(session, question),
             Said::Log(line) => super::output::log_line(outline, &line),
             Said::IsReady { is_ready, .. } => session.is_ready.store(is_ready, Ordering::Relaxed),

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     backend::{
-        BackendError, Batch, BatchOutputs, DeviceBatch, DeviceModel, Expected,
+        BackendError, Batch, BatchOutputs, DeviceBatch, DeviceModel, Expected, ResponseError,
         voyage::{Aboard, Awaited, Voyage},
     },
     device::{
@@ -40,7 +40,11 @@ pub(super) struct OnDevice {
 }
 
 impl DeviceModel for Batches {
-    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
+    fn writes_inputs(&self) -> bool {
+        true
+    }
+
+    fn lay_out(&self, batch: &Batch<'_>) -> Result<DeviceBatch, ResponseError> {
         let mut voyage = Voyage::new(batch.pool);
         let mut inputs = Vec::with_capacity(self.plan.inputs.len());
         let all =

@@ -54,8 +54,9 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "FILE")]
     gpu_kernels: Option<PathBuf>,
 
-    /// Bytes of freed memory that a GPU keeps for tensors to come, as <DEVICE>:<BYTES>; may be given
-    /// several times [default: 64 MiB on each]
+    /// Bytes of a device's memory for tensors between steps of ensembles there; what does not find room goes
+    /// by way of the host. A GPU also keeps as many of freed memory for those to come. As <DEVICE>:<BYTES>;
+    /// may be given several times [default: 64 MiB on each, at most an eighth of its memory]
     #[arg(long, value_name = "DEVICE:BYTES")]
     cuda_memory_pool_byte_size: Vec<PerDevice<u64>>,
     /// The least compute capability of a GPU that is used
@@ -230,6 +231,7 @@ impl DeviceArgs {
                 ..SchedulerSettings::default()
             },
             load_limits: limits.map(|limit| (limit.device, limit.value)).collect(),
+            pool_bytes: self.pool_bytes(),
         }
     }
 
@@ -242,8 +244,9 @@ impl DeviceArgs {
     /// What the log is to say of flags about GPUs, where there are none.
     pub fn warnings(&self, devices: &Devices) -> Vec<String> {
         let Capability(major, minor) = self.min_supported_compute_capability;
+        let has_pools = !self.cuda_memory_pool_byte_size.is_empty() && !self.stand_in();
         let given = [
-            ("cuda-memory-pool-byte-size", !self.cuda_memory_pool_byte_size.is_empty()),
+            ("cuda-memory-pool-byte-size", has_pools),
             ("min-supported-compute-capability", (major, minor) != (6, 0)),
             ("enable-peer-access", !self.enable_peer_access),
             ("model-load-gpu-limit", !self.model_load_gpu_limit.is_empty()),
@@ -262,12 +265,16 @@ impl DeviceArgs {
         given.into_iter().map(warning).collect()
     }
 
+    fn pool_bytes(&self) -> Vec<(usize, u64)> {
+        let pools = self.cuda_memory_pool_byte_size.iter();
+        pools.map(|pool| (pool.device, pool.value)).collect()
+    }
+
     fn cuda_settings(&self) -> CudaSettings {
         let Capability(major, minor) = self.min_supported_compute_capability;
-        let pools = self.cuda_memory_pool_byte_size.iter();
         CudaSettings {
             compute_capability_min: (major, minor),
-            pool_bytes: pools.map(|pool| (pool.device, pool.value)).collect(),
+            pool_bytes: self.pool_bytes(),
             peer_access: self.enable_peer_access,
             kernels: None,
         }
@@ -362,7 +369,8 @@ mod tests {
         let cuda = args.cuda_settings();
         assert_eq!(cuda.pool_bytes, [(0, 1024), (1, 2048)]);
         assert_eq!((cuda.compute_capability_min, cuda.peer_access), ((8, 6), false));
-        assert_eq!(args.fleet_settings().load_limits, [(0, 0.5)]);
+        let fleet = args.fleet_settings();
+        assert_eq!((fleet.load_limits, fleet.pool_bytes), (vec![(0, 0.5)], cuda.pool_bytes));
         let warnings = args.warnings(&Devices::none("no driver"));
         let expected = [
             "cuda-memory-pool-byte-size",

@@ -45,6 +45,10 @@ pub struct WireArgs {
     #[arg(long, value_name = "FILE")]
     http_root_cert: Option<PathBuf>,
 
+    /// Seconds for which a client may pause inside a request's body or message, by HTTP and by gRPC
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    request_pause_max_secs: u64,
+
     /// gRPC calls that are answered only with the header triton-grpc-protocol-<HEADER>, as
     /// <PROTOCOL>,<PROTOCOL>:<HEADER>=<VALUE>; may be given several times
     #[arg(long, value_name = "RESTRICTION")]
@@ -119,6 +123,7 @@ impl WireArgs {
         let restrictions = Restrictions::new(&self.grpc_restricted_protocol, GRPC_HEADER_PREFIX)
             .map_err(WireError::RestrictedProtocol)?;
         Ok(GrpcSettings {
+            pause_max: Duration::from_secs(self.request_pause_max_secs),
             restrictions,
             forwarded: self.grpc_header_forward_pattern.clone(),
             response_packing: self.grpc_infer_response_compression_level,
@@ -142,7 +147,8 @@ impl WireArgs {
         let restrictions =
             Restrictions::new(&self.http_restricted_api, "").map_err(WireError::RestrictedApi)?;
         let forwarded = self.http_header_forward_pattern.clone();
-        Ok(HttpSettings { body_max, restrictions, forwarded })
+        let pause_max = Duration::from_secs(self.request_pause_max_secs);
+        Ok(HttpSettings { body_max, pause_max, restrictions, forwarded })
     }
 
     /// TLS for gRPC, if it is asked for.

@@ -12,6 +12,7 @@ pub mod nms;
 pub mod pad;
 pub mod softmax;
 mod sources;
+pub mod take;
 pub mod top_k;
 
 pub use self::sources::source;

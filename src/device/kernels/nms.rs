@@ -11,6 +11,11 @@ pub fn grid(images: u32, candidates: u32) -> Grid {
     Grid { shared_bytes: candidates.max(1), ..grid }
 }
 
+/// How `nms_results` is launched.
+pub fn results_grid(images: u32, kept_max: u32) -> Grid {
+    Grid::over(u64::from(images) * u64::from(kept_max))
+}
+
 /// Which boxes are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rule {
@@ -66,6 +71,37 @@ pub fn nms(
         alive.truncate(end);
     }
     kept
+}
+
+/// The best boxes of a batch of images, as `nms_results` writes them.
+pub struct Best<'a> {
+    /// Their boxes.
+    pub boxes: &'a mut [[f32; 4]],
+    /// Their scores.
+    pub scores: &'a mut [f32],
+    /// Their classes.
+    pub classes: &'a mut [i64],
+}
+
+/// Writes what the `kept` entries of images of `count` boxes are, `kept_max` of each image: a negative
+/// entry is none, and has zeros and class -1.
+pub fn results(
+    boxes: &[[f32; 4]],
+    scores: &[f32],
+    kept: &[i64],
+    [count, classes, kept_max]: [usize; 3],
+    best: Best<'_>,
+) {
+    let best = best.boxes.iter_mut().zip(best.scores).zip(best.classes);
+    for (at, (&entry, ((to_box, score), class))) in kept.iter().zip(best).enumerate() {
+        let image = at / kept_max.max(1);
+        let found = usize::try_from(entry).ok().and_then(|entry| {
+            let of_box = boxes.get(image * count + entry.checked_div(classes)?)?;
+            let score = scores.get(image * count * classes + entry)?;
+            Some((*of_box, *score, (entry % classes) as i64))
+        });
+        (*to_box, *score, *class) = found.unwrap_or(([0.0; 4], 0.0, -1));
+    }
 }
 
 #[derive(Clone, Copy)]

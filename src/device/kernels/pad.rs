@@ -4,7 +4,10 @@
 
 use super::Grid;
 
-/// How `pad_*` and `unpad_*` are launched: a launch takes at most 65535 rows.
+/// The most rows of a launch.
+pub const ROWS_MAX: usize = 65535;
+
+/// How `pad_*`, `unpad_*` and `pad_mask` are launched on at most [`ROWS_MAX`] rows.
 pub fn grid(rows: u32, length: u64) -> Grid {
     let mut grid = Grid::over(length);
     grid.blocks[1] = rows;
@@ -35,5 +38,17 @@ pub fn unpad<T: Copy>(from: &[T], offsets: &[usize], to: &mut [T], length: usize
         let sequence = &mut to[bounds[0]..bounds[1]];
         let given = sequence.len().min(row.len());
         sequence[..given].copy_from_slice(&row[..given]);
+    }
+}
+
+/// Writes 1 for each place of a row of `length` that its sequence has, and 0 for the rest.
+///
+/// # Panics
+/// When the offsets descend.
+pub fn mask(offsets: &[usize], to: &mut [i64], length: usize) {
+    for (bounds, row) in offsets.windows(2).zip(to.chunks_exact_mut(length.max(1))) {
+        let (there, padding) = row.split_at_mut((bounds[1] - bounds[0]).min(row.len()));
+        there.fill(1);
+        padding.fill(0);
     }
 }

@@ -11,8 +11,8 @@ use super::{
     cast::Narrow,
     gather,
     image::{self, Element, Picture, Scratch, Target},
-    nms::{self, Rule},
-    pad, softmax, top_k,
+    nms::{self, Best, Rule},
+    pad, softmax, take, top_k,
 };
 use crate::device::{HostArgument, KernelSource, Scalar, Twin};
 
@@ -74,6 +74,7 @@ fn twin(name: &str) -> Option<Run> {
             _ => None,
         },
         "nms" => suppress,
+        "nms_results" => best,
         "pad_1" => padded::<u8>,
         "pad_2" => padded::<u16>,
         "pad_4" => padded::<u32>,
@@ -82,6 +83,12 @@ fn twin(name: &str) -> Option<Run> {
         "unpad_2" => unpadded::<u16>,
         "unpad_4" => unpadded::<u32>,
         "unpad_8" => unpadded::<u64>,
+        "pad_mask" => masked,
+        "take_1" => taken::<u8>,
+        "take_2" => taken::<u16>,
+        "take_4" => taken::<u32>,
+        "take_8" => taken::<u64>,
+        "check_indices" => checked,
         _ => return None,
     })
 }
@@ -234,6 +241,35 @@ fn suppress([images, ..]: [u32; 3], arguments: Arguments<'_, '_>) -> Option<()> 
     Some(())
 }
 
+fn best(_: [u32; 3], arguments: Arguments<'_, '_>) -> Option<()> {
+    let [
+        HostArgument::Read(boxes),
+        HostArgument::Read(scores),
+        HostArgument::Read(kept),
+        images,
+        box_count,
+        class_count,
+        kept_max,
+        HostArgument::Write(best_boxes),
+        HostArgument::Write(best_scores),
+        HostArgument::Write(best_classes),
+    ] = arguments
+    else {
+        return None;
+    };
+    let [images, count, classes, kept_max] =
+        [&*images, box_count, class_count, kept_max].map(|number| Some(u32_of(number)? as usize));
+    let (images, count, classes, kept_max) = (images?, count?, classes?, kept_max?);
+    let best = Best {
+        boxes: write(best_boxes)?,
+        scores: write(best_scores)?,
+        classes: write(best_classes)?,
+    };
+    let kept = read::<i64>(kept)?.get(..images * kept_max)?;
+    nms::results(read(boxes)?, read(scores)?, kept, [count, classes, kept_max], best);
+    Some(())
+}
+
 /// Where sequences begin and end, if that is inside of `len` elements.
 fn offsets(bytes: &[u8], len: usize) -> Option<Vec<usize>> {
     let offsets = read::<u64>(bytes)?.iter().map(|&offset| usize::try_from(offset).ok());
@@ -271,5 +307,60 @@ fn unpadded<T: Pod>(_: [u32; 3], arguments: Arguments<'_, '_>) -> Option<()> {
     };
     let (to, length) = (write::<T>(to)?, usize::try_from(u64_of(length)?).ok()?);
     pad::unpad(read(from)?, &offsets(bounds, to.len())?, to, length);
+    Some(())
+}
+
+fn masked(_: [u32; 3], arguments: Arguments<'_, '_>) -> Option<()> {
+    let [HostArgument::Read(bounds), HostArgument::Write(to), length] = arguments else {
+        return None;
+    };
+    let length = usize::try_from(u64_of(length)?).ok()?;
+    pad::mask(&offsets(bounds, usize::MAX)?, write(to)?, length);
+    Some(())
+}
+
+/// Indices of this many bytes each.
+fn indices(bytes: &[u8], each: &HostArgument<'_>) -> Option<Vec<i64>> {
+    match u32_of(each)? {
+        4 => Some(read::<i32>(bytes)?.iter().copied().map(i64::from).collect()),
+        8 => Some(read(bytes)?.to_vec()),
+        _ => None,
+    }
+}
+
+fn taken<T: Pod + Default>(_: [u32; 3], arguments: Arguments<'_, '_>) -> Option<()> {
+    let [
+        HostArgument::Read(entries),
+        HostArgument::Read(named),
+        HostArgument::Write(to),
+        index_bytes,
+        _,
+        count,
+        wanted,
+        each,
+    ] = arguments
+    else {
+        return None;
+    };
+    let [count, wanted, each] =
+        [&*count, wanted, each].map(|number| usize::try_from(u64_of(number)?).ok());
+    let named = indices(named, index_bytes)?;
+    take::take(read::<T>(entries)?, &named, write(to)?, [count?, wanted?, each?]);
+    Some(())
+}
+
+fn checked([rows, ..]: [u32; 3], arguments: Arguments<'_, '_>) -> Option<()> {
+    let [HostArgument::Read(named), HostArgument::Write(faults), index_bytes, count, wanted] =
+        arguments
+    else {
+        return None;
+    };
+    let (count, wanted) = (usize::try_from(u64_of(count)?).ok()?, u32_of(wanted)? as usize);
+    let (named, faults) = (indices(named, index_bytes)?, write::<[i64; 2]>(faults)?);
+    for (row, fault) in faults.get_mut(..rows as usize)?.iter_mut().enumerate() {
+        let row = named.get(row * wanted..(row + 1) * wanted)?;
+        let first = take::first_fault(row, count);
+        *fault = first.map_or([-1, 0], |(place, index)| [place as i64, index]);
+    }
     Some(())
 }

@@ -122,6 +122,14 @@ pub struct Finished {
     pub outcome: Outcome,
     /// The outputs that came, if it ran.
     pub outputs: Vec<Option<Bytes>>,
+    /// The outputs that are kept on the device, by their numbers.
+    pub kept: Vec<(usize, DeviceSlice)>,
+}
+
+impl Finished {
+    pub(super) fn without_outputs(outcome: Outcome) -> Self {
+        Self { outcome, outputs: Vec::new(), kept: Vec::new() }
+    }
 }
 
 /// Told of the end of every operation, on a thread of the device, to bring the news to whoever drives

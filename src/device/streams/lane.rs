@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::{
     job::{BatchParts, Compute, OutputPart, PlacedBatch},
-    resident::Resident,
+    resident::{KeptOutput, Resident},
     worker::{Runner, Worker},
 };
 use crate::device::{
@@ -14,7 +14,7 @@ use crate::device::{
 };
 
 /// Tensors begin at multiples of this, as vector loads of kernels and libraries like it.
-const ALIGNMENT: usize = 256;
+pub(super) const ALIGNMENT: usize = 256;
 /// What outputs hold before a run: a model that leaves some of them unwritten must not show what
 /// another client's batch left there. It reads as NaN.
 const UNWRITTEN: u8 = 0xff;
@@ -86,6 +86,8 @@ pub(super) struct Placed {
     resident: Option<Arc<Resident>>,
     /// For the tables of its launches.
     table: Option<DeviceSlice>,
+    /// The outputs that outlive the batch.
+    kept: Vec<(usize, DeviceSlice)>,
 }
 
 impl Placed {
@@ -101,7 +103,11 @@ impl Placed {
         };
         resident.bring(compute, &self.inputs, table)?;
         run(compute)?;
-        resident.take_out(compute, &self.outputs, table)
+        resident.take_out(compute, &self.outputs, table)?;
+        self.kept.iter().try_for_each(|(index, kept)| match self.outputs.get(*index) {
+            Some(output) if output.address() != kept.address() => compute.copy_within(output, kept),
+            _ => Ok(()),
+        })
     }
 }
 
@@ -127,16 +133,17 @@ impl Cargo {
 
     pub fn new(parts: BatchParts) -> Self {
         let BatchParts { rows, inputs, outputs, scratch, numbers, own, resident } = parts;
-        let (none, outputs) = (Vec::new, outputs.into_iter().map(Output::from).collect());
+        let outputs = outputs.into_iter().map(Output::from).collect();
         let placed = Placed {
             rows,
-            inputs: none(),
-            outputs: none(),
-            scratch: none(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            scratch: Vec::new(),
             numbers,
             own,
             resident: resident.map(Arc::new),
             table: None,
+            kept: Vec::new(),
         };
         Self { inputs, outputs, scratch, placed }
     }
@@ -159,6 +166,11 @@ impl Cargo {
             resident.and_then(|it| it.input_bytes(index)).unwrap_or(input.len())
         };
         self.inputs.iter().enumerate().map(size).collect()
+    }
+
+    /// Takes the memory of the outputs that outlive the batch.
+    pub fn take_kept(&mut self) -> Vec<(usize, DeviceSlice)> {
+        std::mem::take(&mut self.placed.kept)
     }
 
     /// The outputs that came, when no copy into them is under way any more.
@@ -199,15 +211,29 @@ impl Lane {
     /// Gives the batch its places in the lane's memory, more of which is taken if it is too small.
     pub fn prepare(&mut self, device: &dyn Device, cargo: &mut Cargo) -> Result<(), DeviceError> {
         let inputs = cargo.input_sizes();
-        let outputs: Vec<usize> = cargo.outputs.iter().map(|output| output.bytes).collect();
-        let resident = cargo.placed.resident.iter();
-        let tables: Vec<usize> = resident.map(|resident| resident.table_bytes()).collect();
+        let mut outputs: Vec<usize> = cargo.outputs.iter().map(|output| output.bytes).collect();
+        let resident = cargo.placed.resident.clone();
+        let tables: Vec<usize> = resident.iter().map(|resident| resident.table_bytes()).collect();
+        let (mut kept, mut elsewhere) = (Vec::new(), Vec::new());
+        for &KeptOutput { index, is_written_there } in resident.iter().flat_map(|it| it.kept()) {
+            let Some(bytes) = outputs.get_mut(index) else { continue };
+            let memory = device.allocate(*bytes)?.whole();
+            kept.push((index, memory.clone()));
+            if is_written_there {
+                *bytes = 0;
+                elsewhere.push((index, memory));
+            }
+        }
         let (placed, graphs) = (&mut cargo.placed, &mut self.graphs);
         placed.inputs = place(&mut self.inputs, &inputs, device, graphs)?;
         placed.outputs = place(&mut self.outputs, &outputs, device, graphs)?;
         placed.scratch = place(&mut self.scratch, &cargo.scratch, device, graphs)?;
         // No graph names these.
         placed.table = place(&mut self.tables, &tables, device, &mut Vec::new())?.pop();
+        let lying = resident.iter().flat_map(|it| it.lying());
+        put(&mut placed.inputs, lying.cloned());
+        put(&mut placed.outputs, elsewhere);
+        placed.kept = kept;
         Ok(())
     }
 
@@ -349,6 +375,13 @@ fn place(
             slice
         })
         .collect()
+}
+
+/// Gives tensors other places than those in the lane.
+fn put(tensors: &mut [DeviceSlice], places: impl IntoIterator<Item = (usize, DeviceSlice)>) {
+    for (index, place) in places {
+        tensors.get_mut(index).into_iter().for_each(|tensor| *tensor = place.clone());
+    }
 }
 
 /// The part of `range` that lies in the `len` bytes from `start` on, counted from there.

@@ -271,7 +271,7 @@ impl Lanes {
     }
 
     fn finish(&mut self, batch: BatchId, outcome: Outcome) {
-        let Some(Batch { model, at, cargo, done, .. }) = self.batches.remove(&batch) else {
+        let Some(Batch { model, at, mut cargo, done, .. }) = self.batches.remove(&batch) else {
             return;
         };
         if let Some((place, lane)) = at
@@ -281,17 +281,18 @@ impl Lanes {
         {
             lane.in_use = false;
         }
+        let kept = cargo.take_kept();
         let finished = match outcome {
             Outcome::Done(times) => match cargo.finish() {
-                Some(outputs) => Finished { outcome: Outcome::Done(times), outputs },
+                Some(outputs) => Finished { outcome: Outcome::Done(times), outputs, kept },
                 None => {
                     let (device, call) = (0, "copying outputs");
                     let reason = "the device still holds their memory".to_owned();
                     let error = DeviceError::Driver { device, call, reason };
-                    Finished { outcome: Outcome::Failed(error), outputs: Vec::new() }
+                    Finished::without_outputs(Outcome::Failed(error))
                 }
             },
-            outcome => Finished { outcome, outputs: Vec::new() },
+            outcome => Finished::without_outputs(outcome),
         };
         done(finished);
     }

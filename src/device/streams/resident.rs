@@ -2,6 +2,7 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
+use super::lane::ALIGNMENT;
 use crate::device::{
     Argument, Device, DeviceError, DeviceSlice, Kernel, Scalar, Stream,
     kernels::{
@@ -24,7 +25,18 @@ pub struct Mover {
 pub struct Resident {
     mover: Arc<Mover>,
     inputs: Vec<Tensor>,
+    /// Inputs that the model reads where they lie.
+    lying: Vec<(usize, DeviceSlice)>,
     outputs: Vec<Tensor>,
+    kept: Vec<KeptOutput>,
+}
+
+/// An output whose memory outlives the batch.
+pub(super) struct KeptOutput {
+    /// Which of the batch's.
+    pub index: usize,
+    /// Whether the model writes it there itself.
+    pub is_written_there: bool,
 }
 
 struct Tensor {
@@ -76,14 +88,26 @@ fn shares(pieces: impl Iterator<Item = (usize, DeviceSlice)>, apart: bool) -> Ve
     shares
 }
 
+/// The places as one, if each begins where the one before ends.
+fn joined(places: &[DeviceSlice]) -> Option<DeviceSlice> {
+    let (first, others) = places.split_first()?;
+    others.iter().try_fold(first.clone(), |before, next| before.joined(next))
+}
+
 impl Resident {
     /// None yet.
     pub fn new(mover: Arc<Mover>) -> Self {
-        Self { mover, inputs: Vec::new(), outputs: Vec::new() }
+        let (inputs, lying) = (Vec::new(), Vec::new());
+        Self { mover, inputs, lying, outputs: Vec::new(), kept: Vec::new() }
     }
 
-    /// Adds the batch's input `index`, whose rows lie in these places, in their order.
-    pub fn add_input(&mut self, index: usize, places: Vec<DeviceSlice>) {
+    /// Adds the batch's input `index`, whose rows lie in these places, in their order. If it `may_lie`
+    /// there while the model reads it, rows that lie one behind the other are not moved.
+    pub fn add_input(&mut self, index: usize, places: Vec<DeviceSlice>, may_lie: bool) {
+        let whole = may_lie.then(|| joined(&places)).flatten();
+        if let Some(whole) = whole.filter(|it| it.address().is_multiple_of(ALIGNMENT as u64)) {
+            return self.lying.push((index, whole));
+        }
         let pieces = places.into_iter().scan(0, |end, place| {
             let start = *end;
             *end += place.len();
@@ -99,7 +123,23 @@ impl Resident {
         self.outputs.push(Tensor { index, shares });
     }
 
-    /// The size of the input `index`, if it is one of these.
+    /// Has the memory of output `index` outlive the batch. The model writes it there itself, or, where it
+    /// has to find its tensors in its lane, it is copied there behind the run.
+    pub fn keep(&mut self, index: usize, is_written_there: bool) {
+        self.kept.push(KeptOutput { index, is_written_there });
+    }
+
+    /// The inputs that stay where they lie.
+    pub(super) fn lying(&self) -> &[(usize, DeviceSlice)] {
+        &self.lying
+    }
+
+    /// The outputs whose memory outlives the batch.
+    pub(super) fn kept(&self) -> &[KeptOutput] {
+        &self.kept
+    }
+
+    /// The size that the input `index` has in the lane, if it is brought there from elsewhere on the device.
     pub(super) fn input_bytes(&self, index: usize) -> Option<usize> {
         let tensor = self.inputs.iter().find(|tensor| tensor.index == index)?;
         Some(tensor.shares.iter().map(|share| share.range.len()).sum())
@@ -269,7 +309,7 @@ mod tests {
         let places: Vec<Range<usize>> = places.collect();
         let mut resident = Resident::new(Arc::new(mover(&device)));
         let rows = places.iter().map(|place| from.slice(place.clone()).unwrap());
-        resident.add_input(0, rows.collect());
+        resident.add_input(0, rows.collect(), true);
         let mut start = 0;
         let targets = places.iter().map(|place| {
             start += place.len();

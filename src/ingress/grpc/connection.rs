@@ -68,6 +68,8 @@ const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInf
 pub struct GrpcSettings {
     /// The largest request message in bytes.
     pub message_max: usize,
+    /// How long a client may pause inside a message.
+    pub pause_max: Duration,
     /// Responses that one connection may leave unread, in bytes.
     pub unsent_max: usize,
     /// Calls that not everybody may make.
@@ -84,6 +86,7 @@ impl Default for GrpcSettings {
     fn default() -> Self {
         Self {
             message_max: i32::MAX as usize,
+            pause_max: Duration::from_secs(60),
             unsent_max: 64 << 20,
             restrictions: None,
             forwarded: None,

@@ -35,7 +35,10 @@ pub fn infer_request(message: Rope) -> Result<InferRequest, Error> {
             2 => request.model_version = reader.string(wire, "model_version")?,
             3 => request.id = reader.string(wire, "id")?,
             4 => {
-                let (name, value) = reader.nested(wire, parameter_entry)?;
+                let entry = |fields: Fields<'_>| {
+                    parameter_entry(fields).map(|(name, value)| (CompactString::from(name), value))
+                };
+                let (name, value) = reader.nested(wire, entry)?;
                 if request.parameters.len() == PARAMETERS_MAX {
                     return Err(Error::malformed(format!(
                         "a request has more than {PARAMETERS_MAX} parameters"
@@ -77,7 +80,7 @@ impl WireInput {
             match field {
                 1 => name = reader.string(wire, "the name of an input")?.into(),
                 2 => datatype = reader.string(wire, "the datatype of an input")?,
-                3 => read_shape(&mut reader, wire, &mut shape)?,
+                3 => read_shape(&mut reader, wire, &name, &mut shape)?,
                 4 => {
                     let (key, value) = parameter_entry(reader.message(wire)?)?;
                     parameters.insert(key, value);
@@ -94,7 +97,7 @@ impl WireInput {
             Error::malformed(format!("inference input '{name}' has unknown data-type '{datatype}'"))
         })?;
         let mut input = InferInput::new(name, datatype, shape, Rope::default());
-        input.source = parameters::source(&input.name, &parameters)?;
+        input.source = parameters::place(&input.name, parameters)?;
         Ok(Self { input, contents })
     }
 
@@ -157,10 +160,18 @@ fn no_data(input: &InferInput, model: &str) -> Error {
     ))
 }
 
-fn read_shape(reader: &mut Fields<'_>, wire: WireType, shape: &mut Shape) -> Result<(), Error> {
+/// Reads dimensions of the input `name`, which comes before them unless its client turns the fields about.
+fn read_shape(
+    reader: &mut Fields<'_>,
+    wire: WireType,
+    name: &str,
+    shape: &mut Shape,
+) -> Result<(), Error> {
     let mut push = |dim: u64| {
         if shape.len() == DIMS_MAX {
-            return Err(Error::malformed(format!("a tensor has more than {DIMS_MAX} dimensions")));
+            return Err(Error::malformed(format!(
+                "inference input '{name}' has more than {DIMS_MAX} dimensions"
+            )));
         }
         shape.push(dim.cast_signed());
         Ok(())
@@ -188,12 +199,12 @@ fn requested_output(mut reader: Fields<'_>) -> Result<RequestedOutput, Error> {
             _ => reader.skip(wire)?,
         }
     }
-    parameters::apply_output(&mut output, &parameters)?;
+    parameters::apply_output(&mut output, parameters)?;
     Ok(output)
 }
 
 /// One entry of a `map<string, InferParameter>`.
-fn parameter_entry(mut reader: Fields<'_>) -> Result<(CompactString, Parameter), Error> {
+fn parameter_entry(mut reader: Fields<'_>) -> Result<(&str, Parameter), Error> {
     let mut name = "";
     let mut value = None;
     while let Some((field, wire)) = reader.next_field()? {
@@ -204,7 +215,7 @@ fn parameter_entry(mut reader: Fields<'_>) -> Result<(CompactString, Parameter),
         }
     }
     match value {
-        Some(value) => Ok((name.into(), value)),
+        Some(value) => Ok((name, value)),
         None => Err(parameters::wrong_type(name, "int64_param, bool_param, or string_param.")),
     }
 }

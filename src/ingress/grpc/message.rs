@@ -1,14 +1,19 @@
 //! Messages in an HTTP/2 stream: five bytes of header, then the message, over any number of frames.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use bytes::{Buf, Bytes};
 use h2::RecvStream;
 
-use super::encode::FRAME_HEADER;
+use super::{connection::GrpcSettings, encode::FRAME_HEADER};
 use crate::{
     inference::{Error, Rope},
     memory::{BufferPool, Reservation},
+    runtime::{Sleep, sleep},
 };
 
 /// Takes a stream's frames apart into messages without copying them, unless they are tiny.
@@ -18,11 +23,20 @@ pub struct MessageReader {
     arrived: Rope,
     /// The next message's length, and whether it is packed.
     next: Option<(usize, bool)>,
-    message_max: usize,
+    settings: Arc<GrpcSettings>,
+    /// Set while a message has come in parts.
+    pause: Option<Box<Pause>>,
     memory: BufferPool,
     /// What has arrived, charged against the server's memory.
     reservation: Reservation,
     ended: bool,
+}
+
+/// How long nothing has come of a message that has begun.
+struct Pause {
+    timer: Pin<Box<Sleep>>,
+    /// Whether something has come since the timer was set.
+    has_gone_on: bool,
 }
 
 /// A message, and the charge for its memory, to be kept as long as it is.
@@ -34,12 +48,13 @@ pub struct Message {
 }
 
 impl MessageReader {
-    pub fn new(body: RecvStream, message_max: usize, memory: &BufferPool) -> Self {
+    pub fn new(body: RecvStream, settings: &Arc<GrpcSettings>, memory: &BufferPool) -> Self {
         Self {
             body,
             arrived: Rope::default(),
             next: None,
-            message_max,
+            settings: settings.clone(),
+            pause: None,
             memory: memory.clone(),
             reservation: memory.reservation(),
             ended: false,
@@ -61,7 +76,34 @@ impl MessageReader {
                     ))),
                 });
             }
-            ready!(self.poll_frame(cx))?;
+            match self.poll_frame(cx)? {
+                Poll::Ready(()) => {}
+                Poll::Pending => return self.poll_pause(cx).map(Err),
+            }
+        }
+    }
+
+    /// Ready with an error once a message that has begun does not go on for too long. There may be any
+    /// time between two messages.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if self.arrived.is_empty() && self.next.is_none() {
+            self.pause = None;
+            return Poll::Pending;
+        }
+        let pause_max = self.settings.pause_max;
+        let pause = self.pause.get_or_insert_with(|| {
+            Box::new(Pause { timer: Box::pin(sleep(pause_max)), has_gone_on: false })
+        });
+        loop {
+            ready!(pause.timer.as_mut().poll(cx));
+            if !pause.has_gone_on {
+                return Poll::Ready(Error::malformed(format!(
+                    "the request's message paused for over {pause_max:?}"
+                )));
+            }
+            // Once for many frames: a timer for each would cost as much as they do.
+            pause.has_gone_on = false;
+            pause.timer.set(sleep(pause_max));
         }
     }
 
@@ -108,6 +150,9 @@ impl MessageReader {
 
     fn arrived(&mut self, frame: Bytes) -> Result<(), Error> {
         let len = frame.len();
+        if let Some(pause) = &mut self.pause {
+            pause.has_gone_on = true;
+        }
         self.reservation.grow(len)?;
         self.arrived.arrive(frame);
         // The window bounds what a client can send ahead; the message limit what we keep.
@@ -148,8 +193,11 @@ impl MessageReader {
             }
         };
         let len = header.get_u32() as usize;
-        if len > self.message_max {
-            return Err(Error::RequestTooLarge { limit: self.message_max, got: len as u64 });
+        if len > self.settings.message_max {
+            return Err(Error::RequestTooLarge {
+                limit: self.settings.message_max,
+                got: len as u64,
+            });
         }
         Ok((len, packed))
     }

@@ -2,12 +2,30 @@
 
 use std::time::Duration;
 
-use crate::inference::{
-    Error, InferRequest, Parameter, Parameters, RegionRange, RequestedOutput, Sequence,
-};
+use crate::inference::{Error, InferRequest, Parameter, RegionRange, RequestedOutput, Sequence};
 
-/// The parameters of one input or output.
-pub type TensorParameters = Parameters;
+/// The parameters of one input or output that have a meaning; others are passed over. One that is given
+/// twice keeps its last value.
+#[derive(Default)]
+pub struct TensorParameters {
+    region: Option<Parameter>,
+    offset: Option<Parameter>,
+    byte_size: Option<Parameter>,
+    classification: Option<Parameter>,
+}
+
+impl TensorParameters {
+    pub fn insert(&mut self, name: &str, value: Parameter) {
+        let place = match name {
+            "shared_memory_region" => &mut self.region,
+            "shared_memory_offset" => &mut self.offset,
+            "shared_memory_byte_size" => &mut self.byte_size,
+            "classification" => &mut self.classification,
+            _ => return,
+        };
+        *place = Some(value);
+    }
+}
 
 /// The only parameter of this prefix that a request may have.
 const EMPTY_FINAL_RESPONSE: &str = "triton_enable_empty_final_response";
@@ -51,34 +69,24 @@ pub fn take_reserved(request: &mut InferRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where an input lies, if its parameters say that it lies in shared memory.
-///
-/// # Errors
-/// When a value is of the wrong kind or its size is missing.
-pub fn source(
-    name: &str,
-    parameters: &TensorParameters,
-) -> Result<Option<Box<RegionRange>>, Error> {
-    if parameters.is_empty() { Ok(None) } else { region(name, parameters) }
-}
-
 /// Moves the parameters of an output into its fields.
 ///
 /// # Errors
 /// When they contradict each other, or a value is of the wrong kind.
 pub fn apply_output(
     output: &mut RequestedOutput,
-    parameters: &TensorParameters,
+    mut parameters: TensorParameters,
 ) -> Result<(), Error> {
-    output.target = region(&output.name, parameters)?;
-    if output.target.is_some() && parameters.get("classification").is_some() {
+    let classification = parameters.classification.take();
+    output.target = place(&output.name, parameters)?;
+    if output.target.is_some() && classification.is_some() {
         return Err(Error::malformed(
             "output can't set both 'shared_memory_region' and 'classification'",
         ));
     }
-    output.classification = match parameters.get("classification") {
+    output.classification = match classification {
         None => 0,
-        Some(&Parameter::Int(count @ 1..)) => u32::try_from(count).unwrap_or(u32::MAX),
+        Some(Parameter::Int(count @ 1..)) => u32::try_from(count).unwrap_or(u32::MAX),
         Some(Parameter::Int(_)) => {
             return Err(Error::malformed(
                 "invalid value for 'classification' parameter, expected >= 0",
@@ -105,21 +113,27 @@ fn unsigned(name: &str, value: &Parameter, expected: &str) -> Result<u64, Error>
     }
 }
 
-fn region(tensor: &str, parameters: &TensorParameters) -> Result<Option<Box<RegionRange>>, Error> {
-    let region = match parameters.get("shared_memory_region") {
+/// Where a tensor lies or is to go, if its parameters say that it is in shared memory.
+///
+/// # Errors
+/// When a value is of the wrong kind or its size is missing.
+pub fn place(
+    tensor: &str,
+    parameters: TensorParameters,
+) -> Result<Option<Box<RegionRange>>, Error> {
+    let region = match parameters.region {
         None => return Ok(None),
-        Some(Parameter::String(region)) => region.clone(),
+        Some(Parameter::String(region)) => region,
         Some(_) => return Err(wrong_type("shared_memory_region", "string_param")),
     };
     // A negative number is one that no region reaches.
-    let number = |name, value: &Parameter| match value {
+    let number = |name, value| match value {
         Parameter::Int(value) => Ok(value.cast_unsigned()),
-        Parameter::Uint(value) => Ok(*value),
+        Parameter::Uint(value) => Ok(value),
         _ => Err(wrong_type(name, "int64_param")),
     };
-    let offset = parameters.get("shared_memory_offset");
-    let offset = offset.map_or(Ok(0), |value| number("shared_memory_offset", value))?;
-    let byte_size = parameters.get("shared_memory_byte_size").ok_or_else(|| {
+    let offset = parameters.offset.map_or(Ok(0), |value| number("shared_memory_offset", value))?;
+    let byte_size = parameters.byte_size.ok_or_else(|| {
         Error::malformed(format!(
             "'shared_memory_byte_size' must be specified along with 'shared_memory_region' \
              parameter for tensor '{tensor}'"

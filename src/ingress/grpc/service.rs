@@ -108,7 +108,8 @@ fn answer<T>(result: Result<T, Error>) -> Answer<T> {
 
 /// A failure as tonic says it.
 pub(super) fn to_status(error: &Error) -> Status {
-    Status::new(tonic::Code::from_i32(status::code(error).into()), error.to_string())
+    let message = status::shortened(&error.to_string()).into_owned();
+    Status::new(tonic::Code::from_i32(status::code(error).into()), message)
 }
 
 #[tonic::async_trait]

@@ -1,11 +1,17 @@
 //! [`Error`] → gRPC status: the trailers that end a response.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::inference::{Code, Error};
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// How long a message may be when it is encoded. Clients take 8 KiB of headers in all (gRPC's
+/// `GRPC_ARG_MAX_METADATA_SIZE`), and of more they tell the call's maker nothing but that.
+const MESSAGE_MAX: usize = 6 << 10;
 
 /// The gRPC status code of a failure.
 pub fn code(error: &Error) -> u8 {
@@ -47,22 +53,40 @@ pub fn unimplemented(path: &str) -> HeaderMap {
 pub fn with_message(code: u8, message: &str) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);
     trailers.insert(GRPC_STATUS.clone(), HeaderValue::from(u16::from(code)));
-    if let Ok(message) = HeaderValue::try_from(percent_encoded(message)) {
+    if let Ok(message) = HeaderValue::try_from(percent_encoded(&shortened(message))) {
         trailers.insert(GRPC_MESSAGE.clone(), message);
     }
     trailers
+}
+
+/// The message, or as much of its beginning as a client takes.
+pub fn shortened(message: &str) -> Cow<'_, str> {
+    let mut length = 0;
+    for (at, character) in message.char_indices() {
+        let mut bytes = [0; 4];
+        let bytes = character.encode_utf8(&mut bytes).bytes();
+        length += bytes.map(|byte| if is_plain(byte) { 1 } else { 3 }).sum::<usize>();
+        if length > MESSAGE_MAX {
+            return format!("{}…", message.get(..at).unwrap_or_default()).into();
+        }
+    }
+    message.into()
 }
 
 /// gRPC's encoding of messages: what is not printable ASCII, and `%`, as `%XX`.
 fn percent_encoded(message: &str) -> String {
     let mut out = String::with_capacity(message.len());
     for byte in message.bytes() {
-        match byte {
-            b'%' | ..0x20 | 0x7f.. => out.push_str(&format!("%{byte:02X}")),
-            _ => out.push(char::from(byte)),
+        match is_plain(byte) {
+            true => out.push(char::from(byte)),
+            false => out.push_str(&format!("%{byte:02X}")),
         }
     }
     out
+}
+
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, 0x20..0x7f) && byte != b'%'
 }
 
 #[cfg(test)]
@@ -73,5 +97,16 @@ mod tests {
     fn messages_are_encoded_as_grpc_wants_them() {
         assert_eq!(percent_encoded("plain [-1,16]"), "plain [-1,16]");
         assert_eq!(percent_encoded("50 % ü\n"), "50 %25 %C3%BC%0A");
+    }
+
+    #[test]
+    fn a_message_is_as_long_as_a_client_takes() {
+        for (character, encoded) in [("x", 1), ("%", 3), ("\n", 3), ("ü", 6), ("🦀", 12)] {
+            let fits = character.repeat(MESSAGE_MAX / encoded);
+            assert_eq!(shortened(&fits), fits);
+            let told = shortened(&format!("{fits}{character}")).into_owned();
+            assert_eq!(told, format!("{fits}…"));
+            assert!(percent_encoded(&told).len() <= MESSAGE_MAX + 9);
+        }
     }
 }

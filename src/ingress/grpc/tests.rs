@@ -232,6 +232,23 @@ fn a_nested_fixed_number_that_is_cut_is_refused_with_both_sizes() {
 }
 
 #[test]
+fn more_dimensions_than_can_be_are_refused_by_the_inputs_name() {
+    let shape = |dims: usize| {
+        let shape = vec![1; dims];
+        let input = InferInputTensor {
+            name: "X".into(),
+            datatype: "FP32".into(),
+            shape,
+            ..Default::default()
+        };
+        let request = ModelInferRequest { inputs: vec![input], ..Default::default() };
+        outcome(Bytes::from(request.encode_to_vec()).into()).unwrap_err()
+    };
+    assert_eq!(shape(65), "inference input 'X' has more than 64 dimensions");
+    assert!(!shape(64).contains("dimensions"), "{}", shape(64));
+}
+
+#[test]
 fn a_length_of_64_bits_is_refused() {
     let length = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
     for message in [[&[0x3a], &length[..]].concat(), nested(5, &[&[0x0a], &length[..]].concat())] {

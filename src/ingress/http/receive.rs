@@ -18,9 +18,6 @@ use crate::{
     runtime::{sleep, yield_now},
 };
 
-/// How long a client may pause inside a body.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
-
 impl Calls {
     /// The body of a request, unpacked.
     pub(super) async fn read(
@@ -29,7 +26,7 @@ impl Calls {
         mut body: Incoming,
         reservation: &mut Reservation,
     ) -> Result<Rope, Error> {
-        let limit = self.settings.body_max;
+        let (limit, pause_max) = (self.settings.body_max, self.settings.pause_max);
         let packing = head.headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
         let packing = Encoding::of_request(packing)?;
         let announced = head
@@ -41,12 +38,12 @@ impl Calls {
         }
         let mut rope = Rope::default();
         loop {
-            let frame = match select(pin!(body.frame()), pin!(late())).await {
+            let frame = match select(pin!(body.frame()), pin!(late(pause_max))).await {
                 Either::Left((Some(frame), _)) => frame,
                 Either::Left((None, _)) => break,
                 Either::Right(_) => {
                     return Err(Error::malformed(format!(
-                        "the request's body paused for over {PAUSE_MAX:?}"
+                        "the request's body paused for over {pause_max:?}"
                     )));
                 }
             };
@@ -72,7 +69,7 @@ impl Calls {
 }
 
 /// The pause that no body may have. The timer is set only once there is something to wait for.
-async fn late() {
+async fn late(pause_max: Duration) {
     yield_now().await;
-    sleep(PAUSE_MAX).await;
+    sleep(pause_max).await;
 }

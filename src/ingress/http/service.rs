@@ -1,6 +1,6 @@
 //! What answers each call.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
@@ -32,6 +32,8 @@ use crate::{
 pub struct HttpSettings {
     /// The largest body in bytes, packed or not.
     pub body_max: usize,
+    /// How long a client may pause inside a body.
+    pub pause_max: Duration,
     /// Calls that not everybody may make.
     pub restrictions: Option<Restrictions>,
     /// Headers that become parameters.
@@ -40,7 +42,8 @@ pub struct HttpSettings {
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        Self { body_max: 64 << 20, restrictions: None, forwarded: None }
+        let pause_max = Duration::from_secs(60);
+        Self { body_max: 64 << 20, pause_max, restrictions: None, forwarded: None }
     }
 }
 

@@ -24,6 +24,10 @@ use crate::{
 /// Submissions that are taken before others on the reactor have their turn.
 const TURN: usize = 32;
 
+/// Rings of a client that are heard before others on the reactor have their turn: it may ring without
+/// an end.
+const RINGS: u32 = 32;
+
 /// Why a client is no longer served.
 enum End {
     /// Its socket is closed: it has left, or it is dead.
@@ -61,7 +65,7 @@ pub async fn serve(client: &Rc<Client>, spins: bool) {
 
 async fn run(client: &Rc<Client>, spins: bool) -> End {
     let mut drain = draining();
-    let mut first_poll = FirstPoll::default();
+    let (mut first_poll, mut rings) = (FirstPoll::default(), 0);
     loop {
         let is_busy = match take_turn(client, &mut first_poll, tell).await {
             Ok(is_busy) => is_busy,
@@ -73,10 +77,12 @@ async fn run(client: &Rc<Client>, spins: bool) -> End {
             client.set_busy(false);
             poll_fn(|cx| Poll::Ready(poll_event(client, &mut drain, cx))).await
         } else {
-            match sleep(client, &mut drain).await {
+            let event = match sleep(client, &mut drain).await {
                 Ok(event) => Poll::Ready(event),
                 Err(corrupt) => return corrupt.into(),
-            }
+            };
+            let_others(&mut rings).await;
+            event
         };
         match event {
             Poll::Ready(Event::Left) => return End::Left,
@@ -139,22 +145,34 @@ fn poll_event(client: &Client, drain: &mut Draining, cx: &mut Context<'_>) -> Po
     }
 }
 
+/// Counts a ring; now and then others on the reactor have their turn.
+async fn let_others(rings: &mut u32) {
+    *rings += 1;
+    if *rings == RINGS {
+        *rings = 0;
+        yield_now().await;
+    }
+}
+
 /// Waits for the answers that are still to come.
 async fn finish(client: &Client) -> End {
     client.end();
-    poll_fn(|cx| {
-        let mut rings = [0; 64];
-        loop {
+    let mut rings = 0;
+    loop {
+        let end = poll_fn(|cx| {
             if client.is_idle() {
-                return Poll::Ready(End::Drained);
+                return Poll::Ready(Some(End::Drained));
             }
-            match ready!(client.socket.borrow_mut().poll_read(cx, &mut rings)) {
-                Ok(1..) => client.look_for_room(),
-                Ok(0) | Err(_) => return Poll::Ready(End::Left),
-            }
+            let mut bytes = [0; 64];
+            let read = ready!(client.socket.borrow_mut().poll_read(cx, &mut bytes));
+            Poll::Ready((!matches!(read, Ok(1..))).then_some(End::Left))
+        });
+        if let Some(end) = end.await {
+            return end;
         }
-    })
-    .await
+        client.look_for_room();
+        let_others(&mut rings).await;
+    }
 }
 
 /// A request that the server has, and whom to tell what comes of it.

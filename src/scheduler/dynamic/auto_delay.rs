@@ -32,6 +32,7 @@ const SIZES_MAX: usize = 16;
 /// aim. Looks that find nothing become rare, those that find more or less than there was are followed by
 /// others at once. A model may take much longer from a certain size on; so any size up to the aim that
 /// is worth a wait is waited for.
+#[cfg_attr(test, derive(Clone))]
 pub struct AutoDelay {
     target: Duration,
     instances: usize,
@@ -53,6 +54,7 @@ struct Aim {
 }
 
 /// A batch that waits.
+#[cfg_attr(test, derive(Clone))]
 struct Wait {
     since: Timestamp,
     aim: u32,
@@ -201,6 +203,7 @@ impl AutoDelay {
 }
 
 /// Running means of how long batches ran, in seconds, by their rows.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Default)]
 struct RunTimes(BTreeMap<u32, f64>);
 

@@ -239,6 +239,8 @@ fn why_a_batch_was_closed_is_known() {
         (&[][..], vec![fake(0, 4)], 0, Closure::Full),
         (&[], vec![fake(0, 3), fake(1, 2)], 0, Closure::Full),
         (&[2], vec![fake(0, 2)], 0, Closure::Preferred),
+        (&[2, 4], vec![fake(0, 2), fake(1, 2)], 0, Closure::Full),
+        (&[2], vec![fake(0, 2), fake(1, 2)], 0, Closure::Preferred),
         (&[], vec![fake(0, 1), other], 0, Closure::Shape),
         (&[], vec![fake(0, 1)], 100, Closure::Delay),
     ] {

@@ -40,6 +40,7 @@ impl Way {
 /// measured: the mean time that requests take, which for clients that wait for their answers is as good as
 /// how many they get, made dearer where requests miss the target. Now and then another way is tried for a
 /// few batches, and kept when it was better. Trials that find nothing become rare.
+#[cfg_attr(test, derive(Clone))]
 pub struct Ways {
     target: f64,
     count: usize,
@@ -56,6 +57,7 @@ pub struct Ways {
     window: Window,
 }
 
+#[cfg_attr(test, derive(Clone))]
 #[derive(Default)]
 struct Window {
     batches: u32,

@@ -123,6 +123,18 @@ impl EnsemblePlan {
         self.steps.get(index).into_iter().flat_map(|step| step.outputs.iter().map(|(name, _)| name))
     }
 
+    /// The steps that take the output `name` of step `index`, if nobody else is given it.
+    pub fn takers(&self, index: usize, name: &str) -> &[usize] {
+        let outputs = self.steps.get(index).map_or(&[][..], |step| &step.outputs);
+        let tensor =
+            outputs.iter().find(|(output, _)| **output == *name).map(|(_, tensor)| *tensor);
+        match tensor.filter(|_| !self.outputs.contains(&tensor)).and_then(|it| self.tensors.get(it))
+        {
+            Some(tensor) => &tensor.to,
+            None => &[],
+        }
+    }
+
     /// The step that begins when all others have ended, and runs once, if there is one.
     pub fn last_step(&self) -> Option<LastStep> {
         let is_taken = |(_, tensor): &(Arc<str>, TensorIndex)| {

@@ -48,6 +48,27 @@ fn plan(
 }
 
 #[test]
+fn what_only_steps_take_tells_which() {
+    let steps = [
+        ("a", "x=in", "y=t z=both w=nobody", false),
+        ("b", "x=t", "y=u", false),
+        ("c", "x=t y=u z=both", "y=out", false),
+    ];
+    let plan = plan("in", "out both", &steps, None);
+    for (step, name, takers) in [
+        (0, "y", &[1, 2][..]),
+        (0, "z", &[]),
+        (0, "w", &[]),
+        (0, "none", &[]),
+        (1, "y", &[2]),
+        (2, "y", &[]),
+        (3, "y", &[]),
+    ] {
+        assert_eq!(plan.takers(step, name), takers, "{step} {name}");
+    }
+}
+
+#[test]
 fn the_last_step_is_the_one_that_all_others_lead_to() {
     let last = |outputs: &str, steps: &[StepText<'_>]| {
         let plan = plan("in", outputs, steps, None);

@@ -7,6 +7,7 @@ use crate::{
 };
 
 /// A request that is the next of its sequence to run.
+#[cfg_attr(test, derive(Clone))]
 pub struct Front<R> {
     pub key: SequenceKey,
     pub request: R,

@@ -2,10 +2,12 @@ use slab::Slab;
 
 /// Lines of values in one memory: who comes takes the place that was left last. So many lines of which few
 /// have anything in them take no more, and find no colder memory, than these few.
+#[cfg_attr(test, derive(Clone))]
 pub struct Lines<T> {
     places: Slab<Place<T>>,
 }
 
+#[cfg_attr(test, derive(Clone))]
 struct Place<T> {
     value: T,
     /// Who is behind it, unless it is the last of its line.
@@ -62,6 +64,24 @@ impl<T> Lines<T> {
         self.places.get(first).map(|place| &place.value)
     }
 
+    /// The values of a line in their order.
+    #[cfg(test)]
+    pub fn values(&self, line: Line) -> impl Iterator<Item = &T> {
+        let mut left = line.ends;
+        std::iter::from_fn(move || {
+            let (at, last) = left?;
+            let place = self.places.get(at)?;
+            left = (at != last).then_some((place.next, last));
+            Some(&place.value)
+        })
+    }
+
+    /// The values of all lines.
+    #[cfg(test)]
+    pub fn all_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.places.iter_mut().map(|(_, place)| &mut place.value)
+    }
+
     /// Takes the first value of a line out.
     pub fn pop_front(&mut self, line: &mut Line) -> Option<T> {
         let (first, last) = line.ends?;
@@ -103,6 +123,7 @@ mod tests {
                 }
                 prop_assert_eq!(lines.front(line[which]), expected[which].front());
                 prop_assert_eq!(line[which].is_empty(), expected[which].is_empty());
+                prop_assert!(lines.values(line[which]).eq(&expected[which]));
                 let all = expected.iter().map(VecDeque::len).sum::<usize>();
                 most = most.max(all);
                 prop_assert_eq!(lines.len(), all);

@@ -55,6 +55,7 @@ pub struct SequencePolicy {
 }
 
 /// The sequences of one model, and the requests of them that wait.
+#[cfg_attr(test, derive(Clone))]
 pub struct SequenceQueue<R, C> {
     policy: SequencePolicy,
     table: Table<R, C>,
@@ -66,6 +67,7 @@ pub struct SequenceQueue<R, C> {
 }
 
 /// What may run next on one instance.
+#[cfg_attr(test, derive(Clone))]
 enum Instance<R> {
     /// Fronts of sequences, by their row.
     Direct(BTreeMap<u32, SequenceKey>),
@@ -74,6 +76,7 @@ enum Instance<R> {
 }
 
 /// A batch of sequences for one instance.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub struct SequenceBatch<R, C> {
     /// By row; `None` where a sequence has nothing to run.
@@ -81,6 +84,7 @@ pub struct SequenceBatch<R, C> {
 }
 
 /// A request in a [`SequenceBatch`].
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug)]
 pub struct SequenceRow<R, C> {
     /// Its sequence.

@@ -1,3 +1,6 @@
+#[cfg(test)]
+pub(super) mod view;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, HashMap, VecDeque},
@@ -37,6 +40,7 @@ pub(super) enum NoSequence {
 }
 
 /// The sequences of a model, and which of them have a slot.
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Table<R, C> {
     sequences: Slab<Entry<C>>,
     /// Requests that wait.
@@ -61,6 +65,7 @@ pub(super) struct Table<R, C> {
     begun: u64,
 }
 
+#[cfg_attr(test, derive(Clone))]
 struct Entry<C> {
     generation: u64,
     id: CorrelationId,
@@ -76,6 +81,7 @@ struct Entry<C> {
     carried: C,
 }
 
+#[cfg_attr(test, derive(Clone))]
 struct Waiting<R> {
     request: R,
     since: Timestamp,
@@ -410,20 +416,6 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         }
         self.free.push(Reverse(slot));
         None
-    }
-
-    /// The sequences that have slots, and the slots.
-    #[cfg(test)]
-    pub(super) fn seated(&self) -> Vec<(SequenceKey, Slot)> {
-        let key = |(index, entry): (usize, &Entry<C>)| {
-            Some((SequenceKey { index, generation: entry.generation }, entry.slot?))
-        };
-        self.sequences.iter().filter_map(key).collect()
-    }
-
-    #[cfg(test)]
-    pub(super) fn kept(&self) -> (usize, usize) {
-        (self.looks.len(), self.free.len())
     }
 
     fn get(&self, key: SequenceKey) -> Option<&Entry<C>> {

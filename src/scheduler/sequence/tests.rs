@@ -1,4 +1,7 @@
-use std::collections::{BTreeMap, BTreeSet};
+mod orders;
+mod world;
+
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
@@ -11,11 +14,15 @@ struct Fake {
     rows: u32,
     sequence: Option<Sequence>,
     cancelled: bool,
+    deadline: Option<Timestamp>,
 }
 
 impl Queued for Fake {
     fn rows(&self) -> u32 {
         self.rows
+    }
+    fn deadline(&self) -> Option<Timestamp> {
+        self.deadline
     }
     fn is_cancelled(&self) -> bool {
         self.cancelled
@@ -47,7 +54,8 @@ fn fake(name: usize, id: u64, flags: &str) -> Fake {
         start: flags.contains('s'),
         end: flags.contains('e'),
     };
-    Fake { name, rows: 1, sequence: Some(sequence), cancelled: flags.contains('x') }
+    let cancelled = flags.contains('x');
+    Fake { name, rows: 1, sequence: Some(sequence), cancelled, deadline: None }
 }
 
 fn direct(max_batch_size: u32) -> SequencePolicy {
@@ -282,7 +290,7 @@ fn an_instance_that_is_lost_ends_its_sequences_and_no_others() {
             let error = told(&mut queue, fake(name, id, flags));
             assert!(matches!(error, Error::ModelUnavailable { .. }), "{name}: {error}");
         }
-        assert_eq!((queue.live(), queue.len(), queue.table.kept().1), (0, 0, 0));
+        assert_eq!((queue.live(), queue.len(), queue.table.free().len()), (0, 0, 0));
     }
 }
 
@@ -343,235 +351,12 @@ fn sequences_that_are_over_are_forgotten() {
         queue.push(fake(name, name as u64, "se"), at(0)).unwrap();
         run_all(&mut queue, at(0));
     }
-    let (looks, free) = queue.table.kept();
+    let looks = queue.table.looks();
     assert!(looks < 100, "{looks}");
-    assert_eq!(free, 1);
-}
-
-/// What can happen to a queue.
-#[derive(Clone, Copy, Debug)]
-enum Event {
-    Arrive {
-        id: u64,
-        flags: &'static str,
-    },
-    /// Start what can start on an instance.
-    Run(usize),
-    /// Feed a further instance.
-    Add,
-    /// Have an instance leave, if it is not the last.
-    Leave(usize),
-    /// An instance cannot run any more, once its batch has ended.
-    Lose(usize),
-    /// End the oldest batch that runs.
-    End,
-    Pass,
-}
-
-/// Holds a queue to what it promises, whatever happens.
-struct Model {
-    queue: Queue,
-    /// Those that are fed, and those of them that are to leave.
-    instances: Vec<u32>,
-    leaving: BTreeSet<u32>,
-    added: u32,
-    /// Of each instance.
-    slots: usize,
-    /// By id, whether one of its sequence has left.
-    is_left: BTreeMap<u64, bool>,
-    /// Requests that have, and those behind them.
-    left: BTreeSet<usize>,
-    now: u64,
-    arrived: usize,
-    running: Vec<(u32, Batch)>,
-    /// By sequence the place where it runs.
-    places: BTreeMap<SequenceKey, (u32, usize)>,
-    out: BTreeSet<usize>,
-    accepted: usize,
-    is_direct: bool,
-}
-
-impl Model {
-    fn new(policy: SequencePolicy, instances: u32) -> Self {
-        let is_direct = matches!(policy.strategy, SequenceStrategy::Direct { .. });
-        let slots = match policy.strategy {
-            SequenceStrategy::Direct { .. } => policy.max_batch_size.max(1),
-            SequenceStrategy::Oldest { max_candidates, .. } => max_candidates,
-        };
-        Self {
-            queue: Queue::new(policy, instances, 0),
-            instances: (0..instances).collect(),
-            leaving: BTreeSet::new(),
-            added: instances,
-            slots: slots as usize,
-            is_left: BTreeMap::new(),
-            left: BTreeSet::new(),
-            now: 0,
-            arrived: 0,
-            running: Vec::new(),
-            places: BTreeMap::new(),
-            out: BTreeSet::new(),
-            accepted: 0,
-            is_direct,
-        }
-    }
-
-    fn happen(&mut self, event: Event) {
-        match event {
-            Event::Arrive { id, flags } => {
-                self.arrived += 1;
-                let is_left = self.is_left.entry(id).or_default();
-                *is_left = (*is_left && !flags.contains('s')) || flags.contains('x');
-                if *is_left {
-                    self.left.insert(self.arrived);
-                }
-                let request = fake(self.arrived, id, flags);
-                self.accepted += usize::from(self.queue.push(request, at(self.now)).is_ok());
-            }
-            Event::Run(instance) => {
-                let Some(instance) = self.instance(instance) else { return };
-                if self.running.iter().any(|(busy, _)| *busy == instance) {
-                    return;
-                }
-                let (batch, hopeless) = take(&mut self.queue, instance, at(self.now));
-                for name in hopeless {
-                    assert!(self.out.insert(name));
-                    assert!(self.left.contains(&name), "it waits for its answer");
-                }
-                let Some(batch) = batch else { return };
-                assert!(batch.rows.iter().any(Option::is_some), "an empty batch");
-                for (row, taken) in batch.rows.iter().enumerate() {
-                    let Some(taken) = taken else { continue };
-                    assert!(self.out.insert(taken.request.name), "it ran twice");
-                    assert!(!taken.request.cancelled, "nobody wants its answer");
-                    let running = self.running.iter().flat_map(|(_, batch)| &batch.rows).flatten();
-                    assert!(running.into_iter().all(|other| other.key != taken.key), "at once");
-                    let place = (instance, if self.is_direct { row } else { 0 });
-                    assert_eq!(*self.places.entry(taken.key).or_insert(place), place, "it moved");
-                }
-                self.running.push((instance, batch));
-            }
-            Event::Lose(instance) => {
-                let Some(instance) = self.instance(instance) else { return };
-                if self.running.iter().any(|(busy, _)| *busy == instance) {
-                    return;
-                }
-                self.instances.retain(|other| *other != instance);
-                self.leaving.remove(&instance);
-                let mut hopeless = Vec::new();
-                self.queue.lose(instance, String::new(), at(self.now), &mut hopeless);
-                for (request, _) in hopeless {
-                    assert!(self.out.insert(request.name));
-                }
-            }
-            Event::End => {
-                if self.running.is_empty() {
-                    return;
-                }
-                let (_, batch) = self.running.remove(0);
-                finish(&mut self.queue, batch, at(self.now));
-            }
-            Event::Pass => {
-                self.now += 700;
-                self.queue.expire(at(self.now));
-            }
-            Event::Add => {
-                self.queue.add(self.added, at(self.now));
-                self.instances.push(self.added);
-                self.added += 1;
-            }
-            Event::Leave(instance) => {
-                let staying = self.instances.iter().filter(|it| !self.leaving.contains(it));
-                let staying: Vec<u32> = staying.copied().collect();
-                if staying.len() > 1 {
-                    let instance = staying[instance % staying.len()];
-                    self.queue.leave(instance);
-                    self.leaving.insert(instance);
-                }
-            }
-        }
-        for instance in self.queue.left() {
-            assert!(self.leaving.remove(&instance), "it was not to leave, or left twice");
-            assert!(self.running.iter().all(|(busy, _)| *busy != instance), "it runs");
-            self.instances.retain(|other| *other != instance);
-        }
-        self.check_slots();
-    }
-
-    fn check_slots(&self) {
-        let seated = self.queue.table.seated();
-        let slots: BTreeSet<_> = seated.iter().map(|(_, slot)| slot).collect();
-        assert_eq!(slots.len(), seated.len(), "a slot is held twice");
-        assert!(slots.iter().all(|slot| self.instances.contains(&slot.instance)), "of none");
-        let staying = slots.iter().filter(|slot| !self.leaving.contains(&slot.instance)).count();
-        let (_, free) = self.queue.table.kept();
-        assert_eq!(free + staying, self.slots(), "a slot is lost or held twice");
-    }
-
-    /// One of those that are fed.
-    fn instance(&self, which: usize) -> Option<u32> {
-        self.instances.get(which.checked_rem(self.instances.len())?).copied()
-    }
-
-    /// Those of instances that stay.
-    fn slots(&self) -> usize {
-        self.slots * (self.instances.len() - self.leaving.len())
-    }
-
-    /// Lets everything run and come to its end.
-    fn settle(mut self) {
-        for _ in 0..4 * (self.arrived + 1) {
-            (0..self.instances.len()).for_each(|instance| self.happen(Event::Run(instance)));
-            self.happen(Event::End);
-            self.happen(Event::End);
-        }
-        // Who still holds a slot has run, and has not said that it ends.
-        let seated = self.queue.table.seated();
-        assert!(seated.iter().all(|(key, _)| self.places.contains_key(key)), "an idle slot");
-        (0..4 * (self.arrived + 1)).for_each(|_| {
-            self.happen(Event::Pass);
-            (0..self.instances.len()).for_each(|instance| self.happen(Event::Run(instance)));
-            self.happen(Event::End);
-            self.happen(Event::End);
-        });
-        assert_eq!(self.out.len(), self.accepted, "a request is lost");
-        assert_eq!((self.queue.live(), self.queue.len()), (0, 0));
-        assert!(self.leaving.is_empty());
-        self.check_slots();
-    }
-}
-
-fn arrivals() -> impl Strategy<Value = Event> {
-    let flags = prop::sample::select(vec!["s", "", "", "e", "se", "x", "sx", "ex"]);
-    (1..5_u64, flags).prop_map(|(id, flags)| Event::Arrive { id, flags })
-}
-
-fn events() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        4 => arrivals(),
-        2 => (0..4_usize).prop_map(Event::Run),
-        2 => Just(Event::End),
-        1 => Just(Event::Pass),
-        1 => Just(Event::Add),
-        1 => (0..4_usize).prop_map(Event::Leave),
-        1 => (0..16_usize).prop_filter_map("seldom", |it| (it < 4).then_some(Event::Lose(it))),
-    ]
+    assert_eq!(queue.table.free().len(), 1);
 }
 
 proptest! {
-    #[test]
-    fn whatever_comes_nothing_is_lost_or_held_twice(
-        events in prop::collection::vec(events(), 0..60),
-        slots in 1..4_u32,
-        instances in 1..3_u32,
-        is_direct in any::<bool>(),
-    ) {
-        let policy = if is_direct { direct(slots) } else { oldest(2, slots) };
-        let mut model = Model::new(policy, instances);
-        events.into_iter().for_each(|event| model.happen(event));
-        model.settle();
-    }
-
     #[test]
     fn requests_of_a_sequence_run_in_their_order(
         ids in prop::collection::vec(1..6_u64, 1..60),
@@ -598,32 +383,6 @@ proptest! {
         }
         prop_assert_eq!(ran, expected);
         prop_assert_eq!(queue.live(), 0);
-    }
-}
-
-/// Every order of a few events, to the last: two sequences that want one slot.
-#[test]
-fn every_order_of_events_keeps_the_slot() {
-    let events = [
-        Event::Arrive { id: 1, flags: "s" },
-        Event::Arrive { id: 1, flags: "e" },
-        Event::Arrive { id: 2, flags: "se" },
-        Event::Arrive { id: 2, flags: "sx" },
-        Event::Run(0),
-        Event::End,
-        Event::Pass,
-    ];
-    const DEPTH: u32 = 6;
-    for policy in [direct(1), oldest(1, 1)] {
-        for order in 0..events.len().pow(DEPTH) {
-            let mut model = Model::new(policy.clone(), 1);
-            for step in 0..DEPTH {
-                model.happen(events[order / events.len().pow(step) % events.len()]);
-            }
-            if order % 16 == 0 {
-                model.settle();
-            }
-        }
     }
 }
 

@@ -20,7 +20,8 @@ use crate::{
         batch::Outputs,
         cache, classification,
         execution::{Alone, RanAlone},
-        job::{Job, Reply},
+        job::{Job, Keeping, Reply, ResidentTensors},
+        lanes::ResidentInput,
     },
 };
 
@@ -47,6 +48,8 @@ struct Tensor {
     data: Rope,
     /// Whether its first dimension is the batch.
     batched: bool,
+    /// Where it lies, if it has stayed on the device of the steps that take it; then `data` is absent.
+    resides: Option<Box<ResidentInput>>,
 }
 
 /// A request on its way through the steps.
@@ -69,6 +72,8 @@ struct Flow {
 struct OpenCall {
     call: Call,
     replies: ReplyReceiver<Reply>,
+    /// The outputs that may stay on the step's device.
+    keeping: Option<Arc<Keeping>>,
 }
 
 /// How a request ended: with its last response, or after it.
@@ -82,7 +87,8 @@ impl Flow {
         let inputs = inputs.into_iter().zip(&signature.inputs);
         let inputs = inputs.map(|(input, spec)| {
             let input = input?;
-            Some(Tensor { datatype: spec.datatype, shape: input.shape, data: input.data, batched })
+            let AdmittedInput { shape, data } = input;
+            Some(Tensor { datatype: spec.datatype, shape, data, batched, resides: None })
         });
         let wanted = job.admitted.outputs.iter().map(|&index| usize::from(index));
         let run = EnsembleRun::new(steps.plan.clone(), inputs, wanted);
@@ -120,7 +126,8 @@ impl Flow {
         self.clock = None;
         while let Some((call, inputs)) = self.run.next_call() {
             let Some(step) = self.steps.steps.get(call.step) else { continue };
-            let admitted = step.admit(inputs).map_err(|error| error.in_request(&self.job.id))?;
+            let admitted = step.admit(inputs, self.may_stay());
+            let (admitted, resident) = admitted.map_err(|error| error.in_request(&self.job.id))?;
             let is_last = self.steps.last.as_ref().is_some_and(|last| last.index == call.step);
             let places = self.places.as_ref().filter(|_| is_last);
             let alone = Alone { version: &step.version, request: &admitted, places };
@@ -128,15 +135,22 @@ impl Flow {
             if let Some(RanAlone { outcome, times }) = self.run_alone(&alone, began) {
                 self.times = self.times + times;
                 self.clock = Some(began + times.total());
-                answered(&mut self.run, step, call, outcome?);
+                answered(&mut self.run, step, call, outcome?, None);
                 self.run.ended(call);
                 continue;
             }
             let account = self.account.get_or_insert_default().clone();
-            let replies = step.version.infer_step(admitted, &self.job, places.cloned(), account)?;
-            self.calls.push(OpenCall { call, replies });
+            let keeping = resident.as_ref().and_then(|it| it.keeping.clone());
+            let (version, places) = (&step.version, places.cloned());
+            let replies = version.infer_step(admitted, &self.job, places, resident, account)?;
+            self.calls.push(OpenCall { call, replies, keeping });
         }
         Ok(())
+    }
+
+    /// Whether tensors may stay on devices: nobody is told what is in them.
+    fn may_stay(&self) -> bool {
+        !self.job.trace.as_ref().is_some_and(|trace| trace.wants_tensors())
     }
 
     /// Runs a call's request at once, unless somebody has to hear of more than its answer.
@@ -151,7 +165,7 @@ impl Flow {
         let Self { calls, run, steps, .. } = self;
         let mut any = false;
         let mut at = 0;
-        while let Some(OpenCall { call, replies }) = calls.get_mut(at) {
+        while let Some(OpenCall { call, replies, keeping }) = calls.get_mut(at) {
             if run.is_behind(*call) {
                 at += 1;
                 continue;
@@ -162,7 +176,7 @@ impl Flow {
                     any = true;
                     let outputs = reply?.outputs;
                     if let Some(step) = steps.steps.get(call.step) {
-                        answered(run, step, *call, outputs);
+                        answered(run, step, *call, outputs, keeping.as_deref());
                     }
                 }
                 Poll::Ready(None) if replies.end() == Some(End::Dropped) => {
@@ -301,33 +315,65 @@ impl Flow {
 }
 
 /// Takes in what a step has answered to a call.
-fn answered(run: &mut EnsembleRun<Tensor>, step: &Step, call: Call, mut outputs: Outputs) {
-    let batched = step.version.signature.max_batch_size > 0;
+fn answered(
+    run: &mut EnsembleRun<Tensor>,
+    step: &Step,
+    call: Call,
+    mut outputs: Outputs,
+    keeping: Option<&Keeping>,
+) {
+    let signature = &step.version.signature;
+    let batched = signature.max_batch_size > 0;
+    let stayed = |name: &str| {
+        let keeping = keeping?;
+        keeping.stayed(signature.outputs.iter().position(|spec| *spec.name == *name)?)
+    };
     run.answered(call, |name| {
         let at = outputs.iter().position(|output| *output.name == *name)?;
         let InferOutput { datatype, shape, data, .. } = outputs.swap_remove(at);
-        Some(Tensor { datatype, shape, data: data.into(), batched })
+        let resides = stayed(name).cloned().map(Box::new);
+        let data = match &resides {
+            Some(there) => Rope::absent(there.slice.len()),
+            None => data.into(),
+        };
+        Some(Tensor { datatype, shape, data, batched, resides })
     });
 }
 
 impl Step {
-    /// What its model is asked, of the values of the step's inputs.
-    fn admit(&self, values: StepInputs<Tensor>) -> Result<Admitted, Error> {
+    /// What its model is asked, of the values of the step's inputs, and what of it lies on its device, where
+    /// outputs may stay too if they `may_stay` anywhere.
+    fn admit(
+        &self,
+        values: StepInputs<Tensor>,
+        may_stay: bool,
+    ) -> Result<(Admitted, Option<Box<ResidentTensors>>), Error> {
         let signature = &self.version.signature;
         let batched = signature.max_batch_size > 0;
         let mut given = SmallVec::new();
         given.resize_with(signature.inputs.len(), || None);
+        let mut resident: Option<Box<ResidentTensors>> = None;
         for (&place, value) in self.inputs.iter().zip(values) {
             let (Some(spec), Some(given)) = (signature.inputs.get(place), given.get_mut(place))
             else {
                 continue;
             };
-            *given = value.map(|Tensor { datatype, shape, data, batched: was_batched }| {
-                let shape = fitted(shape, was_batched, &spec.dims, batched);
-                (datatype, AdmittedInput { shape, data })
-            });
+            *given =
+                value.map(|Tensor { datatype, shape, data, batched: was_batched, resides }| {
+                    if let Some((there, index)) = resides.zip(u16::try_from(place).ok()) {
+                        resident.get_or_insert_default().inputs.push((index, *there));
+                    }
+                    let shape = fitted(shape, was_batched, &spec.dims, batched);
+                    (datatype, AdmittedInput { shape, data })
+                });
         }
-        signature.admit_in_order(given, self.wanted.clone())
+        let mut admitted = signature.admit_in_order(given, self.wanted.clone())?;
+        if may_stay && !self.resident.is_empty() {
+            admitted.outputs.retain(|index| !self.resident.contains(index));
+            let keeping = Arc::new(Keeping::new(&self.resident));
+            resident.get_or_insert_default().keeping = Some(keeping);
+        }
+        Ok((admitted, resident))
     }
 }
 

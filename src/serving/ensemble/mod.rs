@@ -41,6 +41,8 @@ struct Step {
     inputs: Vec<usize>,
     /// The version's outputs that are used, ascending.
     wanted: SmallVec<[u16; 4]>,
+    /// Of these, the ones that only steps on the version's own device take.
+    resident: SmallVec<[u16; 2]>,
 }
 
 impl Step {
@@ -53,8 +55,26 @@ impl Step {
         let is_used = |spec: &TensorSpec| plan.output_names(index).any(|name| *name == spec.name);
         let outputs = signature.outputs.iter().zip(0..);
         let wanted = outputs.filter(|(spec, _)| is_used(spec)).map(|(_, output)| output).collect();
-        Self { version, inputs, wanted }
+        Self { version, inputs, wanted, resident: SmallVec::new() }
     }
+}
+
+/// The outputs of step `index` that only steps on its own device take.
+fn resident_outputs(steps: &[Step], plan: &EnsemblePlan, index: usize) -> SmallVec<[u16; 2]> {
+    let on = |step: usize| steps.get(step)?.version.resident_between_steps_on();
+    let (Some(step), Some(device)) = (steps.get(index), on(index)) else { return SmallVec::new() };
+    let wanted = step.wanted.iter().copied();
+    wanted
+        .filter(|&output| {
+            let Some(spec) = step.version.signature.outputs.get(usize::from(output)) else {
+                return false;
+            };
+            let takers = plan.takers(index, &spec.name);
+            let are_there = !takers.is_empty() && takers.iter().all(|&it| on(it) == Some(device));
+            // The length of strings only they tell.
+            spec.datatype.size().is_some() && are_there
+        })
+        .collect()
 }
 
 /// Why an ensemble cannot be served.
@@ -100,7 +120,12 @@ impl EnsembleSteps {
         let decoupled: Vec<bool> = versions.iter().map(|version| version.decoupled).collect();
         let plan = Arc::new(EnsemblePlan::new(ensemble, signature, &decoupled));
         let steps = versions.into_iter().enumerate();
-        let steps = steps.map(|(index, version)| Step::new(version, &plan, index)).collect();
+        let steps = steps.map(|(index, version)| Step::new(version, &plan, index));
+        let mut steps: Vec<Step> = steps.collect();
+        for index in 0..steps.len() {
+            let resident = resident_outputs(&steps, &plan, index);
+            steps.get_mut(index).into_iter().for_each(|step| step.resident = resident.clone());
+        }
         let last = plan.last_step();
         Ok(Self { plan, steps, last, ensemble: ensemble.clone() })
     }

@@ -3,18 +3,20 @@ use std::{cell::RefCell, rc::Rc};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{Route, resident};
+use super::{
+    Route,
+    resident::{self, Staying},
+};
 use crate::{
-    backend::{Batch, Expected, ResponseError},
+    backend::{Batch, Expected, Prepared, ResponseError},
     device::{
-        DeviceError,
+        DeviceError, DeviceSlice,
         streams::{self, BatchParts, Finished, Outcome, Refused},
     },
     inference::{Admitted, Error, Shape, Timestamp},
     observe::BatchTimes,
     serving::{
         batch::{self, Outputs},
-        device_regions::DeviceView,
         execution::{Executed, wanted},
         job::Job,
         padding::padding,
@@ -22,8 +24,8 @@ use crate::{
     },
 };
 
-/// A sealed batch on its way. Where the device has no memory for all of it, its requests go in
-/// several parts, one after the other.
+/// A sealed batch on its way. Where the device has no memory for all of it, or where its requests turn out
+/// to be of different shapes, they go in several parts, one after the other.
 pub(super) struct Journey {
     route: Route,
     /// The batch's place among those of its queue.
@@ -37,8 +39,11 @@ pub(super) struct Journey {
     /// Those that are back, with their outputs.
     back: Vec<Job>,
     outputs: Vec<Outputs>,
-    /// Those that could not be made ready.
+    /// Those that could not be made ready, or in which the run found a fault.
     failed: Vec<(Job, Error)>,
+    /// Their outputs that stay on the device, and whether any may.
+    staying: Option<Staying>,
+    may_stay: bool,
     /// Rows behind those that are on their way now, which belong to nobody, and how many there were in all.
     padding: Option<Admitted>,
     fillers: u32,
@@ -58,14 +63,16 @@ impl Journey {
             back: Vec::new(),
             outputs: Vec::new(),
             failed: Vec::new(),
+            staying: None,
+            may_stay: true,
             padding: None,
             fillers: 0,
             times: BatchTimes::default(),
         }
     }
 
-    /// Makes the requests ready, each by itself, puts those together for which that went well, into `pinned`
-    /// memory if it makes a difference, and brings them into lanes.
+    /// Makes the requests ready, each by itself, puts those together for which that went well and which become
+    /// the same, into `pinned` memory if it makes a difference, and brings them into lanes.
     pub async fn prepare(mut self, pinned: bool) {
         let model = self.route.model.clone();
         let mut begun = Vec::new();
@@ -82,25 +89,32 @@ impl Journey {
             }
         }
         let mut faults: Vec<(usize, Error)> = Vec::new();
+        let mut become_what: Vec<SmallVec<[Shape; 1]>> = vec![SmallVec::new(); self.jobs.len()];
         for (at, index, mut answer) in begun {
             let input = self.jobs.get_mut(at).and_then(|job| job.admitted.inputs.get_mut(index));
             match (answer.receive().await, input) {
-                (Some(Ok(data)), Some(Some(input))) => input.data = data.into(),
-                (Some(Err(ResponseError { code, message })), _) => {
-                    faults.push((at, Error::Model { code, detail: message }));
+                (Some(Ok(Prepared { data, becomes })), Some(Some(input))) => {
+                    input.data = data.into();
+                    become_what[at].push(becomes);
                 }
+                (Some(Err(error)), _) => faults.push((at, of_model(error))),
                 _ => faults.push((at, Error::unanswered())),
             }
         }
         let jobs = std::mem::take(&mut self.jobs);
-        for (at, job) in jobs.into_iter().enumerate() {
+        let mut parts: Vec<(SmallVec<[Shape; 1]>, Vec<Job>)> = Vec::new();
+        for ((at, job), becomes) in jobs.into_iter().enumerate().zip(become_what) {
             let fault = faults.iter().position(|(other, _)| *other == at);
             let abandoned = job.reply.is_abandoned().then_some(Error::Cancelled);
-            match fault.map(|fault| faults.swap_remove(fault).1).or(abandoned) {
-                Some(error) => self.failed.push((job, error)),
-                None => self.jobs.push(job),
+            let alike = parts.iter_mut().find(|(known, _)| *known == becomes);
+            match (fault.map(|fault| faults.swap_remove(fault).1).or(abandoned), alike) {
+                (Some(error), _) => self.failed.push((job, error)),
+                (None, Some((_, jobs))) => jobs.push(job),
+                (None, None) => parts.push((becomes, vec![job])),
             }
         }
+        self.later = parts.into_iter().rev().map(|(_, jobs)| jobs).collect();
+        self.jobs = self.later.pop().unwrap_or_default();
         let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
             return self.end(Ok(Vec::new()));
         };
@@ -116,22 +130,31 @@ impl Journey {
     }
 
     /// Brings the requests into lanes.
-    pub fn depart(mut self, rows: SharedRows) {
+    pub fn depart(self, rows: SharedRows) {
+        let mut stayed = self.submit(rows);
+        while let Some((journey, error)) = stayed {
+            let rest = journey.without(&error);
+            stayed = rest.and_then(|journey| journey.submit(SharedRows::default()));
+        }
+    }
+
+    /// Gives the lanes what is to be on its way now, or gives it back with the reason.
+    fn submit(mut self, rows: SharedRows) -> Option<(Self, Error)> {
         if self.is_moot() {
-            return self.end(Err(Error::Cancelled));
+            return Some((self, Error::Cancelled));
         }
         let parts = match self.lay_out(rows) {
             Ok((parts, expected)) => {
                 self.expected = expected;
                 parts
             }
-            Err(error) => return self.end(Err(error)),
+            Err(error) => return Some((self, error)),
         };
         let (fleet, model) = (self.route.fleet.clone(), self.route.number);
         let (priority, deadline) = (self.priority(), self.deadline());
         let Some(driver) = fleet.driver.get() else {
             let detail = "the lanes of the devices have ended".to_owned();
-            return self.end(Err(Error::Internal { detail }));
+            return Some((self, Error::Internal { detail }));
         };
         let ended = driver.ended.clone();
         let journey = Rc::new(RefCell::new(Some(self)));
@@ -143,13 +166,44 @@ impl Journey {
         let asked = journey.clone();
         let is_moot = Box::new(move || asked.borrow().as_ref().is_some_and(Self::is_moot));
         let job = streams::Job { model, parts, priority, deadline, is_moot, done };
-        let taken = driver.with(|lanes| lanes.submit(job, Timestamp::now()));
-        if let Err(refused) = taken {
-            let journey = journey.borrow_mut().take();
-            journey.into_iter().for_each(|journey| {
-                let error = journey.refusal(&refused);
-                journey.end(Err(error));
-            });
+        let refused = driver.with(|lanes| lanes.submit(job, Timestamp::now())).err()?;
+        let journey = journey.borrow_mut().take()?;
+        let error = journey.refusal(&refused);
+        Some((journey, error))
+    }
+
+    /// Goes on with the next of its parts, if there is one, or ends.
+    fn next(mut self) -> Option<Self> {
+        match self.later.pop() {
+            Some(jobs) => {
+                self.jobs = jobs;
+                Some(self)
+            }
+            None => {
+                let outputs = std::mem::take(&mut self.outputs);
+                self.end(Ok(outputs));
+                None
+            }
+        }
+    }
+
+    /// Goes on without the requests that are on their way now, which fail. Those before them and those
+    /// behind are none the worse for it.
+    fn without(mut self, error: &Error) -> Option<Self> {
+        if self.back.is_empty() && self.later.is_empty() {
+            self.end(Err(error.clone()));
+            return None;
+        }
+        let jobs = std::mem::take(&mut self.jobs);
+        self.failed.extend(jobs.into_iter().map(|job| (job, error.clone())));
+        self.padding = None;
+        self.next()
+    }
+
+    /// The same of what was on its way: goes on with what is left.
+    fn fail(self, error: &Error) {
+        if let Some(rest) = self.without(error) {
+            rest.depart(SharedRows::default());
         }
     }
 
@@ -167,29 +221,31 @@ impl Journey {
         let requests = self.requests();
         let inputs = batch::assemble(&version.signature, &version.ragged, &requests, shared, pool)?;
         let rows = requests.iter().map(|request| request.batch_size).sum();
-        let coming = wanted(&version.signature, &requests);
+        let mut coming = wanted(&version.signature, &requests);
         let mut wanted = coming.clone();
-        for (index, _) in self.staying() {
-            wanted.get_mut(usize::from(*index)).into_iter().for_each(|wanted| *wanted = true);
-        }
+        let want = |outputs: &mut [bool], index: u16| {
+            outputs.get_mut(usize::from(index)).into_iter().for_each(|wanted| *wanted = true);
+        };
+        self.jobs.iter().flat_map(resident::away).for_each(|index| want(&mut wanted, index));
         let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places: None };
         let laid = self.route.model.lay_out(&batch);
-        let laid = laid.map_err(|error| Error::Backend { detail: error.0 })?;
+        let laid = laid.map_err(of_model)?;
+        let staying = self.may_stay.then(|| Staying::of(&self.route, &self.jobs, &laid)).flatten();
+        for keeping in self.jobs.iter().filter_map(Job::keeping) {
+            let stays = |index: u16| staying.as_ref().is_some_and(|it| it.has(index));
+            keeping.outputs().filter(|&index| !stays(index)).for_each(|it| want(&mut coming, it));
+        }
         let comes = |index| coming.get(index) == Some(&true);
         let (mut parts, expected) = laid.parts(rows, comes, pool)?;
-        resident::place(&self.jobs, &mut parts)?;
+        resident::place(&self.route, &self.jobs, staying.as_ref(), &mut parts)?;
+        drop(requests);
+        self.staying = staying;
         Ok((parts, expected))
     }
 
     /// The requests that are on their way now, and the rows behind them.
     fn requests(&self) -> SmallVec<[&Admitted; 8]> {
         self.jobs.iter().map(|job| &job.admitted).chain(&self.padding).collect()
-    }
-
-    /// The outputs that are to lie on the device; they are the same for all requests of a batch.
-    fn staying(&self) -> &[(u16, DeviceView)] {
-        let tensors = self.jobs.first().and_then(|job| job.resident.as_deref());
-        tensors.map_or(&[], |tensors| &tensors.outputs)
     }
 
     /// Smaller goes first: what the model's configuration says.
@@ -206,28 +262,26 @@ impl Journey {
 
     /// What was on its way has come back, or will not.
     pub fn ended(mut self, finished: Finished) {
-        let Finished { outcome, outputs } = finished;
+        let Finished { outcome, outputs, kept } = finished;
         match outcome {
             Outcome::Done(took) => {
                 self.times.compute_infer += took.execute;
                 self.times.compute_output += took.copy_out;
-                match self.split(outputs) {
-                    Ok(outputs) => self.outputs.extend(outputs),
-                    Err(error) => return self.end(Err(error)),
-                }
-                self.fillers += self.padding.take().map_or(0, |padding| padding.batch_size);
-                let back = std::mem::take(&mut self.jobs);
-                self.back.extend(back);
-                match self.later.pop() {
-                    Some(jobs) => {
-                        self.jobs = jobs;
-                        self.depart(SharedRows::default());
+                match self.take_back(outputs, kept) {
+                    Ok(()) => {
+                        if let Some(rest) = self.next() {
+                            rest.depart(SharedRows::default());
+                        }
                     }
-                    None => {
-                        let outputs = std::mem::take(&mut self.outputs);
-                        self.end(Ok(outputs));
-                    }
+                    Err(error) => self.fail(&error),
                 }
+            }
+            // Without what was to stay there may be room.
+            Outcome::TooLarge(error) | Outcome::Failed(error)
+                if error.is_out_of_memory() && self.staying.take().is_some() =>
+            {
+                self.may_stay = false;
+                self.depart(SharedRows::default());
             }
             Outcome::TooLarge(error) | Outcome::Failed(error)
                 if error.is_out_of_memory() && self.jobs.len() > 1 =>
@@ -237,37 +291,80 @@ impl Journey {
                 self.depart(SharedRows::default());
             }
             Outcome::TooLarge(error) | Outcome::Failed(error) if !error.is_lost() => {
-                self.end(Err(Error::Backend { detail: error.to_string() }));
+                self.fail(&Error::Backend { detail: error.to_string() });
             }
             Outcome::TooLarge(error) | Outcome::Failed(error) | Outcome::Unavailable(error) => {
                 let error = self.unavailable(&error);
-                self.end(Err(error));
+                self.fail(&error);
             }
-            Outcome::Expired => self.end(Err(Error::DeadlineExpired)),
-            Outcome::Cancelled => self.end(Err(Error::Cancelled)),
+            Outcome::Expired => self.fail(&Error::DeadlineExpired),
+            Outcome::Cancelled => self.fail(&Error::Cancelled),
         }
     }
 
-    fn split(&mut self, outputs: Vec<Option<Bytes>>) -> Result<Vec<Outputs>, Error> {
+    /// Gives the requests that were on their way what has come back.
+    fn take_back(
+        &mut self,
+        outputs: Vec<Option<Bytes>>,
+        kept: Vec<(usize, DeviceSlice)>,
+    ) -> Result<(), Error> {
+        let faults = self.faults(&outputs);
+        let mut outputs = self.split(outputs, kept)?.into_iter();
+        self.fillers += self.padding.take().map_or(0, |padding| padding.batch_size);
+        for (job, fault) in std::mem::take(&mut self.jobs).into_iter().zip(faults) {
+            let outputs = outputs.next();
+            match fault {
+                Some(error) => self.failed.push((job, error)),
+                None => {
+                    self.back.push(job);
+                    self.outputs.extend(outputs);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the run has found to be the matter with each of the requests.
+    fn faults(&self, returned: &[Option<Bytes>]) -> Vec<Option<Error>> {
+        let mut first = 0;
+        let fault = |job: &Job| {
+            let rows = first..first + job.admitted.batch_size;
+            first = rows.end;
+            self.route.model.fault(&self.expected, rows, returned).map(of_model)
+        };
+        self.jobs.iter().map(fault).collect()
+    }
+
+    fn split(
+        &mut self,
+        outputs: Vec<Option<Bytes>>,
+        mut kept: Vec<(usize, DeviceSlice)>,
+    ) -> Result<Vec<Outputs>, Error> {
         let began = Timestamp::now();
         let expected = std::mem::take(&mut self.expected);
-        let shape_of = |index: u16| expected.shapes.get(usize::from(index)).cloned();
-        let staying: Vec<(u16, Shape)> = self
-            .staying()
-            .iter()
-            .filter_map(|(index, _)| Some((*index, shape_of(*index)?)))
-            .collect();
+        let (shapes, returned) = (expected.shapes.clone(), outputs.clone());
         let tensors = self.route.model.outputs(expected, outputs);
         let tensors = tensors.map_err(|error| Error::Backend { detail: error.0 })?;
-        let has_come = |index: u16| matches!(tensors.get(usize::from(index)), Some(Some(_)));
-        let (came, staying): (Vec<_>, Vec<_>) =
-            staying.into_iter().partition(|(index, _)| has_come(*index));
-        // Of these only the run told the shape: whoever answers brings them to their places.
-        if !came.is_empty() {
-            for job in &mut self.jobs {
-                job.admitted.outputs.extend(came.iter().map(|(index, _)| *index));
-                job.admitted.outputs.sort_unstable();
-            }
+        let came = |index: usize| Some(tensors.get(index)?.as_ref()?.data.as_ptr());
+        // A framework that brings an output itself has not written it where it was to be.
+        let is_there = |index: usize| {
+            let returned = returned.get(index).and_then(|data| Some(data.as_ref()?.as_ptr()));
+            came(index).is_none_or(|data| returned == Some(data))
+        };
+        kept.retain(|(index, _)| is_there(*index));
+        // Of these only the run told the shape, or there was no room: whoever answers brings them to their
+        // places.
+        for job in &mut self.jobs {
+            let late = resident::away(job).filter(|&index| {
+                let index = usize::from(index);
+                came(index).is_some() && !kept.iter().any(|(stays, _)| *stays == index)
+            });
+            let late: SmallVec<[u16; 2]> = late.collect();
+            job.admitted.outputs.extend(late);
+            job.admitted.outputs.sort_unstable();
+        }
+        if let Some(staying) = self.staying.take() {
+            staying.hand_over(&self.jobs, kept)?;
         }
         let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
             return Ok(Vec::new());
@@ -275,7 +372,7 @@ impl Journey {
         let split = batch::split(&version.signature, &version.ragged, &self.requests(), &tensors);
         let split = split.map(|mut outputs| {
             outputs.truncate(self.jobs.len());
-            resident::add_outputs(&self.jobs, &staying, &version.signature, &mut outputs);
+            resident::add_outputs(&self.jobs, &shapes, &version.signature, &mut outputs);
             outputs
         });
         self.times.compute_output += Timestamp::now() - began;
@@ -314,4 +411,8 @@ impl Journey {
             log::debug!("a batch has come back from a device after its reactor had ended");
         }
     }
+}
+
+fn of_model(ResponseError { code, message }: ResponseError) -> Error {
+    Error::Model { code, detail: message }
 }

@@ -1,53 +1,135 @@
-use smallvec::SmallVec;
+use std::{ops::Range, sync::Arc};
 
+use super::{
+    Route,
+    residence::{Charge, ResidentInput},
+};
 use crate::{
+    backend::DeviceBatch,
     device::{
-        DeviceError,
+        DeviceError, DeviceSlice,
         streams::{BatchParts, OutputPart, Resident},
     },
     inference::{Error, InferOutput, Shape, Signature},
     serving::{
         batch::{self, Outputs},
-        device_regions::DeviceView,
         job::{Job, ResidentTensors},
     },
 };
 
-/// Has what lies on the device gathered from there and put there. All requests of a batch have the same
-/// tensors there.
-pub fn place(jobs: &[Job], parts: &mut BatchParts) -> Result<(), Error> {
-    let Some((first, tensors)) = jobs.first().and_then(|job| Some((job, job.resident.as_deref()?)))
-    else {
+/// Outputs of a batch that stay on its device for the requests that want them there: which, and what their
+/// memory is charged to.
+pub struct Staying {
+    pub outputs: Vec<usize>,
+    charge: Arc<Charge>,
+}
+
+impl Staying {
+    /// Whether an output is one of them.
+    pub fn has(&self, index: u16) -> bool {
+        self.outputs.contains(&usize::from(index))
+    }
+
+    /// Those of a batch of `jobs`; `None` if there are none, or there is no leave for so many bytes.
+    pub fn of(route: &Route, jobs: &[Job], laid: &DeviceBatch) -> Option<Self> {
+        let residence = route.residence.as_ref()?;
+        let signature = &jobs.first()?.version.signature;
+        let rows: i64 = jobs.iter().map(|job| i64::from(job.admitted.batch_size)).sum();
+        // Without bytes are those of whose shape only the run tells. Those whose rows are not the batch's
+        // fail where they are taken apart.
+        let can_stay = |index: &usize| {
+            laid.outputs.get(*index).is_some_and(|output| {
+                let has_rows = signature.max_batch_size == 0 || output.shape.first() == Some(&rows);
+                output.bytes > 0 && has_rows
+            })
+        };
+        let wanted = jobs.iter().filter_map(Job::keeping);
+        let mut outputs: Vec<usize> =
+            wanted.flat_map(|keeping| keeping.outputs()).map(usize::from).collect();
+        outputs.sort_unstable();
+        outputs.dedup();
+        outputs.retain(can_stay);
+        let bytes = outputs.iter().filter_map(|&index| laid.outputs.get(index));
+        let bytes: usize = bytes.map(|output| output.bytes).sum();
+        let charge = (bytes > 0).then(|| residence.charge(bytes)).flatten()?;
+        Some(Self { outputs, charge })
+    }
+
+    /// Gives each request its part of `kept`, the memory of the outputs that the model left there.
+    ///
+    /// # Errors
+    /// When that is not as long as all parts are.
+    pub fn hand_over(
+        &self,
+        jobs: &[Job],
+        kept: impl IntoIterator<Item = (usize, DeviceSlice)>,
+    ) -> Result<(), Error> {
+        for (index, memory) in kept {
+            for (job, part) in parted(jobs, memory.len()) {
+                let Some(keeping) = job.keeping() else { continue };
+                let slice = memory.slice(part).map_err(internal)?;
+                keeping.stays(index, ResidentInput { slice, charge: Some(self.charge.clone()) });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Each request and its part of a tensor of so many bytes.
+fn parted(jobs: &[Job], bytes: usize) -> impl Iterator<Item = (&Job, Range<usize>)> {
+    let rows: u32 = jobs.iter().map(|job| job.admitted.batch_size).sum();
+    let row = bytes / rows.max(1) as usize;
+    jobs.iter().scan(0, move |start, job| {
+        let part = *start..*start + row * job.admitted.batch_size as usize;
+        *start = part.end;
+        Some((job, part))
+    })
+}
+
+/// Has what lies on the device read or gathered from there, and what is to lie there put or left there. The
+/// inputs and places are the same for all requests of a batch.
+pub fn place(
+    route: &Route,
+    jobs: &[Job],
+    staying: Option<&Staying>,
+    parts: &mut BatchParts,
+) -> Result<(), Error> {
+    let Some((residence, first)) = route.residence.as_ref().zip(jobs.first()) else {
         return Ok(());
     };
-    let mut views = tensors.inputs.iter().chain(&tensors.outputs);
-    let Some((_, view)) = views.next() else { return Ok(()) };
-    let mut resident = Resident::new(view.mover().clone());
+    let none = ResidentTensors::default();
+    let tensors = first.resident.as_deref().unwrap_or(&none);
+    if tensors.inputs.is_empty() && tensors.outputs.is_empty() && staying.is_none() {
+        return Ok(());
+    }
+    let mut resident = Resident::new(residence.mover.clone());
     for &(index, _) in &tensors.inputs {
         // What goes to the device begins with the inputs that are given.
         let before = first.admitted.inputs.iter().take(usize::from(index));
         let at = before.filter(|input| input.is_some()).count();
-        let of = |job: &Job| find(job, |it| &it.inputs, index).cloned();
-        resident
-            .add_input(at, jobs.iter().filter_map(of).map(|view| view.slice().clone()).collect());
+        let of = |job| find(job, |it| &it.inputs, index);
+        let inputs = jobs.iter().filter_map(of);
+        // What a client could change meanwhile is read once.
+        let may_lie = route.reads_in_place && inputs.clone().all(|input| input.charge.is_some());
+        let places = inputs.map(|input| input.slice.clone()).collect();
+        resident.add_input(at, places, may_lie);
     }
-    let rows: u32 = jobs.iter().map(|job| job.admitted.batch_size).sum();
     for &(index, _) in &tensors.outputs {
         let Some(&OutputPart::Stays(bytes)) = parts.outputs.get(usize::from(index)) else {
             continue;
         };
-        let (mut start, mut places) = (0, Vec::new());
-        for job in jobs {
-            let own = bytes / rows.max(1) as usize * job.admitted.batch_size as usize;
-            let place = find(job, |it| &it.outputs, index).map(|view| view.slice());
+        let mut places = Vec::new();
+        for (job, part) in parted(jobs, bytes) {
+            let place = find(job, |it| &it.outputs, index);
             // One that is too small is told to its client when the batch is back.
-            if let Some(place) = place.filter(|place| place.len() >= own) {
-                let place = place.slice(0..own).map_err(internal)?;
-                places.push((start, place));
+            if let Some(place) = place.filter(|place| place.len() >= part.len()) {
+                places.push((part.start, place.slice(0..part.len()).map_err(internal)?));
             }
-            start += own;
         }
         resident.add_output(usize::from(index), places);
+    }
+    for &index in staying.into_iter().flat_map(|staying| &staying.outputs) {
+        resident.keep(index, route.writes_in_place);
     }
     parts.resident = Some(resident);
     Ok(())
@@ -57,35 +139,39 @@ fn internal(error: DeviceError) -> Error {
     Error::Internal { detail: error.to_string() }
 }
 
-fn find(
-    job: &Job,
-    tensors: impl FnOnce(&ResidentTensors) -> &SmallVec<[(u16, DeviceView); 1]>,
+fn find<'a, T>(
+    job: &'a Job,
+    tensors: impl FnOnce(&'a ResidentTensors) -> &'a [(u16, T)],
     index: u16,
-) -> Option<&DeviceView> {
+) -> Option<&'a T> {
     let tensors = tensors(job.resident.as_deref()?);
-    tensors.iter().find(|(number, _)| *number == index).map(|(_, view)| view)
+    tensors.iter().find(|(number, _)| *number == index).map(|(_, tensor)| tensor)
+}
+
+/// The outputs of a request that are to lie on the device.
+pub fn away(job: &Job) -> impl Iterator<Item = u16> {
+    let tensors = job.resident.as_deref();
+    let to_places = tensors.into_iter().flat_map(|it| &it.outputs).map(|(index, _)| *index);
+    let keeping = job.keeping();
+    to_places.chain(keeping.into_iter().flat_map(|keeping| keeping.outputs()))
 }
 
 /// Adds the outputs that lie on the device to those that came back, in the order of the signature and
-/// without their bytes.
-pub fn add_outputs(
-    jobs: &[Job],
-    shapes: &[(u16, Shape)],
-    signature: &Signature,
-    outputs: &mut [Outputs],
-) {
+/// without their bytes. `shapes` are those of the batch.
+pub fn add_outputs(jobs: &[Job], shapes: &[Shape], signature: &Signature, outputs: &mut [Outputs]) {
     for (job, outputs) in jobs.iter().zip(outputs) {
-        for (index, shape) in shapes {
+        for index in away(job).filter(|index| !job.admitted.outputs.contains(index)) {
             let at = outputs
                 .iter()
                 .position(|output| {
                     let number = signature.outputs.iter().position(|spec| spec.name == output.name);
-                    number > Some(usize::from(*index))
+                    number > Some(usize::from(index))
                 })
                 .unwrap_or(outputs.len());
+            let Some(shape) = shapes.get(usize::from(index)) else { continue };
             let rows = job.admitted.batch_size;
             let absent: Option<InferOutput> =
-                batch::absent_output(signature, usize::from(*index), shape, rows);
+                batch::absent_output(signature, usize::from(index), shape, rows);
             if let Some(absent) = absent {
                 outputs.insert(at, absent);
             }

@@ -170,9 +170,6 @@ impl SequenceShard {
         self.queue.borrow_mut().expire(now);
         let mut again = None;
         let mut hopeless = Vec::new();
-        for instance in self.queue.borrow_mut().left() {
-            self.instances.borrow_mut().end(instance);
-        }
         let idle = self.instances.borrow().idle();
         for instance in idle {
             let lost = self.instances.borrow().lost(instance);
@@ -197,6 +194,10 @@ impl SequenceShard {
                     }
                 }
             }
+        }
+        // Last, for one whose client has left may have been what kept an instance.
+        for instance in self.queue.borrow_mut().left() {
+            self.instances.borrow_mut().end(instance);
         }
         for (job, error) in hopeless {
             job.version.statistics.dequeued(self.home.index());

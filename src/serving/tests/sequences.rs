@@ -58,8 +58,6 @@ fn batching() -> SequenceBatching {
             datatype: DataType::Uint8,
             dims: Shape::from([1]),
             initial: None,
-            use_same_buffer: false,
-            use_growable_memory: false,
         }],
         iterative: false,
     }

@@ -3,8 +3,8 @@
 //!
 //! Files are decoded on the processors, each by itself before its batch is laid out (`ready`); what follows of the
 //! chain runs on the device. `layout` says what each stage makes of a batch, `launch` puts the stages onto a
-//! stream. Other stages that look into the content of requests to know what to do, gathering among them, do not
-//! run on a device, nor do those that no kernel of ours does as a whole.
+//! stream. The indices of entries are looked at where they are: what is wrong with them comes back as a note, and
+//! fails the request whose they are.
 
 mod launch;
 mod layout;
@@ -13,8 +13,9 @@ mod ready;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
+use bytemuck::pod_read_unaligned;
 use bytes::Bytes;
 
 use self::{
@@ -23,32 +24,45 @@ use self::{
 };
 use super::{
     Loaded,
-    plan::{Slot, Stage, Work},
-    run::RunError,
+    plan::{Form, Plan, Slot, Stage, Work},
+    run::{Fault, RunError, indices},
+    shapes::{Gathering, Unpadding, too_many},
 };
 use crate::{
-    backend::{BackendError, Batch, DeviceBatch, DeviceModel, DeviceOutput, ResponseError},
+    backend::{Batch, DeviceBatch, DeviceModel, DeviceOutput, Expected, Prepared, ResponseError},
     device::{Device, DeviceError, kernels, streams::Compute},
-    inference::{DataType, Shape},
+    inference::{Code, DataType, Shape},
     memory::BufferPool,
 };
 
-/// The kernel that a stage is; `None` if it cannot run on a device.
-fn kernel(stage: &Stage, from: DataType) -> Option<String> {
+/// The kernels of a stage, in the order in which they run.
+fn kernels_of(stage: &Stage, forms: &[Form]) -> Option<Vec<String>> {
+    let from = forms.get(*stage.inputs.first()?)?.datatype;
+    let of_size = |name: &str| Some(format!("{name}_{}", from.size()?));
     Some(match &stage.work {
-        Work::Image { encoded: None, datatype, .. } => format!("image_{}", suffix(*datatype)),
-        // Pictures of several sizes could not share a batch.
-        Work::Image { geometry, datatype, .. } if geometry.fixed_size().is_some() => {
-            format!("image_{}", suffix(*datatype))
+        Work::Image { datatype, .. } => vec![format!("image_{}", suffix(*datatype))],
+        Work::Cast { to, .. } if from == DataType::Fp32 => vec![format!("narrow_{}", suffix(*to))],
+        Work::Cast { .. } => vec![format!("widen_{}", suffix(from))],
+        Work::Softmax => vec!["softmax".to_owned()],
+        Work::LogSoftmax => vec!["log_softmax".to_owned()],
+        Work::TopK { .. } => vec!["top_k".to_owned()],
+        Work::Argmax => vec!["argmax".to_owned()],
+        Work::Pad { .. } if stage.outputs.len() > 1 => {
+            vec![of_size("pad")?, "pad_mask".to_owned()]
         }
-        Work::Cast { to, .. } if from == DataType::Fp32 => format!("narrow_{}", suffix(*to)),
-        Work::Cast { .. } => format!("widen_{}", suffix(from)),
-        Work::Softmax => "softmax".to_owned(),
-        Work::LogSoftmax => "log_softmax".to_owned(),
-        Work::TopK { .. } => "top_k".to_owned(),
-        Work::Argmax => "argmax".to_owned(),
-        Work::Image { .. } | Work::Pad { .. } | Work::Gather | Work::Nms { .. } => return None,
+        Work::Pad { .. } => vec![of_size("pad")?],
+        Work::Unpad => vec![of_size("unpad")?],
+        Work::Gather => vec!["check_indices".to_owned(), of_size("take")?],
+        Work::Nms { .. } => ["top_k", "nms", "nms_results"].map(str::to_owned).to_vec(),
     })
+}
+
+/// The input of a stage whose content decides what its rows become.
+fn decisive_input(stage: &Stage) -> Option<Slot> {
+    match stage.work {
+        Work::Unpad => stage.inputs.get(1).copied(),
+        _ => stage.inputs.first().copied().filter(|_| stage.work.decodes()),
+    }
 }
 
 fn suffix(datatype: DataType) -> &'static str {
@@ -66,11 +80,17 @@ pub(super) struct Launches {
     chain: Arc<Loaded>,
     /// By slot.
     places: Vec<Place>,
-    /// One for each stage.
-    kernels: Vec<String>,
-    /// The inputs that are files.
-    files: Vec<usize>,
+    /// Those of each stage.
+    kernels: Vec<Vec<String>>,
+    /// The inputs whose content decides what their rows become.
+    decisive: Vec<usize>,
 }
+
+/// Of how many entries each row has its choice, for each stage that gathers.
+struct Entries(Vec<usize>);
+
+/// What `check_indices` notes down of a row: a place, negative if there is no fault, and an index.
+const NOTE_BYTES: usize = 2 * size_of::<i64>();
 
 #[derive(Clone, Copy)]
 enum Place {
@@ -83,11 +103,8 @@ impl Launches {
     /// Of a chain that can run on devices; `None` if a stage of it cannot.
     pub fn of(chain: &Arc<Loaded>) -> Option<Self> {
         let plan = &chain.plan;
-        let kernels = plan.stages.iter().map(|stage| {
-            let from = plan.forms.get(*stage.inputs.first()?)?.datatype;
-            kernel(stage, from)
-        });
-        let kernels: Vec<String> = kernels.collect::<Option<_>>()?;
+        let kernels = plan.stages.iter().map(|stage| kernels_of(stage, &plan.forms));
+        let kernels = kernels.collect::<Option<_>>()?;
         let made: Vec<Slot> =
             plan.stages.iter().flat_map(|stage| &stage.outputs).copied().collect();
         let mut scratch = 0..;
@@ -101,18 +118,20 @@ impl Launches {
                 (true, None) => Place::Scratch(scratch.next()?),
             })
         });
-        let inputs =
-            plan.stages.iter().filter(|stage| stage.work.decodes()).flat_map(|it| &it.inputs);
-        let mut files: Vec<usize> = inputs.copied().collect();
-        files.sort_unstable();
+        let mut decisive: Vec<Slot> = plan.stages.iter().filter_map(decisive_input).collect();
+        decisive.sort_unstable();
+        decisive.dedup();
         // What one step decodes, another would have to decode in another way.
-        let is_shared =
-            |file: &usize| plan.stages.iter().filter(|it| it.inputs.contains(file)).count() > 1;
-        if files.iter().any(is_shared) {
+        let is_shared = |slot: &Slot| {
+            let is_file = plan.forms.get(*slot).is_some_and(|it| it.datatype == DataType::Bytes);
+            is_file && plan.stages.iter().filter(|it| it.inputs.contains(slot)).count() > 1
+        };
+        // What is only known on the device cannot decide of shapes.
+        if decisive.iter().any(|slot| is_shared(slot) || made.contains(slot)) {
             return None;
         }
         let places = places.collect::<Option<_>>()?;
-        Some(Self { places, kernels, files, chain: chain.clone() })
+        Some(Self { places, kernels, decisive, chain: chain.clone() })
     }
 
     /// Loads the kernels on a device.
@@ -126,14 +145,19 @@ impl Launches {
             };
             device.kernel(&kernels::source(name).ok_or_else(unknown)?)
         };
-        let kernels = this.kernels.iter().map(load).collect::<Result<_, _>>()?;
+        let of_stage = |names: &Vec<String>| names.iter().map(load).collect();
+        let kernels = this.kernels.iter().map(of_stage).collect::<Result<_, _>>()?;
         Ok(Box::new(OnDevice { launches: this.clone(), kernels }))
     }
 }
 
 impl DeviceModel for Launches {
     fn prepared(&self) -> &[usize] {
-        &self.files
+        &self.decisive
+    }
+
+    fn takes_resident(&self) -> bool {
+        self.chain.plan.stages.iter().all(|stage| stage.work != Work::Unpad)
     }
 
     fn prepare(
@@ -142,19 +166,54 @@ impl DeviceModel for Launches {
         rows: u32,
         data: Bytes,
         pool: &BufferPool,
-    ) -> Result<Bytes, ResponseError> {
-        let stages = &self.chain.plan.stages;
-        let Some(stage) = stages.iter().find(|stage| stage.inputs.contains(&input)) else {
-            return Ok(data);
+    ) -> Result<Prepared, ResponseError> {
+        let Plan { stages, forms, .. } = &self.chain.plan;
+        let stage = stages.iter().find(|stage| decisive_input(stage) == Some(input));
+        let Some((stage, form)) = stage.zip(forms.get(input)) else {
+            return Ok(Prepared { data, becomes: Shape::default() });
         };
         let rows = if self.chain.has_batch { rows as usize } else { 1 };
-        ready::pictures(stage, rows, &data, pool).map_err(|fault| {
-            let error = RunError::of(fault, &stage.label);
-            ResponseError { code: error.code(), message: error.to_string() }
+        let ready = match stage.work {
+            Work::Unpad => Unpadding::common(&indices(&data, form.datatype))
+                .map(|length| Prepared { data, becomes: Shape::from([length]) })
+                .map_err(|(row, told)| Fault::Row(row, told)),
+            _ => ready::pictures(stage, rows, &data, pool),
+        };
+        ready.map_err(|fault| RunError::of(fault, &stage.label).into())
+    }
+
+    fn fault(
+        &self,
+        batch: &Expected,
+        rows: Range<u32>,
+        returned: &[Option<Bytes>],
+    ) -> Option<ResponseError> {
+        let Loaded { plan, results, has_batch } = &*self.chain;
+        let entries = batch.own.as_ref()?.downcast_ref::<Entries>()?;
+        let notes = returned.get(results.len()..)?.iter().zip(&entries.0);
+        let gathers = plan.stages.iter().filter(|stage| matches!(stage.work, Work::Gather));
+        let rows = if *has_batch { rows.start as usize..rows.end as usize } else { 0..1 };
+        gathers.zip(notes).find_map(|(stage, (note, &count))| {
+            let of_rows = rows.start * NOTE_BYTES..rows.end * NOTE_BYTES;
+            let faults = note.as_ref()?.get(of_rows)?.chunks_exact(NOTE_BYTES).enumerate();
+            let mut faults = faults.map(|(row, note)| (row, pod_read_unaligned::<[i64; 2]>(note)));
+            let (row, [_, index]) = faults.find(|(_, [place, _])| *place >= 0)?;
+            let fault = Fault::Row(row, Gathering::fault(count, index));
+            Some(RunError::of(fault, &stage.label).into())
         })
     }
 
-    fn lay_out(&self, given: &Batch<'_>) -> Result<DeviceBatch, BackendError> {
+    fn lay_out(&self, given: &Batch<'_>) -> Result<DeviceBatch, ResponseError> {
+        self.lay(given).map_err(|fault| ResponseError {
+            // A chain that can only fail as a whole takes batches on the processors, and fails so there.
+            code: if self.chain.can_fail() { Code::InvalidArgument } else { Code::Internal },
+            message: fault,
+        })
+    }
+}
+
+impl Launches {
+    fn lay(&self, given: &Batch<'_>) -> Result<DeviceBatch, String> {
         let Loaded { plan, results, has_batch } = &*self.chain;
         let rows = if *has_batch { given.rows as usize } else { 1 };
         let mut dims: Vec<Shape> = vec![Shape::default(); plan.forms.len()];
@@ -163,14 +222,19 @@ impl DeviceModel for Launches {
             *place = tensor.shape.iter().skip(usize::from(*has_batch)).copied().collect();
             batch.inputs.push(tensor.data.clone());
         }
+        let (mut between, mut entries) = (Vec::new(), Vec::new());
         for stage in &plan.stages {
-            let fault = |reason: String| BackendError(format!("{}: {reason}", stage.label));
-            let first = stage.inputs.first().copied().unwrap_or_default();
-            let given = dims.get(first).cloned().unwrap_or_default();
-            let file = stage.work.decodes().then(|| batch.inputs.get(first)).flatten();
-            let made = make(&stage.work, &given, rows, file).map_err(fault)?;
+            let decisive = decisive_input(stage);
+            let ready = decisive
+                .and_then(|slot| Some((batch.inputs.get(slot)?, plan.forms.get(slot)?.datatype)));
+            let given: Vec<&Shape> =
+                stage.inputs.iter().filter_map(|&slot| dims.get(slot)).collect();
+            let made = make(stage, &given, rows, ready);
+            let made = made.map_err(|reason| format!("{}: {reason}", stage.label))?;
             batch.numbers.extend(made.numbers);
             batch.inputs.extend(made.tables);
+            between.extend(made.scratch);
+            entries.extend(made.entries);
             for (&slot, made) in stage.outputs.iter().zip(made.dims) {
                 if let Some(place) = dims.get_mut(slot) {
                     *place = made;
@@ -179,11 +243,9 @@ impl DeviceModel for Launches {
         }
         let sized = |slot: Slot| {
             let form = plan.forms.get(slot).zip(dims.get(slot));
-            let (form, dims) =
-                form.ok_or_else(|| BackendError("a tensor is missing".to_owned()))?;
-            bytes(dims, form.datatype, rows)
-                .map(|bytes| (dims, bytes))
-                .ok_or_else(|| BackendError(format!("{dims} has too many elements")))
+            let (form, dims) = form.ok_or("a tensor is missing")?;
+            let bytes = bytes(dims, form.datatype, rows);
+            bytes.map(|bytes| (dims, bytes)).ok_or_else(|| too_many(dims))
         };
         for &slot in results {
             let (dims, bytes) = sized(slot)?;
@@ -195,6 +257,9 @@ impl DeviceModel for Launches {
                 batch.scratch.push(sized(slot)?.1);
             }
         }
+        batch.scratch.extend(between);
+        batch.notes = vec![rows * NOTE_BYTES; entries.len()];
+        batch.own = (!entries.is_empty()).then(|| Arc::new(Entries(entries)) as _);
         Ok(batch)
     }
 }

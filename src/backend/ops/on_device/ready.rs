@@ -7,11 +7,11 @@ use bytes::Bytes;
 
 use super::super::{
     decode::{DecodeError, Pixels, decode},
-    images::strings,
+    images::{picture_dims, strings, unequal},
     plan::{Stage, Work},
     run::Fault,
 };
-use crate::memory::BufferPool;
+use crate::{backend::Prepared, memory::BufferPool};
 
 /// Bytes of a string's length, as the wire has it, of a width and of a height.
 const NUMBER: usize = 4;
@@ -31,13 +31,14 @@ pub(super) fn pictures(
     rows: usize,
     files: &Bytes,
     pool: &BufferPool,
-) -> Result<Bytes, Fault> {
+) -> Result<Prepared, Fault> {
     let Work::Image { encoded: Some(limit), geometry, look, .. } = &stage.work else {
         return Err(Fault::Whole("it decodes no file".to_owned()));
     };
     let mut files = strings(files);
     let mut memory = pool.reservation();
     let mut decoded: Vec<Pixels> = Vec::with_capacity(rows);
+    let mut first_size = None;
     for row in 0..rows {
         let fault = |error: &dyn std::fmt::Display| Fault::Row(row, error.to_string());
         let file = files.next().ok_or_else(|| fault(&"there is no file"))?;
@@ -48,7 +49,11 @@ pub(super) fn pictures(
         })?;
         // What is too small to be cut out of is this request's fault, not that of its batch.
         let applied = geometry.apply(pixels.width, pixels.height, look.channels as i32);
-        applied.map_err(|error| fault(&error))?;
+        let (_, size) = applied.map_err(|error| fault(&error))?;
+        let first = *first_size.get_or_insert(size);
+        if first != size {
+            return Err(fault(&unequal(size, first)));
+        }
         decoded.push(pixels);
     }
     let bytes = decoded.iter().map(|it| HEAD + it.bytes.len()).sum();
@@ -66,7 +71,8 @@ pub(super) fn pictures(
         pixels.copy_from_slice(&bytes);
         rest = behind;
     }
-    Ok(buffer.freeze())
+    let becomes = first_size.map(|size| picture_dims(look, size)).unwrap_or_default();
+    Ok(Prepared { data: buffer.freeze(), becomes })
 }
 
 /// The pictures of a tensor that was made ready; none where it does not hold `rows` of them.

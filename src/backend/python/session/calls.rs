@@ -34,11 +34,29 @@ impl Session {
     /// the supervisor.
     pub fn answer_call(&self, number: u64, model: &str, mut answer: Answer) {
         answer.response = answer.response.map(|it| it.map_err(|error| of_call(model, error)));
-        if answer.is_last {
-            self.end_call(number);
-        }
+        self.tell(number, answer);
+    }
+
+    /// Abandons a call; the process is told that no more answers come.
+    pub fn cancel_call(&self, number: u64) {
+        self.tell(number, Answer { response: None, is_last: true });
+    }
+
+    /// Puts an answer behind those before it, unless the call is over.
+    fn tell(&self, number: u64, answer: Answer) {
         let deadline = Instant::now() + ROOM_WAIT_MAX;
+        let mut calls = lock(&self.calls);
+        if !calls.contains_key(&number) {
+            return;
+        }
+        let ended = answer.is_last.then(|| calls.remove(&number));
+        // While the calls are locked: nothing comes behind a call's last answer.
         lock(&self.answers).push_back(CallAnswer { number, answer, deadline });
+        drop(calls);
+        if ended.is_some() {
+            self.calls_ended.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(ended);
         if !self.send_answers(DIRECT_BYTES_MAX) {
             self.line.ring();
         }
@@ -46,8 +64,10 @@ impl Session {
 
     /// Tells the process that a call could not be made.
     pub fn refuse_call(&self, number: u64, model: &str, error: Error) {
-        self.end_call(number);
-        self.line.send(refusal(number, true, &of_call(model, error)));
+        if lock(&self.calls).remove(&number).is_some() {
+            self.calls_ended.fetch_add(1, Ordering::Relaxed);
+            self.line.send(refusal(number, true, &of_call(model, error)));
+        }
     }
 
     /// Sends answers of other models, in their order, as long as they are no larger than `bytes_max` and
@@ -126,15 +146,6 @@ impl Session {
         if let Some(call) = lock(&self.calls).get_mut(&number) {
             *call = Some(asked);
         }
-    }
-
-    /// Forgets a call; abandons it if it is not over.
-    pub fn end_call(&self, number: u64) {
-        let asked = lock(&self.calls).remove(&number);
-        if asked.is_some() {
-            self.calls_ended.fetch_add(1, Ordering::Relaxed);
-        }
-        drop(asked);
     }
 }
 

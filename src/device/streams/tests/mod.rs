@@ -2,6 +2,7 @@
 //! that real bytes can be moved in every run.
 
 mod faults;
+mod kept;
 mod overload;
 mod places;
 mod results;
@@ -191,7 +192,7 @@ impl Rig {
             priority,
             deadline: deadline.map(|deadline| now + deadline),
             is_moot: Box::new(move || unwanted.lock().unwrap().contains(&number)),
-            done: Box::new(move |Finished { outcome, outputs }| {
+            done: Box::new(move |Finished { outcome, outputs, .. }| {
                 let at = simulation.now();
                 ended.lock().unwrap().push(Ended { number, model, at, outcome, outputs });
             }),

@@ -1,0 +1,281 @@
+"""Steps of ensembles on one device: what only they take stays in its memory from one to the next, whatever else is in
+their batches, and the answers are those of tensors that go by way of the host."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import time
+
+import numpy as np
+import pytest
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from . import models, triton
+from .conftest import DRIVERS
+from .test_device_models import needs_onnxruntime, onnx, untold
+from .test_devices import SCALE, timeline_of
+from .test_ensembles import _ensemble, _map
+
+COLUMNS = 64
+FACTOR = 2.5
+# Of these, what a request takes on the device between two steps.
+ROW = 4 * COLUMNS
+BY_HOST = "--cuda-memory-pool-byte-size=0:0"
+
+
+def _tensor(kind: str, name: str, datatype: str = "FP32", columns: int = COLUMNS) -> str:
+    return f'{kind} [{{ name: "{name}" data_type: TYPE_{datatype} dims: [ {columns} ] }}]\n'
+
+
+def _ops(chain: str, tensors: str, options: str) -> models.Model:
+    chain = chain.replace('"', r"\"")
+    return models.Model(f'backend: "ops" {options} parameters {{ key: "chain" value: {{ string_value: "{chain}" }} }}\n{tensors}')
+
+
+def _scaled(options: str) -> models.Model:
+    pairs = {"kernel": "scale", "arguments": f"x, y, count(y), {FACTOR}"}
+    parameters = " ".join(f'parameters {{ key: "{k}" value: {{ string_value: "{v}" }} }}' for k, v in pairs.items())
+    return models.Model(f'backend: "cuda" {options} {parameters}\n{_tensor("input", "x")}{_tensor("output", "y")}')
+
+
+def _step(model: str, source: str, target: str, names: tuple[str, str] = ("x", "y")) -> str:
+    inputs, outputs = _map("input_map", {names[0]: source}), _map("output_map", {names[1]: target})
+    return f'{{ model_name: "{model}" model_version: -1 {inputs} {outputs} }}'
+
+
+PIXELS = _tensor("input", "pixels", "UINT8")
+SCORES = PIXELS + _tensor("output", "scores")
+
+
+def _whole(middle: str, tensors: str = SCORES) -> models.Model:
+    """Pixels to numbers, a framework's model, a kernel of the model's own, and scores."""
+    steps = [("first", "pixels", "numbers"), (middle, "numbers", "cut"), ("scaled", "cut", "scaled"), ("last", "scaled", "scores")]
+    return _ensemble(*(_step(*step) for step in steps), tensors=tensors)
+
+
+def write(folder, delay_us: int = 0, options: str = "") -> object:
+    """The models of an ensemble of three steps, and with ONNX Runtime those of others of four."""
+    batched, tensors = models.batched(delay_us), _tensor("input", "x") + _tensor("output", "y")
+    to_numbers = '[{"op": "cast", "to": "FP32", "scale": 0.25, "zero_point": 128}]'
+    steps = [_step("first", "pixels", "numbers"), _step("middle", "numbers", "logarithms"), _step("last", "logarithms", "scores")]
+    chosen = {
+        "first": _ops(to_numbers, _tensor("input", "x", "UINT8") + _tensor("output", "y"), batched),
+        "middle": _ops('[{"op": "log_softmax"}]', tensors, f"{batched} {options}"),
+        "last": _ops('[{"op": "softmax"}]', tensors, batched),
+        "straight": _ensemble(*steps, tensors=SCORES),
+    }
+    if models.has_onnxruntime():
+        here = onnx("instance_group { kind: KIND_CPU }", columns=COLUMNS)
+        others = {"relu": onnx(columns=COLUMNS, delay_us=delay_us), "untold": untold(), "here": here}
+        chosen |= others | {f"by_{name}": _whole(name) for name in others}
+        chosen |= {"scaled": _scaled(f"{batched} {options}"), "told": _whole("relu", SCORES + _tensor("output", "cut"))}
+    folder = models.write(folder, chosen)
+    if models.has_onnxruntime():
+        (folder / "scaled" / "1" / "model.cu").write_text(SCALE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def driver() -> str:
+    """One is enough: devices know nothing of sockets."""
+    return DRIVERS[0]
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """See above."""
+    return write(tmp_path / "repository")
+
+
+@pytest.fixture
+def three_steps(start, repository):
+    """Starts a server with the shorter ensemble alone."""
+
+    def three_steps(*flags: str):
+        return start(repository, "--device=host", "--model-control-mode=explicit", "--load-model=straight", *flags)
+
+    return three_steps
+
+
+def pixels(rows: int, seed: int) -> np.ndarray:
+    """Rows that tell whose they are."""
+    return np.random.default_rng(seed).integers(0, 256, (rows, COLUMNS), np.uint8)
+
+
+def expected(array: np.ndarray, is_whole: bool) -> np.ndarray:
+    """What an ensemble gives, in float64."""
+    numbers = (array.astype(np.float64) - 128) * 0.25
+    numbers = np.maximum(numbers, 0) * FACTOR if is_whole else numbers
+    powers = np.exp(numbers - numbers.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def ask(server, model: str, array: np.ndarray, way: str = "grpc", **options) -> np.ndarray:
+    """What an ensemble answers, which must be right."""
+    answer = triton.infer(way, server, model, array, "UINT8", input_name="pixels", **options).as_numpy("scores")
+    np.testing.assert_allclose(answer, expected(array, model != "straight"), rtol=5e-5, atol=1e-9)
+    return answer
+
+
+def copied(server) -> dict[str, collections.Counter]:
+    """The bytes that were copied to the device and from it, by model."""
+    events = timeline_of(server)["traceEvents"]
+    bytes_of = {"copy in": collections.Counter(), "copy out": collections.Counter()}
+    for event in events:
+        if event["ph"] == "X" and event["cat"] in bytes_of:
+            bytes_of[event["cat"]][event["name"]] += event["args"]["bytes"]
+    return {name: collections.Counter({model: count for model, count in it.items() if count}) for name, it in bytes_of.items()}
+
+
+def only_ends(rows: int) -> dict[str, dict[str, int]]:
+    """What is copied where nothing but the pixels and the scores is."""
+    return {"copy in": {"first": rows * COLUMNS}, "copy out": {"last": rows * ROW}}
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+def test_what_goes_from_step_to_step_on_a_device_stays_there(start, repository, way):
+    """And what comes of it is to the last bit what comes of tensors that go by way of the host."""
+    ensembles = ["straight", *(["by_relu"] if models.has_onnxruntime() else [])]
+    answers = []
+    for flags in ((), (BY_HOST,)):
+        server = start(repository, "--device=host", *flags)
+        arrays = [pixels(1 + seed % 5, seed) for seed in range(10)]
+        answers.append([ask(server, model, array, way) for model in ensembles for array in arrays])
+        rows = len(ensembles) * sum(len(array) for array in arrays)
+        went = copied(server)
+        if not flags:
+            assert went == only_ends(rows)
+        else:
+            assert went["copy in"]["last"] == went["copy out"]["first"] == rows * ROW
+    for here, there in zip(*answers):
+        np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("options", ["", "optimization { cuda { graphs: true } }"], ids=["plain", "graphs"])
+def test_requests_that_share_batches_keep_their_own_rows_on_the_device(start, tmp_path, options):
+    """Also among requests to the steps' own models, and where graphs find their tensors in their lanes."""
+    server = start(write(tmp_path / "own", 3_000, options), "--device=host", "--device-lanes=2")
+    ensembles = ["straight", *(["by_relu"] if models.has_onnxruntime() else [])]
+    numbers = np.random.default_rng(7).standard_normal((2, COLUMNS), dtype=np.float32)
+
+    def run(seed: int) -> None:
+        array = pixels(1 + seed % 3, seed)
+        if seed % 7 < 5:
+            ask(server, ensembles[seed % len(ensembles)], array)
+        elif seed % 7 == 5:
+            own = triton.infer("grpc", server, "first", array, "UINT8", input_name="x").as_numpy("y")
+            np.testing.assert_array_equal(own, (array.astype(np.float32) - 128) * 0.25)
+        else:
+            own = triton.infer("grpc", server, "last", numbers, input_name="x").as_numpy("y")
+            np.testing.assert_allclose(own.sum(axis=-1), [1, 1], rtol=1e-5)
+
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        for done in [pool.submit(run, seed) for seed in range(140)]:
+            done.result()
+    rows, firsts = (sum(1 + seed % 3 for seed in range(140) if is_it(seed % 7)) for is_it in ((5).__gt__, (5).__eq__))
+    went, lasts = copied(server), 20 * len(numbers)
+    # What comes from the host and what lies on the device do not meet in one batch.
+    assert went["copy in"] == {"first": (rows + firsts) * COLUMNS, "last": lasts * ROW}
+    # Of a batch that also somebody else wants back, all rows come.
+    assert went["copy out"].keys() == {"first", "last"} and went["copy out"]["last"] == (rows + lasts) * ROW
+    assert firsts * ROW <= went["copy out"]["first"] < (firsts + rows) * ROW
+    requests, runs = triton.executions(server, "last")
+    assert requests == rows + lasts and runs < 120
+
+
+@needs_onnxruntime
+def test_what_is_wanted_elsewhere_goes_by_way_of_the_host(start, repository):
+    """What the client wants too, what a step on the processors takes, and what only the run tells the shape of."""
+    server = start(repository, "--device=host")
+    array = pixels(3, 0)
+    for model in ("told", "by_here", "by_untold"):
+        before = copied(server)
+        ask(server, model, array)
+        after = copied(server)
+        went = {name: after[name] - before[name] for name in after}
+        size = len(array) * ROW
+        if model == "by_untold":
+            # The output of the untold shape came apart from the lane.
+            assert went == {"copy in": {"first": array.size, "scaled": size}, "copy out": {"last": size}}
+        else:
+            source = "relu" if model == "told" else "first"
+            assert went == {"copy in": {"first": array.size, "scaled": size}, "copy out": {source: size, "last": size}}
+
+
+# Room for what one request of four rows keeps, and no more.
+ROOM_FOR_ONE = f"--cuda-memory-pool-byte-size=0:{2 * 4 * ROW}"
+
+
+@pytest.mark.parametrize("fault,count", [("launch:1", 1), ("launch:2", 1), ("copy:1", 1), ("allocation:2", 0)])
+def test_a_step_that_fails_leaves_nothing_behind(three_steps, fault, count):
+    """Its request fails, those after it do not, and what was kept for it is free again. Memory that is not had at once
+    is had when idle lanes have given up theirs."""
+    server = three_steps(ROOM_FOR_ONE, f"--host-device=fail=0:{fault}")
+    failures = 0
+    for seed in range(8):
+        try:
+            ask(server, "straight", pixels(4, seed))
+        except InferenceServerException as error:
+            assert "an injected fault" in error.message(), error
+            failures += 1
+    assert failures == count
+    before = copied(server)
+    ask(server, "straight", pixels(4, 0))
+    after = copied(server)
+    assert {name: after[name] - before[name] for name in after} == only_ends(4)
+
+
+def test_a_request_that_is_given_up_leaves_nothing_behind(three_steps):
+    """Its client has gone while its tensors were between two steps."""
+    server = three_steps(ROOM_FOR_ONE, "--host-device=launch-us=20000")
+    for seed in range(12):
+        with contextlib.suppress(InferenceServerException):
+            ask(server, "straight", pixels(4, seed), client_timeout=0.01 + 0.005 * seed)
+        # The step that it was at ends first.
+        time.sleep(0.06)
+    before = copied(server)
+    ask(server, "straight", pixels(4, 0))
+    after = copied(server)
+    assert {name: after[name] - before[name] for name in after} == only_ends(4)
+
+
+@pytest.mark.parametrize("room,memory", [(512, 6000), (1 << 20, 4700)])
+def test_where_a_device_is_too_small_tensors_go_by_way_of_the_host(three_steps, room, memory):
+    """No leave for so much, and leave for more than there is."""
+    server = three_steps(f"--host-device=memory={memory}", f"--cuda-memory-pool-byte-size=0:{room}", "--device-lanes=1")
+    for seed in range(8):
+        ask(server, "straight", pixels(8, seed))
+    went = copied(server)
+    assert (went["copy in"]["middle"] > 0) == (room == 512) and went["copy in"]["last"] == 8 * 8 * ROW, went
+    if room == 512:
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            for done in [pool.submit(ask, server, "straight", pixels(1 + seed % 8, seed)) for seed in range(48)]:
+                done.result()
+
+
+def test_a_device_that_is_lost_between_two_steps_fails_the_request(three_steps):
+    """With the words of every model that is there."""
+    server = three_steps("--host-device=lose=0:launch:1")
+    for _ in range(2):
+        with pytest.raises(InferenceServerException) as caught:
+            ask(server, "straight", pixels(1, 0))
+        assert caught.value.status() == "StatusCode.UNAVAILABLE", caught.value
+
+
+def test_the_driver_is_asked_for_no_copy_between_steps(gpu_server, tmp_path):
+    """On the stand-in: two copies for each request, and all memory is given back."""
+    flags = ("--model-control-mode=explicit", "--load-model=straight")
+    server, accounts = gpu_server(write(tmp_path / "own"), *flags, devices=1)
+    for seed in range(12):
+        ask(server, "straight", pixels(1 + seed % 4, seed))
+    told = accounts.read()
+    calls = {name: told["calls"].get(f"cuMemcpy{name}Async_v2", 0) for name in ("HtoD", "DtoH", "DtoD")}
+    assert calls == {"HtoD": 12, "DtoH": 12, "DtoD": 0}, told
+    assert told["faults"] == [] and "gather" not in told["launches"] and "scatter" not in told["launches"]
+    with contextlib.closing(triton_http.InferenceServerClient(server.http_address)) as client:
+        client.unload_model("straight", unload_dependents=True)
+    told = accounts.wait(lambda it: it["live"]["allocations"] == 0)
+    assert told["faults"] == []
