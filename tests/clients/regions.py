@@ -17,6 +17,11 @@ every_protocol = pytest.mark.parametrize("protocol", CLIENTS)
 OBJECTS = pathlib.Path("/dev/shm")
 
 
+def objects() -> set[str]:
+    """The names of this project's objects on the machine. Somebody who was killed may have left some."""
+    return {path.name for path in OBJECTS.iterdir() if "nereid" in path.name}
+
+
 @contextlib.contextmanager
 def client_of(server, protocol: str):
     """A client of the server by one of the protocols."""

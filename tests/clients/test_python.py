@@ -20,6 +20,7 @@ import tritonclient.grpc as triton_grpc
 
 from . import python_cases as cases
 from .python_server import ECHO, INTERPRETER, WAY, is_ready, processes, wait_until, write
+from .regions import objects
 
 # NEREID_FAULTS sets how often a process is ended under load.
 FAULTS = int(os.environ.get("NEREID_FAULTS", "3"))
@@ -136,6 +137,7 @@ def test_a_passive_group_has_no_instances(start, tmp_path):
 
 
 def test_no_process_outlives_its_server(start, repository):
+    there = objects()
     server = start(repository, INTERPRETER)
     running = processes(server)
     assert {"add_sub_0", "errors_0"} <= running.keys()
@@ -146,7 +148,7 @@ def test_no_process_outlives_its_server(start, repository):
         return status.stdout.strip() in ("", "Z", "Z+")
 
     wait_until(lambda: all(is_gone(each) for each in running.values()), 10)
-    assert not list(pathlib.Path("/dev/shm").glob("nereid*"))
+    assert objects() <= there
 
 
 def test_a_list_of_processes_shows_a_line_for_each_instance(start, repository):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import queue
 import subprocess
 import threading
@@ -17,7 +16,7 @@ import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
 from . import models, triton
-from .regions import CLIENTS, Region, client_of, every_protocol, given_in, registered, wanted_in
+from .regions import CLIENTS, OBJECTS, Region, client_of, every_protocol, given_in, objects, registered, wanted_in
 
 WAIT_SECONDS_MAX = 30
 
@@ -273,12 +272,13 @@ def test_tensors_that_do_not_lie_in_their_region_are_told(sharing, protocol, giv
 @every_protocol
 def test_clients_may_not_use_shared_memory_unless_allowed(server, protocol):
     """The default; the error names the flag."""
+    there = objects()
     with client_of(server, protocol) as client:
         with pytest.raises(InferenceServerException, match="--allow-client-shm=true"):
             with Region(client, 16):
                 pass
-    for leftover in pathlib.Path("/dev/shm").glob("nereid-test-*"):
-        leftover.unlink()
+    for leftover in objects() - there:
+        (OBJECTS / leftover).unlink()
 
 
 @pytest.mark.skipif(not servers.peer_is_usable(), reason="scripts/setup_peer.sh installs perf_analyzer")
@@ -300,7 +300,7 @@ def test_perf_analyzer_uses_shared_memory(sharing, protocol):
 @pytest.mark.parametrize("way", [("--via", "shm"), ("-i", "grpc", "--shared-memory", "system"), ("-i", "http", "--shared-memory", "system")])
 def test_nereid_bench_uses_shared_memory(sharing, binary, way):
     """Our own; nothing of it stays."""
-    before = sharing.requests_done("fp32_batched")
+    before, there = sharing.requests_done("fp32_batched"), objects()
     address = sharing.http_address if "http" in way else sharing.grpc_address
     command = [binary, "bench", "-m", "fp32_batched", "--shape", "INPUT0:16", "--output-shared-memory-size", "64", "-u", address]
     command += [*way, "--concurrency-range", "4", "-p", "200", "-s", "99"]
@@ -309,11 +309,12 @@ def test_nereid_bench_uses_shared_memory(sharing, binary, way):
     assert sharing.requests_done("fp32_batched") > before
     with client_of(sharing, "grpc") as client:
         assert registered(client) == set()
-    assert not list(pathlib.Path("/dev/shm").glob("nereid-bench-*"))
+    assert objects() <= there
 
 
 def test_nereid_bench_tells_why_memory_cannot_be_shared(server, sharing, binary):
     """The server does not allow it; there is no GPU."""
+    there = objects()
     for address, way, words in [
         (server.grpc_address, ["--via", "shm"], "--allow-client-shm=true"),
         (sharing.grpc_address, ["--via", "cuda-shm"], "cannot share tensors with the server: "),
@@ -321,4 +322,4 @@ def test_nereid_bench_tells_why_memory_cannot_be_shared(server, sharing, binary)
         command = [binary, "bench", "-m", "fp32", "--shape", "INPUT0:16", "-u", address, *way]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode != 0 and words in done.stderr
-    assert not list(pathlib.Path("/dev/shm").glob("nereid-bench-*"))
+    assert objects() <= there

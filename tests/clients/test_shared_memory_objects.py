@@ -203,20 +203,22 @@ def test_killed_clients_disturb_nobody_and_what_they_held_can_be_had_again(shari
         with Region(client, 16) as region:
             shm.set_shared_memory_region(region.handle, [array])
             given = [given_in(triton_grpc, "INPUT0", array, "FP32", region, 16)]
-            left = set()
+            left = []
             for _ in range(KILLS):
                 killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                until = time.monotonic() + chance.uniform(0, 0.4)
-                while time.monotonic() < until:
-                    np.testing.assert_array_equal(client.infer("fp32", given).as_numpy("OUTPUT0"), array)
-                killed.kill()
-                killed.wait()
-                left.add(f"nereid-bench-{killed.pid}")
+                try:
+                    until = time.monotonic() + chance.uniform(0, 0.4)
+                    while time.monotonic() < until:
+                        np.testing.assert_array_equal(client.infer("fp32", given).as_numpy("OUTPUT0"), array)
+                finally:
+                    killed.kill()
+                    killed.wait()
+                    for its_own in OBJECTS.glob(f"nereid-bench-{killed.pid}-*"):
+                        left.append(its_own.name)
+                        its_own.unlink()
             # Some had come so far, or nothing was tried.
-            assert {region.name} < registered(client) <= left | {region.name}
+            assert {region.name} < registered(client) <= {region.name, *left}
             client.unregister_system_shared_memory()
-        for name in left:
-            (OBJECTS / name).unlink(missing_ok=True)
         _until(lambda: _mapped(sharing) == 0 and triton.pending(sharing, "fp32_batched") == 0)
     _until(lambda: _descriptors(sharing) <= before)
 

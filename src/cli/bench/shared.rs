@@ -81,7 +81,8 @@ impl<'a> Region<'a> {
         outputs: usize,
     ) -> Result<Option<Self>, BenchError> {
         let (kind, output_size) = (args.shared_memory()?, args.output_shared_memory_size);
-        let name = format!("nereid-bench-{}", std::process::id());
+        // What a killed load generator has left may bear any process's number.
+        let name = format!("nereid-bench-{}-{:016x}", std::process::id(), fastrand::u64(..));
         let sizes: Vec<usize> = inputs.iter().map(Bytes::len).collect();
         let (layout, byte_size) = Layout::of(name.clone(), &sizes, outputs, output_size);
         let byte_size = byte_size.max(1);
