@@ -19,7 +19,7 @@ import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
 from . import triton
-from .regions import CLIENTS, Region, client_of, every_protocol, given_in, left_by, registered, wanted_in
+from .regions import CLIENTS, OBJECTS, Region, client_of, every_protocol, given_in, left_by, registered, wanted_in
 
 REGIONS_MAX = 1024
 # `make test-long` kills more.
