@@ -26,7 +26,7 @@ import servers  # noqa: E402
 
 MODELS = ROOT / "tests" / "python_models"
 ANSWERS = pathlib.Path(__file__).with_name("python_answers.json")
-# How long an answer may take, and the start of the real server.
+# How long an answer may take.
 WAIT_SECONDS_MAX = 60
 # How long one of the real server's that may never come is waited for, and how often it is asked for.
 AGAIN_SECONDS_MAX = 10
@@ -217,7 +217,7 @@ def ask_the_real_server(temporary: pathlib.Path) -> dict:
     folder = copy_models(temporary / "repository")
     prefix = f"nereid_python_{uuid.uuid4().hex}_"
     flags = (f"--backend-config=python,shm-region-prefix-name={prefix}", "--exit-timeout-secs=1")
-    server = servers.Server("triton-python", servers.TRITON, folder, flags, temporary / "log", WAIT_SECONDS_MAX)
+    server = servers.Server("triton-python", servers.TRITON, folder, flags, temporary / "log")
     try:
         with server:
             return ask_all(server, folder, ask_patiently)

@@ -282,7 +282,6 @@ def test_whatever_a_model_does_the_server_serves_on(start, driver, tmp_path):
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in ("faulty", "hooks")),
         *(f"--backend-config=python,{limit}" for limit in limits),
-        wait=lambda server: server.wait_ready(SECONDS_MAX),
     )
     trouble = Trouble(server, flag)
     seen, stop = [], threading.Event()
