@@ -160,11 +160,24 @@ fn an_input_that_is_left_out_is_left_out_of_the_steps_too() {
 }
 
 #[test]
-fn an_output_that_a_model_does_not_give_is_missed() {
+fn an_output_that_a_model_does_not_give_is_left_out_of_the_answer() {
+    let steps = [("a", "i=IN", "o=A p=B", false), ("b", "i=B", "o=C", false)];
+    let mut run = Run::new(plan("IN", "A B C", &steps, None), [Some("x")], [0, 1, 2]);
+    calls(&mut run);
+    run.answered(call(0, 0), |name| (name == "o").then_some("a"));
+    run.ended(call(0, 0));
+    assert_eq!(calls(&mut run), [(call(1, 0), vec![None])]);
+    run.answered(call(1, 0), |_| None);
+    run.ended(call(1, 0));
+    let answer = run.next_response().map(|outputs| outputs.to_vec());
+    assert_eq!((answer, progress(&mut run)), (Some(vec![Some("a"), None, None]), Progress::Done));
+}
+
+#[test]
+fn a_step_that_never_answers_is_told() {
     let mut run =
         Run::new(plan("IN", "OUT", &[("a", "i=IN", "o=OUT", false)], None), [Some("x")], [0]);
     calls(&mut run);
-    run.answered(call(0, 0), |_| None);
     run.ended(call(0, 0));
     assert_eq!((run.next_response(), progress(&mut run)), (None, Progress::Stuck));
 }
