@@ -102,6 +102,11 @@ impl Keeping {
 }
 
 impl ResidentTensors {
+    /// Where an input lies, if it does.
+    pub fn input(&self, index: u16) -> Option<&ResidentInput> {
+        self.inputs.iter().find(|(number, _)| *number == index).map(|(_, input)| input)
+    }
+
     /// Whether the same tensors of two requests lie on a device, so that they can share a batch.
     fn are_those_of(one: Option<&Self>, other: Option<&Self>) -> bool {
         let numbers = |it: Option<&Self>| -> SmallVec<[(bool, u16); 4]> {

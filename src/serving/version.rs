@@ -331,6 +331,26 @@ impl LoadedVersion {
         self.resident_on.filter(|_| self.cache.is_none())
     }
 
+    /// The device whose memory input `input` may lie in between steps of ensembles.
+    pub(super) fn takes_between_steps_on(&self, input: usize) -> Option<usize> {
+        match &self.steps {
+            Some(steps) => steps.take_on(input).filter(|_| self.cache.is_none()),
+            None => self.resident_between_steps_on(),
+        }
+    }
+
+    /// The device whose memory output `output` may stay in between steps of ensembles.
+    pub(super) fn keeps_between_steps_on(&self, output: usize) -> Option<usize> {
+        match &self.steps {
+            // Of several responses each would have its own.
+            Some(steps) if !self.decoupled => {
+                steps.keep_on(output).filter(|_| self.cache.is_none())
+            }
+            Some(_) => None,
+            None => self.resident_between_steps_on(),
+        }
+    }
+
     /// Whether tensors of its requests may stay on a device for requests to come.
     pub fn keeps_tensors(&self) -> bool {
         self.resident_between_steps_on().is_some()

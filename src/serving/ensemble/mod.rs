@@ -22,7 +22,7 @@ use crate::{
     inference::{Signature, TensorSpec},
     observe::BatchTimes,
     repository::{Composing, Ensemble, ModelId, ensemble_faults},
-    scheduler::{EnsemblePlan, LastStep},
+    scheduler::{EnsemblePlan, LastStep, Takers},
 };
 
 /// What an ensemble runs.
@@ -43,6 +43,20 @@ struct Step {
     wanted: SmallVec<[u16; 4]>,
     /// Of these, the ones that only steps on the version's own device take.
     resident: SmallVec<[u16; 2]>,
+    /// Those that are outputs of the ensemble and that steps elsewhere do not take: if whoever asks the
+    /// ensemble wants them left on the device, they may be.
+    passed: SmallVec<[Passed; 1]>,
+}
+
+/// An output of a step that is one of the ensemble.
+#[derive(Clone, Copy)]
+struct Passed {
+    /// Which of the step's version.
+    output: u16,
+    /// Which of the ensemble.
+    of_ensemble: usize,
+    /// Where it may stay.
+    device: usize,
 }
 
 impl Step {
@@ -55,26 +69,46 @@ impl Step {
         let is_used = |spec: &TensorSpec| plan.output_names(index).any(|name| *name == spec.name);
         let outputs = signature.outputs.iter().zip(0..);
         let wanted = outputs.filter(|(spec, _)| is_used(spec)).map(|(_, output)| output).collect();
-        Self { version, inputs, wanted, resident: SmallVec::new() }
+        let (resident, passed) = (SmallVec::new(), SmallVec::new());
+        Self { version, inputs, wanted, resident, passed }
     }
 }
 
-/// The outputs of step `index` that only steps on its own device take.
-fn resident_outputs(steps: &[Step], plan: &EnsemblePlan, index: usize) -> SmallVec<[u16; 2]> {
-    let on = |step: usize| steps.get(step)?.version.resident_between_steps_on();
-    let (Some(step), Some(device)) = (steps.get(index), on(index)) else { return SmallVec::new() };
-    let wanted = step.wanted.iter().copied();
-    wanted
-        .filter(|&output| {
-            let Some(spec) = step.version.signature.outputs.get(usize::from(output)) else {
-                return false;
-            };
-            let takers = plan.takers(index, &spec.name);
-            let are_there = !takers.is_empty() && takers.iter().all(|&it| on(it) == Some(device));
-            // The length of strings only they tell.
-            spec.datatype.size().is_some() && are_there
-        })
-        .collect()
+/// Whether all these steps take a tensor where it lies on a device.
+fn take_it_on(device: usize, takers: &Takers, steps: &[Step]) -> bool {
+    takers.inputs.iter().all(|&(step, input)| {
+        let step = steps.get(step);
+        let taker = step.and_then(|step| Some((&step.version, *step.inputs.get(input)?)));
+        taker.and_then(|(version, input)| version.takes_between_steps_on(input)) == Some(device)
+    })
+}
+
+/// The outputs of step `index` that may stay on its device.
+fn staying(
+    steps: &[Step],
+    plan: &EnsemblePlan,
+    index: usize,
+) -> (SmallVec<[u16; 2]>, SmallVec<[Passed; 1]>) {
+    let (mut resident, mut passed) = (SmallVec::new(), SmallVec::new());
+    for (step, &output) in
+        steps.get(index).into_iter().flat_map(|it| it.wanted.iter().map(move |output| (it, output)))
+    {
+        let number = usize::from(output);
+        let spec = step.version.signature.outputs.get(number);
+        let device = step.version.keeps_between_steps_on(number);
+        let Some((spec, device)) = spec.zip(device) else { continue };
+        let takers = plan.takers(index, &spec.name);
+        // The length of strings only they tell.
+        if spec.datatype.size().is_none() || !take_it_on(device, &takers, steps) {
+            continue;
+        }
+        match takers.output {
+            Some(of_ensemble) => passed.push(Passed { output, of_ensemble, device }),
+            None if takers.inputs.is_empty() => {}
+            None => resident.push(output),
+        }
+    }
+    (resident, passed)
 }
 
 /// Why an ensemble cannot be served.
@@ -123,11 +157,27 @@ impl EnsembleSteps {
         let steps = steps.map(|(index, version)| Step::new(version, &plan, index));
         let mut steps: Vec<Step> = steps.collect();
         for index in 0..steps.len() {
-            let resident = resident_outputs(&steps, &plan, index);
-            steps.get_mut(index).into_iter().for_each(|step| step.resident = resident.clone());
+            let (resident, passed) = staying(&steps, &plan, index);
+            let Some(step) = steps.get_mut(index) else { continue };
+            (step.resident, step.passed) = (resident, passed);
         }
         let last = plan.last_step();
         Ok(Self { plan, steps, last, ensemble: ensemble.clone() })
+    }
+
+    /// The device that all steps which take the ensemble's input `input` take it on, if nobody else does.
+    pub fn take_on(&self, input: usize) -> Option<usize> {
+        let takers = self.plan.takers_of_input(input);
+        let &(step, first) = takers.inputs.first().filter(|_| takers.output.is_none())?;
+        let step = self.steps.get(step)?;
+        let device = step.version.takes_between_steps_on(*step.inputs.get(first)?)?;
+        take_it_on(device, &takers, &self.steps).then_some(device)
+    }
+
+    /// The device that the ensemble's output `output` may stay on.
+    pub fn keep_on(&self, output: usize) -> Option<usize> {
+        let mut passed = self.steps.iter().flat_map(|step| &step.passed);
+        Some(passed.find(|passed| passed.of_ensemble == output)?.device)
     }
 
     /// Whether a request may get any number of responses.
