@@ -11,10 +11,11 @@ import time
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from . import models, triton
+from . import device_memory, models, triton
 from .conftest import DRIVERS
 from .test_device_models import needs_onnxruntime, onnx, untold
 from .test_devices import SCALE, timeline_of
@@ -216,6 +217,43 @@ def test_what_goes_in_and_out_of_an_ensemble_in_an_ensemble_stays_there_too(star
     for model in ("inner", "shell"):
         own = triton.infer("grpc", server, model, numbers, input_name="x").as_numpy("y")
         np.testing.assert_allclose(own, logarithms, rtol=1e-4, atol=1e-5)
+
+
+def test_an_ensembles_own_tensors_in_memory_of_the_device_are_read_and_written_there(start, repository):
+    """Where the first steps and the last one run on it; nothing is copied to the host or from it then."""
+    server = start(repository, "--allow-client-shm=true", *device_memory.HostMemory.flags)
+    array, place = pixels(3, 1), 4096
+    size = len(array) * ROW
+
+    def ask_there(client, model: str, bytes_out: int = size):
+        given = triton_grpc.InferInput("pixels", list(array.shape), "UINT8")
+        given.set_shared_memory("r", array.nbytes, 0)
+        wanted = triton_grpc.InferRequestedOutput("scores")
+        wanted.set_shared_memory("r", bytes_out, place)
+        return client.infer(model, [given], outputs=[wanted]).get_response()
+
+    with (
+        contextlib.closing(device_memory.HostMemory(2 * place)) as memory,
+        contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client,
+    ):
+        client.register_cuda_shared_memory("r", device_memory.encoded(memory), 0, 2 * place)
+        memory.write(array.tobytes())
+        for model in ("straight", "nested", "deep", "forked"):
+            memory.write(bytes(size), place)
+            before = copied(server)
+            answer = ask_there(client, model)
+            after = copied(server)
+            went = {name: after[name] - before[name] for name in after}
+            # Of an ensemble with several last steps the output comes to the host, and is put there from it.
+            assert went == {"copy in": {}, "copy out": {"last": size} if model == "forked" else {}}, model
+            assert list(answer.outputs[0].shape) == list(array.shape) and b"".join(answer.raw_output_contents) == b""
+            scores = device_memory.array(memory, array.shape, place)
+            np.testing.assert_allclose(scores, expected(array, False), rtol=5e-5, atol=1e-9)
+        for model in ("straight", "deep"):
+            memory.write(bytes(size), place)
+            with pytest.raises(InferenceServerException, match="scores"):
+                ask_there(client, model, size - ROW)
+            assert memory.read(size, place).strip(b"\0") == b""
 
 
 @pytest.mark.parametrize("options", ["", "optimization { cuda { graphs: true } }"], ids=["plain", "graphs"])

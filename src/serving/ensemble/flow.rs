@@ -83,12 +83,10 @@ type Ended = Result<Option<InferResponse>, Error>;
 impl Flow {
     fn new(steps: Arc<EnsembleSteps>, mut job: Job) -> Self {
         let inputs = std::mem::take(&mut job.admitted.inputs);
-        // What may stay on a device is an output like the others.
-        let keeping = job.resident.as_ref().and_then(|it| it.keeping.clone());
-        for kept in keeping.iter().flat_map(|keeping| keeping.outputs()) {
-            let at = job.admitted.outputs.partition_point(|&output| output < kept);
-            job.admitted.outputs.insert(at, kept);
-        }
+        // What is to lie on a device is an output like the others.
+        let resident = job.resident.as_deref();
+        job.admitted.outputs.extend(resident.into_iter().flat_map(ResidentTensors::away));
+        job.admitted.outputs.sort_unstable();
         let signature = &job.version.signature;
         let batched = signature.max_batch_size > 0;
         let inputs = inputs.into_iter().zip(&signature.inputs).zip(0..);
@@ -134,7 +132,7 @@ impl Flow {
         self.clock = None;
         while let Some((call, inputs)) = self.run.next_call() {
             let Some(step) = self.steps.steps.get(call.step) else { continue };
-            let admitted = step.admit(inputs, self.may_stay(), self.job.keeping());
+            let admitted = step.admit(inputs, self.may_stay(), self.job.resident.as_deref());
             let (admitted, resident) = admitted.map_err(|error| error.in_request(&self.job.id))?;
             let is_last = self.steps.last.as_ref().is_some_and(|last| last.index == call.step);
             let places = self.places.as_ref().filter(|_| is_last);
@@ -341,7 +339,7 @@ fn answered(
     let batched = signature.max_batch_size > 0;
     let stayed = |name: &str| {
         let keeping = keeping?;
-        keeping.stayed(signature.outputs.iter().position(|spec| *spec.name == *name)?)
+        keeping.stayed(signature.output(name)?)
     };
     run.answered(call, |name| {
         let at = outputs.iter().position(|output| *output.name == *name)?;
@@ -357,12 +355,12 @@ fn answered(
 
 impl Step {
     /// What its model is asked, of the values of the step's inputs, and what of it lies on its device, where
-    /// outputs may stay too if they `may_stay` anywhere. Those of the ensemble are `kept` for who asks it.
+    /// outputs may stay too if they `may_stay` anywhere. `whole` is what of the ensemble's request lies there.
     fn admit(
         &self,
         values: StepInputs<Tensor>,
         may_stay: bool,
-        kept: Option<&Keeping>,
+        whole: Option<&ResidentTensors>,
     ) -> Result<(Admitted, Option<Box<ResidentTensors>>), Error> {
         let signature = &self.version.signature;
         let batched = signature.max_batch_size > 0;
@@ -384,6 +382,14 @@ impl Step {
                 });
         }
         let mut admitted = signature.admit_in_order(given, self.wanted.clone())?;
+        for placed in &self.placed {
+            let place = whole.and_then(|whole| whole.place(placed.of_ensemble));
+            if let Some(place) = place {
+                admitted.outputs.retain(|index| *index != placed.output);
+                resident.get_or_insert_default().outputs.push((placed.output, place.clone()));
+            }
+        }
+        let kept = whole.and_then(|whole| whole.keeping.as_deref());
         let passed = self.passed.iter().filter(|passed| {
             kept.is_some_and(|kept| kept.outputs().any(|it| usize::from(it) == passed.of_ensemble))
         });

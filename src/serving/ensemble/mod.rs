@@ -31,6 +31,8 @@ pub struct EnsembleSteps {
     /// By step of the plan.
     steps: Vec<Step>,
     last: Option<LastStep>,
+    /// By input of the ensemble, the device that all steps which take it take it on, if nobody else does.
+    taken_on: Vec<Option<usize>>,
     ensemble: Ensemble,
 }
 
@@ -46,6 +48,8 @@ struct Step {
     /// Those that are outputs of the ensemble and that steps elsewhere do not take: if whoever asks the
     /// ensemble wants them left on the device, they may be.
     passed: SmallVec<[Passed; 1]>,
+    /// If it is the last step, the outputs that may go to places of the client's on the device.
+    placed: SmallVec<[Passed; 1]>,
 }
 
 /// An output of a step that is one of the ensemble.
@@ -55,22 +59,22 @@ struct Passed {
     output: u16,
     /// Which of the ensemble.
     of_ensemble: usize,
-    /// Where it may stay.
+    /// Where it may lie.
     device: usize,
 }
 
 impl Step {
     fn new(version: Arc<LoadedVersion>, plan: &EnsemblePlan, index: usize) -> Self {
         let signature = &version.signature;
-        let place = |name: &str| signature.inputs.iter().position(|spec| *spec.name == *name);
         // The plan was found to fit the signature.
-        let inputs = plan.steps[index].inputs.iter().filter_map(|input| place(&input.name));
+        let inputs = plan.steps[index].inputs.iter();
+        let inputs = inputs.filter_map(|input| signature.input(&input.name));
         let inputs = inputs.collect();
         let is_used = |spec: &TensorSpec| plan.output_names(index).any(|name| *name == spec.name);
         let outputs = signature.outputs.iter().zip(0..);
         let wanted = outputs.filter(|(spec, _)| is_used(spec)).map(|(_, output)| output).collect();
-        let (resident, passed) = (SmallVec::new(), SmallVec::new());
-        Self { version, inputs, wanted, resident, passed }
+        let (resident, passed, placed) = (SmallVec::new(), SmallVec::new(), SmallVec::new());
+        Self { version, inputs, wanted, resident, passed, placed }
     }
 }
 
@@ -81,6 +85,15 @@ fn take_it_on(device: usize, takers: &Takers, steps: &[Step]) -> bool {
         let taker = step.and_then(|step| Some((&step.version, *step.inputs.get(input)?)));
         taker.and_then(|(version, input)| version.takes_between_steps_on(input)) == Some(device)
     })
+}
+
+/// The device that all steps which take the ensemble's input `input` take it on, if nobody else does.
+fn taken_on(input: usize, steps: &[Step], plan: &EnsemblePlan) -> Option<usize> {
+    let takers = plan.takers_of_input(input);
+    let &(step, first) = takers.inputs.first().filter(|_| takers.output.is_none())?;
+    let step = steps.get(step)?;
+    let device = step.version.takes_between_steps_on(*step.inputs.get(first)?)?;
+    take_it_on(device, &takers, steps).then_some(device)
 }
 
 /// The outputs of step `index` that may stay on its device.
@@ -109,6 +122,17 @@ fn staying(
         }
     }
     (resident, passed)
+}
+
+/// The outputs of the last step that its device may put to places of the client's.
+fn placed(step: &Step, last: &LastStep) -> SmallVec<[Passed; 1]> {
+    let placed = last.outputs.iter().filter_map(|(name, of_ensemble)| {
+        let number = step.version.signature.output(name)?;
+        let device = step.version.puts_on(number)?;
+        let output = u16::try_from(number).ok()?;
+        Some(Passed { output, of_ensemble: *of_ensemble, device })
+    });
+    placed.collect()
 }
 
 /// Why an ensemble cannot be served.
@@ -162,22 +186,31 @@ impl EnsembleSteps {
             (step.resident, step.passed) = (resident, passed);
         }
         let last = plan.last_step();
-        Ok(Self { plan, steps, last, ensemble: ensemble.clone() })
+        if let Some(last) = &last
+            && let Some(step) = steps.get_mut(last.index)
+        {
+            step.placed = placed(step, last);
+        }
+        let inputs = 0..signature.inputs.len();
+        let taken_on = inputs.map(|input| taken_on(input, &steps, &plan)).collect();
+        Ok(Self { plan, steps, last, taken_on, ensemble: ensemble.clone() })
     }
 
-    /// The device that all steps which take the ensemble's input `input` take it on, if nobody else does.
+    /// The device that the ensemble's input `input` is taken on.
     pub fn take_on(&self, input: usize) -> Option<usize> {
-        let takers = self.plan.takers_of_input(input);
-        let &(step, first) = takers.inputs.first().filter(|_| takers.output.is_none())?;
-        let step = self.steps.get(step)?;
-        let device = step.version.takes_between_steps_on(*step.inputs.get(first)?)?;
-        take_it_on(device, &takers, &self.steps).then_some(device)
+        *self.taken_on.get(input)?
     }
 
     /// The device that the ensemble's output `output` may stay on.
     pub fn keep_on(&self, output: usize) -> Option<usize> {
         let mut passed = self.steps.iter().flat_map(|step| &step.passed);
         Some(passed.find(|passed| passed.of_ensemble == output)?.device)
+    }
+
+    /// The device whose memory the ensemble's output `output` may be put to.
+    pub fn put_on(&self, output: usize) -> Option<usize> {
+        let mut placed = self.steps.iter().flat_map(|step| &step.placed);
+        Some(placed.find(|placed| placed.of_ensemble == output)?.device)
     }
 
     /// Whether a request may get any number of responses.
