@@ -20,7 +20,7 @@ import tritonclient.grpc as triton_grpc
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "python_models"
 ANSWERS = pathlib.Path(__file__).with_name("python_answers.json")
-WAIT_SECONDS_MAX = 20
+WAIT_SECONDS_MAX = 60
 
 ERRORS = (
     "plain",

@@ -265,7 +265,7 @@ def test_nereid_bench_uses_device_memory(request, sharing, binary, driver_librar
     command = [binary, "bench", "-m", model, "--output-shared-memory-size", str(ROW), "-u", server.grpc_address]
     way = ["--via", "cuda-shm", "--shared-memory-device", device, "--concurrency-range", "4"]
     environment = {**os.environ, **({"LD_LIBRARY_PATH": str(driver_library.parent)} if accounts else {})}
-    command += [*way, "-p", "200", "-s", "99"]
+    command += [*way, "-p", "200", "-s", "999"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert server.requests_done(model) > 0

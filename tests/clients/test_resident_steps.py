@@ -7,7 +7,6 @@ import collections
 import concurrent.futures
 import contextlib
 import re
-import time
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from . import device_memory, models, triton
 from .conftest import DRIVERS
+from .python_server import wait_until
 from .test_device_models import needs_onnxruntime, onnx, untold
 from .test_devices import SCALE, timeline_of
 from .test_ensembles import _ensemble, _map
@@ -339,7 +339,7 @@ def test_a_request_that_is_given_up_leaves_nothing_behind(three_steps):
         with contextlib.suppress(InferenceServerException):
             ask(server, "straight", pixels(4, seed), client_timeout=0.01 + 0.005 * seed)
         # The step that it was at ends first.
-        time.sleep(0.06)
+        wait_until(lambda: metrics(server)['nereid_device_kept_bytes{device="0"}'] == 0)
     before = copied(server)
     ask(server, "straight", pixels(4, 0))
     after = copied(server)
