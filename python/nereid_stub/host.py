@@ -105,12 +105,18 @@ class Host:
     # --- Execute
 
     def _execute(self, reader: wire.Reader) -> None:
+        # Nothing here refers to the requests any more when the answer leaves, so that memory which the model
+        # has let go of goes back with it. The next request then lies where this one did, and not beside it
+        # in twice as much of the processor's caches.
+        self._channel.send(self._executed(reader))
+
+    def _executed(self, reader: wire.Reader) -> wire.Writer:
+        """Runs the model; gives the frames that tell what came of it."""
         (count,) = reader.unpack(wire.COUNT)
         taken, error = [], None
         try:
             taken = [requests.read_request(reader, self._name, self._is_decoupled) for _ in range(count)]
-            self._answer(taken, self._run(taken))
-            return
+            return self._answer(taken, self._run(taken))
         except Exception as failure:
             error = describe(failure)
         writer = wire.Writer()
@@ -122,7 +128,7 @@ class Host:
             if request._sender is not None:
                 # The server ends the request with the error.
                 request._sender._is_closed = True
-        self._channel.send(writer)
+        return writer
 
     def _run(self, taken: list):
         """What the model's `execute` gives for these requests."""
@@ -169,8 +175,8 @@ class Host:
         future.add_done_callback(ended)
         return None
 
-    def _answer(self, taken: list, returned) -> None:
-        """Sends what `execute` returned, and that it has returned."""
+    def _answer(self, taken: list, returned) -> wire.Writer:
+        """What `execute` returned, and that it has returned, in frames."""
         writer = wire.Writer()
         if returned is not None:
             self._check(taken, returned)
@@ -190,7 +196,7 @@ class Host:
                 count += 1
             wire.COUNT.pack_into(writer.bytes, at, count)
             writer.end()
-        self._channel.send(writer)
+        return writer
 
     def _let_go(self, writer: wire.Writer, taken: list, returned) -> None:
         """Tells which requests nothing answers any more, and which are to be scheduled again."""

@@ -1,0 +1,109 @@
+"""The memory that a Python model's process and the server share."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+
+import numpy as np
+
+from . import python_cases as cases
+from .python_server import INTERPRETER, processes, wait_until, write
+
+
+def test_memory_that_a_batch_took_goes_back_when_none_comes(start, tmp_path):
+    config = """backend: "python"
+input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }]
+output [{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }]
+"""
+    source = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", r.inputs()[0].as_numpy() + 1)]) for r in requests]
+"""
+    write(tmp_path / "repository", "more", config, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    (process,) = processes(server).values()
+
+    def shared() -> int:
+        """Bytes of the memory that both have mapped."""
+        found = []
+        for file in pathlib.Path(f"/proc/{server.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if "memfd:nereid-python" in os.readlink(file):
+                    found.append(os.stat(file).st_blocks * 512)
+        return max(found)
+
+    values = np.zeros(10 << 20, np.float32)
+    most = 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(cases.infer, server, "more", X=values)
+        while not asked.done():
+            most = max(most, shared())
+    assert asked.result()["Y"][2][0] == 1
+    assert most >= 2 * values.nbytes
+    wait_until(lambda: shared() <= 2 * (16 << 20))
+    assert cases.infer(server, "more", X=values)["Y"][2][-1] == 1
+    assert list(processes(server).values()) == [process]
+
+
+def test_large_tensors_go_by_reference_and_memory_comes_back(start, tmp_path):
+    config = """backend: "python"
+input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "Z" data_type: TYPE_FP32 dims: [ -1 ] optional: true }]
+output [{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }]
+"""
+    source = """
+import c_python_backend_utils
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        print("free:", c_python_backend_utils.shared_memory.free_memory())
+        answers = []
+        for request in requests:
+            values = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
+            part = values[: len(values) // 2] if values[0] else values + 1
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("Y", part)]))
+        return answers
+"""
+    write(tmp_path / "repository", "half", config, source)
+    server = start(tmp_path / "repository", INTERPRETER, "--backend-config=python,shm-limit-byte-size=4194304")
+    values = np.arange(300_000, dtype=np.float32)
+    for _ in range(20):
+        assert cases.infer(server, "half", X=values)["Y"][2][-1] == 300_000
+        assert cases.infer(server, "half", X=values + 1)["Y"][2][-1] == 150_000
+    # Alone, and with another; neither leaves anything behind.
+    for inputs in ({"X": np.zeros(600_000, np.float32)}, {"X": values, "Z": values}):
+        for _ in range(3):
+            too_large = cases.infer(server, "half", **inputs)
+            assert too_large["status"] == "StatusCode.UNAVAILABLE"
+            assert "no room for 2400000 bytes" in too_large["error"] and "shm-limit-byte-size" in too_large["error"]
+        assert cases.infer(server, "half", X=values)["Y"][2][-1] == 300_000
+    # All of what the process gives out was free whenever it began.
+    wait_until(lambda: server.log.read_text().count("free: 2097152") == 20 * 2 + 2)
+    assert server.log.read_text().count("free: ") == 20 * 2 + 2
+
+
+def test_a_request_lies_where_the_one_before_it_did(start, tmp_path):
+    """Where the model keeps nothing, its memory is free again when the answer is there."""
+    config = """backend: "python"
+input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }]
+output [{ name: "Y" data_type: TYPE_INT64 dims: [ 1 ] }]
+"""
+    source = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        places = [r.inputs()[0].as_numpy().__array_interface__["data"][0] for r in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", np.array([place]))]) for place in places]
+"""
+    write(tmp_path / "repository", "places", config, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    values = np.zeros(150_000, np.float32)
+    places = collections.Counter(cases.infer(server, "places", X=values)["Y"][2][0] for _ in range(50))
+    # By turns in two places, half of the requests would lie in either.
+    assert places.most_common(1)[0][1] > 40, places
