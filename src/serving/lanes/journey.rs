@@ -1,4 +1,4 @@
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -13,14 +13,15 @@ use crate::{
         DeviceError, DeviceSlice,
         streams::{self, BatchParts, Finished, Outcome, Refused},
     },
-    inference::{Admitted, Error, Shape, Timestamp},
+    inference::{Admitted, Error, Shape, Signature, Timestamp},
     observe::{BatchTimes, Fallback},
     serving::{
         batch::{self, Outputs},
-        execution::{Executed, wanted},
+        execution::wanted,
         job::Job,
         padding::padding,
         rows::SharedRows,
+        version::LoadedVersion,
     },
 };
 
@@ -28,9 +29,12 @@ use crate::{
 /// to be of different shapes, they go in several parts, one after the other.
 pub(super) struct Journey {
     route: Route,
-    /// The batch's place among those of its queue.
-    ticket: u64,
+    /// The tensors that the requests have, and those that the model gives.
+    signature: Arc<Signature>,
     began: Timestamp,
+    /// Whether it is of sequences: it goes on also when its clients have left, as one batch, and what stays
+    /// of a request is its own.
+    is_of_sequences: bool,
     /// The requests that are on their way now, and what is expected of their outputs.
     jobs: Vec<Job>,
     expected: Expected,
@@ -48,14 +52,44 @@ pub(super) struct Journey {
     padding: Option<Admitted>,
     fillers: u32,
     times: BatchTimes,
+    /// Takes it back, on the lanes' reactor and perhaps from within its queue.
+    deliver: Box<dyn FnOnce(Back)>,
+}
+
+/// A batch that is back: what has run, or was to run together, with what came of it, and the requests that
+/// fail by themselves.
+pub struct Back {
+    pub jobs: Vec<Job>,
+    pub outcome: Result<Vec<Outputs>, Error>,
+    pub failed: Vec<(Job, Error)>,
+    /// Rows that belonged to nobody.
+    pub fillers: u32,
+    pub began: Timestamp,
+    pub times: BatchTimes,
+}
+
+impl Back {
+    /// Whose it is.
+    pub fn version(&self) -> Option<Arc<LoadedVersion>> {
+        let mut known = self.jobs.iter().chain(self.failed.iter().map(|(job, _)| job));
+        known.next().map(|job| job.version.clone())
+    }
 }
 
 impl Journey {
-    /// That of these requests, which are the batch `ticket` of their queue, beginning now, at `began`.
-    pub fn new(route: Route, ticket: u64, jobs: Vec<Job>, began: Timestamp) -> Self {
+    /// That of these requests, which have the tensors of `signature`, beginning now, at `began`.
+    pub fn new(
+        route: Route,
+        signature: Arc<Signature>,
+        jobs: Vec<Job>,
+        began: Timestamp,
+        deliver: Box<dyn FnOnce(Back)>,
+    ) -> Self {
         Self {
             route,
-            ticket,
+            signature,
+            is_of_sequences: false,
+            deliver,
             began,
             jobs,
             expected: Expected::default(),
@@ -69,6 +103,12 @@ impl Journey {
             fillers: 0,
             times: BatchTimes::default(),
         }
+    }
+
+    /// As one of sequences.
+    pub fn of_sequences(mut self) -> Self {
+        self.is_of_sequences = true;
+        self
     }
 
     /// Makes the requests ready, each by itself, puts those together for which that went well and which become
@@ -121,7 +161,7 @@ impl Journey {
         let requests: SmallVec<[&Admitted; 8]> =
             self.jobs.iter().map(|job| &job.admitted).collect();
         let rows = match pinned {
-            true => SharedRows::seal_all(&version.signature, &requests, &version.host.pool),
+            true => SharedRows::seal_all(&self.signature, &requests, &version.host.pool),
             false => SharedRows::default(),
         };
         drop(requests);
@@ -209,19 +249,21 @@ impl Journey {
 
     /// Whether all clients have left of what is on its way now.
     fn is_moot(&self) -> bool {
-        self.jobs.iter().all(|job| job.reply.is_abandoned())
+        !self.is_of_sequences && self.jobs.iter().all(|job| job.reply.is_abandoned())
     }
 
     fn lay_out(&mut self, shared: SharedRows) -> Result<(BatchParts, Expected), Error> {
         let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
             return Ok((BatchParts::default(), Expected::default()));
         };
-        let pool = &version.host.pool;
-        self.padding = padding(&version.allowed_batch_sizes, &version.signature, &self.jobs);
+        let (signature, pool) = (self.signature.clone(), &version.host.pool);
+        if !self.is_of_sequences {
+            self.padding = padding(&version.allowed_batch_sizes, &signature, &self.jobs);
+        }
         let requests = self.requests();
-        let inputs = batch::assemble(&version.signature, &version.ragged, &requests, shared, pool)?;
+        let inputs = batch::assemble(&signature, &version.ragged, &requests, shared, pool)?;
         let rows = requests.iter().map(|request| request.batch_size).sum();
-        let mut coming = wanted(&version.signature, &requests);
+        let mut coming = wanted(&signature, &requests);
         let mut wanted = coming.clone();
         let want = |outputs: &mut [bool], index: u16| {
             outputs.get_mut(usize::from(index)).into_iter().for_each(|wanted| *wanted = true);
@@ -230,7 +272,8 @@ impl Journey {
         let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places: None };
         let laid = self.route.model.lay_out(&batch);
         let laid = laid.map_err(of_model)?;
-        let staying = self.may_stay.then(|| Staying::of(&self.route, &self.jobs, &laid)).flatten();
+        let staying = || Staying::of(&self.route, &self.jobs, &laid, self.is_of_sequences);
+        let staying = self.may_stay.then(staying).flatten();
         for keeping in self.jobs.iter().filter_map(Job::keeping) {
             let stays = |index: u16| staying.as_ref().is_some_and(|it| it.has(index));
             keeping.outputs().filter(|&index| !stays(index)).for_each(|it| want(&mut coming, it));
@@ -256,6 +299,9 @@ impl Journey {
 
     /// When none of the requests is wanted any more.
     fn deadline(&self) -> Option<Timestamp> {
+        if self.is_of_sequences {
+            return None;
+        }
         let deadlines: Option<Vec<Timestamp>> = self.jobs.iter().map(|job| job.deadline).collect();
         deadlines?.into_iter().max()
     }
@@ -285,7 +331,7 @@ impl Journey {
                 self.depart(SharedRows::default());
             }
             Outcome::TooLarge(error) | Outcome::Failed(error)
-                if error.is_out_of_memory() && self.jobs.len() > 1 =>
+                if error.is_out_of_memory() && self.jobs.len() > 1 && !self.is_of_sequences =>
             {
                 let second = self.jobs.split_off(self.jobs.len() / 2);
                 self.later.push(second);
@@ -374,10 +420,10 @@ impl Journey {
         let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
             return Ok(Vec::new());
         };
-        let split = batch::split(&version.signature, &version.ragged, &self.requests(), &tensors);
+        let split = batch::split(&self.signature, &version.ragged, &self.requests(), &tensors);
         let split = split.map(|mut outputs| {
             outputs.truncate(self.jobs.len());
-            resident::add_outputs(&self.jobs, &shapes, &version.signature, &mut outputs);
+            resident::add_outputs(&self.jobs, &shapes, &self.signature, &mut outputs);
             outputs
         });
         self.times.compute_output += Timestamp::now() - began;
@@ -399,22 +445,14 @@ impl Journey {
         Error::ModelUnavailable { model, reason: error.to_string() }
     }
 
-    /// Hands the requests back to their version, as one batch again. It may be at work with its queue
-    /// just now, so it gets a message.
+    /// Hands the requests back, as one batch again.
     fn end(self, outcome: Result<Vec<Outputs>, Error>) {
-        let Self { route, ticket, began, jobs, later, back, failed, fillers, mut times, .. } = self;
-        let all: Vec<Job> =
-            back.into_iter().chain(jobs).chain(later.into_iter().rev().flatten()).collect();
-        let mut known = all.iter().chain(failed.iter().map(|(job, _)| job));
-        let Some(version) = known.next().map(|job| job.version.clone()) else { return };
+        let Self { began, jobs, later, back, failed, fillers, mut times, deliver, .. } = self;
+        let jobs = back.into_iter().chain(jobs).chain(later.into_iter().rev().flatten()).collect();
         // What the batch waited for, between its stages too, is time before the run.
         let whole = Timestamp::now() - began;
         times.compute_input = whole.saturating_sub(times.compute_infer + times.compute_output);
-        let executed = Executed::batch(all, ticket, outcome, began, times);
-        let executed = executed.with_failed(failed).with_fillers(fillers);
-        if route.fleet.home.send(Box::new(move || version.executed(executed))).is_err() {
-            log::debug!("a batch has come back from a device after its reactor had ended");
-        }
+        deliver(Back { jobs, outcome, failed, fillers, began, times });
     }
 }
 
