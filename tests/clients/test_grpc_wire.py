@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
+import time
 
 import grpc
 import numpy as np
@@ -17,6 +19,7 @@ from .wire import (
 
 HEALTH = "/grpc.health.v1.Health/Check"
 LIVE = wire.message(b"")
+PAUSE = "--request-pause-max-secs=1"
 TINY_FRAMES = 1 << 19
 # A handle of each would be 32 bytes, in a list that doubles as it grows. Some lie in HTTP/2's own lists.
 BYTES_PER_FRAME_MAX = 56
@@ -273,3 +276,30 @@ def test_health_and_settings_are_acknowledged(server):
         connection.send(frame(SETTINGS, 0, 0) * 100)
         answer = connection.answer(connection.call(HEALTH, wire.message(b"")))
         assert answer.grpc_status == 0 and answer.data == wire.message(b"\x08\x01")
+
+
+PARTS = {
+    "header fields": [frame(HEADERS, END_STREAM, 1, b"\x83")],
+    "header fields that go on": [frame(HEADERS, 0, 1, b"\x83"), *[frame(CONTINUATION, 0, 1, b"")] * 50],
+    "a frame's head": [frame(PING, 0, 0, bytes(8))[:5]],
+    "a frame": [frame(HEADERS, END_HEADERS, 1, b"\x83" * 10)[:-1]],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_who_does_not_end_what_he_began_is_hung_up_on(start, tmp_path, name):
+    """However slowly it goes on. Who rests between calls, or inside a call's message, is not."""
+    server = start(models.write(tmp_path / "repository", {"fp32": models.identity_models()["fp32"]}), PAUSE)
+    with wire.Connection(server) as begun, wire.Connection(server) as resting:
+        assert resting.answer(resting.call("ModelInfer", infer_request())).grpc_status == 0
+        at = time.monotonic()
+        for piece in PARTS[name]:
+            begun.send(piece)
+            readable, _, _ = select.select([begun.socket], [], [], 0.1)
+            if readable:
+                begun.read_frame()
+            if begun.closed:
+                break
+        begun.read_until(lambda: False)
+        assert begun.closed and 0.9 < time.monotonic() - at < 4
+        assert resting.answer(resting.call("ModelInfer", infer_request())).grpc_status == 0

@@ -68,7 +68,7 @@ const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInf
 pub struct GrpcSettings {
     /// The largest request message in bytes.
     pub message_max: usize,
-    /// How long a client may pause inside a message.
+    /// How long a client may pause inside a message, and take for all header fields of a call.
     pub pause_max: Duration,
     /// Responses that one connection may leave unread, in bytes.
     pub unsent_max: usize,
@@ -141,7 +141,7 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
         orders: Rc::default(),
         service,
     });
-    let _watch = keep_alive::watch(&connection);
+    let _watch = keep_alive::watch(&connection, client_pings.clone());
     let mut pings = Pings::default();
     let mut drain = Some(draining());
     let mut arrived = Vec::new();
