@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use h2::{Reason, RecvStream, server::SendResponse};
-use http::{Method, Request, header::CONTENT_TYPE};
+use http::{HeaderName, Method, Request, header::CONTENT_TYPE};
 
 use super::{
     client_pings::ClientPings,
@@ -58,7 +58,7 @@ const RESETS_MAX: usize = 256;
 const CALLS_AT_ONCE: usize = 64;
 
 /// The header of a client that wants a stream to end with the code of a failure.
-const ERRORS: &str = "triton_grpc_error";
+static ERRORS: HeaderName = HeaderName::from_static("triton_grpc_error");
 
 const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
@@ -300,9 +300,9 @@ impl Terms {
             requests: Packing::of_request(headers)?,
             responses: settings.response_packing.of_response(headers),
             forwarded: forwarded.map(|pattern| Box::new(pattern.parameters(headers))),
-            failures_end_streams: headers.get(ERRORS).is_some_and(|value| value == "true"),
+            failures_end_streams: headers.get(&ERRORS).is_some_and(|value| value == "true"),
             trace_parent: headers
-                .get(TRACE_PARENT)
+                .get(&TRACE_PARENT)
                 .and_then(|value| TraceParent::parse(value.as_bytes()))
                 .map(Box::new),
             wire: None,
