@@ -67,7 +67,7 @@ static atomic_bool measures;
 
 static void must(int holds, const char* what) {
   if (holds) return;
-  perror(what);
+  fprintf(stderr, "bare: %s%s%s\n", what, errno ? ": " : "", errno ? strerror(errno) : "");
   exit(1);
 }
 

@@ -45,7 +45,8 @@ pub struct WireArgs {
     #[arg(long, value_name = "FILE")]
     http_root_cert: Option<PathBuf>,
 
-    /// Seconds for which a client may pause inside a request's body or message, by HTTP and by gRPC
+    /// Seconds for which a client may pause inside a request's body or message, by HTTP and by gRPC, and
+    /// in which the header fields of a gRPC call have to come
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     request_pause_max_secs: u64,
 
