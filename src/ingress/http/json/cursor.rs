@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 
-use super::Number;
+use super::{Number, plain_length};
 use crate::inference::Error;
 
 /// How deep arrays and objects may nest.
@@ -419,23 +419,4 @@ impl<'a> Cursor<'a> {
     fn error(&self, problem: Problem) -> SyntaxError {
         SyntaxError { problem, at: self.at }
     }
-}
-
-/// How many bytes there are before the first quote, backslash or control character.
-fn plain_length(bytes: &[u8]) -> usize {
-    // Eight at a time: a byte's high bit is set if it is one of these, and in those above it perhaps by a borrow.
-    const ONES: u64 = u64::MAX / 0xFF;
-    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word;
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let quotes = below(word ^ (ONES * u64::from(b'"')), 1);
-        let backslashes = below(word ^ (ONES * u64::from(b'\\')), 1);
-        let found = (quotes | backslashes | below(word, 0x20)) & (ONES * 0x80);
-        if found != 0 {
-            return 8 * index + found.trailing_zeros() as usize / 8;
-        }
-    }
-    let end = rest.iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20);
-    bytes.len() - rest.len() + end.unwrap_or(rest.len())
 }
