@@ -150,8 +150,12 @@ bench: test-backends ## Benches of single parts (criterion)
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked
 
 .PHONY: bench-schedulers
-bench-schedulers: ## What a request costs the sequence batcher, and what a delay that is chosen brings, simulated
-	$(CARGO) bench --locked --bench schedulers
+bench-schedulers: ## Sequences, ensembles, and a delay that is chosen: the two benches that follow, then the batchers alone
+	@missed=0; \
+	$(MAKE) bench-sequences || missed=1; \
+	$(MAKE) bench-ensembles || missed=1; \
+	$(CARGO) bench --locked --bench schedulers || missed=1; \
+	exit $$missed
 
 .PHONY: bench-sequences
 bench-sequences: release test-python ## What a request costs while thousands of sequences live; BENCH_FLAGS are run.py's

@@ -7,16 +7,19 @@
 //! of as many bytes as the server copies. `BENCH_SECONDS` (2) is how long each line is measured; medians
 //! are of single round trips.
 
+#[path = "../goals/mod.rs"]
+mod goals;
 mod twins;
 
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
+use goals::Goals;
 use nereid::runtime::{Topology, pin_to};
 use nereid_ring_client::{Block, DataType, Error, Options, Request, Ring, Tensor};
 use nix::{
@@ -33,6 +36,13 @@ const SMALL_BYTES: usize = 64;
 const LARGE_BYTES: usize = 600_000;
 const IN_FLIGHT: u32 = 256;
 const READY_MAX: Duration = Duration::from_secs(20);
+/// A round trip of two sides that sleep, in those of bare doorbells.
+const ASLEEP_MAX: f64 = 1.5;
+const SPINNING_MICROS_MAX: f64 = 10.0;
+/// Of one client thread.
+const REQUESTS_PER_SECOND_MIN: f64 = 300_000.0;
+/// 600 KB, in one small request and one copy.
+const LARGE_MAX: f64 = 1.3;
 
 struct Server {
     process: Child,
@@ -172,10 +182,10 @@ pub fn percentiles(period: Duration, mut work: impl FnMut()) -> (Duration, Durat
     (times[times.len() / 2], times[times.len() * 99 / 100])
 }
 
-fn main() {
+fn main() -> ExitCode {
     // `cargo test --benches` runs benches too, without the flag that `cargo bench` gives them.
     if std::env::args().all(|argument| argument != "--bench") {
-        return;
+        return ExitCode::SUCCESS;
     }
     let seconds = std::env::var("BENCH_SECONDS").ok().and_then(|text| text.parse().ok());
     let period = Duration::from_secs_f64(seconds.unwrap_or(2.0));
@@ -183,6 +193,7 @@ fn main() {
     let cores = topology.reactor_cores(topology.core_count());
     let (server_core, client_core) = (cores[0], cores[cores.len() - 1]);
     let trip = |client: &mut Client, bytes| client.round_trip(bytes).expect("an answer");
+    let mut goals = Goals::of("ring");
 
     let server = Server::start(server_core, &[]);
     for (what, core) in [("apart", client_core), ("on one processor", server_core)] {
@@ -190,10 +201,13 @@ fn main() {
         let mut client = server.connect(false);
         let twin = twins::doorbells(period, server_core);
         let parked = percentiles(period, || trip(&mut client, SMALL_BYTES));
-        line(
-            &format!("64 bytes, both asleep, {what}"),
-            parked,
-            Some(("two threads with doorbells", twin)),
+        let name = format!("64 bytes, both asleep, {what}");
+        line(&name, parked);
+        line("    two threads with doorbells", twin);
+        goals.at_most(
+            &format!("{name}: p50 beside doorbells"),
+            micros(parked.0) / micros(twin.0),
+            ASLEEP_MAX,
         );
     }
 
@@ -201,23 +215,31 @@ fn main() {
     let mut client = server.connect(false);
     let before = (server.cpu(), own_cpu());
     let (requests, took) = client.rate(period).expect("answers");
+    let name = format!("64 bytes, {IN_FLIGHT} in flight");
     println!(
-        "{:<40} {:>8.0} requests/s; of each the server takes {:.2} µs, the client {:.2} µs",
-        format!("64 bytes, {IN_FLIGHT} in flight"),
-        requests as f64 / took.as_secs_f64(),
+        "{name:<40} of each request the server takes {:.2} µs, the client {:.2} µs",
         micros(server.cpu() - before.0) / requests as f64,
         micros(own_cpu() - before.1) / requests as f64,
+    );
+    goals.at_most(
+        &format!("{name}: µs for each ({:.0} a second)", requests as f64 / took.as_secs_f64()),
+        micros(took) / requests as f64,
+        1e6 / REQUESTS_PER_SECOND_MIN,
     );
 
     let small = cpu_of(&server, &mut client, SMALL_BYTES, period);
     let large = cpu_of(&server, &mut client, LARGE_BYTES, period);
     let copy = twins::copy(LARGE_BYTES, period);
     println!(
-        "600 KB, server CPU: {:.1} µs; 64 bytes {:.1} µs and one copy {:.1} µs: ratio {:.2}",
+        "600 KB, server CPU: {:.1} µs; 64 bytes {:.1} µs and one copy {:.1} µs",
         micros(large),
         micros(small),
         micros(copy),
+    );
+    goals.at_most(
+        "600 KB: server CPU beside a small request and one copy",
         micros(large) / (micros(small) + micros(copy)),
+        LARGE_MAX,
     );
     drop((client, server));
 
@@ -226,7 +248,9 @@ fn main() {
     pin_to(&[client_core]).expect("the client's processor");
     let mut client = server.connect(true);
     let spinning = percentiles(period, || trip(&mut client, SMALL_BYTES));
-    line("64 bytes, both sides spin", spinning, None);
+    line("64 bytes, both sides spin", spinning);
+    goals.at_most("64 bytes, both sides spin: p50 in µs", micros(spinning.0), SPINNING_MICROS_MAX);
+    goals.conclude()
 }
 
 /// The processor time that this thread has used.
@@ -244,17 +268,8 @@ fn cpu_of(server: &Server, client: &mut Client, bytes: usize, period: Duration) 
     (server.cpu() - before) / done
 }
 
-fn line(
-    what: &str,
-    (median, late): (Duration, Duration),
-    twin: Option<(&str, (Duration, Duration))>,
-) {
-    print!("{what:<40} p50 {:>7.1} µs  p99 {:>7.1} µs", micros(median), micros(late));
-    if let Some((name, (bare, _))) = twin {
-        let ratio = micros(median) / micros(bare);
-        print!("; {name}: p50 {:.1} µs, ratio {ratio:.2}", micros(bare));
-    }
-    println!();
+fn line(what: &str, (median, late): (Duration, Duration)) {
+    println!("{what:<40} p50 {:>7.1} µs  p99 {:>7.1} µs", micros(median), micros(late));
 }
 
 fn micros(duration: Duration) -> f64 {

@@ -285,14 +285,14 @@ def load(path: str, version: str):
     """The module of a model: `{version}.model`, so that it can import what lies beside it, both by its name
     and as `.name`. A script that many models run has no version."""
     folder, file = os.path.split(path)
-    name = file[:-3] if file.endswith(".py") else file
+    name, suffix = os.path.splitext(file)
+    if suffix != ".py":
+        raise Refused(f"Model name must end with '.py'. Model name is \"{file}\".")
     parent, package = os.path.split(folder)
     sys.path += [folder, parent] if version else [folder]
     if version and package == version and "." not in name:
         return importlib.import_module(f"{version}.{name}")
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None:
-        raise Refused(f"'{path}' is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -72,6 +72,11 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// The file that runs when this model does: its own, unless the back end has another for it.
+    fn model_file(&self, source: &ModelSource) -> std::path::PathBuf {
+        source.model_path.clone()
+    }
+
     /// Reads what a model's own file says of its tensors, to complete a partial configuration;
     /// `None` where the files of this back end say nothing.
     fn inspect(&self, _: &ModelSource) -> Result<Option<ModelIo>, BackendError> {

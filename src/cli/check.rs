@@ -8,7 +8,8 @@ use super::serve;
 use crate::{
     backend::{ModelSource, directory},
     device::Devices,
-    repository::{self, Agents, Options, Severity},
+    repository::{self, Agents, Inspect, ModelIo, Options, Severity},
+    serving::Backends,
 };
 
 /// What to check, and how strictly.
@@ -42,18 +43,9 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     // Nothing is run, so nothing is needed to run on.
     let devices = Arc::new(Devices::none("models are only checked"));
     let backends = serve::find_backends(directory, &options, &devices);
-    let mut inspect = |source: &ModelSource| match backends.find(&source.config) {
-        Some(Ok(backend)) => backend.inspect(source).map_err(|reason| reason.0),
-        // Not installed here: that is no fault of the repository.
-        Some(Err(_)) => Ok(None),
-        None => Err(format!(
-            "this server has no back end '{}', only {}",
-            source.config.backend,
-            backends.names().collect::<Vec<_>>().join(", ")
-        )),
-    };
     let repositories = [&args.repositories[..], &args.model_repository].concat();
-    let findings = repository::check(&repositories, &Agents::built_in(), &options, &mut inspect);
+    let findings =
+        repository::check(&repositories, &Agents::built_in(), &options, &mut Installed(&backends));
     findings.iter().for_each(|finding| println!("{finding}"));
     for (name, opened) in backends.opened() {
         if let Err(reason) = opened {
@@ -63,4 +55,29 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     println!("{errors} error(s), {} warning(s)", findings.len() - errors);
     if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The back ends that are installed here.
+struct Installed<'a>(&'a Backends);
+
+impl Inspect for Installed<'_> {
+    fn inspect(&mut self, source: &ModelSource) -> Result<Option<ModelIo>, String> {
+        match self.0.find(&source.config) {
+            Some(Ok(backend)) => backend.inspect(source).map_err(|reason| reason.0),
+            // Not installed here: that is no fault of the repository.
+            Some(Err(_)) => Ok(None),
+            None => Err(format!(
+                "this server has no back end '{}', only {}",
+                source.config.backend,
+                self.0.names().collect::<Vec<_>>().join(", ")
+            )),
+        }
+    }
+
+    fn model_file(&mut self, source: &ModelSource) -> PathBuf {
+        match self.0.find(&source.config) {
+            Some(Ok(backend)) => backend.model_file(source),
+            _ => source.model_path.clone(),
+        }
+    }
 }

@@ -318,7 +318,8 @@ pub fn find_backends(
     backends.add("ops", move || Ok(Arc::new(Ops::new(there.clone()))));
     backends.add("repeat", || Ok(Arc::new(Repeat)));
     let python = options.settings("python");
-    backends.add("python", move || Ok(Arc::new(Python::open(&python)?)));
+    let handlers = directory.clone();
+    backends.add("python", move || Ok(Arc::new(Python::open(handlers.as_deref(), &python)?)));
     let (scripts, options) = (directory.clone(), options.clone());
     backends.add_scripts(move |name| {
         let script = python::script(scripts.as_deref()?, name)?;

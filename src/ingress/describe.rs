@@ -4,7 +4,7 @@
 use crate::{
     inference::{Code, Error, Shape, TensorSpec},
     observe::{
-        gpu,
+        gpu, kept,
         prometheus::{self, ModelMetrics, PoolMetrics},
     },
     proto::{
@@ -165,6 +165,7 @@ pub fn metrics(control: &ModelControl) -> String {
             namespace: &version.namespace,
             version: version.version,
             is_cached: version.is_cached(),
+            may_stay: version.keeps_tensors(),
             totals: version.statistics.totals(),
             latencies: version.statistics.latencies(),
             load_seconds: version.load_time.as_secs_f64(),
@@ -183,6 +184,9 @@ pub fn metrics(control: &ModelControl) -> String {
             Some((name.as_str(), backend.as_ref().ok()?.gpu_stocks()))
         });
         gpu::render_stocks(&mut page, &told.collect::<Vec<_>>());
+    }
+    if let Some(fleet) = server.fleet() {
+        kept::render(&mut page, &fleet.kept());
     }
     server.host().metrics.render(&mut page);
     page

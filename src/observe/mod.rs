@@ -6,6 +6,7 @@
 pub mod custom;
 pub mod gpu;
 pub(crate) mod host;
+pub mod kept;
 pub mod latency;
 pub mod logging;
 mod metrics;
@@ -14,6 +15,7 @@ mod responses;
 mod statistics;
 pub mod trace;
 
+pub use kept::{Fallback, KeptTensors};
 pub use metrics::{MetricsConfig, MetricsSettings};
 pub use responses::ResponseKind;
 pub use statistics::{BatchTimes, Closure, Duration, Failure, ModelStatistics, Totals};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use super::{
-    Closure, MetricsSettings, Totals, host,
+    Closure, Fallback, MetricsSettings, Totals, host,
     latency::{FAMILIES, Latencies, Step},
 };
 
@@ -17,6 +17,8 @@ pub struct ModelMetrics<'a> {
     pub version: i64,
     /// Whether it uses the response cache.
     pub is_cached: bool,
+    /// Whether its tensors may stay on a device between runs.
+    pub may_stay: bool,
     /// What was counted.
     pub totals: Totals,
     /// How the durations are distributed.
@@ -149,6 +151,7 @@ pub fn render(
     family(&mut out, models, name, help, "counter", |model| value(&model.totals).to_string());
     failures(&mut out, models);
     closures(&mut out, models);
+    fallbacks(&mut out, models);
     for (name, help, value) in &COUNTERS[1..] {
         if !settings.counters && name.ends_with("_duration_us") {
             continue;
@@ -281,6 +284,22 @@ fn closures(out: &mut String, models: &[ModelMetrics<'_>]) {
     }
 }
 
+fn fallbacks(out: &mut String, models: &[ModelMetrics<'_>]) {
+    if models.iter().all(|model| !model.may_stay) {
+        return;
+    }
+    let name = "nereid_device_kept_fallback";
+    let help = "Number of batches of which tensors came to the host although they could have stayed \
+                on the device, by the reason";
+    head(out, name, help, "counter");
+    for model in models.iter().filter(|model| model.may_stay) {
+        for ((_, reason), count) in Fallback::ALL.into_iter().zip(model.totals.fallbacks) {
+            let labels = labels(model, Some(("reason", reason)));
+            line(out, format_args!("{name}{{{labels}}} {count}"));
+        }
+    }
+}
+
 fn family(
     out: &mut String,
     models: &[ModelMetrics<'_>],
@@ -359,6 +378,7 @@ mod tests {
             success: observe::Duration { count: 3, nanos: 7_500 },
             rejected: 2,
             closures: [4, 0, 5, 0, 0],
+            fallbacks: [0, 6, 0],
             pending: 1,
             ..Totals::default()
         };
@@ -367,6 +387,7 @@ mod tests {
             namespace: "",
             version: 4,
             is_cached: false,
+            may_stay: true,
             totals,
             latencies: Latencies::default(),
             load_seconds: 0.5,
@@ -379,6 +400,7 @@ mod tests {
             "nv_inference_request_success{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 3\n",
             "nv_inference_request_failure{_team=\"x\\ny\",model=\"a\\\"b\",reason=\"REJECTED\",version=\"4\"} 2\n",
             "nv_inference_batch_closed{_team=\"x\\ny\",model=\"a\\\"b\",reason=\"delay\",version=\"4\"} 5\n",
+            "nereid_device_kept_fallback{_team=\"x\\ny\",model=\"a\\\"b\",reason=\"memory\",version=\"4\"} 6\n",
             "nv_inference_request_duration_us{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 7\n",
             "nv_inference_pending_request_count{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 1\n",
             "nv_model_load_duration_secs{_team=\"x\\ny\",model=\"a\\\"b\",version=\"4\"} 0.5\n",
@@ -409,6 +431,7 @@ mod tests {
             namespace: "",
             version: 1,
             is_cached: true,
+            may_stay: false,
             totals: statistics.totals(),
             latencies: statistics.latencies(),
             load_seconds: 0.5,

@@ -5,6 +5,7 @@ use std::{
 };
 
 use super::{
+    Fallback,
     latency::{Latencies, Plan, Recorder, Step},
     responses::{ResponseKind, Responses},
 };
@@ -81,6 +82,8 @@ struct Core {
     failures: [AtomicU64; 4],
     /// Batches by [`Closure`].
     closures: [AtomicU64; Closure::ALL.len()],
+    /// Batches by [`Fallback`].
+    fallbacks: [AtomicU64; Fallback::ALL.len()],
     queue: Counter,
     compute_input: Counter,
     compute_infer: Counter,
@@ -202,6 +205,8 @@ pub struct Totals {
     pub last_inference_ms: u64,
     /// Batches by [`Closure`].
     pub closures: [u64; Closure::ALL.len()],
+    /// Batches by [`Fallback`].
+    pub fallbacks: [u64; Fallback::ALL.len()],
 }
 
 impl ModelStatistics {
@@ -244,6 +249,13 @@ impl ModelStatistics {
     pub fn closed(&self, reactor: usize, why: Closure) {
         if let Some(core) = self.core(reactor) {
             bump(&core.closures[why as usize], 1);
+        }
+    }
+
+    /// Counts a batch of which tensors came to the host, although they could have stayed on its device.
+    pub fn fell_back(&self, reactor: usize, why: Fallback) {
+        if let Some(core) = self.core(reactor) {
+            bump(&core.fallbacks[why as usize], 1);
         }
     }
 
@@ -337,6 +349,9 @@ impl ModelStatistics {
             sum.other_failures += failures(Failure::Other);
             for (sum, closures) in sum.closures.iter_mut().zip(&core.closures) {
                 *sum += closures.load(Ordering::Relaxed);
+            }
+            for (sum, fallbacks) in sum.fallbacks.iter_mut().zip(&core.fallbacks) {
+                *sum += fallbacks.load(Ordering::Relaxed);
             }
             sum.queue = sum.queue.plus(core.queue.read());
             sum.compute_input = sum.compute_input.plus(core.compute_input.read());

@@ -11,6 +11,8 @@ pub(super) const ENSEMBLE: &str = "ensemble";
 /// The platform of TensorRT plans, the only one with shape tensors and profiles.
 pub(super) const TENSORRT_PLAN: &str = "tensorrt_plan";
 
+const TENSORFLOW: &str = "tensorflow";
+
 /// A way of storing a model that is recognised without being told the back end.
 struct Format {
     backend: &'static str,
@@ -28,8 +30,8 @@ enum StoredAs {
 
 /// In the order in which a folder with several of them is decided.
 const FORMATS: [Format; 9] = [
-    Format::new("tensorflow", "tensorflow_graphdef", "model.graphdef", StoredAs::File),
-    Format::new("tensorflow", "tensorflow_savedmodel", "model.savedmodel", StoredAs::Folder),
+    Format::new(TENSORFLOW, "tensorflow_graphdef", "model.graphdef", StoredAs::File),
+    Format::new(TENSORFLOW, "tensorflow_savedmodel", "model.savedmodel", StoredAs::Folder),
     Format::new("tensorrt", TENSORRT_PLAN, "model.plan", StoredAs::File),
     Format::new("onnxruntime", "onnxruntime_onnx", "model.onnx", StoredAs::Either),
     Format::new("openvino", "", "model.xml", StoredAs::Either),
@@ -72,6 +74,14 @@ impl Format {
 /// # Errors
 /// Nothing says what the model is.
 pub(super) fn complete(config: &mut ModelConfig, version_dir: Option<&Path>) -> Result<(), Fault> {
+    if config.default_model_filename.is_empty()
+        && let Some(format) = FORMATS
+            .iter()
+            .find(|format| format.backend == TENSORFLOW && format.has_platform(&config.platform))
+    {
+        // Whichever back end runs it, such as Python with a handler.
+        config.default_model_filename = format.file.to_owned();
+    }
     let found = find_format(config, version_dir);
     if let Some(format) = found {
         config.backend = format.backend.to_owned();
@@ -127,7 +137,7 @@ fn find_format(config: &ModelConfig, version_dir: Option<&Path>) -> Option<&'sta
 /// What a named back end runs when the files do not say; TensorFlow alone has two formats of equal
 /// right, so it has no default.
 fn default_format(backend: &str) -> Option<&'static Format> {
-    FORMATS.iter().find(|format| format.backend == backend && backend != "tensorflow")
+    FORMATS.iter().find(|format| format.backend == backend && backend != TENSORFLOW)
 }
 
 /// Whether `platform` and `backend` name one and the same kind of model.
@@ -194,7 +204,7 @@ mod tests {
     #[test]
     fn the_back_end_is_derived_from_what_is_given_and_present() {
         type Case<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], [&'a str; 3]);
-        let cases: [Case<'_>; 20] = [
+        let cases: [Case<'_>; 23] = [
             ("", "", "", &["model.onnx"], ["onnxruntime", "onnxruntime_onnx", "model.onnx"]),
             ("", "", "", &["model.onnx/"], ["onnxruntime", "onnxruntime_onnx", "model.onnx"]),
             ("", "", "", &["model.pt"], ["pytorch", "pytorch_libtorch", "model.pt"]),
@@ -225,6 +235,21 @@ mod tests {
             ("onnxruntime", "", "", &[], ["onnxruntime", "onnxruntime_onnx", "model.onnx"]),
             ("onnxruntime", "", "a.onnx", &[], ["onnxruntime", "onnxruntime_onnx", "a.onnx"]),
             ("python", "", "", &["model.onnx"], ["python", "", "model.py"]),
+            ("python", "mine", "", &[], ["python", "mine", "model.py"]),
+            (
+                "python",
+                "tensorflow_savedmodel",
+                "",
+                &["model.py"],
+                ["python", "tensorflow_savedmodel", "model.savedmodel"],
+            ),
+            (
+                "python",
+                "tensorflow_graphdef",
+                "own.py",
+                &[],
+                ["python", "tensorflow_graphdef", "own.py"],
+            ),
             ("identity", "", "", &["model.onnx"], ["identity", "", ""]),
             ("", "ensemble", "", &[], ["", "ensemble", ""]),
         ];

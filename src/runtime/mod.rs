@@ -28,7 +28,7 @@ mod turn;
 mod unix;
 mod watched_stream;
 
-pub use acceptor::{Acceptor, Listener};
+pub use acceptor::{Acceptor, Listener, Serve};
 pub use descriptors::raise_descriptor_limit;
 pub use drain::{Draining, draining};
 pub use driver::{Driver, DriverChoice, yield_now};

@@ -11,10 +11,8 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     rc::Rc,
-    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
+    sync::{Arc, OnceLock, mpsc},
 };
-
-use rustc_hash::FxHashMap;
 
 pub use self::residence::ResidentInput;
 use self::{journey::Journey, preparation::Preparation, residence::Residence};
@@ -28,6 +26,7 @@ use crate::{
         },
     },
     inference::Timestamp,
+    observe::KeptTensors,
     runtime::{PerReactor, ReactorHandle, reply_channel, spawn},
 };
 
@@ -42,8 +41,8 @@ pub struct Fleet {
     home: ReactorHandle,
     driver: PerReactor<Driver>,
     preparation: Preparation,
-    /// By device; locked while models load.
-    residences: Mutex<FxHashMap<usize, Arc<Residence>>>,
+    /// By device, in their order; made when a model that can use it first loads.
+    residences: OnceLock<Box<[OnceLock<Arc<Residence>>]>>,
     on_loss: OnLoss,
     lost: OnceLock<()>,
 }
@@ -122,7 +121,7 @@ impl Fleet {
             home,
             driver,
             preparation: Preparation::default(),
-            residences: Mutex::default(),
+            residences: OnceLock::new(),
             on_loss,
             lost: OnceLock::new(),
         }))
@@ -199,10 +198,18 @@ impl Fleet {
         if devices.iter().any(|device| device.properties().index != number) {
             return None;
         }
-        let mut all = self.residences.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.devices.all().unwrap_or_default();
+        let at = all.iter().position(|device| device.properties().index == number)?;
+        let places = || all.iter().map(|_| OnceLock::new()).collect();
+        let place = self.residences.get_or_init(places).get(at)?;
         let limit = self.settings.pool_bytes_of(first.properties());
-        let open = || Arc::new(Residence::open(&**first, limit));
-        Some(all.entry(number).or_insert_with(open).clone())
+        Some(place.get_or_init(|| Arc::new(Residence::open(&**first, limit))).clone())
+    }
+
+    /// What is kept on each device on which anything may be.
+    pub fn kept(&self) -> Vec<KeptTensors> {
+        let places = self.residences.get().into_iter().flatten();
+        places.filter_map(|place| Some(place.get()?.kept())).collect()
     }
 
     /// What the devices did lately, as a reactor asks for it.

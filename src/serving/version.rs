@@ -331,6 +331,11 @@ impl LoadedVersion {
         self.resident_on.filter(|_| self.cache.is_none())
     }
 
+    /// Whether tensors of its requests may stay on a device for requests to come.
+    pub fn keeps_tensors(&self) -> bool {
+        self.resident_between_steps_on().is_some()
+    }
+
     /// Whether its answers are kept in the response cache.
     pub fn is_cached(&self) -> bool {
         self.cache.is_some()

@@ -19,7 +19,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from . import models, python_cases as cases, triton
-from .python_server import ECHO, INTERPRETER, WAY, is_ready, processes, wait_until, write
+from .python_server import ECHO, INTERPRETER, WAY, is_ready, wait_until, write
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -393,60 +393,7 @@ def test_a_model_is_told_the_context_of_its_trace(start, tmp_path):
     assert triton.http(server, model_name="calls", inputs=[tensor]).as_numpy("OUTPUT")[0] == b"None"
 
 
-# --- Back ends that are scripts
-
-SCRIPT = """
-import os
-import numpy as np
-import triton_python_backend_utils as pb_utils
-import beside
-
-class TritonPythonModel:
-    @staticmethod
-    def auto_complete_config(config):
-        config.add_input({"name": "WAY", "data_type": "TYPE_STRING", "dims": [1]})
-        config.add_output({"name": "OUTPUT", "data_type": "TYPE_STRING", "dims": [1]})
-        config.set_max_batch_size(0)
-        return config
-    def initialize(self, args):
-        folder = os.path.relpath(pb_utils.get_model_dir(), args["model_repository"])
-        with open(os.path.join(pb_utils.get_model_dir(), "weights.txt")) as file:
-            self.text = f"{beside.NAME} {args['model_name']} {folder} {file.read()}"
-    def execute(self, requests):
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([self.text], np.object_))])
-                for _ in requests]
-"""
-
-
-def test_a_script_is_a_back_end_of_many_models(start, tmp_path):
-    """`NAME/model.py` in the back-end directory, `backend: "NAME"` in their configurations."""
-    script = tmp_path / "backends" / "scripted"
-    script.mkdir(parents=True)
-    (script / "model.py").write_text(SCRIPT)
-    (script / "beside.py").write_text("NAME = 'beside'\n")
-    repository = tmp_path / "repository"
-    for model in ("first", "second"):
-        (repository / model / "1").mkdir(parents=True)
-        (repository / model / "1" / "weights.txt").write_text(f"weights of {model}")
-        (repository / model / "config.pbtxt").write_text('backend: "scripted"\n')
-    # Asked for by name it takes the place of one of ours.
-    (repository / "second" / "config.pbtxt").write_text('backend: "repeat" runtime: "model.py"\n')
-    (script.parent / "repeat").symlink_to(script)
-    (repository / "third" / "1").mkdir(parents=True)
-    (repository / "third" / "config.pbtxt").write_text('backend: "missing"\n')
-    server = start(
-        repository,
-        INTERPRETER,
-        f"--backend-directory={script.parent}",
-        "--exit-on-error=false",
-        "--strict-readiness=false",
-    )
-    for model in ("first", "second"):
-        assert cases.way(server, model, "x")["OUTPUT"][2] == [f"beside {model} 1 weights of {model}"]
-        assert server.get_json(f"/v2/models/{model}/config")["runtime"] == "model.py"
-    assert "unable to find backend 'missing' for model 'third'" in server.log.read_text()
-    assert {"first_0", "second_0"} <= processes(server).keys()
-
+# --- The order of answers
 
 SLOW = """
 import time

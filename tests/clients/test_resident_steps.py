@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import re
 import time
 
 import numpy as np
@@ -18,6 +19,7 @@ from .conftest import DRIVERS
 from .test_device_models import needs_onnxruntime, onnx, untold
 from .test_devices import SCALE, timeline_of
 from .test_ensembles import _ensemble, _map
+from .test_observe import metrics
 
 COLUMNS = 64
 FACTOR = 2.5
@@ -130,6 +132,13 @@ def copied(server) -> dict[str, collections.Counter]:
     return {name: collections.Counter({model: count for model, count in it.items() if count}) for name, it in bytes_of.items()}
 
 
+def fallbacks(server) -> dict[tuple[str, str], int]:
+    """How many batches of a model had tensors come to the host, by the reason."""
+    name = re.compile(r'nereid_device_kept_fallback\{model="(.*)",reason="(.*)",version="1"\}')
+    found = {name.fullmatch(line): int(count) for line, count in metrics(server).items()}
+    return {line.groups(): count for line, count in found.items() if line and count}
+
+
 def only_ends(rows: int) -> dict[str, dict[str, int]]:
     """What is copied where nothing but the pixels and the scores is."""
     return {"copy in": {"first": rows * COLUMNS}, "copy out": {"last": rows * ROW}}
@@ -195,6 +204,8 @@ def test_what_is_wanted_elsewhere_goes_by_way_of_the_host(start, repository):
         before = copied(server)
         ask(server, model, array)
         after = copied(server)
+        # Where the client or a step elsewhere wants it, nothing could have stayed.
+        assert fallbacks(server) == ({("untold", "shape"): 1} if model == "by_untold" else {})
         went = {name: after[name] - before[name] for name in after}
         size = len(array) * ROW
         if model == "by_untold":
@@ -250,6 +261,9 @@ def test_where_a_device_is_too_small_tensors_go_by_way_of_the_host(three_steps, 
         ask(server, "straight", pixels(8, seed))
     went = copied(server)
     assert (went["copy in"]["middle"] > 0) == (room == 512) and went["copy in"]["last"] == 8 * 8 * ROW, went
+    counted = {("first", "budget"): 8, ("middle", "budget"): 8} if room == 512 else {("middle", "memory"): 8}
+    assert fallbacks(server) == counted
+    assert metrics(server)['nereid_device_kept_limit_bytes{device="0"}'] == room
     if room == 512:
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             for done in [pool.submit(ask, server, "straight", pixels(1 + seed % 8, seed)) for seed in range(48)]:
@@ -279,3 +293,18 @@ def test_the_driver_is_asked_for_no_copy_between_steps(gpu_server, tmp_path):
         client.unload_model("straight", unload_dependents=True)
     told = accounts.wait(lambda it: it["live"]["allocations"] == 0)
     assert told["faults"] == []
+
+
+def test_what_is_kept_on_a_device_is_told(three_steps):
+    """While the second step runs, its input and its output; nothing before and after."""
+    server = three_steps("--host-device=launch-us=150000")
+    kept = 'nereid_device_kept_bytes{device="0"}'
+    assert metrics(server)[kept] == 0
+    seen = set()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, server, "straight", pixels(4, 0))
+        while not asked.done():
+            seen.add(metrics(server)[kept])
+        asked.result()
+    assert {4 * ROW, 2 * 4 * ROW} <= seen <= {0, 4 * ROW, 2 * 4 * ROW}, seen
+    assert metrics(server)[kept] == 0 and fallbacks(server) == {}

@@ -18,6 +18,7 @@ mod near;
 mod output;
 mod placement;
 mod process;
+mod script;
 mod services;
 mod session;
 mod settings;
@@ -33,9 +34,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use self::script::of_backend as script;
 use self::{
     environment::{Environments, Interpreter, Unpacked},
     instance::PythonInstance,
+    script::{Script, Scripts},
     services::Services,
     settings::Settings,
     supervisor::{Seat, Spare},
@@ -52,8 +55,7 @@ use crate::{
 
 /// The back end `python`, or one that is a script for it.
 pub struct Python {
-    /// The `model.py` of all models, if they do not bring one each.
-    script: Option<PathBuf>,
+    scripts: Scripts,
     /// The settings of the back end, which a model's own may add to.
     settings: BTreeMap<String, String>,
     interpreter: Interpreter,
@@ -62,17 +64,6 @@ pub struct Python {
     sources: Arc<OwnedFd>,
     seats: Seats,
     spares: Spares,
-}
-
-/// The name of the file that is run.
-const SCRIPT: &str = "model.py";
-
-/// The script of the back end `name`, if it is one: `{directory}/{name}/model.py`.
-pub fn script(directory: &Path, name: &str) -> Option<PathBuf> {
-    // A name is one folder's.
-    let is_name = Path::new(name).file_name().is_some_and(|file| file == name);
-    let script = directory.join(name).join(SCRIPT);
-    (is_name && script.is_file()).then_some(script)
 }
 
 /// Processes that have completed configurations, each for the first instance of its model.
@@ -85,12 +76,16 @@ type SpareFor = (String, String);
 type Seats = Arc<Mutex<Vec<Weak<Seat>>>>;
 
 impl Python {
-    /// With the interpreter that the settings of `--backend-config=python,…` name, or `python3`.
+    /// With the interpreter that the settings of `--backend-config=python,…` name, or `python3`, and the
+    /// platform handlers in the directory of back ends.
     ///
     /// # Errors
     /// When there is no such interpreter.
-    pub fn open(settings: &BTreeMap<String, String>) -> Result<Self, BackendError> {
-        Self::start(None, settings)
+    pub fn open(
+        directory: Option<&Path>,
+        settings: &BTreeMap<String, String>,
+    ) -> Result<Self, BackendError> {
+        Self::start(Scripts::of_python(directory), settings)
     }
 
     /// One whose models all run `script`.
@@ -101,19 +96,16 @@ impl Python {
         script: PathBuf,
         settings: &BTreeMap<String, String>,
     ) -> Result<Self, BackendError> {
-        Self::start(Some(script), settings)
+        Self::start(Scripts::Shared(script), settings)
     }
 
-    fn start(
-        script: Option<PathBuf>,
-        settings: &BTreeMap<String, String>,
-    ) -> Result<Self, BackendError> {
+    fn start(scripts: Scripts, settings: &BTreeMap<String, String>) -> Result<Self, BackendError> {
         let interpreter = Settings::read(settings)?.interpreter;
         let (interpreter, version) = Interpreter::find(&interpreter)?;
         let sources = sources::file()
             .map_err(|error| BackendError(format!("no memory for the Python package: {error}")))?;
         Ok(Self {
-            script,
+            scripts,
             settings: settings.clone(),
             interpreter,
             version,
@@ -130,10 +122,10 @@ impl Python {
         let settings = Settings::read(&settings)?;
         let own = self.environments.of_model(&source.config, &source.model_dir)?;
         let (interpreter, environment) = own.unwrap_or_else(|| (self.interpreter.clone(), None));
-        let script = self.script.as_ref().unwrap_or(&source.model_path);
+        let Script { path, is_own } = self.scripts.find(source)?;
         Ok(PythonModel {
-            script: text_of(script),
-            is_own: self.script.is_none(),
+            script: text_of(&path),
+            is_own,
             source: source.clone(),
             settings,
             interpreter,
@@ -156,11 +148,15 @@ impl Backend for Python {
     }
 
     fn default_model_filename(&self) -> Option<&'static str> {
-        self.script.is_none().then_some(SCRIPT)
+        (!self.is_script()).then_some(script::FILE)
     }
 
     fn is_script(&self) -> bool {
-        self.script.is_some()
+        matches!(self.scripts, Scripts::Shared(_))
+    }
+
+    fn model_file(&self, source: &ModelSource) -> PathBuf {
+        self.scripts.of_model(source).path.into_owned()
     }
 
     fn complete(&self, source: &ModelSource) -> Result<Option<ModelConfig>, BackendError> {
@@ -188,7 +184,12 @@ impl Backend for Python {
     }
 
     fn load(&self, source: &ModelSource) -> Result<Arc<dyn Model>, BackendError> {
-        Ok(Arc::new(self.model(source)?))
+        let model = self.model(source)?;
+        if let Some(handler) = self.scripts.handler(source).filter(|_| model.is_own) {
+            let (handler, platform) = (handler.display(), &source.config.platform);
+            log::warn!("Unable to find model(handler) '{handler}' for platform field '{platform}'");
+        }
+        Ok(Arc::new(model))
     }
 }
 

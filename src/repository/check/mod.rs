@@ -53,9 +53,20 @@ impl fmt::Display for Finding {
     }
 }
 
-/// How a caller lets a back end look at a model: `Ok(None)` where the back end cannot tell, or is
-/// not installed and shall not be missed, and why it could not.
-pub type Inspect<'a> = dyn FnMut(&ModelSource) -> Result<Option<ModelIo>, String> + 'a;
+/// How a caller lets back ends look at models.
+pub trait Inspect {
+    /// What the model's file says of its tensors: `Ok(None)` where the back end cannot tell, or is not
+    /// installed and shall not be missed.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    fn inspect(&mut self, source: &ModelSource) -> Result<Option<ModelIo>, String>;
+
+    /// The file that must be there for the model to be served.
+    fn model_file(&mut self, source: &ModelSource) -> PathBuf {
+        source.model_path.clone()
+    }
+}
 
 /// Checks every model of the repositories in `roots`, then the ensembles across them. Findings come
 /// in the order of the models' names. Repository agents are called as for a load that fails.
@@ -63,7 +74,7 @@ pub fn check(
     roots: &[PathBuf],
     agents: &Agents,
     options: &Arc<Options>,
-    inspect: &mut Inspect<'_>,
+    inspect: &mut dyn Inspect,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     let opened = Repository::new(roots.to_vec(), false);
@@ -102,7 +113,7 @@ fn check_model(
     roots: &[PathBuf],
     agents: &Agents,
     options: &Arc<Options>,
-    inspect: &mut Inspect<'_>,
+    inspect: &mut dyn Inspect,
     findings: &mut Vec<Finding>,
 ) -> Result<Definition, Error> {
     if let Some(error) = &entry.error {
@@ -115,28 +126,23 @@ fn check_model(
         findings.push(warning(place(entry, roots), message.clone()));
     }
     let io = match draft.source_for_inspect() {
-        Some(source) if source.model_path.exists() => {
-            inspect(&source).map_err(|error| Error::unreadable(&source.model_path, error))?
-        }
+        Some(source) if source.model_path.exists() => inspect
+            .inspect(&source)
+            .map_err(|error| Error::unreadable(&source.model_path, error))?,
         _ => None,
     };
     let definition = draft.complete(io.as_ref())?;
     if definition.backend_name().is_some() {
         for &version in &definition.versions {
-            let source = definition.source(version);
-            if let Err(error) = fs::metadata(&source.model_path) {
+            let file = inspect.model_file(&definition.source(version));
+            if let Err(error) = fs::metadata(&file) {
                 let reason = match error.kind() {
-                    std::io::ErrorKind::NotFound => format!(
-                        "unable to find '{}' for model '{}'",
-                        source.model_path.display(),
-                        entry.id.name
-                    ),
+                    std::io::ErrorKind::NotFound => {
+                        format!("unable to find '{}' for model '{}'", file.display(), entry.id.name)
+                    }
                     _ => error.to_string(),
                 };
-                findings.push(Finding {
-                    severity: Severity::Error,
-                    ..warning(&source.model_path, reason)
-                });
+                findings.push(Finding { severity: Severity::Error, ..warning(&file, reason) });
             }
         }
     }

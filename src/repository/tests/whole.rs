@@ -2,12 +2,18 @@
 
 use super::*;
 
-fn findings(fixture: &Fixture, inspect: &mut Inspect<'_>) -> Vec<String> {
+fn findings(fixture: &Fixture, inspect: &mut dyn Inspect) -> Vec<String> {
     let root = fixture.root().display().to_string() + "/";
     check(&[fixture.root().into()], &Agents::built_in(), &Arc::new(Options::default()), inspect)
         .iter()
         .map(|finding| finding.to_string().replace(&root, ""))
         .collect()
+}
+
+impl<F: FnMut(&ModelSource) -> Result<Option<ModelIo>, String>> Inspect for F {
+    fn inspect(&mut self, source: &ModelSource) -> Result<Option<ModelIo>, String> {
+        self(source)
+    }
 }
 
 fn nothing(_: &ModelSource) -> Result<Option<ModelIo>, String> {
@@ -35,7 +41,7 @@ fn a_sound_repository_has_no_findings() {
         .with("e/config.pbtxt", ensemble(&step("m", ("x", "x"), ("y", "y"))))
         .with("e/1/", "");
     let mut inspected = Vec::new();
-    let found = findings(&fixture, &mut |source| {
+    let found = findings(&fixture, &mut |source: &ModelSource| {
         inspected.push(source.name.to_string());
         Ok(Some(io(&[("x", &[-1, 3])], &[("y", &[-1, 2])])))
     });
@@ -67,7 +73,7 @@ fn every_model_gets_its_findings_with_their_places() {
         .with("d/1/model.onnx", "")
         .with("e/1/", "")
         .with("f/1/model.onnx", "");
-    let found = findings(&fixture, &mut |source| match &*source.name {
+    let found = findings(&fixture, &mut |source: &ModelSource| match &*source.name {
         "d" => Ok(Some(io(&[("x", &[-1, 5])], &[("y", &[-1, 2])]))),
         "f" => Err("the file is no model".into()),
         _ => Ok(None),

@@ -14,7 +14,7 @@ use crate::{
         streams::{self, BatchParts, Finished, Outcome, Refused},
     },
     inference::{Admitted, Error, Shape, Timestamp},
-    observe::BatchTimes,
+    observe::{BatchTimes, Fallback},
     serving::{
         batch::{self, Outputs},
         execution::{Executed, wanted},
@@ -280,6 +280,7 @@ impl Journey {
             Outcome::TooLarge(error) | Outcome::Failed(error)
                 if error.is_out_of_memory() && self.staying.take().is_some() =>
             {
+                resident::fell_back(&self.route, &self.jobs, Fallback::Memory);
                 self.may_stay = false;
                 self.depart(SharedRows::default());
             }
@@ -351,7 +352,11 @@ impl Journey {
             let returned = returned.get(index).and_then(|data| Some(data.as_ref()?.as_ptr()));
             came(index).is_none_or(|data| returned == Some(data))
         };
+        let stayed = kept.len();
         kept.retain(|(index, _)| is_there(*index));
+        if kept.len() < stayed {
+            resident::fell_back(&self.route, &self.jobs, Fallback::Shape);
+        }
         // Of these only the run told the shape, or there was no room: whoever answers brings them to their
         // places.
         for job in &mut self.jobs {

@@ -3,7 +3,10 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use crate::device::{Device, DeviceSlice, streams::Mover};
+use crate::{
+    device::{Device, DeviceSlice, streams::Mover},
+    observe::KeptTensors,
+};
 
 /// A device as a place where tensors of requests lie.
 pub(super) struct Residence {
@@ -21,6 +24,13 @@ impl Residence {
         let budget = Arc::new(Budget { limit, used: AtomicUsize::new(0) });
         let device_number = device.properties().index;
         Self { device: device_number, mover: Arc::new(Mover::load(device)), budget }
+    }
+
+    /// What the server keeps there now.
+    pub fn kept(&self) -> KeptTensors {
+        let Budget { limit, used } = &*self.budget;
+        let bytes = used.load(Ordering::Relaxed);
+        KeptTensors { device: self.device, bytes, limit: *limit }
     }
 
     /// Leave to keep so many bytes there; `None` if that would be too many.
@@ -70,11 +80,13 @@ mod tests {
         let device = HostDevice::start(HostSettings::default()).unwrap();
         let residence = Residence::open(&device, 250);
         let held = residence.charge(200).unwrap();
+        assert_eq!(residence.kept(), KeptTensors { device: 0, bytes: 200, limit: 250 });
         let other = held.clone();
         assert!(residence.charge(51).is_none() && residence.charge(usize::MAX).is_none());
         drop(held);
         assert!(residence.charge(51).is_none());
         drop(other);
+        assert_eq!(residence.kept().bytes, 0);
         assert!(residence.charge(250).is_some());
         assert!(Residence::open(&device, 0).charge(1).is_none());
     }

@@ -11,6 +11,7 @@ use crate::{
         streams::{BatchParts, OutputPart, Resident},
     },
     inference::{Error, InferOutput, Shape, Signature},
+    observe::Fallback,
     serving::{
         batch::{self, Outputs},
         job::{Job, ResidentTensors},
@@ -30,17 +31,17 @@ impl Staying {
         self.outputs.contains(&usize::from(index))
     }
 
-    /// Those of a batch of `jobs`; `None` if there are none, or there is no leave for so many bytes.
+    /// Those of a batch of `jobs`; `None` if there are none, or there is no leave for so many bytes. Counts
+    /// what comes to the host instead.
     pub fn of(route: &Route, jobs: &[Job], laid: &DeviceBatch) -> Option<Self> {
         let residence = route.residence.as_ref()?;
         let signature = &jobs.first()?.version.signature;
         let rows: i64 = jobs.iter().map(|job| i64::from(job.admitted.batch_size)).sum();
-        // Without bytes are those of whose shape only the run tells. Those whose rows are not the batch's
-        // fail where they are taken apart.
-        let can_stay = |index: &usize| {
-            laid.outputs.get(*index).is_some_and(|output| {
-                let has_rows = signature.max_batch_size == 0 || output.shape.first() == Some(&rows);
-                output.bytes > 0 && has_rows
+        let told = |index: &usize| laid.outputs.get(*index).filter(|output| output.bytes > 0);
+        // Others fail where they are taken apart.
+        let has_rows = |index: &usize| {
+            told(index).is_some_and(|output| {
+                signature.max_batch_size == 0 || output.shape.first() == Some(&rows)
             })
         };
         let wanted = jobs.iter().filter_map(Job::keeping);
@@ -48,11 +49,19 @@ impl Staying {
             wanted.flat_map(|keeping| keeping.outputs()).map(usize::from).collect();
         outputs.sort_unstable();
         outputs.dedup();
-        outputs.retain(can_stay);
-        let bytes = outputs.iter().filter_map(|&index| laid.outputs.get(index));
-        let bytes: usize = bytes.map(|output| output.bytes).sum();
-        let charge = (bytes > 0).then(|| residence.charge(bytes)).flatten()?;
-        Some(Self { outputs, charge })
+        if outputs.iter().any(|index| told(index).is_none()) {
+            fell_back(route, jobs, Fallback::Shape);
+        }
+        outputs.retain(has_rows);
+        let bytes: usize = outputs.iter().filter_map(told).map(|output| output.bytes).sum();
+        if bytes == 0 {
+            return None;
+        }
+        let charge = residence.charge(bytes);
+        if charge.is_none() {
+            fell_back(route, jobs, Fallback::Budget);
+        }
+        Some(Self { outputs, charge: charge? })
     }
 
     /// Gives each request its part of `kept`, the memory of the outputs that the model left there.
@@ -73,6 +82,12 @@ impl Staying {
         }
         Ok(())
     }
+}
+
+/// Counts a batch of which tensors came to the host that could have stayed.
+pub fn fell_back(route: &Route, jobs: &[Job], why: Fallback) {
+    let statistics = jobs.first().map(|job| &job.version.statistics);
+    statistics.into_iter().for_each(|it| it.fell_back(route.fleet.home.index(), why));
 }
 
 /// Each request and its part of a tensor of so many bytes.
