@@ -6,9 +6,9 @@ a process that runs Python.
 **Small requests.** A bare socket, Nereid and the real server, each asked by the same client that does as little.
 What the bare socket takes, which waits, reads and sends back, is below what every server takes.
 
-**600 KB.** Nothing here parses, schedules or answers for anybody: a process takes messages of 600 KB from a TCP socket and
-sends each back. What it and its helper take of the processors is what no server for such requests gets below, with
-any code, as long as tensors come over a socket and go to another process through shared memory. The lines:
+**600 KB.** Nothing here parses, schedules or answers for anybody: a process takes messages of 600 KB from a TCP
+socket and sends each back. What it and its helper take of the processors is what no server for such requests gets
+below, with any code, as long as tensors come over a socket and go to another process through shared memory. The lines:
 
 - **echo**: the kernel copies the message in, and out.
 - **and a copy**: it is copied once in between, into memory that another process has mapped.

@@ -1,5 +1,6 @@
-//! Pings, the ages of connections, and clients that do not end what they began to say. A task beside each connection waits, and tells the connection
-//! when the time has come; the connection itself only looks whether it was told something.
+//! Pings, the ages of connections, and clients that do not end what they began to say. A task beside
+//! each connection waits, and tells the connection when the time has come; the connection itself only
+//! looks whether it was told something.
 
 use std::{
     cell::{Cell, RefCell},
