@@ -298,8 +298,8 @@ def test_who_does_not_end_what_he_began_is_hung_up_on(start, tmp_path, name):
         # Nothing in between: what a server says is acknowledged by nobody.
         assert not any(is_hung_up(begun, piece, 0.1) for piece in PARTS[name])
         while not is_hung_up(begun, b"", 0.1):
-            pass
-        assert 0.9 < time.monotonic() - at < 4
+            assert time.monotonic() - at < wire.WAIT_SECONDS_MAX
+        assert time.monotonic() - at > 0.9
         assert resting.answer(resting.call("ModelInfer", infer_request())).grpc_status == 0
 
 
