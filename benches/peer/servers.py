@@ -26,7 +26,7 @@ IDENTITY = BACKENDS / "identity" / "libtriton_identity.so"
 PERF_ANALYZER = PEER / "bin" / "perf_analyzer"
 NEREID = ROOT / "target" / "release" / "nereid"
 
-READY_SECONDS_MAX = 20.0
+READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 45.0
 PR_SET_PDEATHSIG = 1
 # With the complement of a process id above it, the number of the clock that counts that process's CPU

@@ -53,15 +53,18 @@ impl SharedTensors {
             return Ok(Self(None));
         }
         let (regions, pool, devices) = (server.regions(), server.pool(), server.device_regions());
-        // Tensors in the memory of this device never come to the host.
-        let own = server.resident_on(&request.model_name, &request.model_version);
+        // Tensors in the memory of its devices never come to the host.
+        let version = server.version(&request.model_name, &request.model_version).ok();
+        let version = version.as_ref();
+        let takes_on = |name: &str| version.and_then(|it| it.takes_on(it.signature.input(name)?));
+        let puts_on = |name: &str| version.and_then(|it| it.puts_on(it.signature.output(name)?));
         let mut on_device = DeviceTensors::default();
         let mut places = Box::new(Places::default());
         for input in &mut request.inputs {
             let Some(range) = input.source.take() else { continue };
             if let Some(view) = devices.view(&range)? {
-                if own == Some(view.device()) && input.datatype.size().is_some() && !view.is_empty()
-                {
+                let is_there = takes_on(&input.name) == Some(view.device());
+                if is_there && input.datatype.size().is_some() && !view.is_empty() {
                     input.data = Rope::absent(view.len());
                     on_device.inputs.push((input.name.clone(), view));
                     request.inputs_may_change = true;
@@ -100,7 +103,8 @@ impl SharedTensors {
                 if let Some(other) = others.iter().find(|it| view.overlaps(&it.view)) {
                     return Err(lies_over(other.name.as_str()));
                 }
-                let is_direct = own == Some(view.device()) && output.classification == 0;
+                let is_there = puts_on(&output.name) == Some(view.device());
+                let is_direct = is_there && output.classification == 0;
                 if is_direct {
                     on_device.outputs.push((output.name.clone(), view.clone()));
                 }

@@ -2,7 +2,7 @@
 //!
 //! A page of a shared-memory object that was truncated after it was mapped raises SIGBUS when it is
 //! touched, and so does one for which the system has no memory. The handler here finds the region in a
-//! table without a lock, puts zero pages in the whole region's place and marks it; whoever used the region
+//! table without a lock, marks it and puts zero pages in the whole region's place; whoever used the region
 //! asks for the mark afterwards. A fault elsewhere goes to whoever handled it before.
 
 mod table;
@@ -78,6 +78,8 @@ extern "C" fn on_fault(
 
 /// Puts zero pages in a region's place; `false` when the system has none.
 fn replace(Found { slot, start, len }: Found) -> bool {
+    // Before: other threads read zeros from here on without a fault of their own, and then ask for the mark.
+    TABLE.mark(slot);
     // SAFETY: the region is mapped as long as its watch is, which whoever met the fault holds. Its
     // pages may be read and written before and after.
     let mapped = unsafe {
@@ -90,7 +92,6 @@ fn replace(Found { slot, start, len }: Found) -> bool {
             0,
         )
     };
-    TABLE.mark(slot);
     mapped != libc::MAP_FAILED
 }
 

@@ -102,6 +102,25 @@ impl Keeping {
 }
 
 impl ResidentTensors {
+    /// Where an input lies, if it does.
+    pub fn input(&self, index: u16) -> Option<&ResidentInput> {
+        self.inputs.iter().find(|(number, _)| *number == index).map(|(_, input)| input)
+    }
+
+    /// Where an output is to go, if it has a place there.
+    pub fn place(&self, index: usize) -> Option<&DeviceSlice> {
+        self.outputs
+            .iter()
+            .find(|(number, _)| usize::from(*number) == index)
+            .map(|(_, place)| place)
+    }
+
+    /// The outputs that are to lie on the device.
+    pub fn away(&self) -> impl Iterator<Item = u16> {
+        let kept = self.keeping.iter().flat_map(|keeping| keeping.outputs());
+        self.outputs.iter().map(|(index, _)| *index).chain(kept)
+    }
+
     /// Whether the same tensors of two requests lie on a device, so that they can share a batch.
     fn are_those_of(one: Option<&Self>, other: Option<&Self>) -> bool {
         let numbers = |it: Option<&Self>| -> SmallVec<[(bool, u16); 4]> {

@@ -250,11 +250,6 @@ impl Server {
         })
     }
 
-    /// The device whose memory the tensors of a model's requests may lie in, if there is one.
-    pub fn resident_on(&self, model: &str, version: &str) -> Option<usize> {
-        find(&self.models.load(), model, version).ok()?.resident_on()
-    }
-
     /// What it says it is called.
     pub fn name(&self) -> &str {
         self.name.get().map_or(NAME, String::as_str)

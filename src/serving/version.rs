@@ -23,7 +23,7 @@ use super::{
 use crate::{
     backend::{Host, Model, Placement},
     device::Device,
-    inference::{Admitted, AdmittedInput, Callers, Error, InferRequest, Signature, Timestamp},
+    inference::{Admitted, AdmittedInput, Callers, Error, InferRequest, Timestamp},
     memory::OutputPlaces,
     observe::{
         ModelStatistics,
@@ -286,9 +286,21 @@ impl LoadedVersion {
         }
     }
 
-    /// The device whose memory the tensors of its requests may lie in, if there is one.
-    pub fn resident_on(&self) -> Option<usize> {
-        self.resident_on
+    /// The device whose memory an input of its requests may lie in, if there is one.
+    pub fn takes_on(&self, input: usize) -> Option<usize> {
+        match &self.steps {
+            Some(steps) => steps.take_on(input),
+            None => self.resident_on,
+        }
+    }
+
+    /// The device whose memory an output of its requests may be put to, if there is one.
+    pub fn puts_on(&self, output: usize) -> Option<usize> {
+        match &self.steps {
+            _ if self.cache.is_some() => None,
+            Some(steps) => steps.put_on(output),
+            None => self.resident_on,
+        }
     }
 
     /// Takes up what of a request lies on a device. Outputs that are to go there are no longer among
@@ -302,38 +314,50 @@ impl LoadedVersion {
         let Some(DeviceTensors { inputs, outputs }) = given.downcast_ref() else {
             return Ok(resident);
         };
-        let mut all = inputs.iter().chain(outputs);
-        if all.any(|(_, view)| Some(view.device()) != self.resident_on) {
-            // It was when the request was taken in; it has been loaded anew since.
+        let elsewhere = || {
+            // It was there when the request was taken in, and has been loaded anew since.
             let (model, reason) = (self.name.to_string(), "it runs elsewhere now".to_owned());
-            return Err(Error::ModelUnavailable { model, reason });
-        }
-        let Signature { inputs: all_inputs, outputs: all_outputs, .. } = &*self.signature;
+            Error::ModelUnavailable { model, reason }
+        };
         for (name, view) in inputs {
-            let index = all_inputs.iter().position(|spec| *spec.name == **name);
-            let index = index.and_then(|index| u16::try_from(index).ok());
-            let input = || ResidentInput { slice: view.slice().clone(), charge: None };
-            resident.inputs.extend(index.map(|index| (index, input())));
+            let Some(index) = self.signature.input(name) else { continue };
+            if self.takes_on(index) != Some(view.device()) {
+                return Err(elsewhere());
+            }
+            let input = ResidentInput { slice: view.slice().clone(), charge: None };
+            resident.inputs.extend(u16::try_from(index).ok().map(|index| (index, input)));
         }
         for (name, view) in outputs {
-            let index = all_outputs.iter().position(|spec| *spec.name == **name);
-            let index = index.and_then(|index| u16::try_from(index).ok());
-            resident.outputs.extend(index.map(|index| (index, view.slice().clone())));
+            let Some(index) = self.signature.output(name) else { continue };
+            if self.puts_on(index) != Some(view.device()) {
+                return Err(elsewhere());
+            }
+            let place = view.slice().clone();
+            resident.outputs.extend(u16::try_from(index).ok().map(|index| (index, place)));
         }
         let goes = |index: &u16| resident.outputs.iter().any(|(output, _)| output == index);
         admitted.outputs.retain(|index| !goes(index));
         Ok(resident)
     }
 
-    /// The same for tensors that no client has: answers that are kept are kept on the host, and found by
-    /// inputs that lie there.
-    pub(super) fn resident_between_steps_on(&self) -> Option<usize> {
-        self.resident_on.filter(|_| self.cache.is_none())
+    /// The same between steps of ensembles: answers that are kept are found by inputs that lie on the host.
+    pub(super) fn takes_between_steps_on(&self, input: usize) -> Option<usize> {
+        self.takes_on(input).filter(|_| self.cache.is_none())
+    }
+
+    /// The device whose memory output `output` may stay in between steps of ensembles.
+    pub(super) fn keeps_between_steps_on(&self, output: usize) -> Option<usize> {
+        match &self.steps {
+            _ if self.cache.is_some() => None,
+            // Of several responses each would have its own.
+            Some(steps) => steps.keep_on(output).filter(|_| !self.decoupled),
+            None => self.resident_on,
+        }
     }
 
     /// Whether tensors of its requests may stay on a device for requests to come.
     pub fn keeps_tensors(&self) -> bool {
-        self.resident_between_steps_on().is_some()
+        self.resident_on.is_some() && self.cache.is_none()
     }
 
     /// Whether its answers are kept in the response cache.

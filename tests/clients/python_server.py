@@ -50,7 +50,7 @@ def is_ready(server, model: str) -> bool:
         return client.is_model_ready(model)
 
 
-def wait_until(what, seconds_max: float = 20) -> None:
+def wait_until(what, seconds_max: float = 60) -> None:
     """Waits."""
     deadline = time.monotonic() + seconds_max
     while not what():

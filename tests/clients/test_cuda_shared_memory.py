@@ -265,10 +265,30 @@ def test_nereid_bench_uses_device_memory(request, sharing, binary, driver_librar
     command = [binary, "bench", "-m", model, "--output-shared-memory-size", str(ROW), "-u", server.grpc_address]
     way = ["--via", "cuda-shm", "--shared-memory-device", device, "--concurrency-range", "4"]
     environment = {**os.environ, **({"LD_LIBRARY_PATH": str(driver_library.parent)} if accounts else {})}
-    command += [*way, "-p", "200", "-s", "99"]
+    command += [*way, "-p", "200", "-s", "999"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert server.requests_done(model) > 0
     if accounts:
         told = accounts.wait(lambda it: it["live"]["opened"] == 0)
         assert told["faults"] == []
+
+
+def test_what_is_answered_from_the_cache_goes_to_memory_of_the_device_too(start, tmp_path):
+    """Answers are kept on the host, and brought to where the client wants them."""
+    kept = models.Model(softmax(0).config + "response_cache { enable: true }")
+    caching = "--cache-config=local,size=1048576"
+    server = start(models.write(tmp_path / "kept", {"kept": kept}), ALLOWED, caching, *device_memory.HostMemory.flags)
+    array = rows(3, 0)
+    with contextlib.closing(device_memory.HostMemory(4096)) as memory, connected(server, "grpc") as client:
+        client.register_cuda_shared_memory("r", device_memory.encoded(memory), 0, 4096)
+        given = triton_grpc.InferInput("INPUT0", list(array.shape), "FP32")
+        given.set_data_from_numpy(array)
+        wanted = triton_grpc.InferRequestedOutput("OUTPUT0")
+        wanted.set_shared_memory("r", array.nbytes, 256)
+        for _ in range(3):
+            memory.write(bytes(4096))
+            client.infer("kept", [given], outputs=[wanted])
+            np.testing.assert_allclose(device_memory.array(memory, array.shape, 256), expected(array), rtol=1e-5)
+        told = client.get_inference_statistics("kept").model_stats[0].inference_stats
+        assert (told.cache_hit.count, told.cache_miss.count) == (2, 1)

@@ -127,11 +127,11 @@ def test_a_request_that_does_not_go_on_is_given_up(start, tmp_path):
     request.inputs.add(name="INPUT0", datatype="FP32", shape=[4])
     body = wire.message(request.SerializeToString())
     with wire.Connection(server) as connection:
-        for method in ("ModelInfer", "ModelStreamInfer"):
-            for begun in (body[:3], body[:20]):
-                answer = connection.answer(connection.call(method, begun, end=False))
-                told = urllib.parse.unquote(answer.headers["grpc-message"])
-                assert (answer.grpc_status, told) == (3, "the request's message paused for over 1s"), method
+        all_begun = [(method, begun) for method in ("ModelInfer", "ModelStreamInfer", "ModelConfig") for begun in (body[:3], body[:20])]
+        for method, begun in (*all_begun, ("ModelInfer", b""), ("ModelConfig", b"")):
+            answer = connection.answer(connection.call(method, begun, end=False))
+            told = urllib.parse.unquote(answer.headers["grpc-message"])
+            assert (answer.grpc_status, told) == (3, "the request's message paused for over 1s"), method
         slow = connection.call("ModelInfer", body[:10], end=False)
         for piece in (body[10:20], body[20:30], body[30:]):
             time.sleep(0.6)

@@ -16,7 +16,7 @@ from . import models, triton
 from .test_observe import metrics
 
 EXPLICIT = "--model-control-mode=explicit"
-SECONDS_MAX = 20
+SECONDS_MAX = 60
 TENSORS = """
 input [{ name: "INPUT0" data_type: TYPE_FP32 dims: [ -1 ] }]
 output [{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [ -1 ] }]

@@ -12,7 +12,7 @@ import pytest
 
 from . import models, triton
 
-WAIT_SECONDS_MAX = 30
+WAIT_SECONDS_MAX = 60
 PIPELINED = 10_000
 TINY_CHUNKS = 1 << 19
 # A handle of each would be 32 bytes, in a list that doubles as it grows.

@@ -17,7 +17,7 @@ import servers
 
 PROTOCOLS = {"http": ["-i", "http"], "grpc": ["-i", "grpc"], "stream": ["-i", "grpc", "--streaming"]}
 # Stable enough for what is tried here, also on a busy machine.
-LOAD = ["--concurrency-range", "4", "-p", "300", "-s", "99", "-r", "10"]
+LOAD = ["--concurrency-range", "4", "-p", "300", "-s", "999", "-r", "10"]
 
 
 def _run(server, protocol: str, command: list, **environment) -> str:
@@ -91,7 +91,7 @@ def test_nereid_bench_shows_how_it_goes(server, binary):
 def test_nereid_bench_sends_at_a_rate_and_tells_it_in_every_form(server, binary, tmp_path):
     """At random moments; a table, a file for spreadsheets, and one for programs."""
     command = [binary, "bench", "-m", "fp32_batched", "--shape", "INPUT0:16", "-i", "grpc", "-u", server.grpc_address]
-    command += ["--request-rate-range", "50:100:50", "--request-distribution", "poisson", "-p", "200", "-s", "99", "-r", "10"]
+    command += ["--request-rate-range", "50:100:50", "--request-distribution", "poisson", "-p", "200", "-s", "999", "-r", "10"]
     done = subprocess.run([*command, "-f", tmp_path / "report.csv", "--json", tmp_path / "report.json"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     with open(tmp_path / "report.csv", newline="") as file:

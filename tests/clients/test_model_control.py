@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from . import age_file, models, onnx_file, python_server, triton
 
 EXPLICIT = "--model-control-mode=explicit"
-SECONDS_MAX = 20
+SECONDS_MAX = 60
 ARRAY = np.ones((1, 4), dtype=np.float32)
 IDENTITY = models.Model(models.identity())
 CONFIG = {
@@ -257,7 +257,7 @@ def test_a_model_may_come_with_the_request(start, repository, connect, tmp_path,
         client.load_model("sent")
     client.unload_model("sent")
     _eventually(lambda: not _override_folders(tmp_path))
-    assert "sent" not in {row[0] for row in _index(client)}
+    _eventually(lambda: "sent" not in {row[0] for row in _index(client)})
     assert _files(repository) == before
 
 

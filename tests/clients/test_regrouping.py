@@ -21,7 +21,7 @@ from .python_server import ECHO, INTERPRETER, WAY, processes, wait_until, write
 PYTHON = (INTERPRETER, "--disable-auto-complete-config")
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 POLL = ("--model-control-mode=poll", "--repository-poll-secs=1")
-SECONDS_MAX = 20
+SECONDS_MAX = 60
 
 # Says which process answers.
 SOURCE = ECHO + """

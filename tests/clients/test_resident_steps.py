@@ -7,15 +7,16 @@ import collections
 import concurrent.futures
 import contextlib
 import re
-import time
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from . import models, triton
+from . import device_memory, models, triton
 from .conftest import DRIVERS
+from .python_server import wait_until
 from .test_device_models import needs_onnxruntime, onnx, untold
 from .test_devices import SCALE, timeline_of
 from .test_ensembles import _ensemble, _map
@@ -25,6 +26,7 @@ COLUMNS = 64
 FACTOR = 2.5
 # Of these, what a request takes on the device between two steps.
 ROW = 4 * COLUMNS
+WHOLE = {"told", *(f"by_{name}" for name in ("relu", "untold", "here"))}
 BY_HOST = "--cuda-memory-pool-byte-size=0:0"
 
 
@@ -58,6 +60,29 @@ def _whole(middle: str, tensors: str = SCORES) -> models.Model:
     return _ensemble(*(_step(*step) for step in steps), tensors=tensors)
 
 
+def _ends(middle: str, tensors: str = SCORES, more: tuple[str, ...] = ()) -> models.Model:
+    """Pixels to numbers, an ensemble of its own, and scores."""
+    steps = [("first", "pixels", "numbers"), (middle, "numbers", "logarithms"), ("last", "logarithms", "scores")]
+    return _ensemble(*(_step(*step) for step in steps), *more, tensors=tensors)
+
+
+def _nested(tensors: str) -> dict[str, models.Model]:
+    """Ensembles in ensembles, and what is in them."""
+    both = tensors + _tensor("output", "z")
+    forked = _step("fork", "numbers", "logarithms").replace("output_map", _map("output_map", {"z": "chances"}) + " output_map", 1)
+    others = [_step("first", "pixels", "numbers"), forked, _step("last", "logarithms", "scores"), _step("last", "chances", "others")]
+    return {
+        "inner": _ensemble(_step("middle", "x", "t"), _step("middle", "t", "y"), tensors=tensors),
+        "shell": _ensemble(_step("inner", "x", "y"), tensors=tensors),
+        # What goes out is taken inside, too.
+        "fork": _ensemble(_step("middle", "x", "y"), _step("last", "y", "z"), tensors=both),
+        "nested": _ends("inner"),
+        "deep": _ends("shell"),
+        "forked": _ensemble(*others, tensors=SCORES + _tensor("output", "others")),
+        "heard": _ends("inner", SCORES + _tensor("output", "logarithms")),
+    }
+
+
 def write(folder, delay_us: int = 0, options: str = "") -> object:
     """The models of an ensemble of three steps, and with ONNX Runtime those of others of four."""
     batched, tensors = models.batched(delay_us), _tensor("input", "x") + _tensor("output", "y")
@@ -69,6 +94,7 @@ def write(folder, delay_us: int = 0, options: str = "") -> object:
         "last": _ops('[{"op": "softmax"}]', tensors, batched),
         "straight": _ensemble(*steps, tensors=SCORES),
     }
+    chosen |= _nested(tensors)
     if models.has_onnxruntime():
         here = onnx("instance_group { kind: KIND_CPU }", columns=COLUMNS)
         others = {"relu": onnx(columns=COLUMNS, delay_us=delay_us), "untold": untold(), "here": here}
@@ -118,7 +144,7 @@ def expected(array: np.ndarray, is_whole: bool) -> np.ndarray:
 def ask(server, model: str, array: np.ndarray, way: str = "grpc", **options) -> np.ndarray:
     """What an ensemble answers, which must be right."""
     answer = triton.infer(way, server, model, array, "UINT8", input_name="pixels", **options).as_numpy("scores")
-    np.testing.assert_allclose(answer, expected(array, model != "straight"), rtol=5e-5, atol=1e-9)
+    np.testing.assert_allclose(answer, expected(array, model in WHOLE), rtol=5e-5, atol=1e-9)
     return answer
 
 
@@ -163,11 +189,78 @@ def test_what_goes_from_step_to_step_on_a_device_stays_there(start, repository, 
         np.testing.assert_array_equal(here, there)
 
 
+@pytest.mark.parametrize("flags", [(), (BY_HOST,)], ids=["kept", "by_host"])
+def test_what_goes_in_and_out_of_an_ensemble_in_an_ensemble_stays_there_too(start, repository, flags):
+    """At any depth; what the client wants of it comes, and asked by itself it answers as ever."""
+    server = start(repository, "--device=host", *flags)
+    array = pixels(3, 0)
+    size = len(array) * ROW
+    for model in ("nested", "deep", "forked", "heard"):
+        before = copied(server)
+        ask(server, model, array)
+        after = copied(server)
+        went = {name: after[name] - before[name] for name in after}
+        if flags:
+            assert went["copy in"]["middle"] == size * (1 if model == "forked" else 2), (model, went)
+            continue
+        wanted = only_ends(len(array))
+        if model == "forked":
+            wanted["copy out"]["last"] *= 2
+        elif model == "heard":
+            # The client wants it, so it comes to the host, and the step behind takes it from there.
+            wanted["copy out"]["middle"] = wanted["copy in"]["last"] = size
+        assert went == wanted, model
+    if not flags:
+        assert metrics(server)['nereid_device_kept_bytes{device="0"}'] == 0 and fallbacks(server) == {}
+    numbers = np.random.default_rng(7).standard_normal((2, COLUMNS), dtype=np.float32)
+    logarithms = numbers - np.log(np.exp(numbers).sum(axis=-1, keepdims=True))
+    for model in ("inner", "shell"):
+        own = triton.infer("grpc", server, model, numbers, input_name="x").as_numpy("y")
+        np.testing.assert_allclose(own, logarithms, rtol=1e-4, atol=1e-5)
+
+
+def test_an_ensembles_own_tensors_in_memory_of_the_device_are_read_and_written_there(start, repository):
+    """Where the first steps and the last one run on it; nothing is copied to the host or from it then."""
+    server = start(repository, "--allow-client-shm=true", *device_memory.HostMemory.flags)
+    array, place = pixels(3, 1), 4096
+    size = len(array) * ROW
+
+    def ask_there(client, model: str, bytes_out: int = size):
+        given = triton_grpc.InferInput("pixels", list(array.shape), "UINT8")
+        given.set_shared_memory("r", array.nbytes, 0)
+        wanted = triton_grpc.InferRequestedOutput("scores")
+        wanted.set_shared_memory("r", bytes_out, place)
+        return client.infer(model, [given], outputs=[wanted]).get_response()
+
+    with (
+        contextlib.closing(device_memory.HostMemory(2 * place)) as memory,
+        contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client,
+    ):
+        client.register_cuda_shared_memory("r", device_memory.encoded(memory), 0, 2 * place)
+        memory.write(array.tobytes())
+        for model in ("straight", "nested", "deep", "forked"):
+            memory.write(bytes(size), place)
+            before = copied(server)
+            answer = ask_there(client, model)
+            after = copied(server)
+            went = {name: after[name] - before[name] for name in after}
+            # Of an ensemble with several last steps the output comes to the host, and is put there from it.
+            assert went == {"copy in": {}, "copy out": {"last": size} if model == "forked" else {}}, model
+            assert list(answer.outputs[0].shape) == list(array.shape) and b"".join(answer.raw_output_contents) == b""
+            scores = device_memory.array(memory, array.shape, place)
+            np.testing.assert_allclose(scores, expected(array, False), rtol=5e-5, atol=1e-9)
+        for model in ("straight", "deep"):
+            memory.write(bytes(size), place)
+            with pytest.raises(InferenceServerException, match="scores"):
+                ask_there(client, model, size - ROW)
+            assert memory.read(size, place).strip(b"\0") == b""
+
+
 @pytest.mark.parametrize("options", ["", "optimization { cuda { graphs: true } }"], ids=["plain", "graphs"])
 def test_requests_that_share_batches_keep_their_own_rows_on_the_device(start, tmp_path, options):
     """Also among requests to the steps' own models, and where graphs find their tensors in their lanes."""
     server = start(write(tmp_path / "own", 3_000, options), "--device=host", "--device-lanes=2")
-    ensembles = ["straight", *(["by_relu"] if models.has_onnxruntime() else [])]
+    ensembles = ["straight", "deep", *(["by_relu"] if models.has_onnxruntime() else [])]
     numbers = np.random.default_rng(7).standard_normal((2, COLUMNS), dtype=np.float32)
 
     def run(seed: int) -> None:
@@ -246,7 +339,7 @@ def test_a_request_that_is_given_up_leaves_nothing_behind(three_steps):
         with contextlib.suppress(InferenceServerException):
             ask(server, "straight", pixels(4, seed), client_timeout=0.01 + 0.005 * seed)
         # The step that it was at ends first.
-        time.sleep(0.06)
+        wait_until(lambda: metrics(server)['nereid_device_kept_bytes{device="0"}'] == 0)
     before = copied(server)
     ask(server, "straight", pixels(4, 0))
     after = copied(server)

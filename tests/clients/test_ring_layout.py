@@ -36,7 +36,7 @@ NOT_FOUND, INVALID_ARGUMENT, UNAVAILABLE, CANCELLED = 3, 4, 5, 8
 # Where in the arena things lie: descriptions, inputs, the area, places of the client's choice.
 DESCRIPTION, DATA, AREA, PLACE = 0, 2048, 4096, 9000
 AREA_BYTES = 4096
-WAIT_SECONDS_MAX = 20
+WAIT_SECONDS_MAX = 60
 
 
 def padded(record: bytes) -> bytes:

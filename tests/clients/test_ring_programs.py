@@ -119,7 +119,7 @@ def test_nereid_bench_uses_the_ring(with_ring, binary, tmp_path):
     before = server.requests_done("fp32_batched")
     report = tmp_path / "report.json"
     command = [binary, "bench", "--via", "ring", f"--ring-socket={path}", "-u", server.grpc_address, "-m", "fp32_batched", "--shape", "INPUT0:16"]
-    command += ["--concurrency-range", "1:4:3", "-p", "200", "-s", "99", "-r", "3", "--json", report]
+    command += ["--concurrency-range", "1:4:3", "-p", "200", "-s", "999", "-r", "10", "--json", report]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(report.read_text())

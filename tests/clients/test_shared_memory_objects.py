@@ -24,7 +24,7 @@ from .regions import CLIENTS, OBJECTS, Region, client_of, every_protocol, given_
 REGIONS_MAX = 1024
 # `make test-long` kills more.
 KILLS = int(os.environ.get("NEREID_TEST_KILLS", "12"))
-WAIT_SECONDS_MAX = 30
+WAIT_SECONDS_MAX = 60
 
 
 def _mapped(server) -> int:

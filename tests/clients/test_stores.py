@@ -21,7 +21,7 @@ from . import models, onnx_file, triton
 
 BUCKET, PREFIX = "models", "some/where"
 EXPLICIT = "--model-control-mode=explicit"
-SECONDS_MAX = 20
+SECONDS_MAX = 60
 ARRAY = np.ones((1, 4), dtype=np.float32)
 IDENTITY = models.Model(models.identity())
 

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from . import certificates, models, triton, wire
 
-READY_SECONDS_MAX = 20
+READY_SECONDS_MAX = 60
 # The server looks at its files once a second at most.
 RELOAD_SECONDS_MAX = 20
 STOP_SECONDS_MAX = 1.0

@@ -14,7 +14,7 @@ ACK = END_STREAM = 1
 END_HEADERS = 4
 SETTINGS_INITIAL_WINDOW = 4
 SERVICE = "/inference.GRPCInferenceService/"
-WAIT_SECONDS_MAX = 20
+WAIT_SECONDS_MAX = 60
 # What every peer takes in one frame.
 FRAME_BYTES_MAX = 16384
 

@@ -16,6 +16,14 @@ fn each(dims: &Shape) -> Result<usize, String> {
     count.ok_or_else(|| too_many(dims))
 }
 
+/// The places of a row and the elements of each; few enough for those of all rows to be counted, also where
+/// they have no elements and hence take no memory.
+fn places(dims: &Shape) -> Result<(usize, usize), String> {
+    let (given, each) = (size(dims.first()), each(dims)?);
+    let count = given.checked_mul(each.max(1)).and_then(|count| u32::try_from(count).ok());
+    count.map(|_| (given, each)).ok_or_else(|| too_many(dims))
+}
+
 /// What is told of a tensor that no memory could hold.
 pub(super) fn too_many(dims: &Shape) -> String {
     format!("{dims} has too many elements")
@@ -62,7 +70,7 @@ pub(super) struct Padding {
 
 impl Padding {
     pub fn of(dims: &Shape, to: PadTo, truncate: bool) -> Result<Self, String> {
-        let given = size(dims.first());
+        let (given, each) = places(dims)?;
         let length = match to {
             PadTo::Length(length) => length,
             PadTo::Multiple(multiple) => given.max(1).next_multiple_of(multiple),
@@ -70,7 +78,6 @@ impl Padding {
         if given > length && !truncate {
             return Err(format!("expected at most {length} elements, or 'truncate', got {given}"));
         }
-        let each = each(dims)?;
         let mut dims = dims.clone();
         if let Some(first) = dims.first_mut() {
             *first = length as i64;
@@ -98,7 +105,7 @@ pub(super) struct Unpadding {
 
 impl Unpadding {
     pub fn of(dims: &Shape, length: i64) -> Result<Self, String> {
-        let (given, each) = (size(dims.first()), each(dims)?);
+        let (given, each) = places(dims)?;
         let fits = usize::try_from(length).ok().filter(|&length| length <= given);
         let fits =
             fits.ok_or_else(|| format!("expected a length of 0 to {given}, got {length}"))?;
@@ -192,4 +199,20 @@ impl Suppression {
 pub(super) fn best(kept_max: usize) -> [Shape; 4] {
     let kept = kept_max as i64;
     [Shape::from([kept, 4]), Shape::from([kept]), Shape::from([kept]), Shape::from([1])]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_without_elements_are_not_without_end() {
+        for dims in [[1 << 61, 0], [1 << 32, 0], [1 << 20, 1 << 20]] {
+            let dims = Shape::from(dims);
+            assert!(Padding::of(&dims, PadTo::Length(4), true).is_err(), "{dims}");
+            assert!(Unpadding::of(&dims, 3).is_err(), "{dims}");
+        }
+        let padding = Padding::of(&Shape::from([1 << 30, 0]), PadTo::Length(4), true).unwrap();
+        assert_eq!(padding.offsets(8, 1).last(), Some(8 << 30));
+    }
 }

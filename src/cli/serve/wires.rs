@@ -45,9 +45,9 @@ pub struct WireArgs {
     #[arg(long, value_name = "FILE")]
     http_root_cert: Option<PathBuf>,
 
-    /// Seconds for which a client may pause inside a request's body or message, by HTTP and by gRPC, and
-    /// in which the header fields of a gRPC call have to come
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    /// Seconds for which a client may pause inside a request's body or message, by HTTP and by gRPC, there up
+    /// to twice as long; in as many the header fields of a gRPC call have to come
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     request_pause_max_secs: u64,
 
     /// gRPC calls that are answered only with the header triton-grpc-protocol-<HEADER>, as

@@ -75,6 +75,16 @@ impl Admitted {
 }
 
 impl Signature {
+    /// Which of the inputs has this name.
+    pub fn input(&self, name: &str) -> Option<usize> {
+        self.inputs.iter().position(|spec| *spec.name == *name)
+    }
+
+    /// Which of the outputs has this name.
+    pub fn output(&self, name: &str) -> Option<usize> {
+        self.outputs.iter().position(|spec| *spec.name == *name)
+    }
+
     /// Holds a request against this signature and takes its tensors.
     ///
     /// # Errors
@@ -87,7 +97,7 @@ impl Signature {
     fn fit(&self, request: &mut InferRequest) -> Result<Admitted, Error> {
         let mut places: SmallVec<[Option<usize>; 2]> = SmallVec::new();
         for input in &request.inputs {
-            let place = self.inputs.iter().position(|spec| *spec.name == *input.name);
+            let place = self.input(&input.name);
             if place.is_some() && places.contains(&place) {
                 return Err(Error::DuplicateInput { input: input.name.to_string() });
             }

@@ -80,7 +80,7 @@ async fn infer(
     respond: &mut SendResponse<Bytes>,
 ) -> Result<InferResponse, Error> {
     let memory = connection.server.pool();
-    let mut messages = MessageReader::new(body, &connection.settings, memory);
+    let mut messages = MessageReader::of_call(body, &connection.settings, memory);
     let message = messages.next().await?;
     let mut message = message.ok_or_else(|| Error::malformed("the call has no request message"))?;
     if message.packed {

@@ -24,7 +24,9 @@ pub struct MessageReader {
     /// The next message's length, and whether it is packed.
     next: Option<(usize, bool)>,
     settings: Arc<GrpcSettings>,
-    /// Set while a message has come in parts.
+    /// Whether a message is to come, though nothing of it has.
+    is_due: bool,
+    /// Set while a message is awaited that is due or has come in parts.
     pause: Option<Box<Pause>>,
     memory: BufferPool,
     /// What has arrived, charged against the server's memory.
@@ -48,17 +50,24 @@ pub struct Message {
 }
 
 impl MessageReader {
-    pub fn new(body: RecvStream, settings: &Arc<GrpcSettings>, memory: &BufferPool) -> Self {
+    /// The messages of a stream. There may be any time before each.
+    pub fn of_stream(body: RecvStream, settings: &Arc<GrpcSettings>, memory: &BufferPool) -> Self {
         Self {
             body,
             arrived: Rope::default(),
             next: None,
             settings: settings.clone(),
+            is_due: false,
             pause: None,
             memory: memory.clone(),
             reservation: memory.reservation(),
             ended: false,
         }
+    }
+
+    /// The message of a call that begins with one.
+    pub fn of_call(body: RecvStream, settings: &Arc<GrpcSettings>, memory: &BufferPool) -> Self {
+        Self { is_due: true, ..Self::of_stream(body, settings, memory) }
     }
 
     /// The next message, or `None` at the end of the stream.
@@ -83,10 +92,9 @@ impl MessageReader {
         }
     }
 
-    /// Ready with an error once a message that has begun does not go on for too long. There may be any
-    /// time between two messages.
+    /// Ready with an error once a message that is due or has begun does not go on for too long.
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        if self.arrived.is_empty() && self.next.is_none() {
+        if !self.is_due && self.arrived.is_empty() && self.next.is_none() {
             self.pause = None;
             return Poll::Pending;
         }
@@ -171,7 +179,7 @@ impl MessageReader {
         if self.arrived.len() < len {
             return Ok(None);
         }
-        self.next = None;
+        (self.next, self.is_due) = (None, false);
         let bytes = self.arrived.split_to(len);
         let mut rest = self.memory.reservation();
         rest.grow(self.arrived.len())?;

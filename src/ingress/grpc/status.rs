@@ -65,7 +65,7 @@ pub fn shortened(message: &str) -> Cow<'_, str> {
     for (at, character) in message.char_indices() {
         let mut bytes = [0; 4];
         let bytes = character.encode_utf8(&mut bytes).bytes();
-        length += bytes.map(|byte| if is_plain(byte) { 1 } else { 3 }).sum::<usize>();
+        length += bytes.map(|byte| if is_always_plain(byte) { 1 } else { 3 }).sum::<usize>();
         if length > MESSAGE_MAX {
             return format!("{}…", message.get(..at).unwrap_or_default()).into();
         }
@@ -87,6 +87,11 @@ fn percent_encoded(message: &str) -> String {
 
 fn is_plain(byte: u8) -> bool {
     matches!(byte, 0x20..0x7f) && byte != b'%'
+}
+
+/// Whether tonic, which writes the trailers of all other calls, leaves a byte as it is too.
+fn is_always_plain(byte: u8) -> bool {
+    is_plain(byte) && !br##" "#<>\`?{}"##.contains(&byte)
 }
 
 #[cfg(test)]

@@ -1,20 +1,23 @@
 //! Calls that tonic serves, over our HTTP/2 streams.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use tonic::Status;
 
 use super::{
     connection::Connection,
+    encode::FRAME_HEADER,
     infer::{send_segment, send_trailers_only},
+    message::{Message, MessageReader},
     service::{GrpcService, to_status},
     status,
 };
@@ -28,8 +31,11 @@ pub async fn answer(
     mut respond: SendResponse<Bytes>,
 ) {
     let path = request.uri().path().to_owned();
-    let reservation = connection.server.pool().reservation();
-    let request = request.map(|frames| RequestBody { frames, reservation });
+    let request = request.map(|frames| RequestBody {
+        messages: MessageReader::of_call(frames, &connection.settings, connection.server.pool()),
+        pieces: VecDeque::new(),
+        _charge: None,
+    });
     let Some(response) = service.call(request).await else {
         send_trailers_only(respond, status::unimplemented(&path));
         return;
@@ -62,20 +68,13 @@ pub async fn answer(
     let _ = stream.send_data(Bytes::new(), true);
 }
 
-/// A request's frames as tonic wants them. What was read is charged for until the call is done with.
+/// A request's messages as tonic wants them. What was read is charged for until the call is done with, or
+/// the next message has come.
 pub struct RequestBody {
-    frames: RecvStream,
-    reservation: Reservation,
-}
-
-impl RequestBody {
-    fn take_in(&mut self, data: Result<Bytes, h2::Error>) -> Result<Frame<Bytes>, Status> {
-        let data = data.map_err(|error| Status::from_error(Box::new(error)))?;
-        self.reservation.grow(data.len()).map_err(|full| to_status(&full.into()))?;
-        let released = self.frames.flow_control().release_capacity(data.len());
-        released.map_err(|error| Status::from_error(Box::new(error)))?;
-        Ok(Frame::data(data))
-    }
+    messages: MessageReader,
+    /// Of a message that has come, what tonic has not got yet.
+    pieces: VecDeque<Bytes>,
+    _charge: Option<Reservation>,
 }
 
 impl Body for RequestBody {
@@ -86,15 +85,22 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some(data) = ready!(self.frames.poll_data(cx)) {
-            return Poll::Ready(Some(self.take_in(data)));
+        loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            match ready!(self.messages.poll_next(cx)) {
+                Ok(Some(Message { bytes, packed, reservation })) => {
+                    let mut header = BytesMut::with_capacity(FRAME_HEADER);
+                    header.put_u8(packed.into());
+                    header.put_u32(bytes.len() as u32);
+                    self.pieces.push_back(header.freeze());
+                    self.pieces.extend(bytes.into_pieces());
+                    self._charge = Some(reservation);
+                }
+                Ok(None) => return Poll::Ready(None),
+                Err(error) => return Poll::Ready(Some(Err(to_status(&error)))),
+            }
         }
-        let trailers: Result<Option<HeaderMap>, _> = ready!(self.frames.poll_trailers(cx));
-        let trailers = trailers.map_err(|error| Status::from_error(Box::new(error)));
-        Poll::Ready(trailers.transpose().map(|trailers| trailers.map(Frame::trailers)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.frames.is_end_stream()
     }
 }

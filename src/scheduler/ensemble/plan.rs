@@ -43,6 +43,15 @@ pub struct LastStep {
     pub outputs: Vec<(Arc<str>, usize)>,
 }
 
+/// Who takes a tensor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Takers {
+    /// Steps, each with which of its inputs.
+    pub inputs: Vec<(usize, usize)>,
+    /// Which of the ensemble's outputs it is, if it is one.
+    pub output: Option<usize>,
+}
+
 /// A step.
 #[derive(Clone, Debug)]
 pub struct PlanStep {
@@ -123,16 +132,26 @@ impl EnsemblePlan {
         self.steps.get(index).into_iter().flat_map(|step| step.outputs.iter().map(|(name, _)| name))
     }
 
-    /// The steps that take the output `name` of step `index`, if nobody else is given it.
-    pub fn takers(&self, index: usize, name: &str) -> &[usize] {
+    /// Who takes the output `name` of step `index`.
+    pub fn takers(&self, index: usize, name: &str) -> Takers {
         let outputs = self.steps.get(index).map_or(&[][..], |step| &step.outputs);
-        let tensor =
-            outputs.iter().find(|(output, _)| **output == *name).map(|(_, tensor)| *tensor);
-        match tensor.filter(|_| !self.outputs.contains(&tensor)).and_then(|it| self.tensors.get(it))
-        {
-            Some(tensor) => &tensor.to,
-            None => &[],
-        }
+        let tensor = outputs.iter().find(|(output, _)| **output == *name);
+        tensor.map(|(_, tensor)| self.takers_of(*tensor)).unwrap_or_default()
+    }
+
+    /// Who takes the ensemble's input `index`.
+    pub fn takers_of_input(&self, index: usize) -> Takers {
+        self.inputs.get(index).map(|tensor| self.takers_of(*tensor)).unwrap_or_default()
+    }
+
+    fn takers_of(&self, tensor: TensorIndex) -> Takers {
+        let inputs = self.steps.iter().enumerate().flat_map(|(index, step)| {
+            let inputs = step.inputs.iter().enumerate();
+            let taken = inputs.filter(move |(_, input)| input.tensor == tensor);
+            taken.map(move |(input, _)| (index, input))
+        });
+        let output = self.outputs.iter().position(|output| *output == Some(tensor));
+        Takers { inputs: inputs.collect(), output }
     }
 
     /// The step that begins when all others have ended, and runs once, if there is one.

@@ -29,7 +29,7 @@ pub enum Progress {
     Going,
     /// All is answered.
     Done,
-    /// Nothing can run any more, and an output was never given.
+    /// Nothing can run any more, and a step that gives an output has not answered.
     Stuck,
 }
 
@@ -223,8 +223,8 @@ impl<T: Clone> EnsembleRun<T> {
                 .any(|(_, tensor)| self.state.tensors[*tensor].values.len() >= most)
     }
 
-    /// The next response, if all of it is there: the wanted outputs in the order of the signature. Of
-    /// several responses, one may lack outputs that a decoupled step did not give with its own.
+    /// The next response, if all of it is there: the wanted outputs in the order of the signature, `None`
+    /// for those that their steps did not give.
     pub fn next_response(&mut self) -> Option<ResponseOutputs<T>> {
         if !self.repeats && self.responses > 0 {
             return None;
@@ -237,8 +237,7 @@ impl<T: Clone> EnsembleRun<T> {
         let places: Option<SmallVec<[_; 4]>> = self.wanted.iter().map(|&it| place(it)).collect();
         let places = places?;
         let is_there = |&(tensor, number): &(TensorIndex, u64)| {
-            let value = self.state.tensors[tensor].values.get(number);
-            value.is_some_and(|value| self.repeats || value.tensor.is_some())
+            self.state.tensors[tensor].values.get(number).is_some()
         };
         if !places.iter().all(is_there) {
             return None;

@@ -48,24 +48,27 @@ fn plan(
 }
 
 #[test]
-fn what_only_steps_take_tells_which() {
+fn a_tensor_tells_who_takes_it() {
     let steps = [
         ("a", "x=in", "y=t z=both w=nobody", false),
         ("b", "x=t", "y=u", false),
         ("c", "x=t y=u z=both", "y=out", false),
     ];
     let plan = plan("in", "out both", &steps, None);
-    for (step, name, takers) in [
-        (0, "y", &[1, 2][..]),
-        (0, "z", &[]),
-        (0, "w", &[]),
-        (0, "none", &[]),
-        (1, "y", &[2]),
-        (2, "y", &[]),
-        (3, "y", &[]),
+    let taken = |inputs: &[(usize, usize)], output| Takers { inputs: inputs.to_vec(), output };
+    for (step, name, expected) in [
+        (0, "y", taken(&[(1, 0), (2, 0)], None)),
+        (0, "z", taken(&[(2, 2)], Some(1))),
+        (0, "w", Takers::default()),
+        (0, "none", Takers::default()),
+        (1, "y", taken(&[(2, 1)], None)),
+        (2, "y", taken(&[], Some(0))),
+        (3, "y", Takers::default()),
     ] {
-        assert_eq!(plan.takers(step, name), takers, "{step} {name}");
+        assert_eq!(plan.takers(step, name), expected, "{step} {name}");
     }
+    assert_eq!(plan.takers_of_input(0), taken(&[(0, 0)], None));
+    assert_eq!(plan.takers_of_input(1), Takers::default());
 }
 
 #[test]
@@ -160,11 +163,24 @@ fn an_input_that_is_left_out_is_left_out_of_the_steps_too() {
 }
 
 #[test]
-fn an_output_that_a_model_does_not_give_is_missed() {
+fn an_output_that_a_model_does_not_give_is_left_out_of_the_answer() {
+    let steps = [("a", "i=IN", "o=A p=B", false), ("b", "i=B", "o=C", false)];
+    let mut run = Run::new(plan("IN", "A B C", &steps, None), [Some("x")], [0, 1, 2]);
+    calls(&mut run);
+    run.answered(call(0, 0), |name| (name == "o").then_some("a"));
+    run.ended(call(0, 0));
+    assert_eq!(calls(&mut run), [(call(1, 0), vec![None])]);
+    run.answered(call(1, 0), |_| None);
+    run.ended(call(1, 0));
+    let answer = run.next_response().map(|outputs| outputs.to_vec());
+    assert_eq!((answer, progress(&mut run)), (Some(vec![Some("a"), None, None]), Progress::Done));
+}
+
+#[test]
+fn a_step_that_never_answers_is_told() {
     let mut run =
         Run::new(plan("IN", "OUT", &[("a", "i=IN", "o=OUT", false)], None), [Some("x")], [0]);
     calls(&mut run);
-    run.answered(call(0, 0), |_| None);
     run.ended(call(0, 0));
     assert_eq!((run.next_response(), progress(&mut run)), (None, Progress::Stuck));
 }

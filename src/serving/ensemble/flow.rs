@@ -4,6 +4,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{Account, EnsembleSteps, Step};
@@ -82,13 +83,18 @@ type Ended = Result<Option<InferResponse>, Error>;
 impl Flow {
     fn new(steps: Arc<EnsembleSteps>, mut job: Job) -> Self {
         let inputs = std::mem::take(&mut job.admitted.inputs);
+        // What is to lie on a device is an output like the others.
+        let resident = job.resident.as_deref();
+        job.admitted.outputs.extend(resident.into_iter().flat_map(ResidentTensors::away));
+        job.admitted.outputs.sort_unstable();
         let signature = &job.version.signature;
         let batched = signature.max_batch_size > 0;
-        let inputs = inputs.into_iter().zip(&signature.inputs);
-        let inputs = inputs.map(|(input, spec)| {
-            let input = input?;
-            let AdmittedInput { shape, data } = input;
-            Some(Tensor { datatype: spec.datatype, shape, data, batched, resides: None })
+        let inputs = inputs.into_iter().zip(&signature.inputs).zip(0..);
+        let inputs = inputs.map(|((input, spec), index)| {
+            let AdmittedInput { shape, data } = input?;
+            let resides = job.resident.as_ref().and_then(|it| it.input(index)).cloned();
+            let resides = resides.map(Box::new);
+            Some(Tensor { datatype: spec.datatype, shape, data, batched, resides })
         });
         let wanted = job.admitted.outputs.iter().map(|&index| usize::from(index));
         let run = EnsembleRun::new(steps.plan.clone(), inputs, wanted);
@@ -126,7 +132,7 @@ impl Flow {
         self.clock = None;
         while let Some((call, inputs)) = self.run.next_call() {
             let Some(step) = self.steps.steps.get(call.step) else { continue };
-            let admitted = step.admit(inputs, self.may_stay());
+            let admitted = step.admit(inputs, self.may_stay(), self.job.resident.as_deref());
             let (admitted, resident) = admitted.map_err(|error| error.in_request(&self.job.id))?;
             let is_last = self.steps.last.as_ref().is_some_and(|last| last.index == call.step);
             let places = self.places.as_ref().filter(|_| is_last);
@@ -238,11 +244,18 @@ impl Flow {
             else {
                 continue;
             };
+            let data = match (tensor.resides, job.keeping()) {
+                (Some(there), Some(keeping)) => {
+                    keeping.stays(usize::from(index), *there);
+                    Bytes::new()
+                }
+                _ => tensor.data.into_bytes(),
+            };
             outputs.push(InferOutput {
                 name: spec.name.clone(),
                 datatype: tensor.datatype,
                 shape: fitted(tensor.shape, tensor.batched, &spec.dims, batched),
-                data: tensor.data.into_bytes(),
+                data,
             });
         }
         if let Some(trace) = &mut job.trace {
@@ -326,7 +339,7 @@ fn answered(
     let batched = signature.max_batch_size > 0;
     let stayed = |name: &str| {
         let keeping = keeping?;
-        keeping.stayed(signature.outputs.iter().position(|spec| *spec.name == *name)?)
+        keeping.stayed(signature.output(name)?)
     };
     run.answered(call, |name| {
         let at = outputs.iter().position(|output| *output.name == *name)?;
@@ -342,11 +355,12 @@ fn answered(
 
 impl Step {
     /// What its model is asked, of the values of the step's inputs, and what of it lies on its device, where
-    /// outputs may stay too if they `may_stay` anywhere.
+    /// outputs may stay too if they `may_stay` anywhere. `whole` is what of the ensemble's request lies there.
     fn admit(
         &self,
         values: StepInputs<Tensor>,
         may_stay: bool,
+        whole: Option<&ResidentTensors>,
     ) -> Result<(Admitted, Option<Box<ResidentTensors>>), Error> {
         let signature = &self.version.signature;
         let batched = signature.max_batch_size > 0;
@@ -368,9 +382,22 @@ impl Step {
                 });
         }
         let mut admitted = signature.admit_in_order(given, self.wanted.clone())?;
-        if may_stay && !self.resident.is_empty() {
-            admitted.outputs.retain(|index| !self.resident.contains(index));
-            let keeping = Arc::new(Keeping::new(&self.resident));
+        for placed in &self.placed {
+            let place = whole.and_then(|whole| whole.place(placed.of_ensemble));
+            if let Some(place) = place {
+                admitted.outputs.retain(|index| *index != placed.output);
+                resident.get_or_insert_default().outputs.push((placed.output, place.clone()));
+            }
+        }
+        let kept = whole.and_then(|whole| whole.keeping.as_deref());
+        let passed = self.passed.iter().filter(|passed| {
+            kept.is_some_and(|kept| kept.outputs().any(|it| usize::from(it) == passed.of_ensemble))
+        });
+        let mut staying = self.resident.clone();
+        staying.extend(passed.map(|passed| passed.output));
+        if may_stay && !staying.is_empty() {
+            admitted.outputs.retain(|index| !staying.contains(index));
+            let keeping = Arc::new(Keeping::new(&staying));
             resident.get_or_insert_default().keeping = Some(keeping);
         }
         Ok((admitted, resident))

@@ -22,7 +22,7 @@ use crate::{
     inference::{Signature, TensorSpec},
     observe::BatchTimes,
     repository::{Composing, Ensemble, ModelId, ensemble_faults},
-    scheduler::{EnsemblePlan, LastStep},
+    scheduler::{EnsemblePlan, LastStep, Takers},
 };
 
 /// What an ensemble runs.
@@ -31,6 +31,8 @@ pub struct EnsembleSteps {
     /// By step of the plan.
     steps: Vec<Step>,
     last: Option<LastStep>,
+    /// By input of the ensemble, the device that all steps which take it take it on, if nobody else does.
+    taken_on: Vec<Option<usize>>,
     ensemble: Ensemble,
 }
 
@@ -43,38 +45,94 @@ struct Step {
     wanted: SmallVec<[u16; 4]>,
     /// Of these, the ones that only steps on the version's own device take.
     resident: SmallVec<[u16; 2]>,
+    /// Those that are outputs of the ensemble and that steps elsewhere do not take: if whoever asks the
+    /// ensemble wants them left on the device, they may be.
+    passed: SmallVec<[Passed; 1]>,
+    /// If it is the last step, the outputs that may go to places of the client's on the device.
+    placed: SmallVec<[Passed; 1]>,
+}
+
+/// An output of a step that is one of the ensemble.
+#[derive(Clone, Copy)]
+struct Passed {
+    /// Which of the step's version.
+    output: u16,
+    /// Which of the ensemble.
+    of_ensemble: usize,
+    /// Where it may lie.
+    device: usize,
 }
 
 impl Step {
     fn new(version: Arc<LoadedVersion>, plan: &EnsemblePlan, index: usize) -> Self {
         let signature = &version.signature;
-        let place = |name: &str| signature.inputs.iter().position(|spec| *spec.name == *name);
         // The plan was found to fit the signature.
-        let inputs = plan.steps[index].inputs.iter().filter_map(|input| place(&input.name));
+        let inputs = plan.steps[index].inputs.iter();
+        let inputs = inputs.filter_map(|input| signature.input(&input.name));
         let inputs = inputs.collect();
         let is_used = |spec: &TensorSpec| plan.output_names(index).any(|name| *name == spec.name);
         let outputs = signature.outputs.iter().zip(0..);
         let wanted = outputs.filter(|(spec, _)| is_used(spec)).map(|(_, output)| output).collect();
-        Self { version, inputs, wanted, resident: SmallVec::new() }
+        let (resident, passed, placed) = (SmallVec::new(), SmallVec::new(), SmallVec::new());
+        Self { version, inputs, wanted, resident, passed, placed }
     }
 }
 
-/// The outputs of step `index` that only steps on its own device take.
-fn resident_outputs(steps: &[Step], plan: &EnsemblePlan, index: usize) -> SmallVec<[u16; 2]> {
-    let on = |step: usize| steps.get(step)?.version.resident_between_steps_on();
-    let (Some(step), Some(device)) = (steps.get(index), on(index)) else { return SmallVec::new() };
-    let wanted = step.wanted.iter().copied();
-    wanted
-        .filter(|&output| {
-            let Some(spec) = step.version.signature.outputs.get(usize::from(output)) else {
-                return false;
-            };
-            let takers = plan.takers(index, &spec.name);
-            let are_there = !takers.is_empty() && takers.iter().all(|&it| on(it) == Some(device));
-            // The length of strings only they tell.
-            spec.datatype.size().is_some() && are_there
-        })
-        .collect()
+/// Whether all these steps take a tensor where it lies on a device.
+fn take_it_on(device: usize, takers: &Takers, steps: &[Step]) -> bool {
+    takers.inputs.iter().all(|&(step, input)| {
+        let step = steps.get(step);
+        let taker = step.and_then(|step| Some((&step.version, *step.inputs.get(input)?)));
+        taker.and_then(|(version, input)| version.takes_between_steps_on(input)) == Some(device)
+    })
+}
+
+/// The device that all steps which take the ensemble's input `input` take it on, if nobody else does.
+fn taken_on(input: usize, steps: &[Step], plan: &EnsemblePlan) -> Option<usize> {
+    let takers = plan.takers_of_input(input);
+    let &(step, first) = takers.inputs.first().filter(|_| takers.output.is_none())?;
+    let step = steps.get(step)?;
+    let device = step.version.takes_between_steps_on(*step.inputs.get(first)?)?;
+    take_it_on(device, &takers, steps).then_some(device)
+}
+
+/// The outputs of step `index` that may stay on its device.
+fn staying(
+    steps: &[Step],
+    plan: &EnsemblePlan,
+    index: usize,
+) -> (SmallVec<[u16; 2]>, SmallVec<[Passed; 1]>) {
+    let (mut resident, mut passed) = (SmallVec::new(), SmallVec::new());
+    for (step, &output) in
+        steps.get(index).into_iter().flat_map(|it| it.wanted.iter().map(move |output| (it, output)))
+    {
+        let number = usize::from(output);
+        let spec = step.version.signature.outputs.get(number);
+        let device = step.version.keeps_between_steps_on(number);
+        let Some((spec, device)) = spec.zip(device) else { continue };
+        let takers = plan.takers(index, &spec.name);
+        // The length of strings only they tell.
+        if spec.datatype.size().is_none() || !take_it_on(device, &takers, steps) {
+            continue;
+        }
+        match takers.output {
+            Some(of_ensemble) => passed.push(Passed { output, of_ensemble, device }),
+            None if takers.inputs.is_empty() => {}
+            None => resident.push(output),
+        }
+    }
+    (resident, passed)
+}
+
+/// The outputs of the last step that its device may put to places of the client's.
+fn placed(step: &Step, last: &LastStep) -> SmallVec<[Passed; 1]> {
+    let placed = last.outputs.iter().filter_map(|(name, of_ensemble)| {
+        let number = step.version.signature.output(name)?;
+        let device = step.version.puts_on(number)?;
+        let output = u16::try_from(number).ok()?;
+        Some(Passed { output, of_ensemble: *of_ensemble, device })
+    });
+    placed.collect()
 }
 
 /// Why an ensemble cannot be served.
@@ -123,11 +181,36 @@ impl EnsembleSteps {
         let steps = steps.map(|(index, version)| Step::new(version, &plan, index));
         let mut steps: Vec<Step> = steps.collect();
         for index in 0..steps.len() {
-            let resident = resident_outputs(&steps, &plan, index);
-            steps.get_mut(index).into_iter().for_each(|step| step.resident = resident.clone());
+            let (resident, passed) = staying(&steps, &plan, index);
+            let Some(step) = steps.get_mut(index) else { continue };
+            (step.resident, step.passed) = (resident, passed);
         }
         let last = plan.last_step();
-        Ok(Self { plan, steps, last, ensemble: ensemble.clone() })
+        if let Some(last) = &last
+            && let Some(step) = steps.get_mut(last.index)
+        {
+            step.placed = placed(step, last);
+        }
+        let inputs = 0..signature.inputs.len();
+        let taken_on = inputs.map(|input| taken_on(input, &steps, &plan)).collect();
+        Ok(Self { plan, steps, last, taken_on, ensemble: ensemble.clone() })
+    }
+
+    /// The device that the ensemble's input `input` is taken on.
+    pub fn take_on(&self, input: usize) -> Option<usize> {
+        *self.taken_on.get(input)?
+    }
+
+    /// The device that the ensemble's output `output` may stay on.
+    pub fn keep_on(&self, output: usize) -> Option<usize> {
+        let mut passed = self.steps.iter().flat_map(|step| &step.passed);
+        Some(passed.find(|passed| passed.of_ensemble == output)?.device)
+    }
+
+    /// The device whose memory the ensemble's output `output` may be put to.
+    pub fn put_on(&self, output: usize) -> Option<usize> {
+        let mut placed = self.steps.iter().flat_map(|step| &step.placed);
+        Some(placed.find(|placed| placed.of_ensemble == output)?.device)
     }
 
     /// Whether a request may get any number of responses.

@@ -165,10 +165,7 @@ fn find<'a, T>(
 
 /// The outputs of a request that are to lie on the device.
 pub fn away(job: &Job) -> impl Iterator<Item = u16> {
-    let tensors = job.resident.as_deref();
-    let to_places = tensors.into_iter().flat_map(|it| &it.outputs).map(|(index, _)| *index);
-    let keeping = job.keeping();
-    to_places.chain(keeping.into_iter().flat_map(|keeping| keeping.outputs()))
+    job.resident.iter().flat_map(|resident| resident.away())
 }
 
 /// Adds the outputs that lie on the device to those that came back, in the order of the signature and
