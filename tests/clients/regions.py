@@ -17,9 +17,18 @@ every_protocol = pytest.mark.parametrize("protocol", CLIENTS)
 OBJECTS = pathlib.Path("/dev/shm")
 
 
-def objects() -> set[str]:
-    """The names of this project's objects on the machine. Somebody who was killed may have left some."""
-    return {path.name for path in OBJECTS.iterdir() if "nereid" in path.name}
+def opened_by(process: int) -> set[str]:
+    """The named objects that a process has open or mapped."""
+    places = {line.partition("/")[2] for line in pathlib.Path(f"/proc/{process}/maps").read_text().splitlines()}
+    for file in pathlib.Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            places.add(str(file.readlink())[1:])
+    return {place for place in places if pathlib.Path("/", place).is_relative_to(OBJECTS)}
+
+
+def left_by(process: int) -> set[pathlib.Path]:
+    """The objects of a `nereid bench` that are still there."""
+    return set(OBJECTS.glob(f"nereid-bench-{process}-*"))
 
 
 @contextlib.contextmanager
@@ -38,7 +47,11 @@ class Region:
         self.byte_size = byte_size
         self.handle = shm.create_shared_memory_region(self.name, self.key, offset + byte_size)
         self.path = pathlib.Path(f"{OBJECTS}{self.key}")
-        client.register_system_shared_memory(self.name, self.key, byte_size, offset)
+        try:
+            client.register_system_shared_memory(self.name, self.key, byte_size, offset)
+        except BaseException:
+            shm.destroy_shared_memory_region(self.handle)
+            raise
 
     def __enter__(self) -> Region:
         return self

@@ -16,7 +16,7 @@ import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
 from . import models, triton
-from .regions import CLIENTS, OBJECTS, Region, client_of, every_protocol, given_in, objects, registered, wanted_in
+from .regions import CLIENTS, Region, client_of, every_protocol, given_in, left_by, registered, wanted_in
 
 WAIT_SECONDS_MAX = 60
 
@@ -272,13 +272,10 @@ def test_tensors_that_do_not_lie_in_their_region_are_told(sharing, protocol, giv
 @every_protocol
 def test_clients_may_not_use_shared_memory_unless_allowed(server, protocol):
     """The default; the error names the flag."""
-    there = objects()
     with client_of(server, protocol) as client:
         with pytest.raises(InferenceServerException, match="--allow-client-shm=true"):
             with Region(client, 16):
                 pass
-    for leftover in objects() - there:
-        (OBJECTS / leftover).unlink()
 
 
 @pytest.mark.skipif(not servers.peer_is_usable(), reason="scripts/setup_peer.sh installs perf_analyzer")
@@ -300,26 +297,38 @@ def test_perf_analyzer_uses_shared_memory(sharing, protocol):
 @pytest.mark.parametrize("way", [("--via", "shm"), ("-i", "grpc", "--shared-memory", "system"), ("-i", "http", "--shared-memory", "system")])
 def test_nereid_bench_uses_shared_memory(sharing, binary, way):
     """Our own; nothing of it stays."""
-    before, there = sharing.requests_done("fp32_batched"), objects()
+    before = sharing.requests_done("fp32_batched")
     address = sharing.http_address if "http" in way else sharing.grpc_address
     command = [binary, "bench", "-m", "fp32_batched", "--shape", "INPUT0:16", "--output-shared-memory-size", "64", "-u", address]
     command += [*way, "--concurrency-range", "4", "-p", "200", "-s", "999"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, said, left = _ended(command)
+    assert status == 0, said
     assert sharing.requests_done("fp32_batched") > before
     with client_of(sharing, "grpc") as client:
         assert registered(client) == set()
-    assert objects() <= there
+    assert not left
 
 
 def test_nereid_bench_tells_why_memory_cannot_be_shared(server, sharing, binary):
     """The server does not allow it; there is no GPU."""
-    there = objects()
     for address, way, words in [
         (server.grpc_address, ["--via", "shm"], "--allow-client-shm=true"),
         (sharing.grpc_address, ["--via", "cuda-shm"], "cannot share tensors with the server: "),
     ]:
         command = [binary, "bench", "-m", "fp32", "--shape", "INPUT0:16", "-u", address, *way]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode != 0 and words in done.stderr
-    assert objects() <= there
+        status, said, left = _ended(command)
+        assert status != 0 and words in said
+        assert not left
+
+
+def _ended(command: list) -> tuple[int, str, set]:
+    """How a program ended, what it said, and what it has left in shared memory."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
+        try:
+            said, _ = program.communicate(timeout=60)
+        finally:
+            program.kill()
+            left = left_by(program.pid)
+            for each in left:
+                each.unlink()
+    return program.returncode, said, left

@@ -19,7 +19,7 @@ import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
 from . import triton
-from .regions import CLIENTS, OBJECTS, Region, client_of, every_protocol, given_in, registered, wanted_in
+from .regions import CLIENTS, OBJECTS, Region, client_of, every_protocol, given_in, left_by, registered, wanted_in
 
 REGIONS_MAX = 1024
 # `make test-long` kills more.
@@ -213,7 +213,7 @@ def test_killed_clients_disturb_nobody_and_what_they_held_can_be_had_again(shari
                 finally:
                     killed.kill()
                     killed.wait()
-                    for its_own in OBJECTS.glob(f"nereid-bench-{killed.pid}-*"):
+                    for its_own in left_by(killed.pid):
                         left.append(its_own.name)
                         its_own.unlink()
             # Some had come so far, or nothing was tried.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 
 from google.protobuf import json_format
@@ -11,7 +12,9 @@ from tritonclient.grpc import service_pb2 as pb
 from .cases import GrpcCase, HttpCase, StreamCase
 from .repository import BROKEN
 
-SHARED_KEYS = ("/nereid_differential_a", "/nereid_differential_b", "/nereid_differential_c")
+# What others who run these tests at the same time do not have.
+OWN = f"{os.getpid()}_"
+SHARED_KEYS = tuple(f"/nereid_differential_{OWN}{letter}" for letter in "abc")
 SHARED_BYTES = 8192
 FLOATS = struct.pack("<2f", 1.5, -2.25)
 TWO = {"name": "INPUT0", "datatype": "FP32", "shape": [2]}

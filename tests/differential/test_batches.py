@@ -14,11 +14,6 @@ from .batches import servers
 NEREID = pathlib.Path(os.environ.get("NEREID", servers.ROOT / "target" / "debug" / "nereid"))
 
 
-def _played(folder: pathlib.Path, name: str, binary: pathlib.Path, expected: dict[str, dict]) -> dict[str, dict]:
-    with servers.Server(name, binary, batches.write(folder / "models"), (), folder / "log") as server:
-        return batches.play_until(server, expected)
-
-
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, dict]:
     """What the real server does."""
@@ -28,7 +23,7 @@ def recorded() -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def ours(recorded, tmp_path_factory) -> dict[str, dict]:
     """What the server under test does."""
-    return _played(tmp_path_factory.mktemp("nereid-batches"), "nereid-batches", NEREID, recorded)
+    return batches.play_until("nereid-batches", NEREID, tmp_path_factory.mktemp("nereid-batches"), recorded)
 
 
 @pytest.mark.parametrize("scenario", batches.SCENARIOS)
@@ -42,4 +37,4 @@ def test_the_recording_is_what_the_real_server_does(recorded, tmp_path_factory):
     if not servers.peer_is_usable():
         pytest.skip("scripts/setup_peer.sh has not been run")
     folder = tmp_path_factory.mktemp("triton-batches")
-    assert _played(folder, "triton-batches", servers.TRITON, recorded) == recorded
+    assert batches.play_until("triton-batches", servers.TRITON, folder, recorded) == recorded

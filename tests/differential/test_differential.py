@@ -71,7 +71,7 @@ def test_every_accepted_difference_is_told():
 
 def test_the_recording_holds_every_case(golden):
     """A new case is recorded before it is committed."""
-    requests = {each.name: each.request() for each in all_cases()}
+    requests = {each.name: record.as_recorded(each.request()) for each in all_cases()}
     assert {name: each["request"] for name, each in golden.items()} == requests
 
 
