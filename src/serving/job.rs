@@ -57,6 +57,8 @@ pub struct Job {
     pub turn: Option<Turn>,
     /// Its place among answers that keep the order of the requests, if its model answers it itself.
     pub ticket: Option<AnswerTicket>,
+    /// Its place in its batch, if that may run in several parts.
+    pub place: u32,
     /// What of it lies on the device that its model runs on.
     pub resident: Option<Box<ResidentTensors>>,
 }
@@ -167,6 +169,7 @@ impl Job {
             account: None,
             turn: None,
             ticket: None,
+            place: 0,
             resident: None,
         }
     }

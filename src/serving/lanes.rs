@@ -14,14 +14,11 @@ use std::{
     sync::{Arc, OnceLock, mpsc},
 };
 
-use smallvec::SmallVec;
-
 pub use self::{journey::Back, residence::ResidentInput};
 use self::{journey::Journey, preparation::Preparation, residence::Residence};
 use super::{
     execution::{Executed, SealedBatch},
     job::Job,
-    rows::{SHARED_AHEAD_BYTES_MIN, SharedRows},
 };
 use crate::{
     backend::{DeviceInstance, DeviceModel, PlacementDevice},
@@ -31,7 +28,7 @@ use crate::{
             self, Finished, Lanes, ModelPlan, OpenModel, Place, Runner, SchedulerSettings, Timeline,
         },
     },
-    inference::{Admitted, Signature, Timestamp},
+    inference::{Signature, Timestamp},
     observe::KeptTensors,
     runtime::{PerReactor, ReactorHandle, reply_channel, spawn},
 };
@@ -379,6 +376,13 @@ struct Route {
     writes_in_place: bool,
 }
 
+impl Route {
+    fn wants_pinned(&self) -> bool {
+        let devices = self.fleet.devices.opened();
+        devices.iter().any(|device| device.properties().wants_pinned)
+    }
+}
+
 impl ModelLanes {
     /// How many instances there are.
     pub fn count(&self) -> usize {
@@ -414,8 +418,7 @@ impl ModelLanes {
 
     /// Whether inputs have to be brought into the server's own memory.
     pub fn want_pinned(&self) -> bool {
-        let devices = self.route.fleet.devices.opened();
-        devices.iter().any(|device| device.properties().wants_pinned)
+        self.route.wants_pinned()
     }
 
     /// Whether requests are made ready before their batch is put together.
@@ -426,7 +429,7 @@ impl ModelLanes {
     /// Sends a batch off, now, at `began`. It comes back through its version.
     pub fn run(&mut self, batch: SealedBatch, began: Timestamp) {
         self.in_flight += 1;
-        let SealedBatch { jobs, rows, ticket, .. } = batch;
+        let SealedBatch { jobs, padding, rows, ticket } = batch;
         let Some(signature) = jobs.first().map(|job| job.version.signature.clone()) else { return };
         let home = self.route.fleet.home.clone();
         // Its version may be at work with its queue just now, so it gets a message.
@@ -441,10 +444,9 @@ impl ModelLanes {
         });
         let journey = Journey::new(self.route.clone(), signature, jobs, began, deliver);
         if self.prepare() {
-            let pinned = self.want_pinned();
-            return spawn(&"making a batch ready", journey.prepare(pinned));
+            return spawn(&"making a batch ready", journey.prepare());
         }
-        depart(journey, rows);
+        journey.with_padding(padding).depart_with(rows);
     }
 
     /// Sends a batch of sequences off, now, at `began`. Its requests have the tensors of `signature`; it
@@ -457,32 +459,14 @@ impl ModelLanes {
         deliver: Box<dyn FnOnce(Back)>,
     ) {
         self.in_flight += 1;
-        let Some(pool) = jobs.first().map(|job| job.version.host.pool.clone()) else { return };
-        let requests: SmallVec<[&Admitted; 8]> = jobs.iter().map(|job| &job.admitted).collect();
-        let rows = match self.want_pinned() {
-            true => SharedRows::seal_all(signature, &requests, &pool),
-            false => SharedRows::seal(signature, &requests, SHARED_AHEAD_BYTES_MIN, &pool),
-        };
-        drop(requests);
         let journey = Journey::new(self.route.clone(), signature.clone(), jobs, began, deliver);
-        depart(journey.of_sequences(), rows);
+        journey.of_sequences().depart();
     }
 
     /// Notes that a batch has come back.
     pub fn finished(&mut self) {
         self.in_flight -= 1;
     }
-}
-
-/// Puts the batch together, in turns with other work if that takes its time, and brings it into lanes.
-fn depart(journey: Journey, rows: SharedRows) {
-    if rows.is_soon_filled() {
-        return journey.depart(rows);
-    }
-    spawn(&"putting a batch together", async move {
-        rows.fill().await;
-        journey.depart(rows);
-    });
 }
 
 impl Drop for ModelLanes {

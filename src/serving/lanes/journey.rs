@@ -5,22 +5,24 @@ use smallvec::SmallVec;
 
 use super::{
     Route,
+    preparation::Ready,
     resident::{self, Staying},
 };
 use crate::{
-    backend::{Batch, Expected, Prepared, ResponseError},
+    backend::{Batch, Expected, ResponseError},
     device::{
         DeviceError, DeviceSlice,
         streams::{self, BatchParts, Finished, Outcome, Refused},
     },
-    inference::{Admitted, Error, Shape, Signature, Timestamp},
+    inference::{Admitted, Error, Signature, Timestamp},
     observe::{BatchTimes, Fallback},
+    runtime::spawn,
     serving::{
         batch::{self, Outputs},
         execution::wanted,
         job::Job,
         padding::padding,
-        rows::SharedRows,
+        rows::{SHARED_AHEAD_BYTES_MIN, SharedRows},
         version::LoadedVersion,
     },
 };
@@ -41,8 +43,7 @@ pub(super) struct Journey {
     /// Those that go after them, the next last.
     later: Vec<Vec<Job>>,
     /// Those that are back, with their outputs.
-    back: Vec<Job>,
-    outputs: Vec<Outputs>,
+    back: Vec<(Job, Outputs)>,
     /// Those that could not be made ready, or in which the run found a fault.
     failed: Vec<(Job, Error)>,
     /// Their outputs that stay on the device, and whether any may.
@@ -81,10 +82,11 @@ impl Journey {
     pub fn new(
         route: Route,
         signature: Arc<Signature>,
-        jobs: Vec<Job>,
+        mut jobs: Vec<Job>,
         began: Timestamp,
         deliver: Box<dyn FnOnce(Back)>,
     ) -> Self {
+        jobs.iter_mut().zip(0..).for_each(|(job, place)| job.place = place);
         Self {
             route,
             signature,
@@ -95,7 +97,6 @@ impl Journey {
             expected: Expected::default(),
             later: Vec::new(),
             back: Vec::new(),
-            outputs: Vec::new(),
             failed: Vec::new(),
             staying: None,
             may_stay: true,
@@ -105,76 +106,68 @@ impl Journey {
         }
     }
 
+    /// With rows behind those of the requests, which belong to nobody.
+    pub fn with_padding(mut self, padding: Option<Admitted>) -> Self {
+        self.padding = padding;
+        self
+    }
+
     /// As one of sequences.
     pub fn of_sequences(mut self) -> Self {
         self.is_of_sequences = true;
         self
     }
 
-    /// Makes the requests ready, each by itself, puts those together for which that went well and which become
-    /// the same, into `pinned` memory if it makes a difference, and brings them into lanes.
-    pub async fn prepare(mut self, pinned: bool) {
-        let model = self.route.model.clone();
-        let mut begun = Vec::new();
-        for (at, job) in self.jobs.iter().enumerate().filter(|(_, job)| !job.reply.is_abandoned()) {
-            let (rows, pool) = (job.admitted.batch_size, job.version.host.pool.clone());
-            for &index in model.prepared() {
-                let input = job.admitted.inputs.get(index).and_then(Option::as_ref);
-                let Some(data) = input.map(|input| input.data.clone().into_bytes()) else {
-                    continue;
-                };
-                let (model, pool) = (model.clone(), pool.clone());
-                let work = move || model.prepare(index, rows, data, &pool);
-                begun.push((at, index, self.route.fleet.preparation.run(work)));
-            }
-        }
-        let mut faults: Vec<(usize, Error)> = Vec::new();
-        let mut become_what: Vec<SmallVec<[Shape; 1]>> = vec![SmallVec::new(); self.jobs.len()];
-        for (at, index, mut answer) in begun {
-            let input = self.jobs.get_mut(at).and_then(|job| job.admitted.inputs.get_mut(index));
-            match (answer.receive().await, input) {
-                (Some(Ok(Prepared { data, becomes })), Some(Some(input))) => {
-                    input.data = data.into();
-                    become_what[at].push(becomes);
-                }
-                (Some(Err(error)), _) => faults.push((at, of_model(error))),
-                _ => faults.push((at, Error::unanswered())),
-            }
-        }
+    /// Makes the requests ready, each by itself, and brings those for which that went well into lanes, those
+    /// together that become the same.
+    pub async fn prepare(mut self) {
+        let Route { fleet, model, .. } = self.route.clone();
         let jobs = std::mem::take(&mut self.jobs);
-        let mut parts: Vec<(SmallVec<[Shape; 1]>, Vec<Job>)> = Vec::new();
-        for ((at, job), becomes) in jobs.into_iter().enumerate().zip(become_what) {
-            let fault = faults.iter().position(|(other, _)| *other == at);
-            let abandoned = job.reply.is_abandoned().then_some(Error::Cancelled);
-            let alike = parts.iter_mut().find(|(known, _)| *known == becomes);
-            match (fault.map(|fault| faults.swap_remove(fault).1).or(abandoned), alike) {
-                (Some(error), _) => self.failed.push((job, error)),
-                (None, Some((_, jobs))) => jobs.push(job),
-                (None, None) => parts.push((becomes, vec![job])),
-            }
+        let Ready { mut parts, failed } = fleet.preparation.ready(&model, jobs).await;
+        parts.reverse();
+        (self.later, self.failed) = (parts, failed);
+        if let Some(journey) = self.next() {
+            journey.depart();
         }
-        self.later = parts.into_iter().rev().map(|(_, jobs)| jobs).collect();
-        self.jobs = self.later.pop().unwrap_or_default();
-        let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
-            return self.end(Ok(Vec::new()));
-        };
-        let requests: SmallVec<[&Admitted; 8]> =
-            self.jobs.iter().map(|job| &job.admitted).collect();
-        let rows = match pinned {
-            true => SharedRows::seal_all(&self.signature, &requests, &version.host.pool),
-            false => SharedRows::default(),
-        };
-        drop(requests);
-        rows.fill().await;
-        self.depart(rows);
     }
 
-    /// Brings the requests into lanes.
-    pub fn depart(self, rows: SharedRows) {
-        let mut stayed = self.submit(rows);
-        while let Some((journey, error)) = stayed {
-            let rest = journey.without(&error);
-            stayed = rest.and_then(|journey| journey.submit(SharedRows::default()));
+    /// Puts the requests that are next together, and brings them into lanes.
+    pub fn depart(mut self) {
+        let rows = self.seal();
+        self.depart_with(rows);
+    }
+
+    /// Brings the requests into lanes, with what of them is shared with other threads. That is completed in
+    /// turns with other work if it takes its time.
+    pub fn depart_with(mut self, mut rows: SharedRows) {
+        while rows.is_soon_filled() {
+            let Some((journey, error)) = self.submit(rows) else { return };
+            let Some(rest) = journey.without(&error) else { return };
+            self = rest;
+            rows = self.seal();
+        }
+        spawn(&"putting a batch together", async move {
+            rows.fill().await;
+            if let Some((journey, error)) = self.submit(rows) {
+                journey.fail(&error);
+            }
+        });
+    }
+
+    /// Gives the requests that are next their places in the server's own memory, if their device wants them
+    /// there or they are large, and the rows behind them.
+    fn seal(&mut self) -> SharedRows {
+        let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
+            return SharedRows::default();
+        };
+        let pool = &version.host.pool;
+        if !self.is_of_sequences {
+            self.padding = padding(&version.allowed_batch_sizes, &self.signature, &self.jobs);
+        }
+        let requests = self.requests();
+        match self.route.wants_pinned() {
+            true => SharedRows::seal_all(&self.signature, &requests, pool),
+            false => SharedRows::seal(&self.signature, &requests, SHARED_AHEAD_BYTES_MIN, pool),
         }
     }
 
@@ -220,8 +213,7 @@ impl Journey {
                 Some(self)
             }
             None => {
-                let outputs = std::mem::take(&mut self.outputs);
-                self.end(Ok(outputs));
+                self.end(None);
                 None
             }
         }
@@ -231,19 +223,18 @@ impl Journey {
     /// behind are none the worse for it.
     fn without(mut self, error: &Error) -> Option<Self> {
         if self.back.is_empty() && self.later.is_empty() {
-            self.end(Err(error.clone()));
+            self.end(Some(error.clone()));
             return None;
         }
         let jobs = std::mem::take(&mut self.jobs);
         self.failed.extend(jobs.into_iter().map(|job| (job, error.clone())));
-        self.padding = None;
         self.next()
     }
 
     /// The same of what was on its way: goes on with what is left.
     fn fail(self, error: &Error) {
         if let Some(rest) = self.without(error) {
-            rest.depart(SharedRows::default());
+            rest.depart();
         }
     }
 
@@ -257,9 +248,6 @@ impl Journey {
             return Ok((BatchParts::default(), Expected::default()));
         };
         let (signature, pool) = (self.signature.clone(), &version.host.pool);
-        if !self.is_of_sequences {
-            self.padding = padding(&version.allowed_batch_sizes, &signature, &self.jobs);
-        }
         let requests = self.requests();
         let inputs = batch::assemble(&signature, &version.ragged, &requests, shared, pool)?;
         let rows = requests.iter().map(|request| request.batch_size).sum();
@@ -316,7 +304,7 @@ impl Journey {
                 match self.take_back(outputs, kept) {
                     Ok(()) => {
                         if let Some(rest) = self.next() {
-                            rest.depart(SharedRows::default());
+                            rest.depart();
                         }
                     }
                     Err(error) => self.fail(&error),
@@ -328,14 +316,14 @@ impl Journey {
             {
                 resident::fell_back(&self.route, &self.jobs, Fallback::Memory);
                 self.may_stay = false;
-                self.depart(SharedRows::default());
+                self.depart();
             }
             Outcome::TooLarge(error) | Outcome::Failed(error)
                 if error.is_out_of_memory() && self.jobs.len() > 1 && !self.is_of_sequences =>
             {
                 let second = self.jobs.split_off(self.jobs.len() / 2);
                 self.later.push(second);
-                self.depart(SharedRows::default());
+                self.depart();
             }
             Outcome::TooLarge(error) | Outcome::Failed(error) if !error.is_lost() => {
                 self.fail(&Error::Backend { detail: error.to_string() });
@@ -356,16 +344,13 @@ impl Journey {
         kept: Vec<(usize, DeviceSlice)>,
     ) -> Result<(), Error> {
         let faults = self.faults(&outputs);
-        let mut outputs = self.split(outputs, kept)?.into_iter();
+        let outputs = self.split(outputs, kept)?;
         self.fillers += self.padding.take().map_or(0, |padding| padding.batch_size);
-        for (job, fault) in std::mem::take(&mut self.jobs).into_iter().zip(faults) {
-            let outputs = outputs.next();
+        let jobs = std::mem::take(&mut self.jobs).into_iter();
+        for ((job, outputs), fault) in jobs.zip(outputs).zip(faults) {
             match fault {
                 Some(error) => self.failed.push((job, error)),
-                None => {
-                    self.back.push(job);
-                    self.outputs.extend(outputs);
-                }
+                None => self.back.push((job, outputs)),
             }
         }
         Ok(())
@@ -445,10 +430,21 @@ impl Journey {
         Error::ModelUnavailable { model, reason: error.to_string() }
     }
 
-    /// Hands the requests back, as one batch again.
-    fn end(self, outcome: Result<Vec<Outputs>, Error>) {
-        let Self { began, jobs, later, back, failed, fillers, mut times, deliver, .. } = self;
-        let jobs = back.into_iter().chain(jobs).chain(later.into_iter().rev().flatten()).collect();
+    /// Hands the requests back, as one batch again: those that are back and those that failed. With an `error`
+    /// those that were on their way have it, and none is back.
+    fn end(self, error: Option<Error>) {
+        let Self { began, mut jobs, mut back, mut failed, fillers, mut times, deliver, .. } = self;
+        // Those of one shape went together, wherever they were in the batch.
+        back.sort_by_key(|(job, _)| job.place);
+        failed.sort_by_key(|(job, _)| job.place);
+        let outcome = match error {
+            Some(error) => Err(error),
+            None => {
+                let (back, outputs) = back.into_iter().unzip();
+                jobs = back;
+                Ok(outputs)
+            }
+        };
         // What the batch waited for, between its stages too, is time before the run.
         let whole = Timestamp::now() - began;
         times.compute_input = whole.saturating_sub(times.compute_infer + times.compute_output);
@@ -456,6 +452,6 @@ impl Journey {
     }
 }
 
-fn of_model(ResponseError { code, message }: ResponseError) -> Error {
+pub(super) fn of_model(ResponseError { code, message }: ResponseError) -> Error {
     Error::Model { code, detail: message }
 }
