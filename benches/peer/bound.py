@@ -1,10 +1,14 @@
-"""The least that large tensors can cost a server, also one which hands them to a process that runs Python.
+"""The least that requests can cost a server: small ones (`bare.py`), and large tensors, also where it hands them to
+a process that runs Python.
 
     build/venv/bin/python benches/peer/bound.py
 
-Nothing here parses, schedules or answers for anybody: a process takes messages of 600 KB from a TCP socket and
-sends each back. What it and its helper take of the processors is what no server for such requests gets below, with
-any code, as long as tensors come over a socket and go to another process through shared memory. The lines:
+**Small requests.** A bare socket, Nereid and the real server, each asked by the same client that does as little.
+What the bare socket takes, which waits, reads and sends back, is below what every server takes.
+
+**600 KB.** Nothing here parses, schedules or answers for anybody: a process takes messages of 600 KB from a TCP
+socket and sends each back. What it and its helper take of the processors is what no server for such requests gets
+below, with any code, as long as tensors come over a socket and go to another process through shared memory. The lines:
 
 - **echo**: the kernel copies the message in, and out.
 - **and a copy**: it is copied once in between, into memory that another process has mapped.
@@ -25,6 +29,7 @@ from __future__ import annotations
 import argparse
 import mmap
 import os
+import pathlib
 import select
 import signal
 import socket
@@ -32,6 +37,7 @@ import statistics
 import threading
 import time
 
+import bare
 import numpy as np
 import servers
 
@@ -213,18 +219,29 @@ def copy_again(seconds: float) -> float:
 
 
 def main() -> None:
-    """Prints the lines, each by the median over the rounds."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.7)
+    parser.add_argument("--only", choices=("large", "small"), help="tensors of this size alone")
+    parser.add_argument("--nereid", type=pathlib.Path, default=servers.NEREID, help="for the small ones")
+    parser.add_argument("--flag", action="append", default=[], help="a further flag for Nereid")
     options = parser.parse_args()
+    if options.only != "small":
+        large(options.rounds, options.seconds)
+    if options.only != "large":
+        bare.table(options.nereid, tuple(options.flag), options.rounds, options.seconds)
+
+
+def large(rounds: int, seconds: float) -> None:
+    """Prints the lines of 600 KB, each by the median over the rounds."""
     lines = [(way, in_flight) for way in WAYS for in_flight in (1, 64)]
     found: dict = {line: [] for line in lines}
     copies = []
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for line in lines:
-            found[line].append(measure_apart(*line, options.seconds))
-        copies.append(copy_again(options.seconds))
+            found[line].append(measure_apart(*line, seconds))
+        copies.append(copy_again(seconds))
     print("| 600 KB there and back | CPU µs | lowest to highest |\n|---|---|---|")
     for (way, in_flight), values in found.items():
         figures = f"{statistics.median(values):.0f} | {min(values):.0f}–{max(values):.0f}"

@@ -7,6 +7,9 @@ use smallvec::SmallVec;
 /// are many times what a piece costs by itself.
 const JOINED_MAX: usize = 4 << 10;
 
+/// What [`Rope::zeros`] has.
+static ZEROS: [u8; 4096] = [0; 4096];
+
 /// Bytes as they arrived: a sequence of reference-counted pieces that is one piece most of the time.
 ///
 /// A tensor that came in several network frames stays in those frames until its one copy.
@@ -19,7 +22,6 @@ pub struct Rope {
 impl Rope {
     /// So many zeros, which take no memory of their own.
     pub fn zeros(mut len: usize) -> Self {
-        static ZEROS: [u8; 4096] = [0; 4096];
         let mut rope = Self::default();
         while len > 0 {
             let piece = len.min(ZEROS.len());
@@ -27,6 +29,11 @@ impl Rope {
             len -= piece;
         }
         rope
+    }
+
+    /// Whether this is known to be nothing but zeros, as what [`zeros`](Self::zeros) gives.
+    pub fn is_zeros(&self) -> bool {
+        !self.pieces.is_empty() && self.pieces.iter().all(|it| it.as_ptr() == ZEROS.as_ptr())
     }
 
     /// So many bytes that are not here: no piece has them.
@@ -181,6 +188,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn only_what_was_made_as_zeros_is_known_to_be_that() {
+        for len in [1, 4096, 10_000] {
+            let zeros = Rope::zeros(len);
+            assert!(zeros.is_zeros() && zeros.len() == len);
+            assert!(zeros.clone().into_bytes().iter().all(|byte| *byte == 0));
+            assert!(!Rope::from(vec![0; len]).is_zeros() && !Rope::absent(len).is_zeros());
+        }
+        assert!(!Rope::default().is_zeros());
+    }
 
     proptest! {
         #[test]

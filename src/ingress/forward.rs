@@ -1,12 +1,12 @@
 //! Headers that become parameters of the inference request they came with.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use regex::{Regex, RegexBuilder};
 
 use crate::inference::{Parameter, Parameters};
 
 /// The header that names the span of the client's that a request belongs to.
-pub const TRACE_PARENT: &str = "traceparent";
+pub static TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Which headers are forwarded: those whose name has a match. As in tritonserver, an empty pattern
 /// forwards none.

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 
@@ -13,6 +14,9 @@ use super::{
     driver::{self, Driver, EpollStream, UringStream},
     reactor::{ReactorHandle, current},
 };
+
+/// So many bytes in several places are copied together: that costs less than to tell the system where they lie.
+const JOINED_MAX: usize = 1 << 10;
 
 /// A connected socket on the current reactor. It implements the I/O traits of tokio, for h2, and
 /// of hyper.
@@ -171,7 +175,13 @@ impl hyper::rt::Write for TcpStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write_vectored(self, cx, bufs)
+        let len: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if len > JOINED_MAX {
+            return AsyncWrite::poll_write_vectored(self, cx, bufs);
+        }
+        let mut joined = SmallVec::<[u8; JOINED_MAX]>::new();
+        bufs.iter().for_each(|buf| joined.extend_from_slice(buf));
+        AsyncWrite::poll_write(self, cx, &joined)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -47,7 +47,8 @@ pub struct Executed {
     began: Timestamp,
     times: BatchTimes,
     ticket: u64,
-    /// Requests of the batch that did not run with the others, for what is the matter with them.
+    /// Requests of the batch that did not run with the others, for what is the matter with them, in the
+    /// order of their places.
     failed: Vec<(Job, Error)>,
 }
 
@@ -371,7 +372,8 @@ impl Executed {
         Self { ran, began, times, ticket, failed: Vec::new() }
     }
 
-    /// With requests of the batch that fail, whatever became of the others.
+    /// With requests of the batch that fail, whatever became of the others. Those and these are in the order
+    /// of their places.
     pub fn with_failed(mut self, failed: Vec<(Job, Error)>) -> Self {
         self.failed = failed;
         self
@@ -427,10 +429,16 @@ impl Executed {
         self.began + self.times.total()
     }
 
-    /// Answers every request of the batch and counts it, now, at `now`. Runs on reactor `reactor`.
+    /// Answers every request of the batch, in the order of their places, and counts it, now, at `now`. Runs on
+    /// reactor `reactor`.
     pub fn answer(self, reactor: usize, now: Timestamp) {
         let Self { ran, began, times, failed, .. } = self;
-        failed.into_iter().for_each(|(job, error)| job.fail(reactor, error));
+        let mut failed = failed.into_iter().peekable();
+        let mut fail_before = |place: u32| {
+            while let Some((job, error)) = failed.next_if(|(job, _)| job.place < place) {
+                job.fail(reactor, error);
+            }
+        };
         let (jobs, outcome, fillers) = match ran {
             Ran::Batch { jobs, outcome, fillers } => (jobs, outcome, fillers),
             Ran::Requests { version, rows, count } => {
@@ -440,8 +448,11 @@ impl Executed {
         let responses = match outcome {
             Ok(responses) => responses,
             Err(error) => {
-                jobs.into_iter().for_each(|job| job.fail(reactor, error.clone()));
-                return;
+                for job in jobs {
+                    fail_before(job.place);
+                    job.fail(reactor, error.clone());
+                }
+                return fail_before(u32::MAX);
             }
         };
         let rows = jobs.iter().map(|job| job.admitted.batch_size).sum();
@@ -450,7 +461,9 @@ impl Executed {
             first.version.statistics.executed(reactor, (rows, fillers), count, times, now);
         }
         for (job, outputs) in jobs.into_iter().zip(responses) {
+            fail_before(job.place);
             job.answer(outputs, began, times, reactor, now);
         }
+        fail_before(u32::MAX);
     }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     device::DeviceSlice,
-    inference::{Admitted, Callers, Error, InferResponse, Parameters, Sequence, Timestamp},
+    inference::{Admitted, Callers, Error, InferResponse, Parameters, Rope, Sequence, Timestamp},
     memory::OutputPlaces,
     observe::{
         BatchTimes, Failure,
@@ -53,10 +53,12 @@ pub struct Job {
     pub cache_slot: Option<CacheSlot>,
     /// Where its times are added up, if it is a step of an ensemble.
     pub account: Option<Arc<Account>>,
-    /// What lets it run again.
+    /// What lets it run again, or tells which sequence its run is for.
     pub turn: Option<Turn>,
     /// Its place among answers that keep the order of the requests, if its model answers it itself.
     pub ticket: Option<AnswerTicket>,
+    /// Its place in its batch, if that may run in several parts.
+    pub place: u32,
     /// What of it lies on the device that its model runs on.
     pub resident: Option<Box<ResidentTensors>>,
 }
@@ -66,14 +68,17 @@ pub struct Job {
 pub struct ResidentTensors {
     /// Inputs.
     pub inputs: SmallVec<[(u16, ResidentInput); 1]>,
+    /// Inputs that are brought there from the host, to those of other requests of its batch.
+    pub brought: SmallVec<[(u16, Rope); 1]>,
     /// Where outputs are to go, of those that are asked for.
     pub outputs: SmallVec<[(u16, DeviceSlice); 1]>,
-    /// What may be left there, of what nobody but steps of an ensemble on the same device asks for.
+    /// What may be left there for who asks for it on the same device: steps of an ensemble, or the next
+    /// request of its sequence.
     pub keeping: Option<Arc<Keeping>>,
 }
 
-/// Outputs of a step's request that may stay on the device for the steps behind it, by their numbers in
-/// the signature, and those that have.
+/// Outputs of a request that may stay on the device for the requests behind it, by their numbers in the
+/// signature, and those that have.
 pub struct Keeping(SmallVec<[(u16, OnceLock<ResidentInput>); 2]>);
 
 impl Keeping {
@@ -164,6 +169,7 @@ impl Job {
             account: None,
             turn: None,
             ticket: None,
+            place: 0,
             resident: None,
         }
     }

@@ -14,9 +14,12 @@ use std::{
     sync::{Arc, OnceLock, mpsc},
 };
 
-pub use self::residence::ResidentInput;
+pub use self::{journey::Back, residence::ResidentInput};
 use self::{journey::Journey, preparation::Preparation, residence::Residence};
-use super::execution::SealedBatch;
+use super::{
+    execution::{Executed, SealedBatch},
+    job::Job,
+};
 use crate::{
     backend::{DeviceInstance, DeviceModel, PlacementDevice},
     device::{
@@ -25,7 +28,7 @@ use crate::{
             self, Finished, Lanes, ModelPlan, OpenModel, Place, Runner, SchedulerSettings, Timeline,
         },
     },
-    inference::Timestamp,
+    inference::{Signature, Timestamp},
     observe::KeptTensors,
     runtime::{PerReactor, ReactorHandle, reply_channel, spawn},
 };
@@ -57,8 +60,8 @@ pub struct FleetSettings {
     /// How full devices may be, of 1, for models to load there, by their numbers; the last of a number
     /// counts.
     pub load_limits: Vec<(usize, f64)>,
-    /// Bytes that tensors between the steps of ensembles may take on devices, by their numbers; the last of
-    /// a number counts.
+    /// Bytes that tensors between the steps of ensembles and states of sequences may take on devices, by
+    /// their numbers; the last of a number counts.
     pub pool_bytes: Vec<(usize, u64)>,
 }
 
@@ -160,6 +163,34 @@ impl Fleet {
         graphs: bool,
         instances: Vec<DeviceInstance>,
     ) -> Result<OpenLanes, DeviceError> {
+        self.open_some(name, graphs, instances, self.settings.lanes.max(1), 1.0)
+    }
+
+    /// Opens a lane for each of a model's instances, by which each runs one batch at a time that is for no
+    /// other. Blocks, so not for reactors.
+    ///
+    /// # Errors
+    /// When a device refuses.
+    pub(super) fn open_apart(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        graphs: bool,
+        instances: Vec<DeviceInstance>,
+    ) -> Result<Vec<OpenLanes>, DeviceError> {
+        let share = 1.0 / instances.len().max(1) as f64;
+        let open = |instance| self.open_some(name, graphs, vec![instance], 1, share);
+        instances.into_iter().map(open).collect()
+    }
+
+    /// Opens so many lanes of each of the instances, which have this `share` of their devices' time.
+    fn open_some(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        graphs: bool,
+        instances: Vec<DeviceInstance>,
+        lanes: usize,
+        share: f64,
+    ) -> Result<OpenLanes, DeviceError> {
         let all = self.devices.all().unwrap_or_default();
         let model = instances.first().map(|instance| instance.model.clone());
         let count = instances.len();
@@ -169,12 +200,12 @@ impl Fleet {
             let found = all.iter().position(|device| device.properties().index == number);
             let device =
                 found.ok_or(DeviceError::Foreign { device: number, what: "an instance" })?;
-            Ok((Place { device, lanes: self.settings.lanes }, instance.runner))
+            Ok((Place { device, lanes }, instance.runner))
         });
         let instances: Vec<(Place, Runner)> = placed.collect::<Result<_, DeviceError>>()?;
         // Where the pixels of a file lie in a batch, only the file tells: no graph would serve twice.
         let graphs = graphs && model.as_ref().is_some_and(|model| model.prepared().is_empty());
-        let plan = ModelPlan { name: name.clone(), share: 1.0, graphs, instances };
+        let plan = ModelPlan { name: name.clone(), share, graphs, instances };
         let none = DeviceError::Foreign { device: 0, what: "a model without instances" };
         Ok(OpenLanes {
             fleet: self.clone(),
@@ -184,6 +215,7 @@ impl Fleet {
             model: model.ok_or(none)?,
             opened: OpenModel::open(plan, all)?,
             instances: count,
+            lanes,
         })
     }
 
@@ -286,6 +318,8 @@ pub(super) struct OpenLanes {
     graphs: bool,
     opened: OpenModel,
     instances: usize,
+    /// Of each instance.
+    lanes: usize,
 }
 
 impl OpenLanes {
@@ -294,7 +328,7 @@ impl OpenLanes {
         &self.fleet.home
     }
 
-    /// The device whose memory the tensors of requests may lie in: that of all instances.
+    /// The device whose memory tensors of requests may lie in: that of all instances.
     pub fn resident_on(&self) -> Option<usize> {
         self.residence.as_ref().map(|residence| residence.device)
     }
@@ -309,9 +343,8 @@ impl OpenLanes {
     /// # Panics
     /// Not on the lanes' reactor.
     pub fn start(self) -> ModelLanes {
-        let Self { fleet, model, residence, graphs, opened, instances, .. } = self;
+        let Self { fleet, model, residence, graphs, opened, instances, lanes, .. } = self;
         let number = fleet.drive().with(|lanes| lanes.add(opened));
-        let lanes = fleet.settings.lanes.max(1);
         // A graph finds its tensors where they were when it was captured.
         let (reads_in_place, writes_in_place) = (!graphs && !model.writes_inputs(), !graphs);
         let route = Route { fleet, model, number, residence, reads_in_place, writes_in_place };
@@ -341,6 +374,13 @@ struct Route {
     /// Whether it may read inputs and write outputs outside its lanes.
     reads_in_place: bool,
     writes_in_place: bool,
+}
+
+impl Route {
+    fn wants_pinned(&self) -> bool {
+        let devices = self.fleet.devices.opened();
+        devices.iter().any(|device| device.properties().wants_pinned)
+    }
 }
 
 impl ModelLanes {
@@ -378,8 +418,7 @@ impl ModelLanes {
 
     /// Whether inputs have to be brought into the server's own memory.
     pub fn want_pinned(&self) -> bool {
-        let devices = self.route.fleet.devices.opened();
-        devices.iter().any(|device| device.properties().wants_pinned)
+        self.route.wants_pinned()
     }
 
     /// Whether requests are made ready before their batch is put together.
@@ -390,19 +429,38 @@ impl ModelLanes {
     /// Sends a batch off, now, at `began`. It comes back through its version.
     pub fn run(&mut self, batch: SealedBatch, began: Timestamp) {
         self.in_flight += 1;
-        let SealedBatch { jobs, rows, ticket, .. } = batch;
-        let journey = Journey::new(self.route.clone(), ticket, jobs, began);
-        if self.prepare() {
-            let pinned = self.want_pinned();
-            return spawn(&"making a batch ready", journey.prepare(pinned));
-        }
-        if rows.is_soon_filled() {
-            return journey.depart(rows);
-        }
-        spawn(&"putting a batch together", async move {
-            rows.fill().await;
-            journey.depart(rows);
+        let SealedBatch { jobs, padding, rows, ticket } = batch;
+        let Some(signature) = jobs.first().map(|job| job.version.signature.clone()) else { return };
+        let home = self.route.fleet.home.clone();
+        // Its version may be at work with its queue just now, so it gets a message.
+        let deliver = Box::new(move |back: Back| {
+            let Some(version) = back.version() else { return };
+            let Back { jobs, outcome, failed, fillers, began, times } = back;
+            let executed = Executed::batch(jobs, ticket, outcome, began, times);
+            let executed = executed.with_failed(failed).with_fillers(fillers);
+            if home.send(Box::new(move || version.executed(executed))).is_err() {
+                log::debug!("a batch has come back from a device after its reactor had ended");
+            }
         });
+        let journey = Journey::new(self.route.clone(), signature, jobs, began, deliver);
+        if self.prepare() {
+            return spawn(&"making a batch ready", journey.prepare());
+        }
+        journey.with_padding(padding).depart_with(rows);
+    }
+
+    /// Sends a batch of sequences off, now, at `began`. Its requests have the tensors of `signature`; it
+    /// comes back to `deliver`.
+    pub fn run_sequences(
+        &mut self,
+        jobs: Vec<Job>,
+        signature: &Arc<Signature>,
+        began: Timestamp,
+        deliver: Box<dyn FnOnce(Back)>,
+    ) {
+        self.in_flight += 1;
+        let journey = Journey::new(self.route.clone(), signature.clone(), jobs, began, deliver);
+        journey.of_sequences().depart();
     }
 
     /// Notes that a batch has come back.

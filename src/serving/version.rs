@@ -62,6 +62,8 @@ pub struct LoadedVersion {
     members: Arc<[Member]>,
     /// The device whose memory its tensors may lie in.
     resident_on: Option<usize>,
+    /// Whether states of its sequences stay on the devices of their instances.
+    pub(super) keeps_states: bool,
     /// Who is to hear that one of them is lost.
     fleet: Option<Arc<Fleet>>,
     home: ReactorHandle,
@@ -357,7 +359,7 @@ impl LoadedVersion {
 
     /// Whether tensors of its requests may stay on a device for requests to come.
     pub fn keeps_tensors(&self) -> bool {
-        self.resident_on.is_some() && self.cache.is_none()
+        self.keeps_states || (self.resident_on.is_some() && self.cache.is_none())
     }
 
     /// Whether its answers are kept in the response cache.

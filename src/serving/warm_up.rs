@@ -147,8 +147,7 @@ impl WarmUp {
         instance: &mut ModelInstance,
         host: &Arc<Host>,
     ) -> Result<(), WarmUpError> {
-        let mut request = self.request.clone();
-        request.inputs.extend(hidden.iter().cloned().map(Some));
+        let request = self.with(hidden);
         let ran = match instance {
             ModelInstance::Batches(instance) => {
                 self.run_batches(&request, (signature, ragged), &mut **instance, &host.pool)
@@ -168,11 +167,18 @@ impl WarmUp {
         &self,
         signature: &Signature,
         ragged: &Ragged,
+        hidden: &[AdmittedInput],
         instance: &mut dyn Instance,
         host: &Arc<Host>,
     ) -> Result<(), WarmUpError> {
-        let ran = self.run_batches(&self.request, (signature, ragged), instance, &host.pool);
+        let ran = self.run_batches(&self.with(hidden), (signature, ragged), instance, &host.pool);
         ran.map_err(|error| self.failed(error))
+    }
+
+    fn with(&self, hidden: &[AdmittedInput]) -> Admitted {
+        let mut request = self.request.clone();
+        request.inputs.extend(hidden.iter().cloned().map(Some));
+        request
     }
 
     fn failed(&self, error: Error) -> WarmUpError {

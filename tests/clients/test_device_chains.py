@@ -11,9 +11,10 @@ import sys
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from . import device_memory, triton
+from . import device_memory, triton, wire
 from .test_device_pictures import launches
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -92,6 +93,28 @@ def test_what_is_at_fault_fails_by_itself_and_sizes_share_what_they_can(start, t
         assert counts == [6 - failed, failed] and int(told["execution_count"]) < 6
     assert ask(server, "gather_KIND_GPU", given[2])[1].endswith("row 0: expected indices of 0 to 1, got 2")
     assert {answer["PIXELS"].shape for answer in answers} == {(1, 7, 6, 3), (1, 6, 6, 3), (1, 6, 8, 3)}
+
+
+def test_the_parts_of_a_batch_are_answered_in_the_order_of_its_requests(start, tmp_path):
+    """On one connection, the order in which answers begin: of pictures of two sizes, which go in two parts, and of one
+    that is none."""
+    server = start(chain_models.write(tmp_path / "own", 300_000, batching="preserve_ordering: true"), "--device=host")
+    files = [serving.png((7, 9)[number % 2], 9, number) for number in range(6)]
+    files.insert(3, b"no picture")
+    with wire.Connection(server) as connection:
+        asked = []
+        for file in files:
+            given = triton.tensor(triton_grpc, "FILE", "BYTES", np.array([[file]], dtype=np.object_))
+            request = service_pb2.ModelInferRequest(model_name="shorter_KIND_GPU")
+            request.inputs.append(given._get_tensor())
+            request.raw_input_contents.append(given._get_content())
+            asked.append(connection.call("ModelInfer", wire.message(request.SerializeToString())))
+        connection.read_until(lambda: sum(answer.ended for answer in connection.answers.values()) == len(files))
+        assert list(connection.answers) == asked
+        statuses = [connection.answers[stream].grpc_status for stream in asked]
+    assert statuses == [0, 0, 0, 3, 0, 0, 0]
+    [told] = server.get_json("/v2/models/shorter_KIND_GPU/stats")["model_stats"]
+    assert int(told["execution_count"]) == 1
 
 
 def test_indices_in_memory_of_the_device_are_looked_at_there(start, tmp_path):

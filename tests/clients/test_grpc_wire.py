@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
+import time
 
 import grpc
 import numpy as np
@@ -17,6 +19,7 @@ from .wire import (
 
 HEALTH = "/grpc.health.v1.Health/Check"
 LIVE = wire.message(b"")
+PAUSE = "--request-pause-max-secs=1"
 TINY_FRAMES = 1 << 19
 # A handle of each would be 32 bytes, in a list that doubles as it grows. Some lie in HTTP/2's own lists.
 BYTES_PER_FRAME_MAX = 56
@@ -274,3 +277,38 @@ def test_health_and_settings_are_acknowledged(server):
         connection.send(frame(SETTINGS, 0, 0) * 100)
         answer = connection.answer(connection.call(HEALTH, wire.message(b"")))
         assert answer.grpc_status == 0 and answer.data == wire.message(b"\x08\x01")
+
+
+PARTS = {
+    "header fields": [frame(HEADERS, END_STREAM, 1, b"\x83")],
+    "header fields that go on": [frame(HEADERS, 0, 1, b"\x83"), *[frame(CONTINUATION, 0, 1)] * 4],
+    "a frame's head": [frame(PING, 0, 0, bytes(8))[:5]],
+    "a frame": [frame(HEADERS, END_HEADERS, 1, b"\x83" * 10)[:-1]],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_who_does_not_end_what_he_began_is_hung_up_on(start, tmp_path, name):
+    """However slowly he goes on. Who rests between calls is not."""
+    server = start(models.write(tmp_path / "repository", {"fp32": models.identity_models()["fp32"]}), PAUSE)
+    begun = socket.create_connection(("127.0.0.1", server.grpc_port), timeout=wire.WAIT_SECONDS_MAX)
+    with begun, wire.Connection(server) as resting:
+        assert resting.answer(resting.call("ModelInfer", infer_request())).grpc_status == 0
+        begun.sendall(wire.PREFACE + frame(SETTINGS, 0, 0))
+        at = time.monotonic()
+        # Nothing in between: what a server says is acknowledged by nobody.
+        assert not any(is_hung_up(begun, piece, 0.1) for piece in PARTS[name])
+        while not is_hung_up(begun, b"", 0.1):
+            assert time.monotonic() - at < wire.WAIT_SECONDS_MAX
+        assert time.monotonic() - at > 0.9
+        assert resting.answer(resting.call("ModelInfer", infer_request())).grpc_status == 0
+
+
+def is_hung_up(raw: socket.socket, piece: bytes, seconds: float) -> bool:
+    """Sends a piece, and tells whether the other side is gone some time later."""
+    try:
+        raw.sendall(piece)
+        readable, _, _ = select.select([raw], [], [], seconds)
+        return bool(readable) and raw.recv(1 << 16) == b""
+    except (BrokenPipeError, ConnectionResetError):
+        return True

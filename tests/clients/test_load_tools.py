@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import pty
+import re
 import subprocess
+import termios
 
 import pytest
 
@@ -48,6 +52,40 @@ def test_nereid_bench(server, binary, protocol, tmp_path):
     command = [binary, "bench", "-m", "fp32_batched", "--shape", "INPUT0:16", *LOAD]
     _run(server, protocol, [*command, "--json", tmp_path / "report.json"])
     assert json.loads((tmp_path / "report.json").read_text())
+
+
+def on_a_terminal(command: list) -> tuple[str, str]:
+    """What a program writes to its output, and what it draws on the terminal that its errors go to."""
+    terminal, of_program = pty.openpty()
+    termios.tcsetwinsize(of_program, (24, 120))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=of_program, text=True) as process:
+        os.close(of_program)
+        drawn = b""
+        # Whoever reads a terminal that no program has open any more is told of an error.
+        with contextlib.suppress(OSError):
+            while piece := os.read(terminal, 1 << 16):
+                drawn += piece
+        output = process.stdout.read()
+    os.close(terminal)
+    assert process.returncode == 0, drawn
+    return output, drawn.decode()
+
+
+def test_nereid_bench_shows_how_it_goes(server, binary):
+    """On a terminal: a bar of each load with its last window, which is gone in the end. Not if it is to be quiet."""
+    command = [binary, "bench", "-m", "fp32_batched", "--shape", "INPUT0:16", "-u", server.http_address]
+    command += ["--concurrency-range", "1:2", "-p", "300", "-s", "99", "-r", "10"]
+    output, drawn = on_a_terminal(command)
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", drawn).split("\r")]
+    bars = [line for line in lines if line]
+    for load in ("concurrency 1", "concurrency 2"):
+        assert any(re.fullmatch(rf"{load} \S+ 0/10", bar) for bar in bars), bars
+        window = re.compile(rf"{load} \S+ [1-9]/10 [1-9]\d* requests/s, p\d+ [1-9]\d* µs")
+        assert any(window.fullmatch(bar) for bar in bars), bars
+    # The last thing that is done to the line is to empty it.
+    assert drawn.endswith("\x1b[2K") and "requests/s," not in output
+    output, drawn = on_a_terminal([*command, "--quiet"])
+    assert (output, drawn) == ("", "")
 
 
 def test_nereid_bench_sends_at_a_rate_and_tells_it_in_every_form(server, binary, tmp_path):

@@ -53,7 +53,7 @@ CHAINS: dict[str, tuple[list[dict], Tensors, Tensors]] = {
 }
 
 
-def write(folder: pathlib.Path, delay_us: int = 0, options: str = "", limit: str = "") -> pathlib.Path:
+def write(folder: pathlib.Path, delay_us: int = 0, options: str = "", limit: str = "", batching: str = "") -> pathlib.Path:
     """A repository of all chains, on a device and on the processors."""
     for name, (steps, *tensors) in CHAINS.items():
         text = json.dumps(steps).replace('"', '\\"')
@@ -64,7 +64,7 @@ def write(folder: pathlib.Path, delay_us: int = 0, options: str = "", limit: str
         )
         for kind in KINDS:
             config = f"""
-backend: "ops" max_batch_size: 8 dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }} {options}
+backend: "ops" max_batch_size: 8 dynamic_batching {{ max_queue_delay_microseconds: {delay_us} {batching} }} {options}
 parameters {{ key: "chain" value: {{ string_value: "{text}" }} }}
 instance_group {{ kind: {kind} {limit if kind == "KIND_GPU" else ""} }}
 {listed}"""

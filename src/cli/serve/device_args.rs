@@ -54,9 +54,10 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "FILE")]
     gpu_kernels: Option<PathBuf>,
 
-    /// Bytes of a device's memory for tensors between steps of ensembles there; what does not find room goes
-    /// by way of the host. A GPU also keeps as many of freed memory for those to come. As <DEVICE>:<BYTES>;
-    /// may be given several times [default: 64 MiB on each, at most an eighth of its memory]
+    /// Bytes of a device's memory for tensors between steps of ensembles there and for states of sequences;
+    /// what does not find room goes by way of the host. A GPU also keeps as many of freed memory for those
+    /// to come. As <DEVICE>:<BYTES>; may be given several times [default: 64 MiB on each, at most an eighth
+    /// of its memory]
     #[arg(long, value_name = "DEVICE:BYTES")]
     cuda_memory_pool_byte_size: Vec<PerDevice<u64>>,
     /// The least compute capability of a GPU that is used

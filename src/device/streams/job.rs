@@ -79,11 +79,11 @@ pub enum OutputPart {
 }
 
 impl OutputPart {
-    /// How many bytes are copied to the host.
-    pub fn coming(&self) -> usize {
+    /// How many bytes it has.
+    pub fn bytes(&self) -> usize {
         match self {
             Self::Comes(buffer) => buffer.len(),
-            Self::Stays(_) => 0,
+            Self::Stays(bytes) => *bytes,
         }
     }
 }

@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::{
     job::{BatchParts, Compute, OutputPart, PlacedBatch},
-    resident::{KeptOutput, Resident},
+    resident::{KeptMemory, KeptOutput, Resident},
     worker::{Runner, Worker},
 };
 use crate::device::{
@@ -52,6 +52,8 @@ pub(super) struct Cargo {
     inputs: Vec<Bytes>,
     outputs: Vec<Output>,
     scratch: Vec<usize>,
+    /// What of it lies on the device, as it was asked for.
+    resident: Option<Arc<Resident>>,
     placed: Placed,
 }
 
@@ -104,10 +106,7 @@ impl Placed {
         resident.bring(compute, &self.inputs, table)?;
         run(compute)?;
         resident.take_out(compute, &self.outputs, table)?;
-        self.kept.iter().try_for_each(|(index, kept)| match self.outputs.get(*index) {
-            Some(output) if output.address() != kept.address() => compute.copy_within(output, kept),
-            _ => Ok(()),
-        })
+        resident.take_whole(compute, &self.outputs, &self.kept)
     }
 }
 
@@ -141,11 +140,11 @@ impl Cargo {
             scratch: Vec::new(),
             numbers,
             own,
-            resident: resident.map(Arc::new),
+            resident: None,
             table: None,
             kept: Vec::new(),
         };
-        Self { inputs, outputs, scratch, placed }
+        Self { inputs, outputs, scratch, resident: resident.map(Arc::new), placed }
     }
 
     /// The batch in its lane's memory.
@@ -155,13 +154,22 @@ impl Cargo {
 
     /// Bytes that are copied to the device, and bytes that are copied from it.
     pub fn bytes(&self) -> (usize, usize) {
+        let given = self.inputs.iter().map(Bytes::len);
+        let beside = self.resident.iter().flat_map(|it| it.coming()).map(|it| it.bytes.len());
         let coming = self.outputs.iter().filter(|output| output.comes.is_some());
-        (self.inputs.iter().map(Bytes::len).sum(), coming.map(|output| output.bytes).sum())
+        (given.chain(beside).sum(), coming.map(|output| output.bytes).sum())
+    }
+
+    /// What is copied from the host, with where in which input it begins.
+    fn coming(&self) -> impl Iterator<Item = (usize, usize, &Bytes)> {
+        let given = self.inputs.iter().enumerate().map(|(index, bytes)| (index, 0, bytes));
+        let beside = self.resident.iter().flat_map(|it| it.coming());
+        given.chain(beside.map(|it| (it.index, it.start, &it.bytes)))
     }
 
     /// The sizes of all inputs on the device.
     fn input_sizes(&self) -> Vec<usize> {
-        let resident = self.placed.resident.as_ref();
+        let resident = self.resident.as_ref();
         let size = |(index, input): (usize, &Bytes)| {
             resident.and_then(|it| it.input_bytes(index)).unwrap_or(input.len())
         };
@@ -212,18 +220,32 @@ impl Lane {
     pub fn prepare(&mut self, device: &dyn Device, cargo: &mut Cargo) -> Result<(), DeviceError> {
         let inputs = cargo.input_sizes();
         let mut outputs: Vec<usize> = cargo.outputs.iter().map(|output| output.bytes).collect();
-        let resident = cargo.placed.resident.clone();
-        let tables: Vec<usize> = resident.iter().map(|resident| resident.table_bytes()).collect();
+        let mut resident = cargo.resident.clone();
         let (mut kept, mut elsewhere) = (Vec::new(), Vec::new());
-        for &KeptOutput { index, is_written_there } in resident.iter().flat_map(|it| it.kept()) {
-            let Some(bytes) = outputs.get_mut(index) else { continue };
-            let memory = device.allocate(*bytes)?.whole();
-            kept.push((index, memory.clone()));
-            if is_written_there {
-                *bytes = 0;
-                elsewhere.push((index, memory));
+        for KeptOutput { index, memory } in cargo.resident.iter().flat_map(|it| it.kept()) {
+            let Some(bytes) = outputs.get_mut(*index) else { continue };
+            match memory {
+                KeptMemory::Whole { is_written_there } => {
+                    let memory = device.allocate(*bytes)?.whole();
+                    kept.push((*index, memory.clone()));
+                    if *is_written_there {
+                        *bytes = 0;
+                        elsewhere.push((*index, memory));
+                    }
+                }
+                KeptMemory::Apart(parts) => {
+                    let place = |part: &Range<usize>| -> Result<_, DeviceError> {
+                        Ok((part.start, device.allocate(part.len())?.whole()))
+                    };
+                    let places: Vec<_> = parts.iter().map(place).collect::<Result<_, _>>()?;
+                    kept.extend(places.iter().map(|(_, memory)| (*index, memory.clone())));
+                    if let Some(resident) = &mut resident {
+                        Arc::make_mut(resident).add_output(*index, places);
+                    }
+                }
             }
         }
+        let tables: Vec<usize> = resident.iter().map(|resident| resident.table_bytes()).collect();
         let (placed, graphs) = (&mut cargo.placed, &mut self.graphs);
         placed.inputs = place(&mut self.inputs, &inputs, device, graphs)?;
         placed.outputs = place(&mut self.outputs, &outputs, device, graphs)?;
@@ -233,19 +255,20 @@ impl Lane {
         let lying = resident.iter().flat_map(|it| it.lying());
         put(&mut placed.inputs, lying.cloned());
         put(&mut placed.outputs, elsewhere);
-        placed.kept = kept;
+        (placed.kept, placed.resident) = (kept, resident);
         Ok(())
     }
 
     /// Copies a range of the inputs, which come one behind the other.
     pub fn copy_in(&mut self, cargo: &Cargo, range: &Range<usize>) -> Result<(), DeviceError> {
         let mut start = 0;
-        for (input, placed) in cargo.inputs.iter().zip(&cargo.placed.inputs) {
-            let part = overlap(range, start, input.len());
-            if !part.is_empty() {
-                self.copies_in.copy_in(input.slice(part.clone()), &placed.slice(part)?)?;
+        for (index, at, bytes) in cargo.coming() {
+            let part = overlap(range, start, bytes.len());
+            if let Some(placed) = cargo.placed.inputs.get(index).filter(|_| !part.is_empty()) {
+                let place = placed.slice(at + part.start..at + part.end)?;
+                self.copies_in.copy_in(bytes.slice(part), &place)?;
             }
-            start += input.len();
+            start += bytes.len();
         }
         self.copies_in.record(&self.there)
     }

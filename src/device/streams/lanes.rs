@@ -1,10 +1,9 @@
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use super::{
-    job::{Finished, Job, ModelPlan, Notify, OutputPart},
+    job::{Finished, Job, ModelPlan, Notify},
     lane::{Cargo, Instance, Lane},
     scheduler::Scheduler,
     work::{
@@ -134,17 +133,11 @@ impl Lanes {
     /// # Errors
     /// When too many wait, or all devices of its model are lost; then `done` is not called.
     pub fn submit(&mut self, job: Job, now: Timestamp) -> Result<BatchId, Refused> {
-        let work = Work {
-            model: job.model,
-            rows: job.parts.rows,
-            bytes_in: job.parts.inputs.iter().map(Bytes::len).sum(),
-            bytes_out: job.parts.outputs.iter().map(OutputPart::coming).sum(),
-            priority: job.priority,
-            deadline: job.deadline,
-        };
+        let Job { model, parts, priority, deadline, is_moot, done } = job;
+        let (rows, cargo) = (parts.rows, Cargo::new(parts));
+        let (bytes_in, bytes_out) = cargo.bytes();
+        let work = Work { model, rows, bytes_in, bytes_out, priority, deadline };
         let batch = self.scheduler.submit(work)?;
-        let Job { model, parts, is_moot, done, .. } = job;
-        let cargo = Cargo::new(parts);
         self.batches.insert(batch, Batch { model, at: None, cargo, is_moot, done });
         self.pump(now);
         Ok(batch)

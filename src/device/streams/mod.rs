@@ -27,7 +27,7 @@ pub use self::{
     alone::Alone,
     job::{BatchParts, Compute, Finished, Job, ModelPlan, Notify, OutputPart, PlacedBatch},
     lanes::{Lanes, OpenModel},
-    resident::{Mover, Resident},
+    resident::{Mover, Resident, Rows},
     scheduler::Scheduler,
     timeline::{Timeline, TimelineEntry},
     work::{

@@ -21,31 +21,80 @@ pub struct Mover {
     parts_writes: bool,
 }
 
-/// The tensors of a batch that lie on its device: of these inputs no bytes are copied from the host.
+/// The tensors of a batch that lie on its device: of these inputs only rows that are elsewhere are copied
+/// from the host.
+#[derive(Clone)]
 pub struct Resident {
     mover: Arc<Mover>,
     inputs: Vec<Tensor>,
     /// Inputs that the model reads where they lie.
     lying: Vec<(usize, DeviceSlice)>,
+    /// What of inputs comes from the host.
+    coming: Vec<Coming>,
+    /// What of inputs is zeros.
+    zeros: Vec<(usize, Range<usize>)>,
     outputs: Vec<Tensor>,
     kept: Vec<KeptOutput>,
 }
 
+/// Rows of an input that lies on the device.
+#[derive(Clone)]
+pub enum Rows {
+    /// They lie there.
+    Lie(DeviceSlice),
+    /// They come from the host.
+    Come(Bytes),
+    /// They are so many zeros, which nobody has to bring.
+    Zeros(usize),
+}
+
+impl Rows {
+    fn len(&self) -> usize {
+        match self {
+            Self::Lie(place) => place.len(),
+            Self::Come(bytes) => bytes.len(),
+            Self::Zeros(bytes) => *bytes,
+        }
+    }
+}
+
+/// Bytes of an input that come from the host, though others of it lie on the device.
+#[derive(Clone)]
+pub(super) struct Coming {
+    /// Which of the batch's.
+    pub index: usize,
+    /// Where in it they begin.
+    pub start: usize,
+    pub bytes: Bytes,
+}
+
 /// An output whose memory outlives the batch.
+#[derive(Clone)]
 pub(super) struct KeptOutput {
     /// Which of the batch's.
     pub index: usize,
-    /// Whether the model writes it there itself.
-    pub is_written_there: bool,
+    pub memory: KeptMemory,
 }
 
+/// Where an output lies that outlives its batch.
+#[derive(Clone)]
+pub(super) enum KeptMemory {
+    /// All in one piece. If `is_written_there` the model writes it there itself.
+    Whole { is_written_there: bool },
+    /// These parts of it, each in memory of its own.
+    Apart(Vec<Range<usize>>),
+}
+
+#[derive(Clone)]
 struct Tensor {
     /// Which of the batch's.
     index: usize,
+    bytes: usize,
     shares: Vec<Share>,
 }
 
 /// One launch: a part of a tensor, and where it lies.
+#[derive(Clone)]
 struct Share {
     range: Range<usize>,
     places: Vec<DeviceSlice>,
@@ -88,45 +137,69 @@ fn shares(pieces: impl Iterator<Item = (usize, DeviceSlice)>, apart: bool) -> Ve
     shares
 }
 
-/// The places as one, if each begins where the one before ends.
-fn joined(places: &[DeviceSlice]) -> Option<DeviceSlice> {
-    let (first, others) = places.split_first()?;
-    others.iter().try_fold(first.clone(), |before, next| before.joined(next))
+/// Rows that all lie on the device as one, if each begins where the one before ends.
+fn joined(rows: &[Rows]) -> Option<DeviceSlice> {
+    let mut places = rows.iter().map(|rows| match rows {
+        Rows::Lie(place) => Some(place),
+        _ => None,
+    });
+    let first = places.next()??.clone();
+    places.try_fold(first, |before, next| before.joined(next?))
 }
 
 impl Resident {
     /// None yet.
     pub fn new(mover: Arc<Mover>) -> Self {
-        let (inputs, lying) = (Vec::new(), Vec::new());
-        Self { mover, inputs, lying, outputs: Vec::new(), kept: Vec::new() }
+        Self {
+            mover,
+            inputs: Vec::new(),
+            lying: Vec::new(),
+            coming: Vec::new(),
+            zeros: Vec::new(),
+            outputs: Vec::new(),
+            kept: Vec::new(),
+        }
     }
 
-    /// Adds the batch's input `index`, whose rows lie in these places, in their order. If it `may_lie`
-    /// there while the model reads it, rows that lie one behind the other are not moved.
-    pub fn add_input(&mut self, index: usize, places: Vec<DeviceSlice>, may_lie: bool) {
-        let whole = may_lie.then(|| joined(&places)).flatten();
+    /// Adds the batch's input `index`, of these rows in their order. If it `may_lie` there while the model
+    /// reads it, rows that lie one behind the other are not moved.
+    pub fn add_input(&mut self, index: usize, rows: Vec<Rows>, may_lie: bool) {
+        let whole = may_lie.then(|| joined(&rows)).flatten();
         if let Some(whole) = whole.filter(|it| it.address().is_multiple_of(ALIGNMENT as u64)) {
             return self.lying.push((index, whole));
         }
-        let pieces = places.into_iter().scan(0, |end, place| {
-            let start = *end;
-            *end += place.len();
-            Some((start, place))
-        });
-        self.inputs.push(Tensor { index, shares: shares(pieces, false) });
+        let (mut bytes, mut places) = (0, Vec::new());
+        for rows in rows {
+            let start = bytes;
+            bytes += rows.len();
+            match rows {
+                Rows::Lie(place) => places.push((start, place)),
+                Rows::Come(bytes) => self.coming.push(Coming { index, start, bytes }),
+                Rows::Zeros(_) => self.zeros.push((index, start..bytes)),
+            }
+        }
+        let shares = shares(places.into_iter(), false);
+        self.inputs.push(Tensor { index, bytes, shares });
     }
 
     /// Adds the batch's output `index`, whose bytes from each number on go to the place beside it, as
     /// many as that has.
     pub fn add_output(&mut self, index: usize, places: Vec<(usize, DeviceSlice)>) {
+        let bytes = places.iter().map(|(_, place)| place.len()).sum();
         let shares = shares(places.into_iter(), self.mover.parts_writes);
-        self.outputs.push(Tensor { index, shares });
+        self.outputs.push(Tensor { index, bytes, shares });
     }
 
     /// Has the memory of output `index` outlive the batch. The model writes it there itself, or, where it
     /// has to find its tensors in its lane, it is copied there behind the run.
     pub fn keep(&mut self, index: usize, is_written_there: bool) {
-        self.kept.push(KeptOutput { index, is_written_there });
+        self.kept.push(KeptOutput { index, memory: KeptMemory::Whole { is_written_there } });
+    }
+
+    /// Has these parts of output `index` outlive the batch, each in memory of its own, so that none is held
+    /// by another. They are copied there behind the run.
+    pub fn keep_apart(&mut self, index: usize, parts: Vec<Range<usize>>) {
+        self.kept.push(KeptOutput { index, memory: KeptMemory::Apart(parts) });
     }
 
     /// The inputs that stay where they lie.
@@ -141,8 +214,12 @@ impl Resident {
 
     /// The size that the input `index` has in the lane, if it is brought there from elsewhere on the device.
     pub(super) fn input_bytes(&self, index: usize) -> Option<usize> {
-        let tensor = self.inputs.iter().find(|tensor| tensor.index == index)?;
-        Some(tensor.shares.iter().map(|share| share.range.len()).sum())
+        Some(self.inputs.iter().find(|tensor| tensor.index == index)?.bytes)
+    }
+
+    /// What of the inputs comes from the host.
+    pub(super) fn coming(&self) -> &[Coming] {
+        &self.coming
     }
 
     fn shares(&self) -> impl Iterator<Item = &Share> {
@@ -161,6 +238,10 @@ impl Resident {
         inputs: &[DeviceSlice],
         table: &DeviceSlice,
     ) -> Result<(), DeviceError> {
+        for (index, range) in &self.zeros {
+            let Some(input) = inputs.get(*index) else { continue };
+            stream.fill(&input.slice(range.clone())?, 0)?;
+        }
         let words: Vec<u64> = self.shares().flat_map(Share::offsets).collect();
         if !table.is_empty() {
             stream.copy_in(Bytes::from_owner(Words(words)), table)?;
@@ -198,6 +279,25 @@ impl Resident {
                 None => one_by_one(share, batch, |place, part| stream.copy_within(part, place)),
             },
         )
+    }
+
+    /// Copies what is kept whole from the batch's outputs to its memory, `kept`, if the model has not written
+    /// it there itself.
+    pub(super) fn take_whole(
+        &self,
+        stream: &mut dyn Stream,
+        outputs: &[DeviceSlice],
+        kept: &[(usize, DeviceSlice)],
+    ) -> Result<(), DeviceError> {
+        for KeptOutput { index, memory } in &self.kept {
+            if let KeptMemory::Whole { is_written_there: false } = memory
+                && let Some(output) = outputs.get(*index)
+                && let Some((_, place)) = kept.iter().find(|(number, _)| number == index)
+            {
+                stream.copy_within(output, place)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -308,7 +408,7 @@ mod tests {
         });
         let places: Vec<Range<usize>> = places.collect();
         let mut resident = Resident::new(Arc::new(mover(&device)));
-        let rows = places.iter().map(|place| from.slice(place.clone()).unwrap());
+        let rows = places.iter().map(|place| Rows::Lie(from.slice(place.clone()).unwrap()));
         resident.add_input(0, rows.collect(), true);
         let mut start = 0;
         let targets = places.iter().map(|place| {

@@ -1,5 +1,6 @@
 //! Pings of clients. h2 answers them and tells nobody, so they are seen on their way in, and what
-//! goes out is looked at too: a client may ping anew after it was sent something.
+//! goes out is looked at too: a client may ping anew after it was sent something. Who sees them sees
+//! also what has come in part only, of which h2 tells nobody either.
 
 use std::{
     cell::{Cell, RefCell},
@@ -9,22 +10,15 @@ use std::{
 
 use bytes::Bytes;
 
-use super::keep_alive::KeepAlive;
+use super::{
+    frames::{ACK, DATA, Frames, GOAWAY, HEAD_LEN, HEADERS, PING, WINDOW_UPDATE},
+    keep_alive::KeepAlive,
+};
 use crate::{inference::Timestamp, runtime::Watch};
 
 /// How far pings must be apart on a connection without calls, where those are not permitted; from
 /// gRPC's own servers.
 const IDLE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
-/// What a client says first, before its first frame.
-const PREFACE_LEN: usize = 24;
-/// A frame's length, kind, flags and stream.
-const HEAD_LEN: usize = 9;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const ACK: u8 = 1;
 /// What clients look for in the last frame: they then ping half as often.
 const REASON: &[u8] = b"too_many_pings";
 /// Of a frame that ends a connection: its head, the last stream and a code.
@@ -52,7 +46,7 @@ impl ClientPings {
             strikes_max: settings.ping_strikes_max,
             interval_min: settings.ping_interval_min,
             without_calls: settings.without_calls,
-            incoming: RefCell::new(Frames { skip: PREFACE_LEN, ..Frames::default() }),
+            incoming: RefCell::new(Frames::of_client()),
             outgoing: RefCell::default(),
             came: Cell::new(0),
             last: Cell::new(None),
@@ -83,18 +77,21 @@ impl ClientPings {
         self.is_over.set(self.strikes.get() > self.strikes_max);
         self.is_over.get()
     }
+
+    /// What has come in part only, if anything has: the same number as long as it is the same.
+    pub fn in_part(&self) -> Option<u64> {
+        self.incoming.borrow().in_part()
+    }
 }
 
 impl Watch for ClientPings {
     fn read(&self, bytes: &[u8]) {
-        // Without a limit nobody counts.
-        if self.strikes_max > 0 {
-            self.incoming.borrow_mut().pass(bytes, |frame| {
-                if frame.kind == PING && frame.flags & ACK == 0 {
-                    self.came.set(self.came.get().saturating_add(1));
-                }
-            });
-        }
+        self.incoming.borrow_mut().pass(bytes, |frame| {
+            // Without a limit nobody counts.
+            if frame.kind == PING && frame.flags & ACK == 0 && self.strikes_max > 0 {
+                self.came.set(self.came.get().saturating_add(1));
+            }
+        });
     }
 
     fn wrote(&self, bytes: &[u8]) {
@@ -123,58 +120,11 @@ impl Watch for ClientPings {
     }
 }
 
-/// Where one is among the frames that go one way.
-#[derive(Default)]
-struct Frames {
-    /// Bytes that belong to no head.
-    skip: usize,
-    head: [u8; HEAD_LEN],
-    head_len: usize,
-}
-
-/// What the head of a frame says.
-struct FrameHead {
-    kind: u8,
-    flags: u8,
-    has_stream: bool,
-}
-
-impl Frames {
-    fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(FrameHead)) {
-        while !bytes.is_empty() {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
-            let part = &bytes[skipped..];
-            let (of_head, rest) = part.split_at(part.len().min(HEAD_LEN - self.head_len));
-            self.head[self.head_len..][..of_head.len()].copy_from_slice(of_head);
-            self.head_len += of_head.len();
-            bytes = rest;
-            if self.head_len == HEAD_LEN {
-                let [long, mid, short, kind, flags, stream @ ..] = self.head;
-                self.skip = u32::from_be_bytes([0, long, mid, short]) as usize;
-                self.head_len = 0;
-                seen(FrameHead { kind, flags, has_stream: stream != [0; 4] });
-            }
-        }
-    }
-
-    /// Whether the next byte begins a frame.
-    fn is_between(&self) -> bool {
-        self.skip == 0 && self.head_len == 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use super::{super::frames::tests::frame, *};
 
-    use super::*;
-
-    fn frame(kind: u8, flags: u8, stream: u8, len: usize) -> Vec<u8> {
-        let mut frame = vec![0, (len >> 8) as u8, len as u8, kind, flags, 0, 0, 0, stream];
-        frame.resize(HEAD_LEN + len, PING);
-        frame
-    }
+    const PREFACE: [u8; 24] = [0; 24];
 
     fn pings(strikes_max: u32, without_calls: bool) -> Rc<ClientPings> {
         let interval = Duration::from_secs(10);
@@ -185,7 +135,7 @@ mod tests {
             ..KeepAlive::default()
         };
         let pings = ClientPings::new(&settings);
-        pings.read(&[0; PREFACE_LEN]);
+        pings.read(&PREFACE);
         pings
     }
 
@@ -236,30 +186,5 @@ mod tests {
         // In the midst of another frame it would be something else.
         counted.wrote(&[0, 0, 9]);
         assert_eq!(counted.in_place_of(&frame(GOAWAY, 0, 0, 8)), None);
-    }
-
-    proptest! {
-        #[test]
-        fn frames_are_found_however_they_are_cut(
-            frames in prop::collection::vec((0_u8..10, 0_u8..2, 0_usize..40), 0..20),
-            cuts in prop::collection::vec(1_usize..30, 1..20),
-        ) {
-            let all: Vec<u8> = frames
-                .iter()
-                .flat_map(|(kind, flags, len)| frame(*kind, *flags, 0, *len))
-                .collect();
-            let (mut found, mut place, mut rest) = (Vec::new(), Frames::default(), &all[..]);
-            for cut in cuts.iter().cycle() {
-                if rest.is_empty() {
-                    break;
-                }
-                let (part, behind) = rest.split_at(rest.len().min(*cut));
-                place.pass(part, |head| found.push((head.kind, head.flags)));
-                rest = behind;
-            }
-            let expected: Vec<_> = frames.iter().map(|(kind, flags, _)| (*kind, *flags)).collect();
-            prop_assert_eq!(found, expected);
-            prop_assert!(place.is_between());
-        }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use h2::{Reason, RecvStream, server::SendResponse};
-use http::{Method, Request, header::CONTENT_TYPE};
+use http::{HeaderName, Method, Request, header::CONTENT_TYPE};
 
 use super::{
     client_pings::ClientPings,
@@ -58,7 +58,7 @@ const RESETS_MAX: usize = 256;
 const CALLS_AT_ONCE: usize = 64;
 
 /// The header of a client that wants a stream to end with the code of a failure.
-const ERRORS: &str = "triton_grpc_error";
+static ERRORS: HeaderName = HeaderName::from_static("triton_grpc_error");
 
 const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
@@ -68,7 +68,7 @@ const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInf
 pub struct GrpcSettings {
     /// The largest request message in bytes.
     pub message_max: usize,
-    /// How long a client may pause inside a message.
+    /// How long a client may pause inside a message, and take for all header fields of a call.
     pub pause_max: Duration,
     /// Responses that one connection may leave unread, in bytes.
     pub unsent_max: usize,
@@ -141,7 +141,7 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
         orders: Rc::default(),
         service,
     });
-    let _watch = keep_alive::watch(&connection);
+    let _watch = keep_alive::watch(&connection, client_pings.clone());
     let mut pings = Pings::default();
     let mut drain = Some(draining());
     let mut arrived = Vec::new();
@@ -300,9 +300,9 @@ impl Terms {
             requests: Packing::of_request(headers)?,
             responses: settings.response_packing.of_response(headers),
             forwarded: forwarded.map(|pattern| Box::new(pattern.parameters(headers))),
-            failures_end_streams: headers.get(ERRORS).is_some_and(|value| value == "true"),
+            failures_end_streams: headers.get(&ERRORS).is_some_and(|value| value == "true"),
             trace_parent: headers
-                .get(TRACE_PARENT)
+                .get(&TRACE_PARENT)
                 .and_then(|value| TraceParent::parse(value.as_bytes()))
                 .map(Box::new),
             wire: None,

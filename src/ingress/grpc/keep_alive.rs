@@ -1,5 +1,6 @@
-//! Pings, and the ages of connections. A task beside each connection waits, and tells the connection
-//! when the time has come; the connection itself only looks whether it was told something.
+//! Pings, the ages of connections, and clients that do not end what they began to say. A task beside
+//! each connection waits, and tells the connection when the time has come; the connection itself only
+//! looks whether it was told something.
 
 use std::{
     cell::{Cell, RefCell},
@@ -8,16 +9,18 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{AbortHandle, abortable, join};
+use futures_util::future::{AbortHandle, abortable, join3};
 use h2::{Ping, PingPong};
 
-use super::connection::Connection;
+use super::{client_pings::ClientPings, connection::Connection};
 use crate::runtime::{sleep, spawn};
 
 /// No connection is pinged more often, whatever the flag says.
 const TIME_MIN: Duration = Duration::from_millis(10);
 /// Longer waits than this are for ever; every timer can hold it.
 const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How often in the time that a part of something may be all it is looked whether it still is.
+const LOOKS: u32 = 4;
 
 /// When connections are pinged, and how old they get.
 #[derive(Clone, Debug)]
@@ -151,11 +154,14 @@ impl Drop for Watch {
 }
 
 /// Watches over a connection as long as the result is kept.
-pub fn watch(connection: &Rc<Connection>) -> Watch {
+pub fn watch(connection: &Rc<Connection>, incoming: Rc<ClientPings>) -> Watch {
     let weak = Rc::downgrade(connection);
     let settings = connection.settings.keep_alive.clone();
+    let part_max = connection.settings.pause_max;
     let watching = async move {
-        join(keep_alive(weak.clone(), &settings), grow_old(weak, &settings)).await;
+        let of_age = grow_old(weak.clone(), &settings);
+        let of_parts = give_up(weak.clone(), &incoming, part_max);
+        join3(keep_alive(weak, &settings), of_age, of_parts).await;
     };
     let (watching, handle) = abortable(watching);
     spawn(&"a gRPC connection's keep-alive", async move {
@@ -200,6 +206,24 @@ async fn grow_old(connection: Weak<Connection>, settings: &KeepAlive) {
     orders.give(Order::Drain);
     if let Some(grace) = settings.age_grace {
         sleep(grace.min(TIME_MAX)).await;
+        orders.give(Order::Close);
+    }
+}
+
+/// Closes the connection of a client that has begun a frame, or the header fields of a call, and has not
+/// ended it `part_max` later, or up to a quarter more than that.
+async fn give_up(connection: Weak<Connection>, incoming: &ClientPings, part_max: Duration) {
+    let (mut looks, mut seen) = (0, None);
+    while looks < LOOKS {
+        sleep((part_max / LOOKS).clamp(TIME_MIN, TIME_MAX)).await;
+        let found = incoming.in_part();
+        looks = if found.is_some() && found == seen { looks + 1 } else { 0 };
+        seen = found;
+    }
+    if let Some(orders) = orders_of(&connection) {
+        log::debug!(
+            "closed a gRPC connection: a frame or header fields did not end in {part_max:?}"
+        );
         orders.give(Order::Close);
     }
 }

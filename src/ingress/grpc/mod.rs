@@ -6,6 +6,7 @@ mod compression;
 mod connection;
 mod decode;
 mod encode;
+mod frames;
 mod infer;
 mod keep_alive;
 mod message;

@@ -45,10 +45,10 @@ where
         http1::Builder::new()
             .header_read_timeout(None)
             .max_buf_size(BUFFER_MAX)
-            // Head and body in one buffer, which a short answer leaves by one plain write. Not by
-            // `pipeline_flush`: it writes nothing while more requests wait, however much is unwritten, and
-            // never the answer to a head that makes no sense.
-            .writev(false)
+            // From where head and body lie; the stream sees to it that a short answer leaves by one plain
+            // write. Not by `pipeline_flush`: it writes nothing while more requests wait, however much is
+            // unwritten, and never the answer to a head that makes no sense.
+            .writev(true)
             .serve_connection(stream, service)
     );
     let (draining, overdue) = (pin!(draining()), pin!(overdue(&pace)));

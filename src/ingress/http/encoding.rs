@@ -46,7 +46,8 @@ impl Encoding {
     /// # Errors
     /// When it is in no way that we know.
     pub fn of_request(content_encoding: Option<&[u8]>) -> Result<Self, Error> {
-        let name = String::from_utf8_lossy(content_encoding.unwrap_or_default());
+        let Some(name) = content_encoding else { return Ok(Self::Identity) };
+        let name = String::from_utf8_lossy(name);
         match name.trim_ascii() {
             "" => Ok(Self::Identity),
             name => Self::by_name(name).ok_or_else(|| Error::Unsupported {
@@ -58,7 +59,8 @@ impl Encoding {
     /// How to pack the answer, by the request's `Accept-Encoding`: in the way of the largest weight,
     /// the first of equals.
     pub fn of_response(accept_encoding: Option<&[u8]>) -> Self {
-        let accepted = String::from_utf8_lossy(accept_encoding.unwrap_or_default());
+        let Some(accepted) = accept_encoding else { return Self::Identity };
+        let accepted = String::from_utf8_lossy(accepted);
         let mut best = (Self::Identity, 0.0);
         for item in accepted.split(',') {
             let (name, parameters) = item.split_once(';').unwrap_or((item, ""));

@@ -1,7 +1,7 @@
 //! The inference call.
 
 use http::{
-    HeaderMap, HeaderValue, Response,
+    HeaderMap, HeaderName, HeaderValue, Response,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE},
     request,
 };
@@ -23,7 +23,7 @@ use crate::{
 /// What the call is called in a refusal.
 const ENDPOINT: &str = "HTTP end point";
 
-const HEADER_LENGTH: &str = "inference-header-content-length";
+static HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 impl Calls {
     pub(super) async fn infer(
@@ -76,7 +76,7 @@ impl Calls {
         match (json_length, self.binary_types.responses) {
             (None, _) => {}
             (Some(length), None) => {
-                headers.insert(HEADER_LENGTH, HeaderValue::from(length));
+                headers.insert(HEADER_LENGTH.clone(), HeaderValue::from(length));
             }
             (Some(length), Some(binary)) => {
                 if let Ok(value) = HeaderValue::try_from(format!("{binary}{length}")) {
@@ -99,7 +99,7 @@ impl Calls {
         began: Option<Timestamp>,
     ) -> Option<WireTimes> {
         request.wire = began.map(|began| WireTimes::received(Wire::Http, began));
-        let parent = headers.get(TRACE_PARENT).map(HeaderValue::as_bytes);
+        let parent = headers.get(&TRACE_PARENT).map(HeaderValue::as_bytes);
         request.trace_parent = parent.and_then(TraceParent::parse);
         if let Some(pattern) = &self.settings.forwarded {
             for (name, value) in pattern.parameters(headers).iter() {
@@ -116,7 +116,7 @@ impl Calls {
         body: &Rope,
     ) -> Result<(InferRequest, ResponseForm), Error> {
         let header = match self.binary_types.requests {
-            None => headers.get(HEADER_LENGTH).map(HeaderValue::as_bytes),
+            None => headers.get(&HEADER_LENGTH).map(HeaderValue::as_bytes),
             Some(binary) => headers
                 .get(CONTENT_TYPE)
                 .and_then(|value| value.as_bytes().strip_prefix(binary.as_bytes())),

@@ -8,6 +8,7 @@ use http::{
     header::{CONTENT_ENCODING, CONTENT_LENGTH},
     request,
 };
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
@@ -37,7 +38,7 @@ impl Calls {
             return Err(Error::RequestTooLarge { limit, got });
         }
         let mut rope = Rope::default();
-        loop {
+        while !body.is_end_stream() {
             let frame = match select(pin!(body.frame()), pin!(late(pause_max))).await {
                 Either::Left((Some(frame), _)) => frame,
                 Either::Left((None, _)) => break,

@@ -136,15 +136,19 @@ impl RouteError {
 /// # Errors
 /// When there is none.
 pub fn route<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, RouteError> {
-    let segments = path.strip_prefix('/').ok_or(RouteError::NotFound)?.split('/');
+    let mut rest = Some(path.strip_prefix('/').ok_or(RouteError::NotFound)?);
     // No path has more: `v2/repository/{repository}/models/{model}/load` and
     // `v2/models/{model}/versions/{version}/trace/setting` come close.
     const SEGMENTS_MAX: usize = 8;
     let mut buffer = [""; SEGMENTS_MAX];
     let mut count = 0;
-    for segment in segments {
+    while let Some(path) = rest {
+        // Segments are too short for what `split` does to find their ends.
+        let end = path.bytes().position(|byte| byte == b'/').unwrap_or(path.len());
+        let (segment, behind) = path.split_at(end);
         *buffer.get_mut(count).ok_or(RouteError::NotFound)? = segment;
         count += 1;
+        rest = behind.get(1..);
     }
     match buffer.get(..count).unwrap_or_default() {
         ["v2"] => get(method, Route::ServerMetadata),

@@ -1,26 +1,29 @@
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{
     Route,
+    preparation::Ready,
     resident::{self, Staying},
 };
 use crate::{
-    backend::{Batch, Expected, Prepared, ResponseError},
+    backend::{Batch, Expected, ResponseError},
     device::{
         DeviceError, DeviceSlice,
         streams::{self, BatchParts, Finished, Outcome, Refused},
     },
-    inference::{Admitted, Error, Shape, Timestamp},
+    inference::{Admitted, Error, Signature, Timestamp},
     observe::{BatchTimes, Fallback},
+    runtime::spawn,
     serving::{
         batch::{self, Outputs},
-        execution::{Executed, wanted},
+        execution::wanted,
         job::Job,
         padding::padding,
-        rows::SharedRows,
+        rows::{SHARED_AHEAD_BYTES_MIN, SharedRows},
+        version::LoadedVersion,
     },
 };
 
@@ -28,17 +31,19 @@ use crate::{
 /// to be of different shapes, they go in several parts, one after the other.
 pub(super) struct Journey {
     route: Route,
-    /// The batch's place among those of its queue.
-    ticket: u64,
+    /// The tensors that the requests have, and those that the model gives.
+    signature: Arc<Signature>,
     began: Timestamp,
+    /// Whether it is of sequences: it goes on also when its clients have left, as one batch, and what stays
+    /// of a request is its own.
+    is_of_sequences: bool,
     /// The requests that are on their way now, and what is expected of their outputs.
     jobs: Vec<Job>,
     expected: Expected,
     /// Those that go after them, the next last.
     later: Vec<Vec<Job>>,
     /// Those that are back, with their outputs.
-    back: Vec<Job>,
-    outputs: Vec<Outputs>,
+    back: Vec<(Job, Outputs)>,
     /// Those that could not be made ready, or in which the run found a fault.
     failed: Vec<(Job, Error)>,
     /// Their outputs that stay on the device, and whether any may.
@@ -48,20 +53,50 @@ pub(super) struct Journey {
     padding: Option<Admitted>,
     fillers: u32,
     times: BatchTimes,
+    /// Takes it back, on the lanes' reactor and perhaps from within its queue.
+    deliver: Box<dyn FnOnce(Back)>,
+}
+
+/// A batch that is back: what has run, or was to run together, with what came of it, and the requests that
+/// fail by themselves.
+pub struct Back {
+    pub jobs: Vec<Job>,
+    pub outcome: Result<Vec<Outputs>, Error>,
+    pub failed: Vec<(Job, Error)>,
+    /// Rows that belonged to nobody.
+    pub fillers: u32,
+    pub began: Timestamp,
+    pub times: BatchTimes,
+}
+
+impl Back {
+    /// Whose it is.
+    pub fn version(&self) -> Option<Arc<LoadedVersion>> {
+        let mut known = self.jobs.iter().chain(self.failed.iter().map(|(job, _)| job));
+        known.next().map(|job| job.version.clone())
+    }
 }
 
 impl Journey {
-    /// That of these requests, which are the batch `ticket` of their queue, beginning now, at `began`.
-    pub fn new(route: Route, ticket: u64, jobs: Vec<Job>, began: Timestamp) -> Self {
+    /// That of these requests, which have the tensors of `signature`, beginning now, at `began`.
+    pub fn new(
+        route: Route,
+        signature: Arc<Signature>,
+        mut jobs: Vec<Job>,
+        began: Timestamp,
+        deliver: Box<dyn FnOnce(Back)>,
+    ) -> Self {
+        jobs.iter_mut().zip(0..).for_each(|(job, place)| job.place = place);
         Self {
             route,
-            ticket,
+            signature,
+            is_of_sequences: false,
+            deliver,
             began,
             jobs,
             expected: Expected::default(),
             later: Vec::new(),
             back: Vec::new(),
-            outputs: Vec::new(),
             failed: Vec::new(),
             staying: None,
             may_stay: true,
@@ -71,70 +106,68 @@ impl Journey {
         }
     }
 
-    /// Makes the requests ready, each by itself, puts those together for which that went well and which become
-    /// the same, into `pinned` memory if it makes a difference, and brings them into lanes.
-    pub async fn prepare(mut self, pinned: bool) {
-        let model = self.route.model.clone();
-        let mut begun = Vec::new();
-        for (at, job) in self.jobs.iter().enumerate().filter(|(_, job)| !job.reply.is_abandoned()) {
-            let (rows, pool) = (job.admitted.batch_size, job.version.host.pool.clone());
-            for &index in model.prepared() {
-                let input = job.admitted.inputs.get(index).and_then(Option::as_ref);
-                let Some(data) = input.map(|input| input.data.clone().into_bytes()) else {
-                    continue;
-                };
-                let (model, pool) = (model.clone(), pool.clone());
-                let work = move || model.prepare(index, rows, data, &pool);
-                begun.push((at, index, self.route.fleet.preparation.run(work)));
-            }
-        }
-        let mut faults: Vec<(usize, Error)> = Vec::new();
-        let mut become_what: Vec<SmallVec<[Shape; 1]>> = vec![SmallVec::new(); self.jobs.len()];
-        for (at, index, mut answer) in begun {
-            let input = self.jobs.get_mut(at).and_then(|job| job.admitted.inputs.get_mut(index));
-            match (answer.receive().await, input) {
-                (Some(Ok(Prepared { data, becomes })), Some(Some(input))) => {
-                    input.data = data.into();
-                    become_what[at].push(becomes);
-                }
-                (Some(Err(error)), _) => faults.push((at, of_model(error))),
-                _ => faults.push((at, Error::unanswered())),
-            }
-        }
-        let jobs = std::mem::take(&mut self.jobs);
-        let mut parts: Vec<(SmallVec<[Shape; 1]>, Vec<Job>)> = Vec::new();
-        for ((at, job), becomes) in jobs.into_iter().enumerate().zip(become_what) {
-            let fault = faults.iter().position(|(other, _)| *other == at);
-            let abandoned = job.reply.is_abandoned().then_some(Error::Cancelled);
-            let alike = parts.iter_mut().find(|(known, _)| *known == becomes);
-            match (fault.map(|fault| faults.swap_remove(fault).1).or(abandoned), alike) {
-                (Some(error), _) => self.failed.push((job, error)),
-                (None, Some((_, jobs))) => jobs.push(job),
-                (None, None) => parts.push((becomes, vec![job])),
-            }
-        }
-        self.later = parts.into_iter().rev().map(|(_, jobs)| jobs).collect();
-        self.jobs = self.later.pop().unwrap_or_default();
-        let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
-            return self.end(Ok(Vec::new()));
-        };
-        let requests: SmallVec<[&Admitted; 8]> =
-            self.jobs.iter().map(|job| &job.admitted).collect();
-        let rows = match pinned {
-            true => SharedRows::seal_all(&version.signature, &requests, &version.host.pool),
-            false => SharedRows::default(),
-        };
-        drop(requests);
-        rows.fill().await;
-        self.depart(rows);
+    /// With rows behind those of the requests, which belong to nobody.
+    pub fn with_padding(mut self, padding: Option<Admitted>) -> Self {
+        self.padding = padding;
+        self
     }
 
-    /// Brings the requests into lanes.
-    pub fn depart(self, rows: SharedRows) {
-        let mut stayed = self.submit(rows);
-        while let Some((journey, error)) = stayed {
-            let rest = journey.without(&error);
-            stayed = rest.and_then(|journey| journey.submit(SharedRows::default()));
+    /// As one of sequences.
+    pub fn of_sequences(mut self) -> Self {
+        self.is_of_sequences = true;
+        self
+    }
+
+    /// Makes the requests ready, each by itself, and brings those for which that went well into lanes, those
+    /// together that become the same.
+    pub async fn prepare(mut self) {
+        let Route { fleet, model, .. } = self.route.clone();
+        let jobs = std::mem::take(&mut self.jobs);
+        let Ready { mut parts, failed } = fleet.preparation.ready(&model, jobs).await;
+        parts.reverse();
+        (self.later, self.failed) = (parts, failed);
+        if let Some(journey) = self.next() {
+            journey.depart();
+        }
+    }
+
+    /// Puts the requests that are next together, and brings them into lanes.
+    pub fn depart(mut self) {
+        let rows = self.seal();
+        self.depart_with(rows);
+    }
+
+    /// Brings the requests into lanes, with what of them is shared with other threads. That is completed in
+    /// turns with other work if it takes its time.
+    pub fn depart_with(mut self, mut rows: SharedRows) {
+        while rows.is_soon_filled() {
+            let Some((journey, error)) = self.submit(rows) else { return };
+            let Some(rest) = journey.without(&error) else { return };
+            self = rest;
+            rows = self.seal();
+        }
+        spawn(&"putting a batch together", async move {
+            rows.fill().await;
+            if let Some((journey, error)) = self.submit(rows) {
+                journey.fail(&error);
+            }
+        });
+    }
+
+    /// Gives the requests that are next their places in the server's own memory, if their device wants them
+    /// there or they are large, and the rows behind them.
+    fn seal(&mut self) -> SharedRows {
+        let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
+            return SharedRows::default();
+        };
+        let pool = &version.host.pool;
+        if !self.is_of_sequences {
+            self.padding = padding(&version.allowed_batch_sizes, &self.signature, &self.jobs);
+        }
+        let requests = self.requests();
+        match self.route.wants_pinned() {
+            true => SharedRows::seal_all(&self.signature, &requests, pool),
+            false => SharedRows::seal(&self.signature, &requests, SHARED_AHEAD_BYTES_MIN, pool),
         }
     }
 
@@ -180,8 +213,7 @@ impl Journey {
                 Some(self)
             }
             None => {
-                let outputs = std::mem::take(&mut self.outputs);
-                self.end(Ok(outputs));
+                self.end(None);
                 None
             }
         }
@@ -191,37 +223,35 @@ impl Journey {
     /// behind are none the worse for it.
     fn without(mut self, error: &Error) -> Option<Self> {
         if self.back.is_empty() && self.later.is_empty() {
-            self.end(Err(error.clone()));
+            self.end(Some(error.clone()));
             return None;
         }
         let jobs = std::mem::take(&mut self.jobs);
         self.failed.extend(jobs.into_iter().map(|job| (job, error.clone())));
-        self.padding = None;
         self.next()
     }
 
     /// The same of what was on its way: goes on with what is left.
     fn fail(self, error: &Error) {
         if let Some(rest) = self.without(error) {
-            rest.depart(SharedRows::default());
+            rest.depart();
         }
     }
 
     /// Whether all clients have left of what is on its way now.
     fn is_moot(&self) -> bool {
-        self.jobs.iter().all(|job| job.reply.is_abandoned())
+        !self.is_of_sequences && self.jobs.iter().all(|job| job.reply.is_abandoned())
     }
 
     fn lay_out(&mut self, shared: SharedRows) -> Result<(BatchParts, Expected), Error> {
         let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
             return Ok((BatchParts::default(), Expected::default()));
         };
-        let pool = &version.host.pool;
-        self.padding = padding(&version.allowed_batch_sizes, &version.signature, &self.jobs);
+        let (signature, pool) = (self.signature.clone(), &version.host.pool);
         let requests = self.requests();
-        let inputs = batch::assemble(&version.signature, &version.ragged, &requests, shared, pool)?;
+        let inputs = batch::assemble(&signature, &version.ragged, &requests, shared, pool)?;
         let rows = requests.iter().map(|request| request.batch_size).sum();
-        let mut coming = wanted(&version.signature, &requests);
+        let mut coming = wanted(&signature, &requests);
         let mut wanted = coming.clone();
         let want = |outputs: &mut [bool], index: u16| {
             outputs.get_mut(usize::from(index)).into_iter().for_each(|wanted| *wanted = true);
@@ -230,7 +260,8 @@ impl Journey {
         let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places: None };
         let laid = self.route.model.lay_out(&batch);
         let laid = laid.map_err(of_model)?;
-        let staying = self.may_stay.then(|| Staying::of(&self.route, &self.jobs, &laid)).flatten();
+        let staying = || Staying::of(&self.route, &self.jobs, &laid, self.is_of_sequences);
+        let staying = self.may_stay.then(staying).flatten();
         for keeping in self.jobs.iter().filter_map(Job::keeping) {
             let stays = |index: u16| staying.as_ref().is_some_and(|it| it.has(index));
             keeping.outputs().filter(|&index| !stays(index)).for_each(|it| want(&mut coming, it));
@@ -256,6 +287,9 @@ impl Journey {
 
     /// When none of the requests is wanted any more.
     fn deadline(&self) -> Option<Timestamp> {
+        if self.is_of_sequences {
+            return None;
+        }
         let deadlines: Option<Vec<Timestamp>> = self.jobs.iter().map(|job| job.deadline).collect();
         deadlines?.into_iter().max()
     }
@@ -270,7 +304,7 @@ impl Journey {
                 match self.take_back(outputs, kept) {
                     Ok(()) => {
                         if let Some(rest) = self.next() {
-                            rest.depart(SharedRows::default());
+                            rest.depart();
                         }
                     }
                     Err(error) => self.fail(&error),
@@ -282,14 +316,14 @@ impl Journey {
             {
                 resident::fell_back(&self.route, &self.jobs, Fallback::Memory);
                 self.may_stay = false;
-                self.depart(SharedRows::default());
+                self.depart();
             }
             Outcome::TooLarge(error) | Outcome::Failed(error)
-                if error.is_out_of_memory() && self.jobs.len() > 1 =>
+                if error.is_out_of_memory() && self.jobs.len() > 1 && !self.is_of_sequences =>
             {
                 let second = self.jobs.split_off(self.jobs.len() / 2);
                 self.later.push(second);
-                self.depart(SharedRows::default());
+                self.depart();
             }
             Outcome::TooLarge(error) | Outcome::Failed(error) if !error.is_lost() => {
                 self.fail(&Error::Backend { detail: error.to_string() });
@@ -310,16 +344,13 @@ impl Journey {
         kept: Vec<(usize, DeviceSlice)>,
     ) -> Result<(), Error> {
         let faults = self.faults(&outputs);
-        let mut outputs = self.split(outputs, kept)?.into_iter();
+        let outputs = self.split(outputs, kept)?;
         self.fillers += self.padding.take().map_or(0, |padding| padding.batch_size);
-        for (job, fault) in std::mem::take(&mut self.jobs).into_iter().zip(faults) {
-            let outputs = outputs.next();
+        let jobs = std::mem::take(&mut self.jobs).into_iter();
+        for ((job, outputs), fault) in jobs.zip(outputs).zip(faults) {
             match fault {
                 Some(error) => self.failed.push((job, error)),
-                None => {
-                    self.back.push(job);
-                    self.outputs.extend(outputs);
-                }
+                None => self.back.push((job, outputs)),
             }
         }
         Ok(())
@@ -374,10 +405,10 @@ impl Journey {
         let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
             return Ok(Vec::new());
         };
-        let split = batch::split(&version.signature, &version.ragged, &self.requests(), &tensors);
+        let split = batch::split(&self.signature, &version.ragged, &self.requests(), &tensors);
         let split = split.map(|mut outputs| {
             outputs.truncate(self.jobs.len());
-            resident::add_outputs(&self.jobs, &shapes, &version.signature, &mut outputs);
+            resident::add_outputs(&self.jobs, &shapes, &self.signature, &mut outputs);
             outputs
         });
         self.times.compute_output += Timestamp::now() - began;
@@ -399,25 +430,28 @@ impl Journey {
         Error::ModelUnavailable { model, reason: error.to_string() }
     }
 
-    /// Hands the requests back to their version, as one batch again. It may be at work with its queue
-    /// just now, so it gets a message.
-    fn end(self, outcome: Result<Vec<Outputs>, Error>) {
-        let Self { route, ticket, began, jobs, later, back, failed, fillers, mut times, .. } = self;
-        let all: Vec<Job> =
-            back.into_iter().chain(jobs).chain(later.into_iter().rev().flatten()).collect();
-        let mut known = all.iter().chain(failed.iter().map(|(job, _)| job));
-        let Some(version) = known.next().map(|job| job.version.clone()) else { return };
+    /// Hands the requests back, as one batch again: those that are back and those that failed. With an `error`
+    /// those that were on their way have it, and none is back.
+    fn end(self, error: Option<Error>) {
+        let Self { began, mut jobs, mut back, mut failed, fillers, mut times, deliver, .. } = self;
+        // Those of one shape went together, wherever they were in the batch.
+        back.sort_by_key(|(job, _)| job.place);
+        failed.sort_by_key(|(job, _)| job.place);
+        let outcome = match error {
+            Some(error) => Err(error),
+            None => {
+                let (back, outputs) = back.into_iter().unzip();
+                jobs = back;
+                Ok(outputs)
+            }
+        };
         // What the batch waited for, between its stages too, is time before the run.
         let whole = Timestamp::now() - began;
         times.compute_input = whole.saturating_sub(times.compute_infer + times.compute_output);
-        let executed = Executed::batch(all, ticket, outcome, began, times);
-        let executed = executed.with_failed(failed).with_fillers(fillers);
-        if route.fleet.home.send(Box::new(move || version.executed(executed))).is_err() {
-            log::debug!("a batch has come back from a device after its reactor had ended");
-        }
+        deliver(Back { jobs, outcome, failed, fillers, began, times });
     }
 }
 
-fn of_model(ResponseError { code, message }: ResponseError) -> Error {
+pub(super) fn of_model(ResponseError { code, message }: ResponseError) -> Error {
     Error::Model { code, detail: message }
 }

@@ -1,5 +1,7 @@
 use std::{ops::Range, sync::Arc};
 
+use smallvec::{SmallVec, smallvec};
+
 use super::{
     Route,
     residence::{Charge, ResidentInput},
@@ -8,7 +10,7 @@ use crate::{
     backend::DeviceBatch,
     device::{
         DeviceError, DeviceSlice,
-        streams::{BatchParts, OutputPart, Resident},
+        streams::{BatchParts, OutputPart, Resident, Rows},
     },
     inference::{Error, InferOutput, Shape, Signature},
     observe::Fallback,
@@ -22,7 +24,15 @@ use crate::{
 /// memory is charged to.
 pub struct Staying {
     pub outputs: Vec<usize>,
-    charge: Arc<Charge>,
+    charges: Charges,
+}
+
+/// What the memory of outputs that stay is charged to.
+enum Charges {
+    /// Each output lies in one piece, which is held as long as a part of it is.
+    Whole(Arc<Charge>),
+    /// Each request has its own memory, in the order of those that keep any.
+    Apart(Vec<Arc<Charge>>),
 }
 
 impl Staying {
@@ -31,9 +41,10 @@ impl Staying {
         self.outputs.contains(&usize::from(index))
     }
 
-    /// Those of a batch of `jobs`; `None` if there are none, or there is no leave for so many bytes. Counts
-    /// what comes to the host instead.
-    pub fn of(route: &Route, jobs: &[Job], laid: &DeviceBatch) -> Option<Self> {
+    /// Those of a batch of `jobs`, which lie `apart` where a request may hold its own for longer than others
+    /// of its batch; `None` if there are none, or there is no leave for so many bytes. Counts what comes to
+    /// the host instead.
+    pub fn of(route: &Route, jobs: &[Job], laid: &DeviceBatch, apart: bool) -> Option<Self> {
         let residence = route.residence.as_ref()?;
         let signature = &jobs.first()?.version.signature;
         let rows: i64 = jobs.iter().map(|job| i64::from(job.admitted.batch_size)).sum();
@@ -57,27 +68,64 @@ impl Staying {
         if bytes == 0 {
             return None;
         }
-        let charge = residence.charge(bytes);
-        if charge.is_none() {
+        let charges = match apart && jobs.len() > 1 {
+            false => residence.charge(bytes).map(Charges::Whole),
+            true => {
+                let own = parted(jobs, bytes).filter(|(job, _)| job.keeping().is_some());
+                let own = own.map(|(_, part)| residence.charge(part.len()));
+                own.collect::<Option<_>>().map(Charges::Apart)
+            }
+        };
+        if charges.is_none() {
             fell_back(route, jobs, Fallback::Budget);
         }
-        Some(Self { outputs, charge: charge? })
+        Some(Self { outputs, charges: charges? })
+    }
+
+    /// Has the batch leave them there, where the model may write them itself if it `writes_in_place`.
+    fn keep(
+        &self,
+        resident: &mut Resident,
+        jobs: &[Job],
+        parts: &[OutputPart],
+        writes_in_place: bool,
+    ) {
+        for &index in &self.outputs {
+            match &self.charges {
+                Charges::Whole(_) => resident.keep(index, writes_in_place),
+                Charges::Apart(_) => {
+                    let bytes = parts.get(index).map_or(0, OutputPart::bytes);
+                    let own = parted(jobs, bytes).filter(|(job, _)| job.keeping().is_some());
+                    resident.keep_apart(index, own.map(|(_, part)| part).collect());
+                }
+            }
+        }
     }
 
     /// Gives each request its part of `kept`, the memory of the outputs that the model left there.
     ///
     /// # Errors
     /// When that is not as long as all parts are.
-    pub fn hand_over(
-        &self,
-        jobs: &[Job],
-        kept: impl IntoIterator<Item = (usize, DeviceSlice)>,
-    ) -> Result<(), Error> {
-        for (index, memory) in kept {
-            for (job, part) in parted(jobs, memory.len()) {
-                let Some(keeping) = job.keeping() else { continue };
-                let slice = memory.slice(part).map_err(internal)?;
-                keeping.stays(index, ResidentInput { slice, charge: Some(self.charge.clone()) });
+    pub fn hand_over(&self, jobs: &[Job], kept: Vec<(usize, DeviceSlice)>) -> Result<(), Error> {
+        match &self.charges {
+            Charges::Whole(charge) => {
+                for (index, memory) in kept {
+                    for (job, part) in parted(jobs, memory.len()) {
+                        let Some(keeping) = job.keeping() else { continue };
+                        let slice = memory.slice(part).map_err(internal)?;
+                        keeping.stays(index, ResidentInput { slice, charge: Some(charge.clone()) });
+                    }
+                }
+            }
+            Charges::Apart(charges) => {
+                for &index in &self.outputs {
+                    let own = kept.iter().filter(|(number, _)| *number == index);
+                    let keeping = jobs.iter().filter_map(Job::keeping);
+                    for ((keeping, charge), (_, slice)) in keeping.zip(charges).zip(own) {
+                        let (slice, charge) = (slice.clone(), Some(charge.clone()));
+                        keeping.stays(index, ResidentInput { slice, charge });
+                    }
+                }
             }
         }
         Ok(())
@@ -114,22 +162,23 @@ pub fn place(
     };
     let none = ResidentTensors::default();
     let tensors = first.resident.as_deref().unwrap_or(&none);
-    if tensors.inputs.is_empty() && tensors.outputs.is_empty() && staying.is_none() {
+    let ResidentTensors { inputs, brought, outputs, .. } = tensors;
+    if inputs.is_empty() && brought.is_empty() && outputs.is_empty() && staying.is_none() {
         return Ok(());
     }
     let mut resident = Resident::new(residence.mover.clone());
-    for &(index, _) in &tensors.inputs {
+    let lying = inputs.iter().map(|(index, _)| *index);
+    for index in lying.chain(brought.iter().map(|(index, _)| *index)) {
         // What goes to the device begins with the inputs that are given.
         let before = first.admitted.inputs.iter().take(usize::from(index));
         let at = before.filter(|input| input.is_some()).count();
-        let of = |job| find(job, |it| &it.inputs, index);
-        let inputs = jobs.iter().filter_map(of);
         // What a client could change meanwhile is read once.
-        let may_lie = route.reads_in_place && inputs.clone().all(|input| input.charge.is_some());
-        let places = inputs.map(|input| input.slice.clone()).collect();
-        resident.add_input(at, places, may_lie);
+        let mut there = jobs.iter().filter_map(|job| find(job, |it| &it.inputs, index));
+        let may_lie = route.reads_in_place && there.all(|input| input.charge.is_some());
+        let rows = jobs.iter().flat_map(|job| rows_of(job, index)).collect();
+        resident.add_input(at, rows, may_lie);
     }
-    for &(index, _) in &tensors.outputs {
+    for &(index, _) in outputs {
         let Some(&OutputPart::Stays(bytes)) = parts.outputs.get(usize::from(index)) else {
             continue;
         };
@@ -143,11 +192,23 @@ pub fn place(
         }
         resident.add_output(usize::from(index), places);
     }
-    for &index in staying.into_iter().flat_map(|staying| &staying.outputs) {
-        resident.keep(index, route.writes_in_place);
+    if let Some(staying) = staying {
+        staying.keep(&mut resident, jobs, &parts.outputs, route.writes_in_place);
     }
     parts.resident = Some(resident);
     Ok(())
+}
+
+/// Where the rows are that a request has of an input.
+fn rows_of(job: &Job, index: u16) -> SmallVec<[Rows; 1]> {
+    if let Some(input) = find(job, |it| &it.inputs, index) {
+        return smallvec![Rows::Lie(input.slice.clone())];
+    }
+    match find(job, |it| &it.brought, index) {
+        Some(zeros) if zeros.is_zeros() => smallvec![Rows::Zeros(zeros.len())],
+        Some(bytes) => bytes.pieces().iter().cloned().map(Rows::Come).collect(),
+        None => SmallVec::new(),
+    }
 }
 
 fn internal(error: DeviceError) -> Error {

@@ -4,7 +4,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use smallvec::SmallVec;
 
 use super::{
-    rows,
+    in_lanes, rows,
     setup::{SequenceSetup, States},
 };
 use crate::{
@@ -17,21 +17,35 @@ use crate::{
         execution::Executed,
         instance_thread::{NoThread, PlacedInstance},
         job::Job,
+        lanes::{ModelLanes, OpenLanes},
         limiter::Seat,
     },
 };
 
 type Batch = SequenceBatch<Job, States>;
 
-/// The instances of a version by their numbers, each on a thread of its own with the sequences that are
-/// bound to it. One runs one batch at a time: the next needs what this one leaves behind.
+/// The instances of a version by their numbers, each on a thread or in a lane of its own with the sequences
+/// that are bound to it. One runs one batch at a time: the next needs what this one leaves behind.
 pub struct Instances(BTreeMap<u32, Instance>);
 
+/// Instances on their way to their home.
+pub enum NewInstances {
+    /// Their threads wait for work.
+    OnThreads(Instances),
+    /// Each in one of these.
+    InLanes(Vec<OpenLanes>),
+}
+
 struct Instance {
-    batches: Sender<Batch>,
+    place: InstancePlace,
     is_idle: bool,
     /// What it cannot run without.
     device: Option<Arc<dyn Device>>,
+}
+
+enum InstancePlace {
+    Thread(Sender<Batch>),
+    Lane(ModelLanes),
 }
 
 /// A batch that has run, on its way home.
@@ -66,7 +80,8 @@ impl Instances {
                     run(number, instance, seat.as_ref(), &cores, &setup, &receive, &home);
                 })
                 .map_err(|source| NoThread { name, source })?;
-            Ok((number, Instance { batches, is_idle: true, device }))
+            let place = InstancePlace::Thread(batches);
+            Ok((number, Instance { place, is_idle: true, device }))
         });
         started.collect::<Result<_, _>>().map(Self)
     }
@@ -88,7 +103,7 @@ impl Instances {
         self.0.extend(others.0);
     }
 
-    /// Ends the thread of an instance that is idle.
+    /// Ends an instance that is idle.
     pub fn end(&mut self, instance: u32) {
         self.0.remove(&instance);
     }
@@ -103,17 +118,52 @@ impl Instances {
     ///
     /// # Errors
     /// When its thread has ended; the batch comes back.
-    pub fn run(&mut self, instance: u32, batch: Batch) -> Result<(), Batch> {
-        let Some(instance) = self.0.get_mut(&instance) else { return Err(batch) };
+    pub fn run(
+        &mut self,
+        number: u32,
+        batch: Batch,
+        setup: &Arc<SequenceSetup>,
+        home: &ReactorHandle,
+    ) -> Result<(), Batch> {
+        let Some(instance) = self.0.get_mut(&number) else { return Err(batch) };
         instance.is_idle = false;
-        instance.batches.try_send(batch).map_err(|refused| refused.into_inner())
+        match &mut instance.place {
+            InstancePlace::Thread(batches) => {
+                batches.try_send(batch).map_err(|refused| refused.into_inner())
+            }
+            InstancePlace::Lane(lane) => {
+                in_lanes::run(setup, number, lane, batch, home);
+                Ok(())
+            }
+        }
     }
 
     /// Notes that an instance has run its batch.
     pub fn finished(&mut self, instance: u32) {
-        if let Some(instance) = self.0.get_mut(&instance) {
-            instance.is_idle = true;
+        let Some(instance) = self.0.get_mut(&instance) else { return };
+        instance.is_idle = true;
+        if let InstancePlace::Lane(lane) = &mut instance.place {
+            lane.finished();
         }
+    }
+}
+
+impl NewInstances {
+    /// Those of them that come in lanes are numbered from `first` on and have them driven.
+    ///
+    /// # Panics
+    /// Not on the lanes' reactor.
+    pub fn at_home(self, first: u32) -> Instances {
+        let lanes = match self {
+            Self::OnThreads(instances) => return instances,
+            Self::InLanes(lanes) => lanes,
+        };
+        let instances = (first..).zip(lanes).map(|(number, lane)| {
+            let device = lane.devices().first().cloned();
+            let place = InstancePlace::Lane(lane.start());
+            (number, Instance { place, is_idle: true, device })
+        });
+        Instances(instances.collect())
     }
 }
 

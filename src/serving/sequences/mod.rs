@@ -2,9 +2,11 @@
 //! batch is given besides the client's tensors.
 //!
 //! All sequences of a version live on its home, in one [`SequenceQueue`]; an instance has a thread of
-//! its own, for a sequence stays with its instance. What the scheduler keeps with a sequence is its
-//! implicit state ([`States`]): outputs of one run that are inputs of the next.
+//! its own (`rows`), or on a device a lane of its own (`in_lanes`), for a sequence stays with its instance.
+//! What the scheduler keeps with a sequence is its implicit state ([`States`]): outputs of one run that are
+//! inputs of the next, on the instance's device if they can be there.
 
+mod in_lanes;
 mod instances;
 mod rows;
 mod setup;
@@ -30,7 +32,7 @@ use crate::{
     scheduler::{SequenceDecision, SequenceKey, SequenceQueue},
 };
 
-pub use instances::{Instances, Ran};
+pub use instances::{Instances, NewInstances, Ran};
 
 /// What lets a request run again, in the place of its sequence.
 pub struct Turn {
@@ -187,7 +189,9 @@ impl SequenceShard {
                         row.request.version.statistics.dequeued(self.home.index());
                         self.put_in_order(&mut row.request, instance);
                     }
-                    let refused = self.instances.borrow_mut().run(instance, batch).err();
+                    let (mut instances, setup) = (self.instances.borrow_mut(), &self.setup);
+                    let refused = instances.run(instance, batch, setup, &self.home).err();
+                    drop(instances);
                     for row in refused.into_iter().flat_map(|batch| batch.rows).flatten() {
                         let detail = "the instance's thread has ended".to_owned();
                         self.fail(row.request, Error::Internal { detail });

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::{
     Turn,
-    setup::{SequenceSetup, States, Told},
+    setup::{SequenceSetup, StateValue, States, Told},
 };
 use crate::{
     backend::{Instance, ModelInstance},
@@ -16,15 +16,14 @@ use crate::{
     serving::{
         batch::Outputs,
         execution::{self, Executed, Ran},
-        job::Job,
+        job::{Job, Keeping},
         respond::Progress,
         rows::SharedRows,
-        version::LoadedVersion,
     },
 };
 
 /// What a run leaves to its sequences.
-type Left = SmallVec<[(SequenceKey, States); 4]>;
+pub type Left = SmallVec<[(SequenceKey, States); 4]>;
 
 /// Runs a batch, beginning now, at `began`. A batch that fails leaves the states as they were.
 pub fn run(
@@ -47,7 +46,8 @@ pub fn run(
         asked.push(request.admitted.outputs.clone());
         tell(setup, &mut request, start, end, &carried);
         if batched {
-            ask_for_states(setup, &mut request);
+            let states = setup.states.iter().map(|state| state.output);
+            ask_for(states, &mut request.admitted.outputs);
         }
         left.push((key, carried));
         if setup.policy.iterative {
@@ -67,14 +67,12 @@ pub fn run(
     let fillers = (row_count - jobs.len()) as u32;
     let outcome = outcome.and_then(|mut outputs| {
         let Some(version) = jobs.first().map(|job| &job.version) else { return Ok(outputs) };
-        let kept = keep(setup, version, &outputs, row_count)?;
+        let pool = &version.host.pool;
+        let kept = outputs.iter().map(|outputs| keep(setup, outputs, None, pool, row_count > 1));
+        let kept: Vec<States> = kept.collect::<Result<_, _>>()?;
         left.iter_mut().zip(kept).for_each(|((_, states), kept)| *states = kept);
         for (outputs, asked) in outputs.iter_mut().zip(&asked) {
-            outputs.retain(|output| {
-                let specs = setup.signature.outputs.iter().zip(0..);
-                let mut of_its_name = specs.filter(|(spec, _)| spec.name == output.name);
-                of_its_name.any(|(_, index)| asked.contains(&index))
-            });
+            leave_asked(setup, outputs, asked);
         }
         Ok(outputs)
     });
@@ -82,7 +80,7 @@ pub fn run(
 }
 
 /// Gives a request the inputs of the server.
-fn tell(setup: &SequenceSetup, job: &mut Job, start: bool, end: bool, states: &States) {
+pub fn tell(setup: &SequenceSetup, job: &mut Job, start: bool, end: bool, states: &States) {
     let none = CorrelationId::default();
     let sequence = job.sequence.as_mut().map(|sequence| {
         sequence.start = start;
@@ -93,14 +91,22 @@ fn tell(setup: &SequenceSetup, job: &mut Job, start: bool, end: bool, states: &S
     job.admitted.inputs.extend(setup.hidden_inputs(&told, states).map(Some));
 }
 
-/// Asks for the outputs that are states.
-fn ask_for_states(setup: &SequenceSetup, job: &mut Job) {
-    let outputs = &mut job.admitted.outputs;
-    for state in &setup.states {
-        if !outputs.contains(&state.output) {
-            outputs.push(state.output);
+/// Asks for outputs that are states, among those that are asked for.
+pub fn ask_for(states: impl Iterator<Item = u16>, outputs: &mut SmallVec<[u16; 4]>) {
+    for output in states {
+        if !outputs.contains(&output) {
+            outputs.push(output);
         }
     }
+}
+
+/// Leaves of a request's outputs those that its client asked for.
+pub fn leave_asked(setup: &SequenceSetup, outputs: &mut Outputs, asked: &[u16]) {
+    outputs.retain(|output| {
+        let specs = setup.signature.outputs.iter().zip(0..);
+        let mut of_its_name = specs.filter(|(spec, _)| spec.name == output.name);
+        of_its_name.any(|(_, index)| asked.contains(&index))
+    });
 }
 
 fn execute(
@@ -133,7 +139,7 @@ fn execute(
 
 /// A row for a sequence that has nothing to run: zeros of the shapes of `like`, for which nothing is
 /// asked.
-fn filler(setup: &SequenceSetup, like: &Admitted) -> Admitted {
+pub fn filler(setup: &SequenceSetup, like: &Admitted) -> Admitted {
     let id = CorrelationId::default();
     let told = Told { id: &id, start: false, end: false, ready: false };
     let zeros = |input: &AdmittedInput| AdmittedInput {
@@ -142,7 +148,7 @@ fn filler(setup: &SequenceSetup, like: &Admitted) -> Admitted {
     };
     let clients = setup.signature.inputs.len() - setup.hidden_count();
     let states = like.inputs.iter().skip(like.inputs.len() - setup.states.len()).flatten();
-    let states = States(states.map(zeros).collect());
+    let states = States(states.map(|state| zeros(state).into()).collect());
     let own = like.inputs.iter().take(clients).map(|input| input.as_ref().map(zeros));
     Admitted {
         batch_size: 1,
@@ -152,21 +158,12 @@ fn filler(setup: &SequenceSetup, like: &Admitted) -> Admitted {
     }
 }
 
-/// Takes the states out of the outputs of a run. They are copied where the run had several rows: one of
-/// them must not keep the memory of all.
-fn keep(
-    setup: &SequenceSetup,
-    version: &LoadedVersion,
-    outputs: &[Outputs],
-    row_count: usize,
-) -> Result<Vec<States>, Error> {
-    let pool = &version.host.pool;
-    outputs.iter().map(|outputs| keep_row(setup, outputs, pool, row_count > 1)).collect()
-}
-
-fn keep_row(
+/// Takes the states out of a request's outputs, or notes where they have stayed. From the host they are
+/// `copied` where the run had several rows: one of them must not keep the memory of all.
+pub fn keep(
     setup: &SequenceSetup,
     outputs: &Outputs,
+    keeping: Option<&Keeping>,
     pool: &BufferPool,
     copied: bool,
 ) -> Result<States, Error> {
@@ -180,6 +177,13 @@ fn keep_row(
                 let detail = format!("model '{}' gave no state", setup.policy.model);
                 return Err(Error::Internal { detail });
             };
+            let shape = shape.clone();
+            let stayed = keeping.and_then(|keeping| keeping.stayed(state.output.into()));
+            if let Some(there) = stayed {
+                let data = Rope::absent(there.slice.len());
+                let tensor = AdmittedInput { shape, data };
+                return Ok(StateValue { tensor, resides: Some(there.clone()) });
+            }
             let data = match copied {
                 false => data.clone(),
                 true => {
@@ -188,7 +192,7 @@ fn keep_row(
                     own.freeze()
                 }
             };
-            Ok(AdmittedInput { shape: shape.clone(), data: data.into() })
+            Ok(AdmittedInput { shape, data: data.into() }.into())
         })
         .collect::<Result<_, Error>>()?;
     Ok(States(kept))

@@ -10,7 +10,7 @@ use crate::{
         SequenceState,
     },
     scheduler::{Carried, SequencePolicy},
-    serving::job::Job,
+    serving::{job::Job, lanes::ResidentInput},
 };
 
 /// The folder of a model that holds the files its states begin with.
@@ -58,18 +58,37 @@ struct Control {
 
 /// A tensor that a sequence carries.
 pub(super) struct State {
+    /// Which input of the model it is.
+    pub input: u16,
     /// Which output of the model it is.
     pub output: u16,
+    /// Whether its type tells its length, so that it can lie on a device.
+    pub has_length: bool,
     initial: AdmittedInput,
 }
 
 /// The values of a sequence's states, in their order.
 #[derive(Clone)]
-pub struct States(pub(super) SmallVec<[AdmittedInput; 1]>);
+pub struct States(pub(super) SmallVec<[StateValue; 1]>);
+
+/// What a state is between two requests.
+#[derive(Clone)]
+pub(super) struct StateValue {
+    /// The tensor; without its bytes, if they lie on a device.
+    pub tensor: AdmittedInput,
+    /// Where they lie on the device of the sequence's instance, if they do.
+    pub resides: Option<ResidentInput>,
+}
 
 impl Carried for States {
     fn fits_with(&self, other: &Self) -> bool {
-        self.0.iter().zip(&other.0).all(|(mine, theirs)| mine.shape == theirs.shape)
+        self.0.iter().zip(&other.0).all(|(mine, theirs)| mine.tensor.shape == theirs.tensor.shape)
+    }
+}
+
+impl From<AdmittedInput> for StateValue {
+    fn from(tensor: AdmittedInput) -> Self {
+        Self { tensor, resides: None }
     }
 }
 
@@ -94,11 +113,14 @@ impl SequenceSetup {
         let batched = signature.max_batch_size > 0;
         let full = batching.model_signature(signature);
         let controls = batching.controls.iter().map(|control| Control::new(control, batched));
-        let states = batching.states.iter().map(|state| {
+        let first = full.inputs.len() - batching.states.len();
+        let states = (first..).zip(&batching.states).map(|(input, state)| {
             let output = full.outputs.iter().position(|spec| *spec.name == *state.output);
             let output = output.unwrap_or_default();
             Ok(State {
+                input: u16::try_from(input).unwrap_or(u16::MAX),
                 output: u16::try_from(output).unwrap_or(u16::MAX),
+                has_length: state.datatype.size().is_some(),
                 initial: initial(state, signature, model_dir)?,
             })
         });
@@ -118,12 +140,17 @@ impl SequenceSetup {
 
     /// What a sequence begins with.
     pub fn initial(&self) -> States {
-        States(self.states.iter().map(|state| state.initial.clone()).collect())
+        States(self.states.iter().map(|state| state.initial.clone().into()).collect())
     }
 
     /// Whether its sequences carry anything.
     pub fn has_states(&self) -> bool {
         !self.states.is_empty()
+    }
+
+    /// Whether anything that they carry can lie on a device.
+    pub fn can_reside(&self) -> bool {
+        self.states.iter().any(|state| state.has_length)
     }
 
     /// Whether the server can tell the model of this request.
@@ -157,7 +184,7 @@ impl SequenceSetup {
         states: &'a States,
     ) -> impl Iterator<Item = AdmittedInput> + 'a {
         let controls = self.controls.iter().map(|control| control.value(told));
-        controls.chain(states.0.iter().cloned())
+        controls.chain(states.0.iter().map(|state| state.tensor.clone()))
     }
 
     /// The number of inputs that do not come from the client.
@@ -245,10 +272,10 @@ fn initial(
                 let file = file.clone();
                 return Err(SetupError::FileSize { state, model, file, expected: bytes, got });
             }
-            Bytes::from(read)
+            Rope::from(Bytes::from(read))
         }
-        _ => Bytes::from(vec![0; bytes as usize]),
+        _ => Rope::zeros(bytes as usize),
     };
     let shape = if signature.max_batch_size > 0 { dims.with_batch(1) } else { dims };
-    Ok(AdmittedInput { shape, data: Rope::from(data) })
+    Ok(AdmittedInput { shape, data })
 }

@@ -10,7 +10,11 @@ use super::{
 use crate::{
     backend::PlacementDevice,
     device::Device,
-    serving::{instance_thread::InstanceThreads, lanes::OpenLanes, sequences::Instances},
+    serving::{
+        instance_thread::InstanceThreads,
+        lanes::OpenLanes,
+        sequences::{Instances, NewInstances},
+    },
 };
 
 /// A version with other instances, which are ready to take the places of those that there are.
@@ -28,7 +32,8 @@ enum Others {
     Nobody,
     Threads(InstanceThreads),
     Lanes(Option<OpenLanes>),
-    Sequences(Instances),
+    /// These are numbered from the first number on.
+    Sequences(u32, NewInstances),
 }
 
 impl LoadedVersion {
@@ -63,16 +68,21 @@ impl LoadedVersion {
         }
         let others = match (self.runs_on, &spec.sequences) {
             (RunsOn::Threads, Some(setup)) => {
-                Others::Sequences(Instances::start(first, instances, setup, &self.home)?)
+                let instances = Instances::start(first, instances, setup, &self.home)?;
+                Others::Sequences(first, NewInstances::OnThreads(instances))
             }
             (RunsOn::Threads, None) => {
                 Others::Threads(InstanceThreads::start(instances, &self.home)?)
             }
-            (RunsOn::Lanes, _) if come.is_empty() => Others::Lanes(None),
-            (RunsOn::Lanes, _) => match self.further_lanes(&spec, &mut come, site)? {
-                Some(lanes) => Others::Lanes(Some(lanes)),
-                None => return Ok(None),
-            },
+            (RunsOn::Lanes, sequences) => {
+                let Some(lanes) = self.further_lanes(&spec, &mut come, site)? else {
+                    return Ok(None);
+                };
+                match sequences {
+                    Some(_) => Others::Sequences(first, NewInstances::InLanes(lanes)),
+                    None => Others::Lanes(lanes.into_iter().next()),
+                }
+            }
             (RunsOn::Reactors, _) => Others::Nobody,
         };
         let staying = self.members.iter().zip(&stays).filter(|(_, stays)| **stays);
@@ -89,16 +99,20 @@ impl LoadedVersion {
         spec: &VersionSpec,
         come: &mut [Member],
         site: &Site<'_>,
-    ) -> Result<Option<OpenLanes>, VersionError> {
+    ) -> Result<Option<Vec<OpenLanes>>, VersionError> {
+        if come.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
         let Some(lanes) = spec.lanes(come, false, &self.ragged, site)? else { return Ok(None) };
+        let devices = || lanes.iter().flat_map(OpenLanes::devices);
         // Requests that wait may have tensors there.
         let is_there = |device: &Arc<dyn Device>| {
             self.resident_on.is_none_or(|number| number == device.properties().index)
         };
-        if !lanes.devices().iter().all(is_there) {
+        if !devices().all(is_there) {
             return Ok(None);
         }
-        for (member, device) in come.iter_mut().zip(lanes.devices()) {
+        for (member, device) in come.iter_mut().zip(devices()) {
             member.device = Some(device.clone());
         }
         Ok(Some(lanes))
@@ -130,8 +144,8 @@ impl Regrouping {
                 (Some(Queue::Batches(shard)), Others::Lanes(others)) => {
                     shard.exchange_lanes(&stays, others);
                 }
-                (Some(Queue::Sequences(shard)), Others::Sequences(others)) => {
-                    shard.exchange_instances(&numbers, &stays, others);
+                (Some(Queue::Sequences(shard)), Others::Sequences(first, others)) => {
+                    shard.exchange_instances(&numbers, &stays, others.at_home(first));
                 }
                 _ => log::error!("'{}' has no queue for its instances", version.name),
             })?;

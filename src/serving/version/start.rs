@@ -12,7 +12,7 @@ use crate::{
         PlacementDevice,
     },
     device::DeviceError,
-    inference::{Signature, Timestamp},
+    inference::{AdmittedInput, Signature, Timestamp},
     observe::ModelStatistics,
     proto,
     repository::{AgentChain, Labels, Ragged, RateLimit, TemporaryFolder},
@@ -26,7 +26,7 @@ use crate::{
         instance_thread::{InstanceThreads, NoThread, PlacedInstance},
         lanes::{Fleet, OpenLanes, TooFull},
         limiter::{Limiter, Seat},
-        sequences::{Instances, SequenceSetup, SequenceShard},
+        sequences::{Instances, NewInstances, SequenceSetup, SequenceShard},
         server::Observers,
         shard::{Executor, InlineInstance, Shard},
         warm_up::{WarmUp, WarmUpError},
@@ -171,19 +171,20 @@ impl VersionSpec {
     }
 
     /// The lanes of the instances of `members`, warmed up, if all run on devices and nothing but the
-    /// devices decides whose turn it is.
+    /// devices decides whose turn it is. Instances of sequences have lanes of their own each, for a sequence
+    /// stays with its instance; all others share theirs.
     pub(super) fn lanes(
         &self,
         members: &[Member],
         takes_turns: bool,
         ragged: &Ragged,
         site: &Site<'_>,
-    ) -> Result<Option<OpenLanes>, VersionError> {
+    ) -> Result<Option<Vec<OpenLanes>>, VersionError> {
         let Some(fleet) = site.fleet else { return Ok(None) };
         for member in members {
             fleet.check_room(&self.outline.name, member.placement.device)?;
         }
-        if takes_turns || self.sequences.is_some() {
+        if takes_turns {
             return Ok(None);
         }
         let on_devices = members.iter().map(|member| self.model.on_device(&member.placement));
@@ -193,19 +194,32 @@ impl VersionSpec {
         };
         // Rows that belong to nobody hold no file that could be made ready.
         let are_prepared = !instances.iter().all(|instance| instance.model.prepared().is_empty());
-        if are_prepared && !self.allowed_batch_sizes.is_empty() {
+        let have_fillers = self.sequences.is_some() || !self.allowed_batch_sizes.is_empty();
+        if are_prepared && have_fillers {
             return Ok(None);
         }
+        let (signature, hidden) = self.tensors();
         for instance in instances.iter_mut().filter(|_| !self.warm_ups.is_empty()) {
             let mut lent = Direct::with(instance)?;
             for warm_up in &self.warm_ups {
-                warm_up.run_on(&self.outline.signature, ragged, &mut lent, site.host)?;
+                warm_up.run_on(signature, ragged, &hidden, &mut lent, site.host)?;
             }
         }
         let Outline { name, config, .. } = &self.outline;
         let cuda = config.optimization.as_ref().and_then(|it| it.cuda.as_ref());
         let graphs = cuda.is_some_and(|cuda| cuda.graphs);
-        Ok(Some(fleet.open(name, graphs, instances)?))
+        Ok(Some(match self.sequences {
+            Some(_) => fleet.open_apart(name, graphs, instances)?,
+            None => vec![fleet.open(name, graphs, instances)?],
+        }))
+    }
+
+    /// The tensors that its instances see, and what of them does not come from clients, for one row.
+    fn tensors(&self) -> (&Arc<Signature>, Vec<AdmittedInput>) {
+        match &self.sequences {
+            Some(setup) => (&setup.signature, setup.warm_up_inputs()),
+            None => (&self.outline.signature, Vec::new()),
+        }
     }
 
     /// Makes the instance of `member` and warms it up. With a `seat` it takes turns with others.
@@ -218,10 +232,7 @@ impl VersionSpec {
     ) -> Result<PlacedInstance, VersionError> {
         let (placement, host) = (&member.placement, site.host);
         let mut instance = self.model.instance(placement, host)?;
-        let (signature, hidden) = match &self.sequences {
-            Some(setup) => (&setup.signature, setup.warm_up_inputs()),
-            None => (&self.outline.signature, Vec::new()),
-        };
+        let (signature, hidden) = self.tensors();
         for warm_up in &self.warm_ups {
             warm_up.run(signature, ragged, &hidden, &mut instance, host)?;
         }
@@ -279,7 +290,8 @@ impl LoadedVersion {
             && spec.sequences.is_none()
             && !members.iter().any(|member| member.is_placed(site))
             && inline::suits(&spec, &mut instances, &site.host.pool);
-        let home = lanes.as_ref().map_or(site.home, OpenLanes::home).clone();
+        let first_lanes = lanes.iter().flatten().next();
+        let home = first_lanes.map_or(site.home, OpenLanes::home).clone();
         // What is not served on a reactor takes no memory there.
         let is_cached = site.cache.is_some() && spec.outline.identity.is_some();
         let is_everywhere = runs_inline || is_cached;
@@ -292,7 +304,7 @@ impl LoadedVersion {
             spec.check_requests_suit()?;
         }
         let devices = match &lanes {
-            Some(lanes) => lanes.devices().iter().cloned().map(Some).collect(),
+            Some(lanes) => lanes.iter().flat_map(OpenLanes::devices).cloned().map(Some).collect(),
             None => instances.iter().map(|it| it.instance.device().cloned()).collect::<Vec<_>>(),
         };
         for (member, device) in members.iter_mut().zip(devices) {
@@ -307,10 +319,13 @@ impl LoadedVersion {
             device_priority: device_priority(config),
             model: Some(spec.model.clone()),
             members: members.into(),
-            resident_on: lanes
-                .as_ref()
+            resident_on: first_lanes
+                .filter(|_| spec.sequences.is_none())
                 .filter(|_| ragged.is_empty() && spec.allowed_batch_sizes.is_empty())
                 .and_then(OpenLanes::resident_on),
+            keeps_states: spec.sequences.as_ref().is_some_and(|setup| setup.can_reside())
+                && ragged.is_empty()
+                && first_lanes.is_some_and(|lanes| lanes.resident_on().is_some()),
             fleet: site.fleet.cloned(),
             home: home.clone(),
             runs_on: match (&lanes, runs_inline) {
@@ -336,9 +351,14 @@ impl LoadedVersion {
                 })?;
             }
         } else if let Some(setup) = spec.sequences {
-            let instances = Instances::start(0, instances, &setup, &home)?;
-            version.place(&home, || Queue::Sequences(SequenceShard::start(setup, instances)))?;
-        } else if let Some(lanes) = lanes {
+            let instances = match lanes {
+                Some(lanes) => NewInstances::InLanes(lanes),
+                None => NewInstances::OnThreads(Instances::start(0, instances, &setup, &home)?),
+            };
+            version.place(&home, || {
+                Queue::Sequences(SequenceShard::start(setup, instances.at_home(0)))
+            })?;
+        } else if let Some(lanes) = lanes.into_iter().flatten().next() {
             version.place(&home, || {
                 Queue::Batches(Shard::start(spec.policy, Executor::Lanes(lanes.start())))
             })?;
@@ -378,6 +398,7 @@ impl LoadedVersion {
             model: None,
             members: Arc::default(),
             resident_on: None,
+            keeps_states: false,
             fleet: None,
             home: site.home.clone(),
             runs_on: RunsOn::Reactors,

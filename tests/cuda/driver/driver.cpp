@@ -84,7 +84,8 @@ std::string report() {
     std::string faults;
     for (const std::string& each : all.faults) faults += (faults.empty() ? "" : ", ") + quoted(each);
     return "{\"live\": " + object(kinds) + ", \"calls\": " + object(all.calls) + ", \"launches\": " +
-           object(all.launches) + ", \"opened\": " + object(all.opened) + ", \"faults\": [" + faults + "]}";
+           object(all.launches) + ", \"opened\": " + object(all.opened) + ", \"pageable\": " +
+           object(all.pageable) + ", \"faults\": [" + faults + "]}";
 }
 
 void write_report() {

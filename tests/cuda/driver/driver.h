@@ -90,7 +90,8 @@ struct State {
     std::map<Address, Allocation> allocations;
     std::map<Address, std::size_t> registered;
     std::set<void*> handles;
-    std::map<std::string, long> calls, launches, opened;
+    // Copies from and to memory of the host that is not registered are among the calls, and counted apart.
+    std::map<std::string, long> calls, launches, opened, pageable;
     std::vector<std::string> faults;
     Result lost = SUCCESS;
     bool changed = true;
@@ -121,7 +122,8 @@ void remove(void* handle);
 
 // Whether `bytes` from `address` on lie in one allocation that `device` may touch; a fault if not.
 bool is_touchable(int device, Address address, std::size_t bytes, const char* what);
-bool is_pinned(const void* address, std::size_t bytes);
+// Whether it is; a call of a copy for which it is not is counted.
+bool is_pinned(const void* address, std::size_t bytes, const char* call);
 // Whether the calling thread captures, so that calls which wait are not allowed.
 bool is_capturing();
 extern thread_local bool in_host_function;

@@ -97,12 +97,14 @@ bool is_touchable(int toucher, Address address, std::size_t bytes, const char* w
     return may;
 }
 
-bool is_pinned(const void* address, std::size_t bytes) {
+bool is_pinned(const void* address, std::size_t bytes, const char* call) {
     Lock lock(state().lock);
     const Address first = reinterpret_cast<Address>(address);
     for (const auto& [start, len] : state().registered) {
         if (first >= start && first - start <= len && bytes <= len - (first - start)) return true;
     }
+    state().pageable[call] += 1;
+    state().changed = true;
     return false;
 }
 

@@ -293,7 +293,7 @@ DRIVER cuMemcpyHtoDAsync_v2(Address to, const void* from, std::size_t bytes, voi
     ENTER();
     const int device = current_device();
     std::vector<char> staged;
-    if (!is_pinned(from, bytes)) {
+    if (!is_pinned(from, bytes, __func__)) {
         const char* first = static_cast<const char*>(from);
         staged.assign(first, first + bytes);
     }
@@ -312,7 +312,7 @@ DRIVER cuMemcpyDtoHAsync_v2(void* to, Address from, std::size_t bytes, void* str
         std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
         return SUCCESS;
     };
-    return give(stream, __func__, copy, !is_pinned(to, bytes));
+    return give(stream, __func__, copy, !is_pinned(to, bytes, __func__));
 }
 
 DRIVER cuMemcpyDtoDAsync_v2(Address to, Address from, std::size_t bytes, void* stream) {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::device::{
     DeviceSlice,
-    streams::{Mover, Resident, Stage},
+    streams::{Mover, Resident, Rows, Stage},
 };
 
 const ROW: usize = 512;
@@ -73,7 +73,8 @@ impl Steps {
     fn second(&mut self, places: Vec<DeviceSlice>) -> Vec<u8> {
         let bytes = places.iter().map(DeviceSlice::len).sum();
         let mut resident = Resident::new(self.mover.clone());
-        resident.add_input(0, places, self.writes_in_place);
+        let rows = places.into_iter().map(Rows::Lie).collect();
+        resident.add_input(0, rows, self.writes_in_place);
         let outputs = vec![OutputPart::Comes(self.rig.pool.allocate(bytes).unwrap())];
         let finished = self.run(vec![bytes::Bytes::new()], outputs, resident);
         finished.outputs[0].as_ref().unwrap().to_vec()
@@ -103,6 +104,44 @@ fn what_stays_is_read_by_the_batches_behind_and_is_free_after_them() {
             entries.filter(|entry| entry.stage == stage).map(|entry| entry.bytes).sum()
         };
         assert_eq!((copied(Stage::CopyIn), copied(Stage::CopyOut)), (9 * ROW, 21 * ROW));
+        steps.rig.check_nothing_is_left();
+    }
+}
+
+#[test]
+fn what_each_keeps_for_itself_is_held_by_nobody_else() {
+    for graphs in [false, true] {
+        let mut steps = Steps::new(graphs);
+        let lying = steps.first(7, 1);
+        // A row of the device, one of the host, and one of zeros; the middle one keeps nothing.
+        let run = |steps: &mut Steps, lying: &DeviceSlice| {
+            let mut resident = Resident::new(steps.mover.clone());
+            let host = [vec![5; ROW / 2], vec![6; ROW / 2]].map(|half| Rows::Come(half.into()));
+            let [half, other] = host;
+            let rows = vec![Rows::Lie(lying.clone()), half, other, Rows::Zeros(ROW)];
+            resident.add_input(0, rows, true);
+            resident.keep_apart(0, vec![0..ROW, 2 * ROW..3 * ROW]);
+            let comes = OutputPart::Comes(steps.rig.pool.allocate(3 * ROW).unwrap());
+            steps.run(vec![bytes::Bytes::new()], vec![comes], resident)
+        };
+        for _ in 0..3 {
+            let Finished { outputs, mut kept, .. } = run(&mut steps, &lying);
+            let halves = [(7, 2), (!5_u8, 1), (!6, 1), (!0, 2)];
+            let expected: Vec<u8> = halves
+                .into_iter()
+                .flat_map(|(value, count)| vec![value; count * ROW / 2])
+                .collect();
+            assert_eq!(outputs[0].as_deref(), Some(&expected[..]));
+            let numbers: Vec<_> = kept.iter().map(|(index, it)| (*index, it.len())).collect();
+            assert_eq!(numbers, [(0, ROW), (0, ROW)]);
+            let held = steps.rig.devices[0].free_bytes();
+            let (_, last) = kept.pop().unwrap();
+            assert_eq!(steps.second(vec![last.clone()]), vec![0; ROW]);
+            drop(last);
+            assert_eq!(steps.rig.devices[0].free_bytes(), held + ROW);
+            assert_eq!(steps.second(vec![kept[0].1.clone()]), vec![!7; ROW]);
+        }
+        drop(lying);
         steps.rig.check_nothing_is_left();
     }
 }

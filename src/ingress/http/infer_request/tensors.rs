@@ -42,6 +42,8 @@ struct InputReader<'a> {
     name: Option<Cow<'a, str>>,
     datatype: Option<Cow<'a, str>>,
     shape: Option<Shape>,
+    /// How many dimensions there are; the shape has no more than may be.
+    rank: usize,
     binary_data_size: Option<u64>,
     place: Place<'a>,
     data: Option<Data<'a>>,
@@ -87,7 +89,10 @@ impl<'a> InputReader<'a> {
             "datatype" if self.datatype.is_none() => {
                 self.datatype = Some(members::string(cursor, "datatype")?);
             }
-            "shape" if self.shape.is_none() => self.shape = Some(shape(cursor)?),
+            "shape" if self.shape.is_none() => {
+                let (shape, rank) = shape(cursor)?;
+                (self.shape, self.rank) = (Some(shape), rank);
+            }
             "parameters" => members::object(cursor, |cursor, name| {
                 match name {
                     "binary_data_size" if self.binary_data_size.is_none() => {
@@ -101,6 +106,7 @@ impl<'a> InputReader<'a> {
             "data" if self.data.is_none() => {
                 self.data = Some(match (&self.name, &self.datatype, &self.shape) {
                     (Some(name), Some(datatype), Some(shape)) => {
+                        check_rank(name, self.rank)?;
                         let datatype = parse_datatype(name, datatype)?;
                         Data::Read(elements::read(cursor, name, datatype, shape)?)
                     }
@@ -119,6 +125,7 @@ impl<'a> InputReader<'a> {
         let name = self.name.ok_or_else(|| members::missing("name"))?;
         let datatype = self.datatype.ok_or_else(|| members::missing("datatype"))?;
         let shape = self.shape.ok_or_else(|| members::missing("shape"))?;
+        check_rank(&name, self.rank)?;
         let datatype = parse_datatype(&name, &datatype)?;
         let data = match (self.data, self.binary_data_size) {
             (Some(Data::Read(elements)), _) => elements.into(),
@@ -212,24 +219,34 @@ fn output<'a>(cursor: &mut Cursor<'a>) -> Result<RequestedOutput, Error> {
     })
 }
 
-fn shape(cursor: &mut Cursor<'_>) -> Result<Shape, Error> {
-    let mut shape = Shape::scalar();
+/// A shape, and how many dimensions there are. Of more than may be the first are kept: whose shape it
+/// is may be known only later.
+fn shape(cursor: &mut Cursor<'_>) -> Result<(Shape, usize), Error> {
+    let (mut shape, mut rank) = (Shape::scalar(), 0);
     members::array(cursor, "shape", |cursor| {
-        if shape.len() == RANK_MAX {
-            return Err(Error::malformed(format!(
-                "Unable to parse 'shape': a tensor may have {RANK_MAX} dimensions, got more"
-            )));
-        }
         let dim = members::unsigned(cursor, "shape")?;
-        shape.push(i64::try_from(dim).map_err(|_| {
+        let dim = i64::try_from(dim).map_err(|_| {
             Error::malformed(format!(
                 "Unable to parse 'shape': dimension {dim} is larger than {}",
                 i64::MAX
             ))
-        })?);
+        })?;
+        rank += 1;
+        if rank <= RANK_MAX {
+            shape.push(dim);
+        }
         Ok(())
     })?;
-    Ok(shape)
+    Ok((shape, rank))
+}
+
+fn check_rank(input: &str, rank: usize) -> Result<(), Error> {
+    if rank <= RANK_MAX {
+        return Ok(());
+    }
+    Err(Error::malformed(format!(
+        "Unable to parse 'shape': input '{input}' has {rank} dimensions, expected at most {RANK_MAX}"
+    )))
 }
 
 fn parse_datatype(input: &str, name: &str) -> Result<DataType, Error> {

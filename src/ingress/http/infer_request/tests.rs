@@ -451,11 +451,20 @@ fn everything_that_can_be_many_is_bounded() {
         message(&parameters(PARAMETERS_MAX + 1)),
         "a request may have 1024 parameters, got more"
     );
-    let shape = |count| input(&format!(r#""shape":[{}]"#, repeat(&|_| "1".to_owned(), count)));
-    assert_eq!(
-        message(&shape(RANK_MAX + 1)),
-        "Unable to parse 'shape': a tensor may have 256 dimensions, got more"
-    );
+    let ones = |count| format!(r#""shape":[{}]"#, repeat(&|_| "1".to_owned(), count));
+    let (most, more) = (ones(RANK_MAX), ones(RANK_MAX + 2));
+    let named = r#""name":"A","datatype":"INT8""#;
+    assert!(parse_text(&input(&format!(r#"{named},{most},"data":[1]"#))).is_ok());
+    for surplus in [
+        format!(r#"{named},{more},"data":[1]"#),
+        format!(r#"{more},"data":[1],{named}"#),
+        format!(r#"{named},{more},"parameters":{{"binary_data_size":0}}"#),
+    ] {
+        assert_eq!(
+            message(&input(&surplus)),
+            "Unable to parse 'shape': input 'A' has 258 dimensions, expected at most 256"
+        );
+    }
     let deep = input(&format!(
         r#""name":"A","datatype":"INT8","shape":[1],"data":{}1{}"#,
         "[".repeat(98),

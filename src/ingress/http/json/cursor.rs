@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 
-use super::Number;
+use super::{Number, plain_length};
 use crate::inference::Error;
 
 /// How deep arrays and objects may nest.
@@ -320,8 +320,7 @@ impl<'a> Cursor<'a> {
     /// Moves to the next quote or backslash.
     fn plain_characters(&mut self) -> Result<(), SyntaxError> {
         let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-        let end = rest.iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20);
-        self.at += end.unwrap_or(rest.len());
+        self.at += plain_length(rest);
         match self.byte() {
             None | Some(0) => Err(self.error(Problem::UnclosedString)),
             Some(..0x20) => Err(self.error(Problem::InvalidEncoding)),

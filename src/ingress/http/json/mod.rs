@@ -7,11 +7,14 @@
 
 mod cursor;
 mod number;
+mod plain;
 mod write;
 
 pub(super) use cursor::{Cursor, Kind, Problem, SyntaxError};
 pub(super) use number::Number;
 pub(super) use write::{write_f64, write_integer, write_string};
+
+use plain::plain_length;
 
 #[cfg(test)]
 mod tests;

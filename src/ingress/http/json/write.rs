@@ -1,30 +1,30 @@
+use super::plain_length;
+
 /// Appends `text` as a JSON string.
 pub fn write_string(json: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     json.push(b'"');
     let mut rest = text.as_bytes();
-    while let Some(at) = rest.iter().position(|&byte| matches!(byte, ..0x20 | b'"' | b'\\')) {
-        let (plain, from) = rest.split_at(at);
+    loop {
+        let (plain, from) = rest.split_at(plain_length(rest));
         json.extend_from_slice(plain);
-        if let [byte, tail @ ..] = from {
-            match byte {
-                b'"' => json.extend_from_slice(b"\\\""),
-                b'\\' => json.extend_from_slice(b"\\\\"),
-                8 => json.extend_from_slice(b"\\b"),
-                9 => json.extend_from_slice(b"\\t"),
-                10 => json.extend_from_slice(b"\\n"),
-                12 => json.extend_from_slice(b"\\f"),
-                13 => json.extend_from_slice(b"\\r"),
-                _ => {
-                    json.extend_from_slice(b"\\u00");
-                    json.push(HEX[usize::from(byte >> 4)]);
-                    json.push(HEX[usize::from(byte & 15)]);
-                }
+        let [byte, tail @ ..] = from else { break };
+        match byte {
+            b'"' => json.extend_from_slice(b"\\\""),
+            b'\\' => json.extend_from_slice(b"\\\\"),
+            8 => json.extend_from_slice(b"\\b"),
+            9 => json.extend_from_slice(b"\\t"),
+            10 => json.extend_from_slice(b"\\n"),
+            12 => json.extend_from_slice(b"\\f"),
+            13 => json.extend_from_slice(b"\\r"),
+            _ => {
+                json.extend_from_slice(b"\\u00");
+                json.push(HEX[usize::from(byte >> 4)]);
+                json.push(HEX[usize::from(byte & 15)]);
             }
-            rest = tail;
         }
+        rest = tail;
     }
-    json.extend_from_slice(rest);
     json.push(b'"');
 }
 
