@@ -246,16 +246,19 @@ impl Lane {
             }
         }
         let tables: Vec<usize> = resident.iter().map(|resident| resident.table_bytes()).collect();
-        let (placed, graphs) = (&mut cargo.placed, &mut self.graphs);
-        placed.inputs = place(&mut self.inputs, &inputs, device, graphs)?;
-        placed.outputs = place(&mut self.outputs, &outputs, device, graphs)?;
-        placed.scratch = place(&mut self.scratch, &cargo.scratch, device, graphs)?;
+        let graphs = &mut self.graphs;
+        let mut inputs = place(&mut self.inputs, &inputs, device, graphs)?;
+        let mut outputs = place(&mut self.outputs, &outputs, device, graphs)?;
+        let scratch = place(&mut self.scratch, &cargo.scratch, device, graphs)?;
         // No graph names these.
-        placed.table = place(&mut self.tables, &tables, device, &mut Vec::new())?.pop();
+        let table = place(&mut self.tables, &tables, device, &mut Vec::new())?.pop();
         let lying = resident.iter().flat_map(|it| it.lying());
-        put(&mut placed.inputs, lying.cloned());
-        put(&mut placed.outputs, elsewhere);
-        (placed.kept, placed.resident) = (kept, resident);
+        put(&mut inputs, lying.cloned());
+        put(&mut outputs, elsewhere);
+        // Not before: a batch that finds no memory for all of this holds none of it.
+        let placed = &mut cargo.placed;
+        (placed.inputs, placed.outputs, placed.scratch) = (inputs, outputs, scratch);
+        (placed.table, placed.kept, placed.resident) = (table, kept, resident);
         Ok(())
     }
 

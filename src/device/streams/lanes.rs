@@ -219,7 +219,11 @@ impl Lanes {
         };
         let there = self.devices.get(device);
         let there = there.ok_or(DeviceError::Foreign { device, what: "a place" })?;
-        lane_there.prepare(&**there, &mut it.cargo)?;
+        if let Err(error) = lane_there.prepare(&**there, &mut it.cargo) {
+            // What it did get others may need.
+            lane_there.reclaim();
+            return Err(error);
+        }
         lane_there.in_use = true;
         it.at = Some((place, lane));
         Ok(())

@@ -181,6 +181,26 @@ fn without_memory_batches_wait_or_are_too_large() {
 }
 
 #[test]
+fn a_batch_that_waits_for_memory_holds_none() {
+    let memory_bytes = 6000;
+    let mut rig = rig(Default::default(), vec![HostSettings { memory_bytes, ..linked(0) }]);
+    let [first, second, third] = [(); 3].map(|()| rig.model(1.0, 1, millis(1), Duration::ZERO));
+    // Beside the first there is room for the second's input and not for its output; the third, which goes
+    // before it, needs nearly all.
+    for (number, model, bytes_in, bytes_out, priority) in
+        [(0, first, 2500, 2500, 1), (1, second, 600, 4500, 2), (2, third, 2700, 2700, 1)]
+    {
+        let plan = Plan { number, priority, ..Plan::of(model, bytes_in, bytes_out) };
+        rig.submit(plan).unwrap();
+    }
+    rig.run();
+    for (number, outcome) in outcomes(&rig) {
+        assert!(matches!(outcome, Outcome::Done(_)), "{number}: {outcome:?}");
+    }
+    rig.check_nothing_is_left();
+}
+
+#[test]
 fn what_waits_can_be_cancelled_refused_or_expire() {
     let settings = SchedulerSettings { waiting_max: 3, ..Default::default() };
     let mut rig = rig(settings, vec![linked(0)]);
