@@ -140,6 +140,16 @@ impl DeviceError {
 
     /// Whether the same could work once memory has come free.
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::OutOfMemory { .. } | Self::Visit { out_of_memory: true, .. })
+        self.out_of_memory_on().is_some()
+    }
+
+    /// The device whose memory has to come free for the same to work, if that is the matter.
+    pub fn out_of_memory_on(&self) -> Option<usize> {
+        match self {
+            Self::OutOfMemory { device, .. } | Self::Visit { device, out_of_memory: true, .. } => {
+                Some(*device)
+            }
+            _ => None,
+        }
     }
 }

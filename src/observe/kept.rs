@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 pub enum Fallback {
     /// The server keeps as much there as it may.
     Budget,
-    /// The device had no memory for them.
+    /// The device had no memory for them, or it was needed for other batches.
     Memory,
     /// Their shapes only the run told, or a framework left them in a place of its own choice.
     Shape,

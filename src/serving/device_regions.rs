@@ -5,24 +5,19 @@ use std::{
     fmt,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use compact_str::CompactString;
-use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use super::porter::Porter;
 use crate::{
-    device::{
-        Device, DeviceError, DeviceMemory, DeviceSlice, Devices, HostTarget, IpcHandle, Landing,
-        OpenedMemory, Stream, Urgency,
-    },
+    device::{Device, DeviceError, DeviceMemory, DeviceSlice, Devices, IpcHandle, OpenedMemory},
     inference::{Error, RegionRange},
     memory::{BufferPool, Regions},
-    runtime::{ReplySender, reply_channel},
 };
 
 /// The memory of GPUs that clients have registered. Finding a region takes no lock; one that is
@@ -205,11 +200,9 @@ impl DeviceView {
     /// # Errors
     /// When memory is used up, or the device fails.
     pub async fn fetch(&self, pool: &BufferPool) -> Result<Bytes, Error> {
-        let (landing, to) = Landing::new(pool.allocate(self.len())?);
-        self.ask(|reply| Errand::Fetch { from: self.slice.clone(), to, reply }).await?;
-        let lost =
-            || Error::Internal { detail: "the device still holds a copy's memory".to_owned() };
-        landing.finish().ok_or_else(lost)
+        let to = pool.allocate(self.len())?;
+        let fetched = self.region.porter.fetch(&self.slice, to).await;
+        fetched.map_err(|error| self.region.failed(&error))
     }
 
     /// Copies bytes of the host, at most as many as the view has, to its start. To be called on a
@@ -219,31 +212,9 @@ impl DeviceView {
     /// When there are more, or the device fails.
     pub async fn store(&self, from: Bytes) -> Result<(), Error> {
         let to = self.slice.slice(0..from.len()).map_err(|error| self.region.failed(&error))?;
-        self.ask(|reply| Errand::Store { from, to, reply }).await
+        let stored = self.region.porter.store(from, to).await;
+        stored.map_err(|error| self.region.failed(&error))
     }
-
-    async fn ask(&self, errand: impl FnOnce(Reply) -> Errand) -> Result<(), Error> {
-        let (reply, mut done) = reply_channel();
-        // Should the thread have ended, the errand is dropped, and the reply with it.
-        let _ = self.region.porter.errands.send(errand(reply));
-        match done.receive().await {
-            Some(outcome) => outcome.map_err(|error| self.region.failed(&error)),
-            None => Err(Error::unanswered()),
-        }
-    }
-}
-
-type Reply = ReplySender<Result<(), DeviceError>>;
-
-/// A copy between a region and the host.
-enum Errand {
-    Fetch { from: DeviceSlice, to: HostTarget, reply: Reply },
-    Store { from: Bytes, to: DeviceSlice, reply: Reply },
-}
-
-/// What moves the bytes of a device's regions.
-struct Porter {
-    errands: Sender<Errand>,
 }
 
 /// The porter of a device, who begins work with the first region there.
@@ -255,45 +226,7 @@ fn porter(
     if let Some(porter) = porters.get(&number) {
         return Ok(porter.clone());
     }
-    let (copies_in, copies_out) =
-        (device.stream(Urgency::Urgent)?, device.stream(Urgency::Urgent)?);
-    let (errands, taken) = unbounded();
-    thread::Builder::new()
-        .name(format!("device{number}-copies"))
-        .spawn(move || carry(copies_in, copies_out, &taken))
-        .map_err(|error| DeviceError::Driver {
-            device: number,
-            call: "starting a thread for its copies",
-            reason: error.to_string(),
-        })?;
-    let porter = Arc::new(Porter { errands });
+    let porter = Arc::new(Porter::start(&**device)?);
     porters.insert(number, porter.clone());
     Ok(porter)
-}
-
-/// Gives copies to the device's engines. To give one can take as long as the copy itself, where memory is
-/// not pinned, so no reactor does.
-fn carry(
-    mut copies_in: Box<dyn Stream>,
-    mut copies_out: Box<dyn Stream>,
-    errands: &Receiver<Errand>,
-) {
-    for errand in errands {
-        let (given, stream, reply) = match errand {
-            Errand::Fetch { from, to, reply } => {
-                (copies_out.copy_out(&from, to), &mut copies_out, reply)
-            }
-            Errand::Store { from, to, reply } => {
-                (copies_in.copy_in(from, &to), &mut copies_in, reply)
-            }
-        };
-        let error = given.err();
-        // Also after an error, for a call before it may have failed later.
-        let called = stream.call(Box::new(move |report| {
-            reply.finish(error.map_or(report.outcome, Err));
-        }));
-        if let Err(error) = called {
-            log::debug!("a copy of a region is not answered: {error}");
-        }
-    }
 }

@@ -1,11 +1,12 @@
 //! The lanes of all devices, which live on one reactor. `journey` is the way of a sealed batch through
 //! them and back, `preparation` what is done to its requests before, `residence` a device as a
-//! place where tensors lie, `resident` what of a batch does.
+//! place where tensors lie, `resident` what of a batch does, `room` how they make way for other batches.
 
 mod journey;
 mod preparation;
 mod residence;
 mod resident;
+mod room;
 
 use std::{
     cell::RefCell,
@@ -15,7 +16,7 @@ use std::{
 };
 
 pub use self::{journey::Back, residence::ResidentInput};
-use self::{journey::Journey, preparation::Preparation, residence::Residence};
+use self::{journey::Journey, preparation::Preparation, residence::Residence, room::Room};
 use super::{
     execution::{Executed, SealedBatch},
     job::Job,
@@ -94,6 +95,7 @@ pub struct TooFull {
 struct Driver {
     lanes: RefCell<Lanes>,
     ended: Rc<RefCell<VecDeque<(Journey, Finished)>>>,
+    room: Room,
 }
 
 impl Driver {
@@ -209,7 +211,7 @@ impl Fleet {
         let none = DeviceError::Foreign { device: 0, what: "a model without instances" };
         Ok(OpenLanes {
             fleet: self.clone(),
-            residence: self.residence(model.as_deref(), &devices),
+            residence: self.residence(model.as_deref(), &devices)?,
             devices,
             graphs,
             model: model.ok_or(none)?,
@@ -224,18 +226,31 @@ impl Fleet {
         &self,
         model: Option<&dyn DeviceModel>,
         devices: &[Arc<dyn Device>],
-    ) -> Option<Arc<Residence>> {
-        let first = devices.first().filter(|_| model.is_some_and(DeviceModel::takes_resident))?;
+    ) -> Result<Option<Arc<Residence>>, DeviceError> {
+        let takes_resident = model.is_some_and(DeviceModel::takes_resident);
+        let Some(first) = devices.first().filter(|_| takes_resident) else { return Ok(None) };
         let number = first.properties().index;
         if devices.iter().any(|device| device.properties().index != number) {
-            return None;
+            return Ok(None);
         }
         let all = self.devices.all().unwrap_or_default();
-        let at = all.iter().position(|device| device.properties().index == number)?;
+        let at = all.iter().position(|device| device.properties().index == number);
         let places = || all.iter().map(|_| OnceLock::new()).collect();
-        let place = self.residences.get_or_init(places).get(at)?;
+        let Some(place) = at.and_then(|at| self.residences.get_or_init(places).get(at)) else {
+            return Ok(None);
+        };
+        if let Some(known) = place.get() {
+            return Ok(Some(known.clone()));
+        }
         let limit = self.settings.pool_bytes_of(first.properties());
-        Some(place.get_or_init(|| Arc::new(Residence::open(&**first, limit))).clone())
+        let opened = Arc::new(Residence::open(&**first, limit)?);
+        Ok(Some(place.get_or_init(|| opened).clone()))
+    }
+
+    /// The device of this number as a place where tensors lie, if any do.
+    fn residence_on(&self, device: usize) -> Option<&Arc<Residence>> {
+        let mut places = self.residences.get()?.iter().filter_map(OnceLock::get);
+        places.find(|residence| residence.device == device)
     }
 
     /// What is kept on each device on which anything may be.
@@ -287,7 +302,8 @@ impl Fleet {
             });
             let devices = self.devices.all().unwrap_or_default().to_vec();
             let lanes = Lanes::new(self.settings.scheduler.clone(), devices, notify);
-            self.driver.set(Driver { lanes: RefCell::new(lanes), ended: Rc::default() });
+            let (lanes, ended) = (RefCell::new(lanes), Rc::default());
+            self.driver.set(Driver { lanes, ended, room: Room::default() });
         }
         self.driver.get().expect("lanes are driven on their reactor")
     }

@@ -37,6 +37,7 @@ mod lanes;
 mod limiter;
 mod load;
 mod padding;
+mod porter;
 mod ragged;
 mod registry;
 mod respond;

@@ -326,7 +326,7 @@ impl LoadedVersion {
             if self.takes_on(index) != Some(view.device()) {
                 return Err(elsewhere());
             }
-            let input = ResidentInput { slice: view.slice().clone(), charge: None };
+            let input = ResidentInput::of_client(view.slice().clone());
             resident.inputs.extend(u16::try_from(index).ok().map(|index| (index, input)));
         }
         for (name, view) in outputs {

@@ -79,6 +79,8 @@ impl Errand {
             .wait(&there)
             .and_then(|()| batch.run(stream, |stream| enqueue(stream, &mut *runner.model, &batch)));
         let given = given.and(stream.record(&computed));
+        // Whoever hears of the end finds that nobody here holds its memory any more.
+        drop(batch);
         if let Some(stillborn) = report_end(stream, given.err(), ticket, &notify) {
             notify(stillborn);
         }

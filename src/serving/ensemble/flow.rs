@@ -346,7 +346,7 @@ fn answered(
         let InferOutput { datatype, shape, data, .. } = outputs.swap_remove(at);
         let resides = stayed(name).cloned().map(Box::new);
         let data = match &resides {
-            Some(there) => Rope::absent(there.slice.len()),
+            Some(there) => Rope::absent(there.len()),
             None => data.into(),
         };
         Some(Tensor { datatype, shape, data, batched, resides })

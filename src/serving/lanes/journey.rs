@@ -6,7 +6,9 @@ use smallvec::SmallVec;
 use super::{
     Route,
     preparation::Ready,
+    residence::Shortage,
     resident::{self, Staying},
+    room,
 };
 use crate::{
     backend::{Batch, Expected, ResponseError},
@@ -15,6 +17,7 @@ use crate::{
         streams::{self, BatchParts, Finished, Outcome, Refused},
     },
     inference::{Admitted, Error, Signature, Timestamp},
+    memory::BufferPool,
     observe::{BatchTimes, Fallback},
     runtime::spawn,
     serving::{
@@ -49,6 +52,8 @@ pub(super) struct Journey {
     /// Their outputs that stay on the device, and whether any may.
     staying: Option<Staying>,
     may_stay: bool,
+    /// What has nothing more kept on a device that has had no room for it.
+    shortage: Option<Shortage>,
     /// Rows behind those that are on their way now, which belong to nobody, and how many there were in all.
     padding: Option<Admitted>,
     fillers: u32,
@@ -100,6 +105,7 @@ impl Journey {
             failed: Vec::new(),
             staying: None,
             may_stay: true,
+            shortage: None,
             padding: None,
             fillers: 0,
             times: BatchTimes::default(),
@@ -232,10 +238,15 @@ impl Journey {
     }
 
     /// The same of what was on its way: goes on with what is left.
-    fn fail(self, error: &Error) {
+    pub fn fail(self, error: &Error) {
         if let Some(rest) = self.without(error) {
             rest.depart();
         }
+    }
+
+    /// Where its model has its memory of the host from.
+    pub fn pool(&self) -> Option<BufferPool> {
+        self.jobs.first().map(|job| job.version.host.pool.clone())
     }
 
     /// Whether all clients have left of what is on its way now.
@@ -310,31 +321,46 @@ impl Journey {
                     Err(error) => self.fail(&error),
                 }
             }
-            // Without what was to stay there may be room.
-            Outcome::TooLarge(error) | Outcome::Failed(error)
-                if error.is_out_of_memory() && self.staying.take().is_some() =>
-            {
-                resident::fell_back(&self.route, &self.jobs, Fallback::Memory);
-                self.may_stay = false;
-                self.depart();
+            Outcome::TooLarge(error) | Outcome::Failed(error) if error.is_out_of_memory() => {
+                self.found_no_memory(&error);
             }
-            Outcome::TooLarge(error) | Outcome::Failed(error)
-                if error.is_out_of_memory() && self.jobs.len() > 1 && !self.is_of_sequences =>
-            {
-                let second = self.jobs.split_off(self.jobs.len() / 2);
-                self.later.push(second);
-                self.depart();
+            Outcome::TooLarge(error) | Outcome::Failed(error) => {
+                let error = self.of_device(&error);
+                self.fail(&error);
             }
-            Outcome::TooLarge(error) | Outcome::Failed(error) if !error.is_lost() => {
-                self.fail(&Error::Backend { detail: error.to_string() });
-            }
-            Outcome::TooLarge(error) | Outcome::Failed(error) | Outcome::Unavailable(error) => {
+            Outcome::Unavailable(error) => {
                 let error = self.unavailable(&error);
                 self.fail(&error);
             }
             Outcome::Expired => self.fail(&Error::DeadlineExpired),
             Outcome::Cancelled => self.fail(&Error::Cancelled),
         }
+    }
+
+    /// Sends what was on its way again: without what was to stay, or once what others have left on the device
+    /// has come to the host, or in halves. Where all of that is in vain it fails.
+    fn found_no_memory(mut self, error: &DeviceError) {
+        if self.staying.take().is_some() {
+            resident::fell_back(&self.route, &self.jobs, Fallback::Memory);
+            self.may_stay = false;
+            return self.depart();
+        }
+        let fleet = self.route.fleet.clone();
+        let device = error.out_of_memory_on();
+        if let Some(residence) = device.and_then(|device| fleet.residence_on(device))
+            && let Some(room) = fleet.driver.get().map(|driver| &driver.room)
+            && room.can_be_made(residence)
+        {
+            self.shortage.get_or_insert_with(|| residence.shortage());
+            return room::make(&fleet, residence, self);
+        }
+        if self.jobs.len() > 1 && !self.is_of_sequences {
+            let second = self.jobs.split_off(self.jobs.len() / 2);
+            self.later.push(second);
+            return self.depart();
+        }
+        let error = self.of_device(error);
+        self.fail(&error);
     }
 
     /// Gives the requests that were on their way what has come back.
@@ -400,7 +426,7 @@ impl Journey {
             job.admitted.outputs.sort_unstable();
         }
         if let Some(staying) = self.staying.take() {
-            staying.hand_over(&self.jobs, kept)?;
+            staying.hand_over(&self.route, &self.jobs, kept)?;
         }
         let Some(version) = self.jobs.first().map(|job| job.version.clone()) else {
             return Ok(Vec::new());
@@ -420,6 +446,14 @@ impl Journey {
             Refused::Full { .. } => Error::QueueFull,
             Refused::Unavailable { source, .. } => self.unavailable(source),
             Refused::NoModel { .. } => Error::Internal { detail: refused.to_string() },
+        }
+    }
+
+    /// What its requests are told when a device has failed.
+    pub fn of_device(&self, error: &DeviceError) -> Error {
+        match error.is_lost() {
+            true => self.unavailable(error),
+            false => Error::Backend { detail: error.to_string() },
         }
     }
 

@@ -4,7 +4,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{
     Route,
-    residence::{Charge, ResidentInput},
+    residence::{Charge, Kept, ResidentInput},
 };
 use crate::{
     backend::DeviceBatch,
@@ -73,13 +73,16 @@ impl Staying {
             true => {
                 let own = parted(jobs, bytes).filter(|(job, _)| job.keeping().is_some());
                 let own = own.map(|(_, part)| residence.charge(part.len()));
-                own.collect::<Option<_>>().map(Charges::Apart)
+                own.collect::<Result<_, _>>().map(Charges::Apart)
             }
         };
-        if charges.is_none() {
-            fell_back(route, jobs, Fallback::Budget);
+        match charges {
+            Ok(charges) => Some(Self { outputs, charges }),
+            Err(why) => {
+                fell_back(route, jobs, why);
+                None
+            }
         }
-        Some(Self { outputs, charges: charges? })
     }
 
     /// Has the batch leave them there, where the model may write them itself if it `writes_in_place`.
@@ -106,24 +109,38 @@ impl Staying {
     ///
     /// # Errors
     /// When that is not as long as all parts are.
-    pub fn hand_over(&self, jobs: &[Job], kept: Vec<(usize, DeviceSlice)>) -> Result<(), Error> {
+    pub fn hand_over(
+        &self,
+        route: &Route,
+        jobs: &[Job],
+        memories: Vec<(usize, DeviceSlice)>,
+    ) -> Result<(), Error> {
+        let (Some(residence), Some(first)) = (&route.residence, jobs.first()) else {
+            return Ok(());
+        };
+        let keep = |memory: &DeviceSlice, charge: &Arc<Charge>| {
+            let statistics = &first.version.statistics;
+            let kept = Arc::new(Kept::new(residence, statistics, memory.clone(), charge));
+            route.fleet.driver.get().into_iter().for_each(|driver| driver.room.keep(&kept));
+            kept
+        };
         match &self.charges {
             Charges::Whole(charge) => {
-                for (index, memory) in kept {
+                for (index, memory) in memories {
+                    let kept = keep(&memory, charge);
                     for (job, part) in parted(jobs, memory.len()) {
                         let Some(keeping) = job.keeping() else { continue };
-                        let slice = memory.slice(part).map_err(internal)?;
-                        keeping.stays(index, ResidentInput { slice, charge: Some(charge.clone()) });
+                        keeping.stays(index, ResidentInput::kept(kept.clone(), part));
                     }
                 }
             }
             Charges::Apart(charges) => {
                 for &index in &self.outputs {
-                    let own = kept.iter().filter(|(number, _)| *number == index);
+                    let own = memories.iter().filter(|(number, _)| *number == index);
                     let keeping = jobs.iter().filter_map(Job::keeping);
-                    for ((keeping, charge), (_, slice)) in keeping.zip(charges).zip(own) {
-                        let (slice, charge) = (slice.clone(), Some(charge.clone()));
-                        keeping.stays(index, ResidentInput { slice, charge });
+                    for ((keeping, charge), (_, memory)) in keeping.zip(charges).zip(own) {
+                        let kept = keep(memory, charge);
+                        keeping.stays(index, ResidentInput::kept(kept, 0..memory.len()));
                     }
                 }
             }
@@ -174,8 +191,11 @@ pub fn place(
         let at = before.filter(|input| input.is_some()).count();
         // What a client could change meanwhile is read once.
         let mut there = jobs.iter().filter_map(|job| find(job, |it| &it.inputs, index));
-        let may_lie = route.reads_in_place && there.all(|input| input.charge.is_some());
-        let rows = jobs.iter().flat_map(|job| rows_of(job, index)).collect();
+        let may_lie = route.reads_in_place && there.all(ResidentInput::is_kept);
+        let mut rows = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            rows.extend(rows_of(job, index).map_err(internal)?);
+        }
         resident.add_input(at, rows, may_lie);
     }
     for &(index, _) in outputs {
@@ -200,15 +220,15 @@ pub fn place(
 }
 
 /// Where the rows are that a request has of an input.
-fn rows_of(job: &Job, index: u16) -> SmallVec<[Rows; 1]> {
+fn rows_of(job: &Job, index: u16) -> Result<SmallVec<[Rows; 1]>, DeviceError> {
     if let Some(input) = find(job, |it| &it.inputs, index) {
-        return smallvec![Rows::Lie(input.slice.clone())];
+        return Ok(smallvec![input.rows()?]);
     }
-    match find(job, |it| &it.brought, index) {
+    Ok(match find(job, |it| &it.brought, index) {
         Some(zeros) if zeros.is_zeros() => smallvec![Rows::Zeros(zeros.len())],
         Some(bytes) => bytes.pieces().iter().cloned().map(Rows::Come).collect(),
         None => SmallVec::new(),
-    }
+    })
 }
 
 fn internal(error: DeviceError) -> Error {

@@ -180,7 +180,7 @@ pub fn keep(
             let shape = shape.clone();
             let stayed = keeping.and_then(|keeping| keeping.stayed(state.output.into()));
             if let Some(there) = stayed {
-                let data = Rope::absent(there.slice.len());
+                let data = Rope::absent(there.len());
                 let tensor = AdmittedInput { shape, data };
                 return Ok(StateValue { tensor, resides: Some(there.clone()) });
             }
