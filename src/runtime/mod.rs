@@ -42,7 +42,7 @@ pub use reactors::{ReactorSettings, Reactors, StartError};
 pub use reply::{End, ReplyReceiver, ReplySender, Unread, reply_channel};
 pub use stall::{Label, label};
 pub use tcp::TcpStream;
-pub use timer::{Sleep, sleep, sleep_until};
+pub use timer::{Sleep, sleep, sleep_until, unchanged};
 pub use topology::{Topology, pin_to};
 pub use turn::{TURN, spend_turn, turn_is_over};
 pub use unix::{Peer, UnixStream};

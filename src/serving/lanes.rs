@@ -9,7 +9,7 @@ mod resident;
 mod room;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
     sync::{Arc, OnceLock, mpsc},
@@ -96,17 +96,26 @@ struct Driver {
     lanes: RefCell<Lanes>,
     ended: Rc<RefCell<VecDeque<(Journey, Finished)>>>,
     room: Room,
+    /// Whether somebody goes on with those.
+    goes_on: Cell<bool>,
 }
 
 impl Driver {
     /// Changes the lanes, and goes on with the batches that have ended by that.
     fn with<T>(&self, change: impl FnOnce(&mut Lanes) -> T) -> T {
         let result = change(&mut self.lanes.borrow_mut());
-        loop {
-            let ended = self.ended.borrow_mut().pop_front();
-            let Some((journey, finished)) = ended else { return result };
-            journey.ended(finished);
+        // A batch that goes on may end at once and call this again; of many parts each would take of the stack.
+        if !self.goes_on.replace(true) {
+            while let Some((journey, finished)) = self.next_ended() {
+                journey.ended(finished);
+            }
+            self.goes_on.set(false);
         }
+        result
+    }
+
+    fn next_ended(&self) -> Option<(Journey, Finished)> {
+        self.ended.borrow_mut().pop_front()
     }
 }
 
@@ -302,8 +311,12 @@ impl Fleet {
             });
             let devices = self.devices.all().unwrap_or_default().to_vec();
             let lanes = Lanes::new(self.settings.scheduler.clone(), devices, notify);
-            let (lanes, ended) = (RefCell::new(lanes), Rc::default());
-            self.driver.set(Driver { lanes, ended, room: Room::default() });
+            self.driver.set(Driver {
+                lanes: RefCell::new(lanes),
+                ended: Rc::default(),
+                goes_on: Cell::new(false),
+                room: Room::default(),
+            });
         }
         self.driver.get().expect("lanes are driven on their reactor")
     }

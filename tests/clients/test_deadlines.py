@@ -133,10 +133,16 @@ def test_a_request_that_does_not_go_on_is_given_up(start, tmp_path):
             told = urllib.parse.unquote(answer.headers["grpc-message"])
             assert (answer.grpc_status, told) == (3, "the request's message paused for over 1s"), method
         slow = connection.call("ModelInfer", body[:10], end=False)
+        # Its client has no time for it before the slow one is there.
+        behind = connection.call("ModelInfer", b"", end=False)
         for piece in (body[10:20], body[20:30], body[30:]):
-            time.sleep(0.6)
-            connection.send(wire.frame(wire.DATA, 0, slow, piece))
-        assert connection.answer(slow).grpc_status == 0
+            # In parts of frames too.
+            whole = wire.frame(wire.DATA, 0, slow, piece)
+            for part in (whole[:-2], whole[-2:]):
+                time.sleep(0.4)
+                connection.send(part)
+        connection.send(wire.frame(wire.DATA, wire.END_STREAM, behind, body))
+        assert (connection.answer(slow).grpc_status, connection.answer(behind).grpc_status) == (0, 0)
         rested = connection.call("ModelStreamInfer", body, end=False)
         time.sleep(1.5)
         connection.send(wire.frame(wire.DATA, wire.END_STREAM, rested, body))

@@ -3,9 +3,11 @@ what a copy, a launch or a device that fails means to their clients."""
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import json
+import queue
 import subprocess
 import time
 import urllib.request
@@ -37,6 +39,8 @@ def tensors(rest: str = "") -> str:
     )
 
 
+# More parts of a batch than a stack has room for.
+MANY = 1024
 SEQUENCES = "max_batch_size: 8 sequence_batching { max_sequence_idle_microseconds: 60000000 }"
 LIMITED = ' rate_limiter { resources [{ name: "R" count: 1 }] }'
 
@@ -160,6 +164,21 @@ def test_a_batch_too_large_for_a_device_runs_in_parts(start, tmp_path):
     """On a device of the host."""
     folder = models.write(tmp_path / "own", {"wide": wide()})
     check_parts(start(folder, "--device=host", "--host-device=memory=2048"))
+
+
+def test_a_batch_of_many_parts_of_which_none_has_room_fails(start, tmp_path):
+    """Down to single requests, all at once."""
+    model = wide()
+    model.config = model.config.replace(models.batched(500_000), models.batched(500_000, MANY))
+    server = start(models.write(tmp_path / "own", {"wide": model}), "--device=host", "--host-device=memory=256")
+    told = queue.SimpleQueue()
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        given = triton_grpc.InferInput("INPUT0", [1, 64], "FP32").set_data_from_numpy(np.ones((1, 64), np.float32))
+        for _ in range(MANY):
+            client.async_infer("wide", [given], lambda result, error: told.put(error.message()))
+        failures = collections.Counter(told.get(timeout=60) for _ in range(MANY))
+    (failure,) = failures
+    assert "device 0 is out of memory: 256 bytes asked for" in failure
 
 
 @pytest.mark.parametrize("strict", ["true", "false"])

@@ -19,6 +19,8 @@ TINY_CHUNKS = 1 << 19
 BYTES_PER_CHUNK_MAX = 24
 # What a connection may keep that is not read: 512 KiB each way, and what its handling takes.
 UNREAD_BYTES_MAX = 4 << 20
+# An answer longer than what the system keeps of it for who does not read.
+LONG_BYTES = 48 << 20
 READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -144,6 +146,35 @@ def test_tiny_chunks_cost_what_they_hold(start, tmp_path):
         got = b"".join(iter(lambda: raw.recv(1 << 20), b""))
     assert got.startswith(b"HTTP/1.1 200") and got.endswith(sent.tobytes())
     assert server.peak_bytes() - before < TINY_CHUNKS * BYTES_PER_CHUNK_MAX
+
+
+def test_who_takes_nothing_of_an_answer_is_hung_up_on(start, tmp_path):
+    """Who takes it slowly gets all of it."""
+    folder = models.write(tmp_path / "repository", {"fp32": models.identity_models()["fp32"]})
+    server = start(folder, "--request-pause-max-secs=1")
+    sent = np.arange(LONG_BYTES // 4, dtype=np.float32)
+    head = json.dumps({
+        "inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": sent.shape, "parameters": {"binary_data_size": sent.nbytes}}],
+        "parameters": {"binary_data_output": True},
+    }).encode()
+    request = b"POST /v2/models/fp32/infer HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    request += b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (len(head) + sent.nbytes, len(head))
+    with connect(server) as idle, connect(server) as slow:
+        for raw in (idle, slow):
+            raw.sendall(request + head + sent.tobytes())
+        got = b""
+        for _ in range(8):
+            time.sleep(0.5)
+            got += slow.recv(1 << 20, socket.MSG_WAITALL)
+        got += b"".join(iter(lambda: slow.recv(1 << 20), b""))
+        assert got.startswith(b"HTTP/1.1 200") and got.endswith(sent.tobytes())
+        taken = 0
+        try:
+            while piece := idle.recv(1 << 20):
+                taken += len(piece)
+        except ConnectionResetError:
+            pass
+        assert taken < sent.nbytes
 
 
 def test_slow_and_silent_writers_hold_nobody_up(server):

@@ -46,7 +46,8 @@ pub struct WireArgs {
     http_root_cert: Option<PathBuf>,
 
     /// Seconds for which a client may pause inside a request's body or message, by HTTP and by gRPC, there up
-    /// to twice as long; in as many the header fields of a gRPC call have to come
+    /// to twice as long, and take nothing of an HTTP answer; in as many the header fields of a gRPC call have
+    /// to come
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     request_pause_max_secs: u64,
 

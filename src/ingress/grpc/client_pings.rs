@@ -5,6 +5,10 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,6 +37,7 @@ pub struct ClientPings {
     outgoing: RefCell<Frames>,
     /// Those that nobody has judged.
     came: Cell<u32>,
+    tensor_bytes: Arc<AtomicU64>,
     /// When the last one came since the client was sent something.
     last: Cell<Option<Timestamp>>,
     strikes: Cell<u32>,
@@ -49,6 +54,7 @@ impl ClientPings {
             incoming: RefCell::new(Frames::of_client()),
             outgoing: RefCell::default(),
             came: Cell::new(0),
+            tensor_bytes: Arc::default(),
             last: Cell::new(None),
             strikes: Cell::new(0),
             is_over: Cell::new(false),
@@ -78,20 +84,28 @@ impl ClientPings {
         self.is_over.get()
     }
 
-    /// What has come in part only, if anything has: the same number as long as it is the same.
-    pub fn in_part(&self) -> Option<u64> {
+    /// What has come in part only, if anything has: the same numbers as long as it is the same, and no more of
+    /// a tensor.
+    pub fn in_part(&self) -> Option<(u64, u64)> {
         self.incoming.borrow().in_part()
+    }
+
+    /// Bytes of tensors that have come, whole frames or not.
+    pub fn tensor_bytes(&self) -> Arc<AtomicU64> {
+        self.tensor_bytes.clone()
     }
 }
 
 impl Watch for ClientPings {
     fn read(&self, bytes: &[u8]) {
-        self.incoming.borrow_mut().pass(bytes, |frame| {
+        let mut incoming = self.incoming.borrow_mut();
+        incoming.pass(bytes, |frame| {
             // Without a limit nobody counts.
             if frame.kind == PING && frame.flags & ACK == 0 && self.strikes_max > 0 {
                 self.came.set(self.came.get().saturating_add(1));
             }
         });
+        self.tensor_bytes.store(incoming.data(), Ordering::Relaxed);
     }
 
     fn wrote(&self, bytes: &[u8]) {

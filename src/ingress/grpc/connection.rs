@@ -5,7 +5,7 @@ use std::{
     future::Future as _,
     pin::{Pin, pin},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     task::Poll,
     time::Duration,
 };
@@ -101,6 +101,8 @@ pub struct Connection {
     pub server: Arc<Server>,
     pub settings: Arc<GrpcSettings>,
     pub unsent: Budget,
+    /// Bytes of tensors that have come from its client, whole frames or not.
+    pub tensor_bytes: Arc<AtomicU64>,
     pub(super) orders: Rc<Orders>,
     service: GrpcService,
 }
@@ -138,6 +140,7 @@ pub async fn serve(stream: TcpStream, service: GrpcService, settings: Arc<GrpcSe
         server: service.server().clone(),
         unsent: Budget::new(settings.unsent_max),
         settings,
+        tensor_bytes: client_pings.tensor_bytes(),
         orders: Rc::default(),
         service,
     });

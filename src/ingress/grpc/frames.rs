@@ -26,6 +26,8 @@ pub struct Frames {
     in_fields: bool,
     /// How often the next byte has begun something new.
     ended: u64,
+    /// Bytes of tensors that there were.
+    data: u64,
 }
 
 /// What the head of a frame says.
@@ -46,6 +48,9 @@ impl Frames {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
+            if self.in_data {
+                self.data += skipped as u64;
+            }
             let part = &bytes[skipped..];
             let (of_head, rest) = part.split_at(part.len().min(HEAD_LEN - self.head_len));
             if skipped > 0 {
@@ -80,10 +85,14 @@ impl Frames {
     }
 
     /// The number of the frame, or of the header fields over several, of which a part is there and a part
-    /// is not. Not of tensors: however long they take, those who read them see to it.
-    pub fn in_part(&self) -> Option<u64> {
-        let in_tensor = self.in_data && self.skip > 0;
-        ((!self.is_between() && !in_tensor) || self.in_fields).then_some(self.ended)
+    /// is not; with how much there is of tensors, which may take as long as they like if they go on.
+    pub fn in_part(&self) -> Option<(u64, u64)> {
+        (!self.is_between() || self.in_fields).then_some((self.ended, self.data))
+    }
+
+    /// Bytes of tensors that there were.
+    pub fn data(&self) -> u64 {
+        self.data
     }
 }
 
@@ -107,25 +116,26 @@ pub mod tests {
             frames.pass(bytes, |_| {});
             frames.in_part()
         };
-        assert_eq!(after(&[0; PREFACE_LEN - 1]), Some(0));
+        assert_eq!(after(&[0; PREFACE_LEN - 1]), Some((0, 0)));
         assert_eq!(after(&[0]), None);
         // A head, then what it announces.
         let whole = frame(WINDOW_UPDATE, 0, 0, 4);
-        assert_eq!(after(&whole[..3]), Some(1));
-        assert_eq!(after(&whole[3..10]), Some(1));
+        assert_eq!(after(&whole[..3]), Some((1, 0)));
+        assert_eq!(after(&whole[3..10]), Some((1, 0)));
         assert_eq!(after(&whole[10..]), None);
         assert_eq!(after(&frame(PING, 0, 0, 0)), None);
         // Fields over three frames are one thing.
-        assert_eq!(after(&frame(HEADERS, 1, 1, 5)), Some(3));
-        assert_eq!(after(&frame(CONTINUATION, 0, 1, 5)), Some(3));
-        assert_eq!(after(&frame(CONTINUATION, 0, 1, 5)[..4]), Some(3));
+        assert_eq!(after(&frame(HEADERS, 1, 1, 5)), Some((3, 0)));
+        assert_eq!(after(&frame(CONTINUATION, 0, 1, 5)), Some((3, 0)));
+        assert_eq!(after(&frame(CONTINUATION, 0, 1, 5)[..4]), Some((3, 0)));
         assert_eq!(after(&frame(CONTINUATION, END_HEADERS, 1, 5)[4..]), None);
-        // Of a tensor only the head counts.
+        // A tensor's is another with each byte.
         let data = frame(DATA, 0, 1, 100);
-        assert_eq!(after(&data[..8]), Some(4));
-        assert_eq!(after(&data[8..60]), None);
-        assert_eq!(after(&data[60..]), None);
-        assert_eq!(after(&frame(HEADERS, END_HEADERS, 3, 5)[..9]), Some(5));
+        assert_eq!(after(&data[..8]), Some((4, 0)));
+        assert_eq!(after(&data[8..60]), Some((4, 51)));
+        assert_eq!(after(&data[60..61]), Some((4, 52)));
+        assert_eq!(after(&data[61..]), None);
+        assert_eq!(after(&frame(HEADERS, END_HEADERS, 3, 5)[..9]), Some((5, 100)));
     }
 
     proptest! {

@@ -79,8 +79,7 @@ async fn infer(
     body: RecvStream,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<InferResponse, Error> {
-    let memory = connection.server.pool();
-    let mut messages = MessageReader::of_call(body, &connection.settings, memory);
+    let mut messages = MessageReader::of_call(body, connection);
     let message = messages.next().await?;
     let mut message = message.ok_or_else(|| Error::malformed("the call has no request message"))?;
     if message.packed {
@@ -101,7 +100,7 @@ async fn infer(
                 let reply =
                     poll_fn(|cx| poll_answer(&mut messages, &mut answer, respond, cx)).await;
                 let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
-                shared.deliver(response, memory).await
+                shared.deliver(response, connection.server.pool()).await
             };
             Box::pin(shared).await
         }

@@ -13,14 +13,12 @@ use futures_util::future::{AbortHandle, abortable, join3};
 use h2::{Ping, PingPong};
 
 use super::{client_pings::ClientPings, connection::Connection};
-use crate::runtime::{sleep, spawn};
+use crate::runtime::{sleep, spawn, unchanged};
 
 /// No connection is pinged more often, whatever the flag says.
 const TIME_MIN: Duration = Duration::from_millis(10);
 /// Longer waits than this are for ever; every timer can hold it.
 const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How often in the time that a part of something may be all it is looked whether it still is.
-const LOOKS: u32 = 4;
 
 /// When connections are pinged, and how old they get.
 #[derive(Clone, Debug)]
@@ -211,15 +209,9 @@ async fn grow_old(connection: Weak<Connection>, settings: &KeepAlive) {
 }
 
 /// Closes the connection of a client that has begun a frame, or the header fields of a call, and has not
-/// ended it `part_max` later, or up to a quarter more than that.
+/// ended it `part_max` later, or up to half of that more. A tensor's frame may take as long as it goes on.
 async fn give_up(connection: Weak<Connection>, incoming: &ClientPings, part_max: Duration) {
-    let (mut looks, mut seen) = (0, None);
-    while looks < LOOKS {
-        sleep((part_max / LOOKS).clamp(TIME_MIN, TIME_MAX)).await;
-        let found = incoming.in_part();
-        looks = if found.is_some() && found == seen { looks + 1 } else { 0 };
-        seen = found;
-    }
+    unchanged(part_max, || incoming.in_part()).await;
     if let Some(orders) = orders_of(&connection) {
         log::debug!(
             "closed a gRPC connection: a frame or header fields did not end in {part_max:?}"

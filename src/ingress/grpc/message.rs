@@ -2,14 +2,20 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
 use h2::RecvStream;
 
-use super::{connection::GrpcSettings, encode::FRAME_HEADER};
+use super::{
+    connection::{Connection, GrpcSettings},
+    encode::FRAME_HEADER,
+};
 use crate::{
     inference::{Error, Rope},
     memory::{BufferPool, Reservation},
@@ -26,6 +32,8 @@ pub struct MessageReader {
     settings: Arc<GrpcSettings>,
     /// Whether a message is to come, though nothing of it has.
     is_due: bool,
+    /// Bytes of tensors that have come by the connection, also of frames that are not whole.
+    came: Arc<AtomicU64>,
     /// Set while a message is awaited that is due or has come in parts.
     pause: Option<Box<Pause>>,
     memory: BufferPool,
@@ -34,11 +42,12 @@ pub struct MessageReader {
     ended: bool,
 }
 
-/// How long nothing has come of a message that has begun.
+/// How long nothing has come while there was a message to come. Whatever comes by the connection counts: its
+/// client may be busy with another message.
 struct Pause {
     timer: Pin<Box<Sleep>>,
-    /// Whether something has come since the timer was set.
-    has_gone_on: bool,
+    /// What had come when the timer was set.
+    came: u64,
 }
 
 /// A message, and the charge for its memory, to be kept as long as it is.
@@ -51,13 +60,15 @@ pub struct Message {
 
 impl MessageReader {
     /// The messages of a stream. There may be any time before each.
-    pub fn of_stream(body: RecvStream, settings: &Arc<GrpcSettings>, memory: &BufferPool) -> Self {
+    pub fn of_stream(body: RecvStream, connection: &Connection) -> Self {
+        let memory = connection.server.pool();
         Self {
             body,
             arrived: Rope::default(),
             next: None,
-            settings: settings.clone(),
+            settings: connection.settings.clone(),
             is_due: false,
+            came: connection.tensor_bytes.clone(),
             pause: None,
             memory: memory.clone(),
             reservation: memory.reservation(),
@@ -66,8 +77,8 @@ impl MessageReader {
     }
 
     /// The message of a call that begins with one.
-    pub fn of_call(body: RecvStream, settings: &Arc<GrpcSettings>, memory: &BufferPool) -> Self {
-        Self { is_due: true, ..Self::of_stream(body, settings, memory) }
+    pub fn of_call(body: RecvStream, connection: &Connection) -> Self {
+        Self { is_due: true, ..Self::of_stream(body, connection) }
     }
 
     /// The next message, or `None` at the end of the stream.
@@ -99,18 +110,19 @@ impl MessageReader {
             return Poll::Pending;
         }
         let pause_max = self.settings.pause_max;
-        let pause = self.pause.get_or_insert_with(|| {
-            Box::new(Pause { timer: Box::pin(sleep(pause_max)), has_gone_on: false })
-        });
+        let came = self.came.load(Ordering::Relaxed);
+        let pause = self
+            .pause
+            .get_or_insert_with(|| Box::new(Pause { timer: Box::pin(sleep(pause_max)), came }));
         loop {
             ready!(pause.timer.as_mut().poll(cx));
-            if !pause.has_gone_on {
+            if pause.came == came {
                 return Poll::Ready(Error::malformed(format!(
                     "the request's message paused for over {pause_max:?}"
                 )));
             }
             // Once for many frames: a timer for each would cost as much as they do.
-            pause.has_gone_on = false;
+            pause.came = came;
             pause.timer.set(sleep(pause_max));
         }
     }
@@ -158,9 +170,6 @@ impl MessageReader {
 
     fn arrived(&mut self, frame: Bytes) -> Result<(), Error> {
         let len = frame.len();
-        if let Some(pause) = &mut self.pause {
-            pause.has_gone_on = true;
-        }
         self.reservation.grow(len)?;
         self.arrived.arrive(frame);
         // The window bounds what a client can send ahead; the message limit what we keep.

@@ -43,8 +43,7 @@ pub async fn answer(
 ) {
     let head = response_head(terms.responses);
     let Ok(mut responses) = respond.send_response(head, false) else { return };
-    let memory = connection.server.pool();
-    let mut requests = MessageReader::of_stream(body, &connection.settings, memory);
+    let mut requests = MessageReader::of_stream(body, &connection);
     let mut in_flight = InFlight::default();
     let mut reading = true;
     let mut waiting = connection.server.tracer().now();

@@ -32,7 +32,7 @@ pub async fn answer(
 ) {
     let path = request.uri().path().to_owned();
     let request = request.map(|frames| RequestBody {
-        messages: MessageReader::of_call(frames, &connection.settings, connection.server.pool()),
+        messages: MessageReader::of_call(frames, connection),
         pieces: VecDeque::new(),
         _charge: None,
     });

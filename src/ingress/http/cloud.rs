@@ -132,8 +132,9 @@ pub async fn serve_cloud(
     settings: Arc<HttpSettings>,
     cloud: Arc<Cloud>,
 ) {
+    let pause_max = settings.pause_max;
     let calls = Arc::new(Calls::new(control, settings, cloud.binary));
-    carry(stream, move |request| {
+    carry(stream, pause_max, move |request| {
         let (calls, cloud) = (calls.clone(), cloud.clone());
         async move { answer(&calls, &cloud, request).await }
     })

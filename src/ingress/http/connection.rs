@@ -1,7 +1,6 @@
 //! HTTP/1.1 connections.
 
 use std::{
-    cell::Cell,
     convert::Infallible,
     pin::{Pin, pin},
     rc::Rc,
@@ -18,19 +17,24 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 
-use super::response::Segments;
-use crate::runtime::{TcpStream, draining, sleep};
+use super::{
+    pace::{Call, Pace, Paced},
+    response::Segments,
+};
+use crate::runtime::{TcpStream, draining, unchanged};
 
 /// How long a client may take to send the head of its next request; an idle connection counts.
 const HEAD_MAX: Duration = Duration::from_secs(300);
-/// How often in that time it is looked whether anything was done.
-const LOOKS: u32 = 4;
 /// A connection's buffer for heads and small bodies, and the most of a body that is read at once.
 const BUFFER_MAX: usize = 512 << 10;
 
-/// Carries a connection until it ends: what comes is answered by `respond`.
-pub(super) async fn carry<Respond, Answering>(stream: TcpStream, respond: Respond)
-where
+/// Carries a connection until it ends: what comes is answered by `respond`. Nothing of an answer may be taken
+/// for `pause_max`, or up to half of it longer.
+pub(super) async fn carry<Respond, Answering>(
+    stream: TcpStream,
+    pause_max: Duration,
+    respond: Respond,
+) where
     Respond: Fn(Request<Incoming>) -> Answering,
     Answering: Future<Output = Response<Segments>>,
 {
@@ -49,64 +53,30 @@ where
             // write. Not by `pipeline_flush`: it writes nothing while more requests wait, however much is
             // unwritten, and never the answer to a head that makes no sense.
             .writev(true)
-            .serve_connection(stream, service)
+            .serve_connection(Paced::new(stream, pace.clone()), service)
     );
-    let (draining, overdue) = (pin!(draining()), pin!(overdue(&pace)));
+    let overdue = async {
+        let no_request = pin!(unchanged(HEAD_MAX, || pace.at_rest()));
+        let unread = pin!(unchanged(pause_max, || pace.held_up()));
+        match select(no_request, unread).await {
+            Either::Left(_) => format!("no request came for {HEAD_MAX:?}"),
+            Either::Right(_) => format!("nothing of an answer was taken for {pause_max:?}"),
+        }
+    };
+    let (draining, overdue) = (pin!(draining()), pin!(overdue));
     let ended = match select(connection.as_mut(), select(draining, overdue)).await {
         Either::Left((ended, _)) => ended,
         Either::Right((Either::Left(_), _)) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-        Either::Right((Either::Right(_), _)) => {
-            log::debug!("closed an HTTP connection: no request came for {HEAD_MAX:?}");
+        Either::Right((Either::Right((why, _)), _)) => {
+            log::debug!("closed an HTTP connection: {why}");
             return;
         }
     };
     if let Err(error) = ended {
         log::debug!("an HTTP connection ended: {error}");
-    }
-}
-
-/// How far a connection is. A timer for each head would cost a request more than the counting.
-#[derive(Default)]
-struct Pace {
-    begun: Cell<u64>,
-    ended: Cell<u64>,
-}
-
-impl Pace {
-    /// How many calls there were, while none is being made.
-    fn at_rest(&self) -> Option<u64> {
-        let ended = self.ended.get();
-        (self.begun.get() == ended).then_some(ended)
-    }
-}
-
-/// A call, until its answer is written.
-struct Call(Rc<Pace>);
-
-impl Call {
-    fn begin(pace: &Rc<Pace>) -> Self {
-        pace.begun.set(pace.begun.get() + 1);
-        Self(pace.clone())
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.ended.set(self.0.ended.get() + 1);
-    }
-}
-
-/// Ready when for [`HEAD_MAX`] no call was made and none began, or up to half of it later.
-async fn overdue(pace: &Pace) {
-    let (mut looks, mut seen) = (0, None);
-    while looks < LOOKS {
-        sleep(HEAD_MAX / LOOKS).await;
-        let found = pace.at_rest();
-        looks = if found.is_some() && found == seen { looks + 1 } else { 0 };
-        seen = found;
     }
 }
 
@@ -133,22 +103,5 @@ impl Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connection_rests_between_its_calls() {
-        let pace = Rc::<Pace>::default();
-        assert_eq!(pace.at_rest(), Some(0));
-        let first = Call::begin(&pace);
-        let second = Call::begin(&pace);
-        drop(first);
-        assert_eq!(pace.at_rest(), None);
-        drop(second);
-        assert_eq!(pace.at_rest(), Some(2));
     }
 }

@@ -1,6 +1,6 @@
 //! The port on which operators look at the server.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -15,9 +15,12 @@ use crate::{
     serving::{ModelControl, Server},
 };
 
+/// How long a client may take nothing of an answer.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// Serves a connection of the metrics port until it ends.
 pub async fn serve_metrics(stream: TcpStream, control: Arc<ModelControl>) {
-    carry(stream, move |request: Request<Incoming>| {
+    carry(stream, PAUSE_MAX, move |request: Request<Incoming>| {
         let control = control.clone();
         async move {
             match (request.uri().path(), request.method()) {

@@ -21,6 +21,7 @@ mod json;
 mod load_metrics;
 pub mod metadata;
 mod metrics_port;
+mod pace;
 mod packed;
 mod receive;
 mod regions;

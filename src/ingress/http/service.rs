@@ -32,7 +32,7 @@ use crate::{
 pub struct HttpSettings {
     /// The largest body in bytes, packed or not.
     pub body_max: usize,
-    /// How long a client may pause inside a body.
+    /// How long a client may pause inside a body, or take nothing of an answer.
     pub pause_max: Duration,
     /// Calls that not everybody may make.
     pub restrictions: Option<Restrictions>,
@@ -49,8 +49,9 @@ impl Default for HttpSettings {
 
 /// Serves a connection of the inference port until it ends.
 pub async fn serve(stream: TcpStream, control: Arc<ModelControl>, settings: Arc<HttpSettings>) {
+    let pause_max = settings.pause_max;
     let calls = Arc::new(Calls::new(control, settings, BinaryTypes::default()));
-    carry(stream, move |request| calls.clone().answer(request)).await;
+    carry(stream, pause_max, move |request| calls.clone().answer(request)).await;
 }
 
 pub(super) struct Calls {
