@@ -32,7 +32,7 @@ TEST_PYTHON := $(CURDIR)/build/venv/bin/python
 EXAMPLES_PYTHON := $(CURDIR)/build/venv-examples/bin/python
 PYTEST := -m pytest --quiet -rs -p no:cacheprovider
 # A server that never answers fails its stage instead of holding it up.
-LIMIT := timeout --kill-after=10 $(if $(LONG),3600,900)
+LIMIT := timeout --kill-after=10 $(if $(LONG),5400,1800)
 
 .PHONY: help
 help: ## List the targets
