@@ -9,6 +9,8 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::{Sender, bounded};
 use nvml_wrapper::{Nvml, error::NvmlError};
 
+use super::prometheus::head;
+
 /// Where the library's own name may be found, without the development package.
 const LIBRARY: &str = "libnvidia-ml.so.1";
 
@@ -78,9 +80,9 @@ impl GpuMetrics {
             if told().next().is_none() {
                 continue;
             }
-            // Writing to a string does not fail.
-            let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            head(page, name, help, kind);
             for (uuid, value) in told() {
+                // Writing to a string does not fail.
                 let _ = writeln!(page, "{name}{{gpu_uuid=\"{uuid}\"}} {value}");
             }
         }
@@ -117,11 +119,11 @@ pub fn render_stocks(page: &mut String, told: &[(&str, Vec<GpuStock>)]) {
         ),
     ];
     for (name, help, bytes) in families {
-        // Writing to a string does not fail.
-        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} gauge");
+        head(page, name, help, "gauge");
         for (backend, stocks) in told {
             for stock in stocks {
                 let (gpu, bytes) = (stock.gpu, bytes(stock));
+                // Writing to a string does not fail.
                 let _ = writeln!(page, "{name}{{backend=\"{backend}\",gpu=\"{gpu}\"}} {bytes}");
             }
         }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::prometheus::head;
+
 /// Why tensors of a batch came to the host, although they could have stayed on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
@@ -49,9 +51,9 @@ const FAMILIES: [(&str, &str, Value); 2] = [
 /// Adds to a page what devices keep.
 pub fn render(page: &mut String, devices: &[KeptTensors]) {
     for (name, help, value) in FAMILIES.iter().filter(|_| !devices.is_empty()) {
-        // Writing to a string does not fail.
-        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} gauge");
+        head(page, name, help, "gauge");
         for kept in devices {
+            // Writing to a string does not fail.
             let _ = writeln!(page, "{name}{{device=\"{}\"}} {}", kept.device, value(kept));
         }
     }

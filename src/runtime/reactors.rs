@@ -60,6 +60,18 @@ pub struct Reactors {
 }
 
 impl Reactors {
+    /// So many for a test, by the event loop that is the default.
+    #[cfg(test)]
+    pub(crate) fn of_test(count: usize) -> Self {
+        let settings = ReactorSettings {
+            count,
+            driver: DriverChoice::default(),
+            idle_spin: Duration::ZERO,
+            mailbox_capacity: 1024,
+        };
+        Self::start(&settings, &Topology::read().unwrap()).unwrap()
+    }
+
     /// Starts them, each on its own processor if threads are bound at all.
     ///
     /// # Errors

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::{
         inference::{AdmittedInput, DataType, Rope, Shape, TensorSpec},
-        runtime::{DriverChoice, ReactorSettings, Reactors, Topology},
+        runtime::Reactors,
     };
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -192,13 +192,7 @@ mod tests {
 
     #[test]
     fn reactors_fill_a_batch_that_nobody_has_begun_to_run() {
-        let settings = ReactorSettings {
-            count: 2,
-            driver: DriverChoice::default(),
-            idle_spin: Duration::ZERO,
-            mailbox_capacity: 8,
-        };
-        let reactors = Reactors::start(&settings, &Topology::read().unwrap()).unwrap();
+        let reactors = Reactors::of_test(2);
         let requests = [1, 2, 3].map(|value| admitted(value, 300 << 10));
         let requests = requests.each_ref();
         let mut rows = SharedRows::seal(&signature(), &requests, 1, &pool(1 << 20));

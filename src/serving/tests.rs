@@ -27,7 +27,7 @@ use crate::{
     },
     proto,
     repository::{DynamicBatching, SequenceBatching},
-    runtime::{DriverChoice, ReactorSettings, Reactors, ReplyReceiver, Topology, spawn, yield_now},
+    runtime::{Reactors, ReplyReceiver, Topology, spawn, yield_now},
     scheduler::BatchingPolicy,
 };
 
@@ -72,14 +72,7 @@ impl Stage {
         config: proto::ModelConfig,
         sequences: Option<&SequenceBatching>,
     ) -> Self {
-        let settings = ReactorSettings {
-            count: 1,
-            driver: DriverChoice::default(),
-            idle_spin: Duration::ZERO,
-            mailbox_capacity: 1024,
-        };
-        let topology = Topology::read().unwrap();
-        let reactors = Reactors::start(&settings, &topology).unwrap();
+        let reactors = Reactors::of_test(1);
         let pool = BufferPool::new(64 << 20, 64 << 20).unwrap();
         let observers = Observers {
             tracer: Tracer::start(trace::Output::None, trace::Settings::default()).unwrap(),
@@ -88,7 +81,7 @@ impl Stage {
         };
         let server = Server::new(
             reactors.handles(),
-            topology.reactor_cores(1).into(),
+            Topology::read().unwrap().reactor_cores(1).into(),
             pool,
             Regions::new(false),
             observers,

@@ -10,7 +10,9 @@ import tritonclient.grpc as triton_grpc
 from . import python_cases as cases
 from .python_server import INTERPRETER, processes, write
 
-SCRIPT = """
+# Answers with a text that its `initialize` makes.
+SOURCE = """
+import json
 import os
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -24,12 +26,15 @@ class TritonPythonModel:
         config.set_max_batch_size(0)
         return config
     def initialize(self, args):
-        folder = os.path.relpath(pb_utils.get_model_dir(), args["model_repository"])
-        with open(os.path.join(pb_utils.get_model_dir(), "weights.txt")) as file:
-            self.text = f"{beside.NAME} {args['model_name']} {folder} {file.read()}"
+        %s
     def execute(self, requests):
         return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([self.text], np.object_))])
                 for _ in requests]
+"""
+SCRIPT = SOURCE % """
+        folder = os.path.relpath(pb_utils.get_model_dir(), args["model_repository"])
+        with open(os.path.join(pb_utils.get_model_dir(), "weights.txt")) as file:
+            self.text = f"{beside.NAME} {args['model_name']} {folder} {file.read()}"
 """
 
 
@@ -63,29 +68,12 @@ def test_a_script_is_a_back_end_of_many_models(start, tmp_path):
     assert {"first_0", "second_0"} <= processes(server).keys()
 
 
-HANDLER = """
-import json
-import os
-import numpy as np
-import triton_python_backend_utils as pb_utils
-import beside
-
-class TritonPythonModel:
-    @staticmethod
-    def auto_complete_config(config):
-        config.add_input({"name": "WAY", "data_type": "TYPE_STRING", "dims": [1]})
-        config.add_output({"name": "OUTPUT", "data_type": "TYPE_STRING", "dims": [1]})
-        config.set_max_batch_size(0)
-        return config
-    def initialize(self, args):
+HANDLER = SOURCE % """
         config, folder = json.loads(args["model_config"]), pb_utils.get_model_dir()
         self.text = json.dumps([
             beside.NAME, config["platform"], config["default_model_filename"], args["model_name"],
             os.path.relpath(folder, args["model_repository"]), sorted(os.listdir(folder)),
         ])
-    def execute(self, requests):
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([self.text], np.object_))])
-                for _ in requests]
 """
 OWN = """
 import numpy as np

@@ -84,9 +84,10 @@ impl Flow {
     fn new(steps: Arc<EnsembleSteps>, mut job: Job) -> Self {
         let inputs = std::mem::take(&mut job.admitted.inputs);
         // What is to lie on a device is an output like the others.
-        let resident = job.resident.as_deref();
-        job.admitted.outputs.extend(resident.into_iter().flat_map(ResidentTensors::away));
-        job.admitted.outputs.sort_unstable();
+        if let Some(resident) = job.resident.as_deref() {
+            job.admitted.outputs.extend(resident.away());
+            job.admitted.outputs.sort_unstable();
+        }
         let signature = &job.version.signature;
         let batched = signature.max_batch_size > 0;
         let inputs = inputs.into_iter().zip(&signature.inputs).zip(0..);

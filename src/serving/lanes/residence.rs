@@ -211,7 +211,7 @@ mod tests {
     use super::*;
     use crate::{
         device::host::{HostDevice, HostSettings},
-        runtime::{DriverChoice, ReactorSettings, Reactors, Topology, spawn},
+        runtime::{Reactors, spawn},
     };
 
     fn residence(limit: usize) -> (HostDevice, Arc<Residence>) {
@@ -256,13 +256,7 @@ mod tests {
         };
         assert_eq!(parts.each_ref().map(lie), [Some(0..200), Some(200..600)]);
         assert!(kept.lies_on(0) && !kept.lies_on(1));
-        let settings = ReactorSettings {
-            count: 1,
-            driver: DriverChoice::default(),
-            idle_spin: Duration::ZERO,
-            mailbox_capacity: 16,
-        };
-        let reactors = Reactors::start(&settings, &Topology::read().unwrap()).unwrap();
+        let reactors = Reactors::of_test(1);
         let (tell, told) = mpsc::channel();
         let (home, pool) = (&reactors.handles()[0], BufferPool::new(1 << 20, 1 << 20).unwrap());
         let (brought, from) = (kept.clone(), content.clone());
