@@ -26,7 +26,7 @@ pub struct BatchInput {
 impl Ragged {
     /// What a validated configuration says of it.
     pub fn new(config: &ModelConfig, signature: &Signature) -> Self {
-        let input = |name: &String| signature.inputs.iter().position(|spec| *spec.name == **name);
+        let input = |name: &String| signature.input(name);
         let source = |sources: &[String]| sources.first().and_then(input);
         let mut batch_inputs = Vec::new();
         for tensor in &config.batch_input {

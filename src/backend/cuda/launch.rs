@@ -135,8 +135,8 @@ fn all_tensors(signature: &Signature) -> Vec<Source> {
 
 impl Tensor {
     fn find(name: &str, signature: &Signature) -> Option<Self> {
-        let input = signature.inputs.iter().position(|spec| *spec.name == *name);
-        let output = || signature.outputs.iter().position(|spec| *spec.name == *name);
+        let input = signature.input(name);
+        let output = || signature.output(name);
         input.map(Self::Input).or_else(|| output().map(Self::Output))
     }
 }

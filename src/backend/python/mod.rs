@@ -345,7 +345,7 @@ impl Outline {
 
     /// The index of an output.
     fn output(&self, name: &str) -> Option<u16> {
-        let index = self.signature.outputs.iter().position(|spec| *spec.name == *name)?;
+        let index = self.signature.output(name)?;
         u16::try_from(index).ok()
     }
 

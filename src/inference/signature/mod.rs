@@ -318,7 +318,7 @@ impl Signature {
     }
 
     fn output_index(&self, name: &str) -> Option<u16> {
-        let index = self.outputs.iter().position(|spec| *spec.name == *name)?;
+        let index = self.output(name)?;
         u16::try_from(index).ok()
     }
 

@@ -257,7 +257,7 @@ pub fn add_outputs(jobs: &[Job], shapes: &[Shape], signature: &Signature, output
             let at = outputs
                 .iter()
                 .position(|output| {
-                    let number = signature.outputs.iter().position(|spec| spec.name == output.name);
+                    let number = signature.output(&output.name);
                     number > Some(usize::from(index))
                 })
                 .unwrap_or(outputs.len());
