@@ -1,8 +1,8 @@
 //! [`InferResponse`] → `ModelInferResponse` on the wire, behind its gRPC frame header. Large tensors
 //! are not copied: they follow as segments of their own.
 
-use bytes::{BufMut, Bytes, BytesMut};
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use bytes::{BufMut, Bytes};
+use prost::encoding::{WireType, encoded_len_varint, key_len};
 use smallvec::SmallVec;
 
 use crate::inference::{InferOutput, InferResponse, Parameter, Parameters};
@@ -25,8 +25,8 @@ pub fn infer_response(response: &InferResponse) -> Segments {
 /// A `ModelStreamInferResponse` with that response in it.
 pub fn stream_response(response: &InferResponse) -> Segments {
     segments(response, |head, len| {
-        encode_key(2, WireType::LengthDelimited, head);
-        encode_varint(len as u64, head);
+        put_key(head, 2, WireType::LengthDelimited);
+        put_varint(head, len as u64);
     })
 }
 
@@ -34,13 +34,13 @@ pub fn stream_response(response: &InferResponse) -> Segments {
 pub fn stream_error(message: &str, id: &str) -> Bytes {
     let inner = string_len(3, id);
     let len = string_len(1, message) + message_len(2, inner);
-    let mut out = BytesMut::with_capacity(FRAME_HEADER + len);
+    let mut out = Vec::with_capacity(FRAME_HEADER + len);
     put_frame_header(&mut out, len);
     put_string(&mut out, 1, message);
-    encode_key(2, WireType::LengthDelimited, &mut out);
-    encode_varint(inner as u64, &mut out);
+    put_key(&mut out, 2, WireType::LengthDelimited);
+    put_varint(&mut out, inner as u64);
     put_string(&mut out, 3, id);
-    out.freeze()
+    out.into()
 }
 
 /// A `ModelStreamInferResponse` without outputs that says only that a request's last response has been
@@ -53,19 +53,19 @@ pub fn stream_end(model: &str, version: &str, id: &str) -> Bytes {
         + string_len(3, id)
         + parameters_len(4, &parameters);
     let len = message_len(2, inner);
-    let mut out = BytesMut::with_capacity(FRAME_HEADER + len);
+    let mut out = Vec::with_capacity(FRAME_HEADER + len);
     put_frame_header(&mut out, len);
-    encode_key(2, WireType::LengthDelimited, &mut out);
-    encode_varint(inner as u64, &mut out);
+    put_key(&mut out, 2, WireType::LengthDelimited);
+    put_varint(&mut out, inner as u64);
     put_string(&mut out, 1, model);
     put_string(&mut out, 2, version);
     put_string(&mut out, 3, id);
     put_parameters(&mut out, 4, &parameters);
-    out.freeze()
+    out.into()
 }
 
 /// Writes the response behind a wrapper message's field header, if `wrap` writes one.
-fn segments(response: &InferResponse, wrap: impl Fn(&mut BytesMut, usize)) -> Segments {
+fn segments(response: &InferResponse, wrap: impl Fn(&mut Vec<u8>, usize)) -> Segments {
     let version = compact_str::format_compact!("{}", response.model_version);
     let outputs: SmallVec<[usize; 4]> = response.outputs.iter().map(output_len).collect();
     let len = string_len(1, &response.model_name)
@@ -75,7 +75,7 @@ fn segments(response: &InferResponse, wrap: impl Fn(&mut BytesMut, usize)) -> Se
         + outputs.iter().map(|&len| message_len(5, len)).sum::<usize>()
         + response.outputs.iter().map(|output| message_len(6, output.data.len())).sum::<usize>();
 
-    let mut wrapper = BytesMut::new();
+    let mut wrapper = Vec::new();
     wrap(&mut wrapper, len);
 
     let uncopied: usize = response
@@ -85,36 +85,36 @@ fn segments(response: &InferResponse, wrap: impl Fn(&mut BytesMut, usize)) -> Se
         .filter(|&len| len > COPIED_BYTES_MAX)
         .sum();
     let mut segments = Segments::new();
-    let mut out = BytesMut::with_capacity(FRAME_HEADER + wrapper.len() + len - uncopied);
+    let mut out = Vec::with_capacity(FRAME_HEADER + wrapper.len() + len - uncopied);
     put_frame_header(&mut out, wrapper.len() + len);
-    out.put_slice(&wrapper);
+    out.extend_from_slice(&wrapper);
     put_string(&mut out, 1, &response.model_name);
     put_string(&mut out, 2, &version);
     put_string(&mut out, 3, &response.id);
     put_parameters(&mut out, 4, &response.parameters);
     for (output, len) in response.outputs.iter().zip(outputs) {
-        encode_key(5, WireType::LengthDelimited, &mut out);
-        encode_varint(len as u64, &mut out);
+        put_key(&mut out, 5, WireType::LengthDelimited);
+        put_varint(&mut out, len as u64);
         put_output(&mut out, output);
     }
     for output in &response.outputs {
-        encode_key(6, WireType::LengthDelimited, &mut out);
-        encode_varint(output.data.len() as u64, &mut out);
+        put_key(&mut out, 6, WireType::LengthDelimited);
+        put_varint(&mut out, output.data.len() as u64);
         if output.data.len() > COPIED_BYTES_MAX {
-            segments.push(out.split().freeze());
+            segments.push(std::mem::take(&mut out).into());
             segments.push(output.data.clone());
         } else {
-            out.put_slice(&output.data);
+            out.extend_from_slice(&output.data);
         }
     }
     if !out.is_empty() {
-        segments.push(out.freeze());
+        segments.push(out.into());
     }
     segments
 }
 
-fn put_frame_header(out: &mut BytesMut, len: usize) {
-    out.put_u8(0);
+fn put_frame_header(out: &mut Vec<u8>, len: usize) {
+    out.push(0);
     // A response is bounded by the server's memory budget, far below 4 GiB.
     out.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
 }
@@ -126,17 +126,31 @@ fn output_len(output: &InferOutput) -> usize {
         + if dims > 0 { message_len(3, dims) } else { 0 }
 }
 
-fn put_output(out: &mut BytesMut, output: &InferOutput) {
+fn put_output(out: &mut Vec<u8>, output: &InferOutput) {
     put_string(out, 1, &output.name);
     put_string(out, 2, output.datatype.protocol_name());
     let dims: usize = output.shape.iter().map(|dim| encoded_len_varint(dim.cast_unsigned())).sum();
     if dims > 0 {
-        encode_key(3, WireType::LengthDelimited, out);
-        encode_varint(dims as u64, out);
+        put_key(out, 3, WireType::LengthDelimited);
+        put_varint(out, dims as u64);
         for dim in output.shape.iter() {
-            encode_varint(dim.cast_unsigned(), out);
+            put_varint(out, dim.cast_unsigned());
         }
     }
+}
+
+fn put_key(out: &mut Vec<u8>, field: u32, wire: WireType) {
+    put_varint(out, u64::from(field << 3 | wire as u32));
+}
+
+/// Of these most are one byte each, for which a call would be much.
+#[inline]
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
 }
 
 /// The size of a field that holds a message of `len` bytes.
@@ -148,11 +162,11 @@ fn string_len(field: u32, text: &str) -> usize {
     if text.is_empty() { 0 } else { message_len(field, text.len()) }
 }
 
-fn put_string(out: &mut BytesMut, field: u32, text: &str) {
+fn put_string(out: &mut Vec<u8>, field: u32, text: &str) {
     if !text.is_empty() {
-        encode_key(field, WireType::LengthDelimited, out);
-        encode_varint(text.len() as u64, out);
-        out.put_slice(text.as_bytes());
+        put_key(out, field, WireType::LengthDelimited);
+        put_varint(out, text.len() as u64);
+        out.extend_from_slice(text.as_bytes());
     }
 }
 
@@ -165,14 +179,14 @@ fn parameters_len(field: u32, parameters: &Parameters) -> usize {
         .sum()
 }
 
-fn put_parameters(out: &mut BytesMut, field: u32, parameters: &Parameters) {
+fn put_parameters(out: &mut Vec<u8>, field: u32, parameters: &Parameters) {
     for (name, value) in parameters.iter() {
         let value_len = parameter_len(value);
-        encode_key(field, WireType::LengthDelimited, out);
-        encode_varint((string_len(1, name) + message_len(2, value_len)) as u64, out);
+        put_key(out, field, WireType::LengthDelimited);
+        put_varint(out, (string_len(1, name) + message_len(2, value_len)) as u64);
         put_string(out, 1, name);
-        encode_key(2, WireType::LengthDelimited, out);
-        encode_varint(value_len as u64, out);
+        put_key(out, 2, WireType::LengthDelimited);
+        put_varint(out, value_len as u64);
         put_parameter(out, value);
     }
 }
@@ -188,28 +202,28 @@ fn parameter_len(value: &Parameter) -> usize {
     }
 }
 
-fn put_parameter(out: &mut BytesMut, value: &Parameter) {
+fn put_parameter(out: &mut Vec<u8>, value: &Parameter) {
     match value {
         Parameter::Bool(value) => {
-            encode_key(1, WireType::Varint, out);
-            encode_varint(u64::from(*value), out);
+            put_key(out, 1, WireType::Varint);
+            put_varint(out, u64::from(*value));
         }
         Parameter::Int(value) => {
-            encode_key(2, WireType::Varint, out);
-            encode_varint(value.cast_unsigned(), out);
+            put_key(out, 2, WireType::Varint);
+            put_varint(out, value.cast_unsigned());
         }
         Parameter::String(value) => {
-            encode_key(3, WireType::LengthDelimited, out);
-            encode_varint(value.len() as u64, out);
-            out.put_slice(value.as_bytes());
+            put_key(out, 3, WireType::LengthDelimited);
+            put_varint(out, value.len() as u64);
+            out.extend_from_slice(value.as_bytes());
         }
         Parameter::Double(value) => {
-            encode_key(4, WireType::SixtyFourBit, out);
+            put_key(out, 4, WireType::SixtyFourBit);
             out.put_f64_le(*value);
         }
         Parameter::Uint(value) => {
-            encode_key(5, WireType::Varint, out);
-            encode_varint(*value, out);
+            put_key(out, 5, WireType::Varint);
+            put_varint(out, *value);
         }
     }
 }
