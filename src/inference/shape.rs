@@ -4,8 +4,16 @@ use smallvec::SmallVec;
 
 /// The dimensions of a tensor. In a model's signature `-1` stands for any size; in a request every
 /// dimension is zero or more.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shape(SmallVec<[i64; 4]>);
+
+impl Clone for Shape {
+    /// Every tensor of every request has several: copied as a whole, and not number by number.
+    #[inline]
+    fn clone(&self) -> Self {
+        Self(SmallVec::from_slice(&self.0))
+    }
+}
 
 impl Shape {
     /// A shape without dimensions: a scalar.

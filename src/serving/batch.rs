@@ -112,13 +112,17 @@ pub fn model_shape(
     rows: i64,
 ) -> Shape {
     let batched = signature.max_batch_size > 0;
+    if !reshaped {
+        let mut shape = given.clone();
+        if let Some(first) = shape.first_mut().filter(|_| batched) {
+            *first = rows;
+        }
+        return shape;
+    }
     let given_dims = if batched { given.get(1..).unwrap_or_default() } else { given };
-    let own: Shape = if reshaped {
-        let mut variable = given_dims.iter().zip(dims.iter()).map(|(&given, _)| given);
-        dims.iter().map(|&dim| if dim < 0 { variable.next().unwrap_or(dim) } else { dim }).collect()
-    } else {
-        given_dims.into()
-    };
+    let mut variable = given_dims.iter().zip(dims.iter()).map(|(&given, _)| given);
+    let own = dims.iter().map(|&dim| if dim < 0 { variable.next().unwrap_or(dim) } else { dim });
+    let own: Shape = own.collect();
     if batched { own.with_batch(rows) } else { own }
 }
 
