@@ -13,9 +13,9 @@ use compact_str::CompactString;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use super::porter::Porter;
+use super::porter::{Porter, Porters};
 use crate::{
-    device::{Device, DeviceError, DeviceMemory, DeviceSlice, Devices, IpcHandle, OpenedMemory},
+    device::{DeviceError, DeviceMemory, DeviceSlice, Devices, IpcHandle, OpenedMemory},
     inference::{Error, RegionRange},
     memory::{BufferPool, Regions},
 };
@@ -26,8 +26,9 @@ pub struct DeviceRegions {
     devices: Arc<Devices>,
     named: ArcSwap<Named>,
     opened: OpenedMemory,
-    /// By device; locked while regions come or go.
-    porters: Mutex<FxHashMap<usize, Arc<Porter>>>,
+    porters: Arc<Porters>,
+    /// Locked while regions come or go.
+    changes: Mutex<()>,
 }
 
 type Named = FxHashMap<Arc<str>, Arc<DeviceRegion>>;
@@ -67,14 +68,10 @@ pub struct DeviceTensors {
 }
 
 impl DeviceRegions {
-    /// None yet, on these devices.
-    pub fn new(devices: Arc<Devices>) -> Self {
-        Self {
-            devices,
-            named: ArcSwap::default(),
-            opened: OpenedMemory::default(),
-            porters: Mutex::default(),
-        }
+    /// None yet, on these devices, which have these porters.
+    pub(super) fn new(devices: Arc<Devices>, porters: Arc<Porters>) -> Self {
+        let (named, opened) = (ArcSwap::default(), OpenedMemory::default());
+        Self { devices, named, opened, porters, changes: Mutex::default() }
     }
 
     /// Opens `byte_size` bytes of what another process shares by `handle`, under a name that no region
@@ -98,7 +95,7 @@ impl DeviceRegions {
                 "this server uses no GPU, so there is no device {device}"
             )));
         }
-        let mut porters = self.porters();
+        let _change = self.change();
         host.reserve(name)?;
         let opened = usize::try_from(device)
             .map_err(|_| format!("there is no device {device}"))
@@ -106,7 +103,7 @@ impl DeviceRegions {
             .and_then(|there| {
                 let memory =
                     self.opened.open(&**there, handle).map_err(|error| error.to_string())?;
-                let porter = porter(&mut porters, there).map_err(|error| error.to_string())?;
+                let porter = self.porters.of(&**there).map_err(|error| error.to_string())?;
                 Ok((memory, porter))
             })
             .and_then(|(memory, porter)| match memory.size() as u64 >= byte_size {
@@ -130,7 +127,7 @@ impl DeviceRegions {
 
     /// Forgets the region `name`, or all of them when it is empty.
     pub fn unregister(&self, host: &Regions, name: &str) {
-        let _change = self.porters();
+        let _change = self.change();
         let mut named = Named::clone(&self.named.load());
         let gone = |region: &Arc<str>| name.is_empty() || **region == *name;
         named.keys().filter(|region| gone(region)).for_each(|region| host.release(region));
@@ -158,8 +155,8 @@ impl DeviceRegions {
         Ok(Some(DeviceView { region, slice }))
     }
 
-    fn porters(&self) -> MutexGuard<'_, FxHashMap<usize, Arc<Porter>>> {
-        self.porters.lock().unwrap_or_else(PoisonError::into_inner)
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -215,18 +212,4 @@ impl DeviceView {
         let stored = self.region.porter.store(from, to).await;
         stored.map_err(|error| self.region.failed(&error))
     }
-}
-
-/// The porter of a device, who begins work with the first region there.
-fn porter(
-    porters: &mut FxHashMap<usize, Arc<Porter>>,
-    device: &Arc<dyn Device>,
-) -> Result<Arc<Porter>, DeviceError> {
-    let number = device.properties().index;
-    if let Some(porter) = porters.get(&number) {
-        return Ok(porter.clone());
-    }
-    let porter = Arc::new(Porter::start(&**device)?);
-    porters.insert(number, porter.clone());
-    Ok(porter)
 }

@@ -20,6 +20,7 @@ use self::{journey::Journey, preparation::Preparation, residence::Residence, roo
 use super::{
     execution::{Executed, SealedBatch},
     job::Job,
+    porter::Porters,
 };
 use crate::{
     backend::{DeviceInstance, DeviceModel, PlacementDevice},
@@ -45,6 +46,8 @@ pub struct Fleet {
     home: ReactorHandle,
     driver: PerReactor<Driver>,
     preparation: Preparation,
+    /// What carries bytes there beside the batches.
+    porters: Arc<Porters>,
     /// By device, in their order; made when a model that can use it first loads.
     residences: OnceLock<Box<[OnceLock<Arc<Residence>>]>>,
     on_loss: OnLoss,
@@ -135,6 +138,7 @@ impl Fleet {
             home,
             driver,
             preparation: Preparation::default(),
+            porters: Arc::default(),
             residences: OnceLock::new(),
             on_loss,
             lost: OnceLock::new(),
@@ -144,6 +148,11 @@ impl Fleet {
     /// The devices.
     pub fn devices(&self) -> &Arc<Devices> {
         &self.devices
+    }
+
+    /// What carries bytes there beside the batches.
+    pub(super) fn porters(&self) -> &Arc<Porters> {
+        &self.porters
     }
 
     /// Whether a model may load on a device.
@@ -252,7 +261,7 @@ impl Fleet {
             return Ok(Some(known.clone()));
         }
         let limit = self.settings.pool_bytes_of(first.properties());
-        let opened = Arc::new(Residence::open(&**first, limit)?);
+        let opened = Arc::new(Residence::open(&**first, self.porters.of(&**first)?, limit));
         Ok(Some(place.get_or_init(|| opened).clone()))
     }
 

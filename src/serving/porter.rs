@@ -1,13 +1,38 @@
-use std::thread;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use rustc_hash::FxHashMap;
 
 use crate::{
     device::{Device, DeviceError, DeviceSlice, HostTarget, Landing, Stream, Urgency},
     memory::Buffer,
     runtime::{ReplySender, reply_channel},
 };
+
+/// The porters of all devices, one of each, who begins work when something is first to be carried there.
+#[derive(Default)]
+pub(super) struct Porters(Mutex<FxHashMap<usize, Arc<Porter>>>);
+
+impl Porters {
+    /// The porter of a device. Blocks, so not for reactors.
+    ///
+    /// # Errors
+    /// When the device refuses, or there is no thread to be had.
+    pub fn of(&self, device: &dyn Device) -> Result<Arc<Porter>, DeviceError> {
+        let mut porters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = device.properties().index;
+        if let Some(porter) = porters.get(&number) {
+            return Ok(porter.clone());
+        }
+        let porter = Arc::new(Porter::start(device)?);
+        porters.insert(number, porter.clone());
+        Ok(porter)
+    }
+}
 
 /// What copies bytes between a device and the host for whoever is no batch.
 pub(super) struct Porter {
@@ -24,11 +49,8 @@ enum Errand {
 }
 
 impl Porter {
-    /// With streams and a thread of its own. Blocks, so not for reactors.
-    ///
-    /// # Errors
-    /// When the device refuses, or there is no thread to be had.
-    pub fn start(device: &dyn Device) -> Result<Self, DeviceError> {
+    /// With streams and a thread of its own.
+    fn start(device: &dyn Device) -> Result<Self, DeviceError> {
         let number = device.properties().index;
         let (copies_in, copies_out) =
             (device.stream(Urgency::Urgent)?, device.stream(Urgency::Urgent)?);

@@ -245,8 +245,11 @@ impl Server {
     /// The memory of devices that clients have registered.
     pub fn device_regions(&self) -> &DeviceRegions {
         self.device_regions.get_or_init(|| {
-            let devices = self.fleet().map(|fleet| fleet.devices().clone());
-            DeviceRegions::new(devices.unwrap_or_else(|| Arc::new(Devices::none("no devices"))))
+            let found =
+                self.fleet().map(|fleet| (fleet.devices().clone(), fleet.porters().clone()));
+            let none = || (Arc::new(Devices::none("no devices")), Arc::default());
+            let (devices, porters) = found.unwrap_or_else(none);
+            DeviceRegions::new(devices, porters)
         })
     }
 

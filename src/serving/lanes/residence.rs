@@ -28,7 +28,7 @@ pub(super) struct Residence {
     /// What moves their bytes there.
     pub mover: Arc<Mover>,
     /// What brings them to the host.
-    porter: Porter,
+    porter: Arc<Porter>,
     /// What the server may keep there at a time.
     budget: Arc<Budget>,
     /// The batches for which there was no room.
@@ -36,18 +36,16 @@ pub(super) struct Residence {
 }
 
 impl Residence {
-    /// On a device of which the server's own tensors may take `limit` bytes. Blocks, so not for reactors.
-    ///
-    /// # Errors
-    /// When the device refuses.
-    pub fn open(device: &dyn Device, limit: usize) -> Result<Self, DeviceError> {
-        Ok(Self {
+    /// On a device, with its porter, of which the server's own tensors may take `limit` bytes. Blocks, so not
+    /// for reactors.
+    pub fn open(device: &dyn Device, porter: Arc<Porter>, limit: usize) -> Self {
+        Self {
             device: device.properties().index,
             mover: Arc::new(Mover::load(device)),
-            porter: Porter::start(device)?,
+            porter,
             budget: Arc::new(Budget { limit, used: AtomicUsize::new(0) }),
             short: AtomicUsize::new(0),
-        })
+        }
     }
 
     /// What the server keeps there now.
@@ -212,11 +210,13 @@ mod tests {
     use crate::{
         device::host::{HostDevice, HostSettings},
         runtime::{Reactors, spawn},
+        serving::porter::Porters,
     };
 
     fn residence(limit: usize) -> (HostDevice, Arc<Residence>) {
         let device = HostDevice::start(HostSettings::default()).unwrap();
-        let residence = Residence::open(&device, limit).unwrap();
+        let porter = Porters::default().of(&device).unwrap();
+        let residence = Residence::open(&device, porter, limit);
         (device, Arc::new(residence))
     }
 
