@@ -16,7 +16,7 @@ pub use cache::{
 pub use dynamic::{BatchingPolicy, Decision, DynamicQueue, Queued};
 pub use ensemble::{
     Call, EnsemblePlan, EnsembleRun, LastStep, PlanStep, Progress, ResponseOutputs, StepInput,
-    StepInputs, Takers,
+    StepInputs, Takers, TensorIndex,
 };
 pub use in_order::InOrder;
 pub use rate_limiter::{LimitError, Member, RateLimiter, ResourceLimit};

@@ -229,17 +229,7 @@ impl Began {
     }
 }
 
-/// A request that is run by itself.
-pub struct Alone<'a> {
-    /// The version that it is for.
-    pub version: &'a LoadedVersion,
-    /// Its tensors.
-    pub request: &'a Admitted,
-    /// Where its client wants the outputs, if it has said so.
-    pub places: Option<&'a Arc<OutputPlaces>>,
-}
-
-/// What came of it.
+/// What came of a request that was run by itself.
 pub struct RanAlone {
     /// Its outputs.
     pub outcome: Result<Outputs, Error>,
@@ -247,15 +237,20 @@ pub struct RanAlone {
     pub times: BatchTimes,
 }
 
-impl Alone<'_> {
-    /// Runs it, on the calling thread, beginning now, at `began`.
-    pub fn run(&self, instance: &mut dyn Instance, began: Timestamp) -> RanAlone {
-        let Self { version, request, places } = *self;
+impl RanAlone {
+    /// Runs it, on the calling thread, beginning now, at `began`. Its client may want the outputs in `places`.
+    pub fn of(
+        instance: &mut dyn Instance,
+        version: &LoadedVersion,
+        request: &Admitted,
+        places: Option<&Arc<OutputPlaces>>,
+        began: Timestamp,
+    ) -> Self {
         let site = RunSite::of(version, places);
         let mut times = BatchTimes::default();
         let ran = run(instance, &site, &[request], SharedRows::default(), began, &mut times);
         let outcome = ran.and_then(|mut all| all.pop().ok_or_else(Error::unanswered));
-        RanAlone { outcome, times }
+        Self { outcome, times }
     }
 }
 

@@ -1,3 +1,5 @@
+mod at_once;
+
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -6,10 +8,11 @@ use std::{
 
 use smallvec::SmallVec;
 
+pub use self::at_once::AtOnce;
 use super::{
     answer_order::{AnswerOrder, AnswerTicket, End},
     bell::Bell,
-    execution::{Alone, Executed, RanAlone, SealedBatch, execute},
+    execution::{Executed, SealedBatch, execute},
     inline::Pace,
     instance_thread::{InstanceThreads, NoThread, PlacedInstance},
     job::Job,
@@ -21,11 +24,7 @@ use super::{
 use crate::{
     backend::ModelInstance,
     inference::{Admitted, Error, Timestamp},
-    observe::Closure,
-    runtime::{
-        ReactorHandle, Sleep, TURN, current, sleep_until, spawn, spend_turn, turn_is_over,
-        yield_now,
-    },
+    runtime::{ReactorHandle, Sleep, TURN, current, sleep_until, spawn, turn_is_over, yield_now},
     scheduler::{BatchingPolicy, Decision, DynamicQueue, InOrder},
 };
 
@@ -106,9 +105,9 @@ impl Shard {
 
     /// Queues a request, or runs it at once if nothing is in its way.
     pub fn submit(&self, job: Job) {
-        match self.can_run_at_once(&job.version) {
-            true => self.run_at_once(job),
-            false => self.enqueue(job),
+        match self.at_once(&job.version) {
+            Some(at_once) => at_once.run_job(job),
+            None => self.enqueue(job),
         }
     }
 
@@ -187,53 +186,15 @@ impl Shard {
         self.queue.borrow_mut().finished(executed.rows(), executed.took());
     }
 
-    /// Whether a request need not wait for the shard's task: no other can join it, none is in front of
+    /// What runs a request that need not wait for the shard's task: no other can join it, none is in front of
     /// it, and what ran this way has not kept the reactor too long.
-    fn can_run_at_once(&self, version: &LoadedVersion) -> bool {
-        !self.batches
+    pub fn at_once(&self, version: &LoadedVersion) -> Option<AtOnce<'_>> {
+        let can = !self.batches
             && version.allowed_batch_sizes.is_empty()
             && !turn_is_over()
             && self.queue.borrow().is_empty()
-            && matches!(&*self.executor.borrow(), Executor::Inline(Some(it)) if it.takes_batches())
-    }
-
-    fn run_at_once(&self, job: Job) {
-        let (began, reactor) = (Timestamp::now(), self.home.index());
-        if job.deadline.is_some_and(|deadline| deadline <= began) {
-            return job.fail(reactor, Error::DeadlineExpired);
-        }
-        let places = job.output_places();
-        let alone = Alone { version: &job.version, request: &job.admitted, places };
-        match self.run_alone(&alone, began) {
-            None => self.enqueue(job),
-            Some(RanAlone { outcome: Err(error), .. }) => job.fail(reactor, error),
-            Some(RanAlone { outcome: Ok(outputs), times }) => {
-                job.answer(outputs, began, times, reactor, began + times.total());
-            }
-        }
-    }
-
-    /// Runs a request by itself, beginning now, at `began`, and counts the run; `None` when it has to wait
-    /// for something.
-    pub fn run_alone(&self, alone: &Alone<'_>, began: Timestamp) -> Option<RanAlone> {
-        if !self.can_run_at_once(alone.version) {
-            return None;
-        }
-        let mut taken = self.executor.borrow_mut().take_inline()?;
-        let ran = match &mut taken.placed.instance {
-            ModelInstance::Batches(instance) => Some(alone.run(&mut **instance, began)),
-            ModelInstance::Requests(_) => None,
-        };
-        let times = ran.as_ref().map(|ran| ran.times).unwrap_or_default();
-        let took = times.total();
-        self.put_back(taken, times.compute_infer);
-        spend_turn(took);
-        let (statistics, reactor) = (&alone.version.statistics, self.home.index());
-        if let Some(RanAlone { outcome: Ok(_), .. }) = ran {
-            statistics.closed(reactor, Closure::Single);
-            statistics.executed(reactor, (alone.request.batch_size, 0), 1, times, began + took);
-        }
-        ran
+            && matches!(&*self.executor.borrow(), Executor::Inline(Some(it)) if it.takes_batches());
+        can.then_some(AtOnce(self))
     }
 
     /// Starts every batch that can start. Returns when to be called again, though nothing arrives.

@@ -14,11 +14,11 @@ use super::{
     cache::VersionCache,
     device_regions::DeviceTensors,
     ensemble::{self, Account, EnsembleSteps},
-    execution::{Alone, Executed, RanAlone},
-    job::{Job, Reply, ResidentTensors, kind},
+    execution::Executed,
+    job::{Job, Reply, ResidentTensors},
     lanes::{Fleet, ResidentInput},
     sequences::{Ran, SequenceShardHandle},
-    shard::ShardHandle,
+    shard::{AtOnce, ShardHandle},
 };
 use crate::{
     backend::{Host, Model, Placement},
@@ -246,19 +246,13 @@ impl LoadedVersion {
         Ok(answer)
     }
 
-    /// Runs a request by itself, here, beginning now, at `began`, and counts it. `None` when it has to be
-    /// taken in: where answers are kept, or when something is in its way.
-    pub(super) fn run_alone(&self, alone: &Alone<'_>, began: Timestamp) -> Option<RanAlone> {
-        let Some(Queue::Batches(shard)) = self.queues.get().filter(|_| self.cache.is_none()) else {
-            return None;
-        };
-        let ran = shard.run_alone(alone, began)?;
-        let (total, reactor) = (ran.times.total(), shard.reactor());
-        match &ran.outcome {
-            Ok(_) => self.statistics.succeeded(reactor, total, Duration::ZERO, total),
-            Err(error) => self.statistics.failed(reactor, kind(error), total),
+    /// What runs a request by itself, here and now. `None` when it has to be taken in: where answers are
+    /// kept, or when something is in its way.
+    pub(super) fn at_once(&self) -> Option<AtOnce<'_>> {
+        match self.queues.get() {
+            Some(Queue::Batches(shard)) if self.cache.is_none() => shard.at_once(self),
+            _ => None,
         }
-        Some(ran)
     }
 
     /// Refuses a request that its callers wait for in all instances that could run it.
@@ -370,7 +364,7 @@ impl LoadedVersion {
     /// Hands a request to what runs it.
     pub(super) fn schedule(&self, job: Job) {
         match (&self.steps, self.queues.get()) {
-            (Some(steps), _) => ensemble::start(steps.clone(), job),
+            (Some(steps), _) => ensemble::start(steps, job),
             (None, Some(queue)) => queue.submit(job),
             (None, None) => self.send_home(job),
         }

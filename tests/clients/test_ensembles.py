@@ -63,6 +63,15 @@ EITHER_STEP = (
     f'{{ model_name: "either" model_version: -1 {_map("input_map", {n: n for n in ("INPUT0", "INPUT1")})}'
     f' {_map("output_map", {"OUTPUT0": "y"})} }}'
 )
+# Inputs that do not stand in the order of their names.
+PAIR = " ".join(
+    f'{kind} [ {", ".join(f"""{{ name: "{name}{at}" data_type: TYPE_FP32 dims: [ -1 ] }}""" for at in (1, 0, 2))} ]'
+    for kind, name in (("input", "INPUT"), ("output", "OUTPUT"))
+)
+PAIR_STEP = (
+    f'{{ model_name: "pair" model_version: -1 {_map("input_map", {"INPUT0": "y", "INPUT1": "y", "INPUT2": "x"})}'
+    f' {_map("output_map", {"OUTPUT0": "OUTPUT0", "OUTPUT1": "B"})} }}'
+)
 MODELS = {
     "m": models.Model(models.identity(models.batched())),
     "either": models.Model(f'backend: "identity"\n{EITHER}'),
@@ -80,6 +89,12 @@ MODELS = {
     ),
     "words": _ensemble(*WORDS_STEPS, tensors=WORDS, size=0),
     "few_words": _ensemble(*WORDS_STEPS, tensors=WORDS, size=0),
+    # A step on a thread between two that run where the request came in, of which one has a tensor for three, and the
+    # last takes a tensor twice.
+    "pair": models.Model(f'backend: "identity"\n{PAIR}'),
+    "slow": models.Model(f'{models.identity()} parameters {{ key: "execute_delay_ms" value {{ string_value: "2" }} }}'),
+    "mixed": _ensemble(PAIR_STEP, _step("slow", "x", "y"), _step("plain", "INPUT0", "x"), tensors=BOTH, size=0),
+    "quick": _ensemble(PAIR_STEP, _step("plain", "x", "y"), _step("plain", "INPUT0", "x"), tensors=BOTH, size=0),
 }
 MODELS["few_words"].config = MODELS["few_words"].config.replace("step [", "max_inflight_requests: 1 step [")
 
@@ -153,6 +168,23 @@ def test_tensors_go_through_all_steps(start, repository, way):
     # Two of each ensemble's own: once by itself, once as a step.
     assert [_counts(server, model) for model in ("chain", "m", "nested")] == [(2, 2, 0), (4, 4, 0), (1, 1, 0)]
     assert int(_stats(server, "chain")["inference_count"]) == 4
+
+
+@pytest.mark.parametrize(("model", "plain", "slow"), [("quick", 2, 0), ("mixed", 1, 1)])
+def test_steps_that_wait_and_steps_that_need_not_are_counted_alike(start, repository, model, plain, slow):
+    """Each once for each request, and the ensemble's times are those of all its steps."""
+    server, array = start(repository), np.array([1, 2, 3], np.float32)
+    for _ in range(3):
+        got = triton.infer("grpc", server, model, array)
+        for output in ("OUTPUT0", "B"):
+            np.testing.assert_array_equal(got.as_numpy(output), array)
+    runs = {model: 1, "pair": 1, "plain": plain, "slow": slow}
+    assert {name: _counts(server, name) for name in runs} == {name: (3 * times, 3 * times, 0) for name, times in runs.items()}
+    times = [_stats(server, name)["inference_stats"] for name in runs]
+    for kind in ("compute_input", "compute_infer", "compute_output"):
+        whole, *steps = (int(each[kind].get("ns", 0)) for each in times)
+        assert whole == sum(steps)
+    assert int(times[0]["success"]["ns"]) >= int(times[0]["compute_infer"]["ns"])
 
 
 def test_an_input_that_is_left_out_is_left_out_of_the_steps_too(start, repository):

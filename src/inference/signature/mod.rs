@@ -131,30 +131,30 @@ impl Signature {
         Ok(Admitted { batch_size, inputs, outputs, classes })
     }
 
-    /// Holds tensors against this signature that are in its order, with their types, and the outputs
+    /// Holds tensors against this signature that are in its order, with a type for each, and the outputs
     /// that are wanted of it, ascending.
     ///
     /// # Errors
     /// Names the first tensor that does not fit, what was expected and what came.
     pub fn admit_in_order(
         &self,
-        given: SmallVec<[Option<(DataType, AdmittedInput)>; 2]>,
+        inputs: SmallVec<[Option<AdmittedInput>; 2]>,
+        datatypes: &[DataType],
         outputs: SmallVec<[u16; 4]>,
     ) -> Result<Admitted, Error> {
-        let named = || self.inputs.iter().zip(&given);
+        let named = || self.inputs.iter().zip(&inputs);
         if named().any(|(spec, input)| !spec.optional && input.is_none()) {
             let given = named().filter(|(_, input)| input.is_some());
             return Err(self.input_count(given.map(|(spec, _)| &*spec.name)));
         }
         let shapes =
-            named().filter_map(|(spec, input)| Some((&*spec.name, &input.as_ref()?.1.shape)));
+            named().filter_map(|(spec, input)| Some((&*spec.name, &input.as_ref()?.shape)));
         let batch_size = self.batch_size(shapes)?;
-        let checked = self.inputs.iter().zip(given).map(|(spec, input)| {
-            let Some((datatype, input)) = input else { return Ok(None) };
-            self.check_input(spec, datatype, &input)?;
-            Ok(Some(input))
-        });
-        let inputs = checked.collect::<Result<_, Error>>()?;
+        for ((spec, input), &datatype) in named().zip(datatypes) {
+            if let Some(input) = input {
+                self.check_input(spec, datatype, input)?;
+            }
+        }
         Ok(Admitted { batch_size, inputs, outputs, classes: SmallVec::new() })
     }
 

@@ -264,7 +264,13 @@ fn tensors_in_order_are_admitted_like_those_by_name() {
             let InferInput { datatype, shape, data, .. } = of_name(spec)?.clone();
             Some((datatype, AdmittedInput { shape, data }))
         });
-        let in_order = signature.admit_in_order(in_order.collect(), [0, 1].into_iter().collect());
+        let (datatypes, in_order): (Vec<_>, SmallVec<_>) = (signature.inputs.iter().zip(in_order))
+            .map(|(spec, input)| {
+                (input.as_ref().map_or(spec.datatype, |it| it.0), input.map(|it| it.1))
+            })
+            .unzip();
+        let wanted = [0, 1].into_iter().collect();
+        let in_order = signature.admit_in_order(in_order, &datatypes, wanted);
         let mut request = request([], &[]);
         request.inputs = inputs.clone().into_iter().collect();
         let by_name = signature.admit(&mut request);

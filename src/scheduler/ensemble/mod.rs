@@ -9,5 +9,5 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{EnsemblePlan, LastStep, PlanStep, StepInput, Takers};
+pub use plan::{EnsemblePlan, LastStep, PlanStep, StepInput, Takers, TensorIndex};
 pub use run::{Call, EnsembleRun, Progress, ResponseOutputs, StepInputs};

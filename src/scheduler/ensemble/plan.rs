@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// A tensor of an ensemble: its place among all.
-pub(super) type TensorIndex = usize;
+pub type TensorIndex = usize;
 
 /// The steps of an ensemble and the tensors between them, by their places in lists.
 #[derive(Clone, Debug, Default)]
@@ -14,9 +14,9 @@ pub struct EnsemblePlan {
     /// In the order of the configuration.
     pub steps: Vec<PlanStep>,
     /// Which tensor each input of the ensemble is.
-    pub(super) inputs: Vec<TensorIndex>,
+    pub inputs: Vec<TensorIndex>,
     /// Which tensor each output of the ensemble is; `None` for one that no step gives.
-    pub(super) outputs: Vec<Option<TensorIndex>>,
+    pub outputs: Vec<Option<TensorIndex>>,
     pub(super) tensors: Vec<PlanTensor>,
     /// The most calls of one step that may be open at a time.
     pub(super) calls_max: usize,
@@ -58,7 +58,7 @@ pub struct PlanStep {
     /// What it takes.
     pub inputs: Vec<StepInput>,
     /// What it gives: the model's name for it, and which tensor it is.
-    pub(super) outputs: Vec<(Arc<str>, TensorIndex)>,
+    pub outputs: Vec<(Arc<str>, TensorIndex)>,
     /// Whether a call gives any number of responses.
     pub(super) decoupled: bool,
     /// Whether it runs again for each response of a decoupled step before it.
@@ -70,7 +70,8 @@ pub struct PlanStep {
 pub struct StepInput {
     /// The model's name for it.
     pub name: Arc<str>,
-    pub(super) tensor: TensorIndex,
+    /// Which tensor it is.
+    pub tensor: TensorIndex,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -123,8 +124,36 @@ impl EnsemblePlan {
         let need = Need::default();
         let mut plan = Self { steps, inputs, outputs, tensors, calls_max, need };
         plan.mark_repeated();
-        plan.need = Need::of(&plan, &plan.outputs);
+        plan.need = Need::of(&plan, &plan.outputs, &[]);
         plan
+    }
+
+    /// How many tensors there are.
+    pub fn tensors(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// The steps one after the other, each behind those that it waits for, until all outputs are there;
+    /// `None` where a step may run several times, or an output never comes.
+    pub fn order(&self) -> Option<Vec<usize>> {
+        let is_once = self.steps.iter().all(|step| !step.decoupled);
+        if !is_once || self.outputs.contains(&None) {
+            return None;
+        }
+        let mut order = Vec::new();
+        let needed = |index: &usize| self.need.steps.get(*index) == Some(&true);
+        let mut left: Vec<usize> = (0..self.steps.len()).filter(needed).collect();
+        while !left.is_empty() {
+            let waits = |index: &usize| {
+                let inputs = self.steps[*index].inputs.iter();
+                let mut sources = inputs.filter_map(|input| self.tensors[input.tensor].from);
+                sources.any(|from| left.contains(&from))
+            };
+            // There is no circle.
+            let next = left.iter().position(|index| !waits(index))?;
+            order.push(left.remove(next));
+        }
+        Some(order)
     }
 
     /// The names that step `index` has for its outputs that are used.
@@ -197,12 +226,14 @@ impl EnsemblePlan {
 }
 
 impl Need {
-    /// To give `wanted`, by walking back from them: steps of which nothing is wanted do not run.
-    pub fn of(plan: &EnsemblePlan, wanted: &[Option<TensorIndex>]) -> Self {
+    /// To give `wanted` when the steps `done` have run, by walking back from them: steps of which nothing is
+    /// wanted do not run.
+    pub fn of(plan: &EnsemblePlan, wanted: &[Option<TensorIndex>], done: &[usize]) -> Self {
         let mut steps = vec![false; plan.steps.len()];
         let mut open: Vec<TensorIndex> = wanted.iter().copied().flatten().collect();
         while let Some(tensor) = open.pop() {
-            let Some(from) = plan.tensors[tensor].from else { continue };
+            let from = plan.tensors[tensor].from.filter(|from| !done.contains(from));
+            let Some(from) = from else { continue };
             if !std::mem::replace(&mut steps[from], true) {
                 open.extend(plan.steps[from].inputs.iter().map(|input| input.tensor));
             }

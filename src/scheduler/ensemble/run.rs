@@ -127,21 +127,24 @@ impl<T> Values<T> {
 }
 
 impl<T: Clone> EnsembleRun<T> {
-    /// Begins with the ensemble's inputs in the order of its signature, `None` for those left out, and
-    /// the outputs that are wanted. Steps of which nothing is wanted do not run.
+    /// Begins with the ensemble's inputs and what the steps `done` gave, which have run once each, before
+    /// any that waits for them: the tensors' values, `None` for those that were left out, were never given or
+    /// are not taken any more; and with the outputs that are wanted. Steps of which nothing is wanted do not
+    /// run.
     pub fn new(
         plan: Arc<EnsemblePlan>,
-        inputs: impl IntoIterator<Item = Option<T>>,
+        done: &[usize],
+        mut value: impl FnMut(TensorIndex) -> Option<T>,
         wanted: impl IntoIterator<Item = usize>,
     ) -> Self {
         let wanted: SmallVec<[Option<TensorIndex>; 4]> =
             wanted.into_iter().map(|index| plan.outputs.get(index).copied().flatten()).collect();
         // Of most requests all outputs are wanted, and the plan knows what that takes.
         let found;
-        let need = match wanted[..] == plan.outputs[..] {
+        let need = match wanted[..] == plan.outputs[..] && done.is_empty() {
             true => &plan.need,
             false => {
-                found = Need::of(&plan, &wanted);
+                found = Need::of(&plan, &wanted, done);
                 &found
             }
         };
@@ -159,8 +162,10 @@ impl<T: Clone> EnsembleRun<T> {
             open_calls: 0,
         };
         let repeats = need.repeats;
-        for (&tensor, value) in plan.inputs.iter().zip(inputs) {
-            state.give(&plan, tensor, 0, value);
+        let given = done.iter().filter_map(|&step| plan.steps.get(step));
+        let given = given.flat_map(|step| step.outputs.iter().map(|(_, tensor)| tensor));
+        for &tensor in plan.inputs.iter().chain(given) {
+            state.give(&plan, tensor, 0, value(tensor));
         }
         Self { plan, state, wanted, responses: 0, repeats }
     }

@@ -72,6 +72,22 @@ fn a_tensor_tells_who_takes_it() {
 }
 
 #[test]
+fn steps_stand_behind_those_that_they_wait_for() {
+    let order = |outputs: &str, steps: &[StepText<'_>]| plan("in", outputs, steps, None).order();
+    let steps = [
+        ("d", "x=t y=u", "z=out", false),
+        ("b", "x=s", "y=t", false),
+        ("no", "x=s", "y=nobody", false),
+        ("c", "x=s y=t", "y=u", false),
+        ("a", "x=in", "y=s", false),
+    ];
+    assert_eq!(order("out", &steps), Some(vec![4, 1, 3, 0]));
+    assert_eq!(order("t", &steps), Some(vec![4, 1]));
+    assert_eq!(order("out never", &steps), None);
+    assert_eq!(order("out", &[("a", "x=in", "y=out", true)]), None);
+}
+
+#[test]
 fn the_last_step_is_the_one_that_all_others_lead_to() {
     let last = |outputs: &str, steps: &[StepText<'_>]| {
         let plan = plan("in", outputs, steps, None);
@@ -99,6 +115,18 @@ fn the_last_step_is_the_one_that_all_others_lead_to() {
 
 type Run = EnsembleRun<&'static str>;
 
+/// A run that begins with these inputs, before any step.
+fn begin<T: Clone>(
+    plan: Arc<EnsemblePlan>,
+    inputs: impl IntoIterator<Item = Option<T>>,
+    wanted: impl IntoIterator<Item = usize>,
+) -> EnsembleRun<T> {
+    let inputs: Vec<Option<T>> = inputs.into_iter().collect();
+    let places = plan.inputs.clone();
+    let value = |tensor| inputs[places.iter().position(|it| *it == tensor).unwrap()].clone();
+    EnsembleRun::new(plan, &[], value, wanted)
+}
+
 fn answer(run: &mut Run) -> Option<Vec<Option<&'static str>>> {
     run.next_response().map(ResponseOutputs::into_vec)
 }
@@ -125,7 +153,7 @@ fn steps_that_do_not_wait_for_each_other_run_at_once() {
         ("right", "i=IN", "o=R", false),
         ("join", "a=L b=R", "o=OUT", false),
     ];
-    let mut run = Run::new(plan("IN", "OUT", &steps, None), [Some("x")], [0]);
+    let mut run = begin(plan("IN", "OUT", &steps, None), [Some("x")], [0]);
     let begun = calls(&mut run);
     assert_eq!(begun, [(call(0, 0), vec![Some("x")]), (call(1, 0), vec![Some("x")])]);
     run.answered(call(1, 0), |_| Some("r"));
@@ -148,7 +176,7 @@ fn steps_of_which_nothing_is_wanted_do_not_run() {
         [("a", "i=IN", "o=A", false), ("b", "i=IN", "o=M", false), ("c", "i=M", "o=B", false)];
     let plan = plan("IN", "A B", &steps, None);
     let models = |wanted: &[usize]| -> Vec<usize> {
-        let mut run = Run::new(plan.clone(), [Some("x")], wanted.iter().copied());
+        let mut run = begin(plan.clone(), [Some("x")], wanted.iter().copied());
         calls(&mut run).into_iter().map(|(call, _)| call.step).collect()
     };
     assert_eq!([models(&[0]), models(&[1]), models(&[0, 1])], [vec![0], vec![1], vec![0, 1]]);
@@ -158,14 +186,14 @@ fn steps_of_which_nothing_is_wanted_do_not_run() {
 fn an_input_that_is_left_out_is_left_out_of_the_steps_too() {
     let steps = [("a", "i=IN o=MORE", "o=A", false)];
     let plan = plan("IN MORE", "A", &steps, None);
-    let mut run = Run::new(plan, [Some("x"), None], [0]);
+    let mut run = begin(plan, [Some("x"), None], [0]);
     assert_eq!(calls(&mut run), [(call(0, 0), vec![Some("x"), None])]);
 }
 
 #[test]
 fn an_output_that_a_model_does_not_give_is_left_out_of_the_answer() {
     let steps = [("a", "i=IN", "o=A p=B", false), ("b", "i=B", "o=C", false)];
-    let mut run = Run::new(plan("IN", "A B C", &steps, None), [Some("x")], [0, 1, 2]);
+    let mut run = begin(plan("IN", "A B C", &steps, None), [Some("x")], [0, 1, 2]);
     calls(&mut run);
     run.answered(call(0, 0), |name| (name == "o").then_some("a"));
     run.ended(call(0, 0));
@@ -179,7 +207,7 @@ fn an_output_that_a_model_does_not_give_is_left_out_of_the_answer() {
 #[test]
 fn a_step_that_never_answers_is_told() {
     let mut run =
-        Run::new(plan("IN", "OUT", &[("a", "i=IN", "o=OUT", false)], None), [Some("x")], [0]);
+        begin(plan("IN", "OUT", &[("a", "i=IN", "o=OUT", false)], None), [Some("x")], [0]);
     calls(&mut run);
     run.ended(call(0, 0));
     assert_eq!((run.next_response(), progress(&mut run)), (None, Progress::Stuck));
@@ -188,7 +216,7 @@ fn a_step_that_never_answers_is_told() {
 #[test]
 fn what_follows_a_decoupled_step_runs_for_each_response_and_answers_in_their_order() {
     let steps = [("words", "i=IN", "o=W", true), ("shout", "i=W like=IN", "o=S", false)];
-    let mut run = Run::new(plan("IN", "S", &steps, Some(2)), [Some("x")], [0]);
+    let mut run = begin(plan("IN", "S", &steps, Some(2)), [Some("x")], [0]);
     assert_eq!(calls(&mut run).len(), 1);
     for word in ["a", "b", "c"] {
         run.answered(call(0, 0), |_| Some(word));
@@ -215,7 +243,7 @@ fn what_follows_a_decoupled_step_runs_for_each_response_and_answers_in_their_ord
 #[test]
 fn decoupled_steps_behind_each_other_give_all_there_is() {
     let steps = [("a", "i=IN", "o=A", true), ("b", "i=A", "o=B", true)];
-    let mut run = Run::new(plan("IN", "B", &steps, None), [Some("x")], [0]);
+    let mut run = begin(plan("IN", "B", &steps, None), [Some("x")], [0]);
     calls(&mut run);
     for value in ["1", "2"] {
         run.answered(call(0, 0), |_| Some(value));
@@ -234,7 +262,7 @@ fn decoupled_steps_behind_each_other_give_all_there_is() {
 #[test]
 fn a_response_of_a_decoupled_step_may_lack_an_output() {
     let mut run =
-        Run::new(plan("IN", "A B", &[("a", "i=IN", "x=A y=B", true)], None), [Some("x")], [0, 1]);
+        begin(plan("IN", "A B", &[("a", "i=IN", "x=A y=B", true)], None), [Some("x")], [0, 1]);
     calls(&mut run);
     run.answered(call(0, 0), |name| (name == "y").then_some("b"));
     run.answered(call(0, 0), |_| None);
@@ -248,7 +276,7 @@ fn a_response_of_a_decoupled_step_may_lack_an_output() {
 #[test]
 fn a_decoupled_step_without_a_response_leaves_nothing_to_do() {
     let steps = [("a", "i=IN", "o=A", true), ("b", "i=A", "o=B", false)];
-    let mut run = Run::new(plan("IN", "B", &steps, None), [Some("x")], [0]);
+    let mut run = begin(plan("IN", "B", &steps, None), [Some("x")], [0]);
     calls(&mut run);
     run.ended(call(0, 0));
     assert_eq!((calls(&mut run), run.progress()), (vec![], Progress::Done));
@@ -257,7 +285,7 @@ fn a_decoupled_step_without_a_response_leaves_nothing_to_do() {
 #[test]
 fn a_decoupled_step_that_is_too_fast_is_held_back() {
     let steps = [("a", "i=IN", "o=A", true), ("b", "i=A", "o=B", false)];
-    let mut run = Run::new(plan("IN", "B", &steps, Some(3)), [Some("x")], [0]);
+    let mut run = begin(plan("IN", "B", &steps, Some(3)), [Some("x")], [0]);
     calls(&mut run);
     let mut given = 0;
     while !run.is_behind(call(0, 0)) {
@@ -355,14 +383,16 @@ fn random_steps() -> impl Strategy<Value = (usize, Vec<RandomStep>)> {
 }
 
 proptest! {
-    /// Whatever the graph, the outputs wanted, the bound and the order in which calls end: the answers are
-    /// those of running step by step, and no step begins without need or beyond the bound.
+    /// Whatever the graph, the outputs wanted, the bound, the steps that have run before and the order in which
+    /// calls end: the answers are those of running step by step, and no step begins without need, again or
+    /// beyond the bound.
     #[test]
     fn any_order_gives_what_one_after_the_other_gives(
         (inputs, steps) in random_steps(),
         wanted in prop::collection::vec(any::<prop::sample::Index>(), 1..4),
         max in prop::option::of(1_u32..4),
         order in prop::collection::vec(any::<prop::sample::Index>(), 1..60),
+        before in any::<prop::sample::Index>(),
     ) {
         let count = inputs + steps.iter().map(|step| step.gives).sum::<usize>();
         let name = |tensor: usize| format!("t{tensor}");
@@ -381,8 +411,16 @@ proptest! {
         let plan = plan(&all(0..inputs), &all(inputs..count), &texts, max);
         let wanted: Vec<usize> = wanted.iter().map(|it| it.index(count - inputs)).collect();
 
-        let mut run =
-            EnsembleRun::new(plan, (0..inputs as u64).map(Some), wanted.iter().copied());
+        let tensors = evaluated(&steps, inputs);
+        let mut done = plan.order().unwrap_or_default();
+        let is_once = steps.iter().all(|step| step.responses.is_none());
+        prop_assert_eq!(done.len(), if is_once { steps.len() } else { 0 });
+        done.truncate(before.index(done.len() + 1));
+        let given = |tensor: usize| match &tensors[tensor] {
+            Values::One(value) => Some(*value),
+            Values::Many(_) => None,
+        };
+        let mut run = EnsembleRun::new(plan, &done, given, wanted.iter().copied());
         let mut order = order.iter().cycle();
         // Calls that run: what they were given, and how many responses they have still to give.
         let mut open: Vec<(Call, Vec<u64>, u64, u64)> = Vec::new();
@@ -417,7 +455,6 @@ proptest! {
             }
         }
 
-        let tensors = evaluated(&steps, inputs);
         let outputs: Vec<&Values> = wanted.iter().map(|it| &tensors[inputs + it]).collect();
         let many = outputs.iter().filter_map(|values| match values {
             Values::Many(values) => Some(values.len()),
@@ -445,8 +482,8 @@ proptest! {
                 first += step.gives;
             }
         }
-        for (needed, begun) in needed.iter().zip(begun) {
-            prop_assert!(*needed || begun == 0);
+        for (index, (needed, begun)) in needed.iter().zip(begun).enumerate() {
+            prop_assert!((*needed && !done.contains(&index)) || begun == 0);
         }
     }
 }

@@ -1,10 +1,14 @@
 //! Ensembles: versions without instances, whose requests go through the versions of other models.
 //!
 //! [`EnsembleSteps`] is what a loaded ensemble has in place of a queue: its plan, and the versions that
-//! its steps run, held as long as the ensemble is served. [`flow`] takes one request through them, on the
-//! reactor where the answer is wanted. It knows neither queues nor instances.
+//! its steps run, held as long as the ensemble is served. [`straight`] takes a request through those that
+//! need not wait for anything, and [`flow`] through all others, on the reactor where the answer is wanted.
+//! It knows neither queues nor instances.
 
+mod answer;
 mod flow;
+mod straight;
+mod tensor;
 
 use std::{
     sync::{
@@ -17,9 +21,11 @@ use std::{
 use smallvec::SmallVec;
 
 pub use self::flow::start;
-use super::{server::Server, version::LoadedVersion};
+use self::straight::Straight;
+use super::{job::Job, server::Server, version::LoadedVersion};
 use crate::{
     inference::{Signature, TensorSpec},
+    memory::OutputPlaces,
     observe::BatchTimes,
     repository::{Composing, Ensemble, ModelId, ensemble_faults},
     scheduler::{EnsemblePlan, LastStep, Takers},
@@ -30,6 +36,7 @@ pub struct EnsembleSteps {
     plan: Arc<EnsemblePlan>,
     /// By step of the plan.
     steps: Vec<Step>,
+    straight: Straight,
     last: Option<LastStep>,
     /// By input of the ensemble, the device that all steps which take it take it on, if nobody else does.
     taken_on: Vec<Option<usize>>,
@@ -193,7 +200,8 @@ impl EnsembleSteps {
         }
         let inputs = 0..signature.inputs.len();
         let taken_on = inputs.map(|input| taken_on(input, &steps, &plan)).collect();
-        Ok(Self { plan, steps, last, taken_on, ensemble: ensemble.clone() })
+        let straight = Straight::new(&plan, &steps);
+        Ok(Self { plan, steps, straight, last, taken_on, ensemble: ensemble.clone() })
     }
 
     /// The device that the ensemble's input `input` is taken on.
@@ -235,6 +243,23 @@ impl EnsembleSteps {
     pub fn are_those_of(&self, other: &Self) -> bool {
         self.steps.len() == other.steps.len()
             && self.versions().zip(other.versions()).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
+
+    /// Whether no step comes after the one at `index`.
+    fn is_last(&self, index: usize) -> bool {
+        self.last.as_ref().is_some_and(|last| last.index == index)
+    }
+
+    /// The places for the outputs of a request to the ensemble, by the names that its last step has for them.
+    fn lent(&self, job: &Job) -> Option<Arc<OutputPlaces>> {
+        let (last, places) = self.last.as_ref().zip(job.output_places())?;
+        let names = last.outputs.iter().filter_map(|(name, output)| {
+            let mut wanted = job.admitted.outputs.iter().map(|wanted| usize::from(*wanted));
+            let is_wanted = wanted.any(|wanted| wanted == *output);
+            let spec = job.version.signature.outputs.get(*output).filter(|_| is_wanted)?;
+            Some(((&**name).into(), (&*spec.name).into()))
+        });
+        Some(Arc::new(places.renamed(names.collect())))
     }
 
     fn versions(&self) -> impl Iterator<Item = &Arc<LoadedVersion>> {
