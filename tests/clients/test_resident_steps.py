@@ -170,6 +170,33 @@ def only_ends(rows: int) -> dict[str, dict[str, int]]:
     return {"copy in": {"first": rows * COLUMNS}, "copy out": {"last": rows * ROW}}
 
 
+@pytest.mark.parametrize(
+    ("places", "leave", "arrive"),
+    [
+        (("1", "1", "1"), (), ()),
+        (("0", "1", "1"), ("first",), ("middle",)),
+        (("0", "0", "1"), ("middle",), ("last",)),
+        (("1", "0", "1"), ("first", "middle"), ("middle", "last")),
+        (("0", "0, 1", "0"), ("first", "middle"), ("middle", "last")),
+    ],
+)
+def test_tensors_go_to_another_device_by_way_of_the_host(start, repository, places, leave, arrive):
+    """Once out and once in, and only those: between steps on one device they stay there. A step with instances on several
+    devices is on none."""
+    for step, place in zip(("first", "middle", "last"), places):
+        with open(repository / step / "config.pbtxt", "a") as config:
+            config.write(f"instance_group {{ kind: KIND_GPU gpus: [ {place} ] }}")
+    server = start(repository, "--device=host", "--host-device=count=2", "--model-control-mode=explicit", "--load-model=straight")
+    for rows in (1, 2, 3):
+        ask(server, "straight", pixels(rows, rows))
+    rows = 1 + 2 + 3
+    assert copied(server) == {
+        "copy in": {"first": rows * COLUMNS, **{step: rows * ROW for step in arrive}},
+        "copy out": {"last": rows * ROW, **{step: rows * ROW for step in leave}},
+    }
+    assert fallbacks(server) == {}
+
+
 @pytest.mark.parametrize("way", ["http", "grpc"])
 def test_what_goes_from_step_to_step_on_a_device_stays_there(start, repository, way):
     """And what comes of it is to the last bit what comes of tensors that go by way of the host."""
