@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import pathlib
 import re
 
 import numpy as np
@@ -195,6 +196,36 @@ def test_tensors_go_to_another_device_by_way_of_the_host(start, repository, plac
         "copy out": {"last": rows * ROW, **{step: rows * ROW for step in leave}},
     }
     assert fallbacks(server) == {}
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_clients_memory_on_another_device_is_reached_by_way_of_the_host(start, repository, device):
+    """By the steps elsewhere; the step on that device reads or writes there itself. Each device has one thread for such
+    copies, whoever asks for them."""
+    for step, place in (("first", 0), ("middle", 0), ("last", 1)):
+        with open(repository / step / "config.pbtxt", "a") as config:
+            config.write(f"instance_group {{ kind: KIND_GPU gpus: [ {place} ] }}")
+    server = start(repository, "--allow-client-shm=true", "--host-device=count=2", *device_memory.HostMemory.flags)
+    array, place = pixels(3, 1), 4096
+    size = len(array) * ROW
+    with (
+        contextlib.closing(device_memory.HostMemory(2 * place)) as memory,
+        contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client,
+    ):
+        client.register_cuda_shared_memory("r", device_memory.encoded(memory), device, 2 * place)
+        memory.write(array.tobytes())
+        given, wanted = triton_grpc.InferInput("pixels", list(array.shape), "UINT8"), triton_grpc.InferRequestedOutput("scores")
+        given.set_shared_memory("r", array.nbytes, 0)
+        wanted.set_shared_memory("r", size, place)
+        client.infer("straight", [given], outputs=[wanted])
+        got = device_memory.array(memory, array.shape, place)
+        np.testing.assert_allclose(got, expected(array, False), rtol=5e-5, atol=1e-9)
+        ends = [{}, {"last": size}] if device == 0 else [{"first": array.nbytes}, {}]
+        between = [{"last": size}, {"middle": size}]
+        assert copied(server) == {name: {**end, **way} for name, end, way in zip(("copy in", "copy out"), ends, between)}
+        names = [task.read_text().strip() for task in pathlib.Path(f"/proc/{server.process.pid}/task").glob("*/comm")]
+        assert sorted(name for name in names if name.endswith("-copies")) == ["device0-copies", "device1-copies"]
+        client.unregister_cuda_shared_memory("r")
 
 
 @pytest.mark.parametrize("way", ["http", "grpc"])
