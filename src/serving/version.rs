@@ -204,10 +204,11 @@ impl LoadedVersion {
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,
             places,
+            inputs_may_change: request.inputs_may_change,
             resident: resident.map(Box::new),
             ..Job::new(self.clone(), admitted, arrived, reply)
         };
-        self.take_in(job, !request.inputs_may_change);
+        self.take_in(job);
         Ok(answer)
     }
 
@@ -238,11 +239,12 @@ impl LoadedVersion {
             queue_timeout: whole.queue_timeout,
             deadline: whole.deadline,
             places,
+            inputs_may_change: whole.inputs_may_change,
             resident,
             account: Some(account),
             ..Job::new(self.clone(), admitted, arrived, reply)
         };
-        self.take_in(job, true);
+        self.take_in(job);
         Ok(answer)
     }
 
@@ -276,14 +278,14 @@ impl LoadedVersion {
         self.tracer.begin_within(outer, &self.name, self.version, id)
     }
 
-    fn take_in(&self, mut job: Job, can_be_kept: bool) {
+    fn take_in(&self, mut job: Job) {
         if let Some(trace) = &mut job.trace {
             trace.at(Event::RequestStart, job.arrived);
             trace.at(Event::QueueStart, Timestamp::now());
             self.trace_inputs(trace, &job.admitted);
         }
         match &self.cache {
-            Some(cache) if can_be_kept && job.sequence.is_none() => cache.look_up(job),
+            Some(cache) if !job.inputs_may_change && job.sequence.is_none() => cache.look_up(job),
             _ => self.schedule(job),
         }
     }
