@@ -60,6 +60,8 @@ pub struct LoadedVersion {
     model: Option<Arc<dyn Model>>,
     /// Its instances; none, if it is an ensemble.
     members: Arc<[Member]>,
+    /// The number of the next instance. One that has left may still have sequences, so none is given twice.
+    next_member: u32,
     /// The device whose memory its tensors may lie in.
     resident_on: Option<usize>,
     /// Whether states of its sequences stay on the devices of their instances.
