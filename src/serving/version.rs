@@ -63,6 +63,8 @@ pub struct LoadedVersion {
     model: Option<Arc<dyn Model>>,
     /// Its instances; none, if it is an ensemble.
     members: Arc<[Member]>,
+    /// The number of the next instance. One that has left may still have sequences, so none is given twice.
+    next_member: u32,
     /// The device whose memory its tensors may lie in.
     resident_on: Option<usize>,
     /// Whether states of its sequences stay on the devices of their instances.
@@ -218,10 +220,11 @@ impl LoadedVersion {
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,
             places,
+            inputs_may_change: request.inputs_may_change,
             resident: resident.map(Box::new),
             ..Job::new(self.clone(), admitted, arrived, reply)
         };
-        self.take_in(job, !request.inputs_may_change);
+        self.take_in(job);
         Ok(answer)
     }
 
@@ -252,11 +255,12 @@ impl LoadedVersion {
             queue_timeout: whole.queue_timeout,
             deadline: whole.deadline,
             places,
+            inputs_may_change: whole.inputs_may_change,
             resident,
             account: Some(account),
             ..Job::new(self.clone(), admitted, arrived, reply)
         };
-        self.take_in(job, true);
+        self.take_in(job);
         Ok(answer)
     }
 
@@ -301,14 +305,14 @@ impl LoadedVersion {
         self.tracer.begin_within(outer, &self.name, self.version, id)
     }
 
-    fn take_in(&self, mut job: Job, can_be_kept: bool) {
+    fn take_in(&self, mut job: Job) {
         if let Some(trace) = &mut job.trace {
             trace.at(Event::RequestStart, job.arrived);
             trace.at(Event::QueueStart, Timestamp::now());
             self.trace_inputs(trace, &job.admitted);
         }
         match &self.cache {
-            Some(cache) if can_be_kept && job.sequence.is_none() => cache.look_up(job),
+            Some(cache) if !job.inputs_may_change && job.sequence.is_none() => cache.look_up(job),
             _ => self.schedule(job),
         }
     }

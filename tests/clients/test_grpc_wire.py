@@ -6,6 +6,7 @@ import select
 import socket
 import struct
 import time
+from urllib.parse import unquote
 
 import grpc
 import numpy as np
@@ -148,6 +149,14 @@ def test_a_second_message_is_refused(server, name):
         assert connection.answer(connection.call("ServerLive", LIVE)).grpc_status == 0
 
 
+def test_a_second_message_is_refused_by_other_calls(server):
+    """If it has come when the first is read."""
+    with wire.Connection(server) as connection:
+        answer = connection.answer(connection.call("ServerLive", LIVE * 2))
+        assert (answer.grpc_status, answer.data) == (12, b"")
+        assert "more than one request message" in unquote(answer.headers["grpc-message"])
+
+
 def test_a_call_is_answered_before_its_client_has_ended_it(server):
     """As the real server does; the end may also come later, in a frame that holds nothing."""
     with wire.Connection(server) as connection:
@@ -156,6 +165,8 @@ def test_a_call_is_answered_before_its_client_has_ended_it(server):
         ended_apart = connection.call("ModelInfer", infer_request(), end=False)
         connection.send(frame(DATA, END_STREAM, ended_apart))
         assert connection.answer(ended_apart).grpc_status == 0
+        for method in ("ServerLive", HEALTH):
+            assert connection.answer(connection.call(method, LIVE, end=False)).grpc_status == 0
 
 
 def test_another_content_type_is_refused(server):

@@ -77,11 +77,11 @@ impl GrpcService {
         &mut self,
         mut request: Request<RequestBody>,
     ) -> Option<Response<Body>> {
-        let service = request.uri().path().trim_start_matches('/').split('/').next();
-        let answer = match service {
-            Some("inference.GRPCInferenceService") => self.inference.call(request).await,
-            Some("grpc.health.v1.Health") => self.health.call(request).await,
-            Some(service) if reflection::SERVICES.contains(&service) => {
+        let path = request.uri().path();
+        let answer = match service_of(path) {
+            "inference.GRPCInferenceService" => self.inference.call(request).await,
+            "grpc.health.v1.Health" => self.health.call(request).await,
+            _ if takes_many(path) => {
                 *request.uri_mut() =
                     request.uri().path().replace(".v1alpha.", ".v1.").parse().ok()?;
                 self.reflection.call(request).await
@@ -93,6 +93,16 @@ impl GrpcService {
             Err(never) => match never {},
         }
     }
+}
+
+/// Whether a call takes any number of messages; all others take one.
+pub(super) fn takes_many(path: &str) -> bool {
+    reflection::SERVICES.contains(&service_of(path))
+}
+
+fn service_of(path: &str) -> &str {
+    let path = path.trim_start_matches('/');
+    path.split_once('/').map_or(path, |(service, _)| service)
 }
 
 struct Calls {

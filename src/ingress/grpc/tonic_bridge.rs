@@ -18,7 +18,7 @@ use super::{
     encode::FRAME_HEADER,
     infer::{send_segment, send_trailers_only},
     message::{Message, MessageReader},
-    service::{GrpcService, to_status},
+    service::{GrpcService, takes_many, to_status},
     status,
 };
 use crate::memory::Reservation;
@@ -33,6 +33,8 @@ pub async fn answer(
     let path = request.uri().path().to_owned();
     let request = request.map(|frames| RequestBody {
         messages: MessageReader::of_call(frames, connection),
+        takes_many: takes_many(&path),
+        has_all: false,
         pieces: VecDeque::new(),
         _charge: None,
     });
@@ -72,6 +74,9 @@ pub async fn answer(
 /// the next message has come.
 pub struct RequestBody {
     messages: MessageReader,
+    takes_many: bool,
+    /// Whether the message of a call that takes one has come. Its client need not have ended the call.
+    has_all: bool,
     /// Of a message that has come, what tonic has not got yet.
     pieces: VecDeque<Bytes>,
     _charge: Option<Reservation>,
@@ -89,6 +94,13 @@ impl Body for RequestBody {
             if let Some(piece) = self.pieces.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
+            if self.has_all {
+                let surplus = self.messages.poll_surplus(cx).map(|error| Err(to_status(&error)));
+                return Poll::Ready(match surplus {
+                    Poll::Ready(refused) => Some(refused),
+                    Poll::Pending => None,
+                });
+            }
             match ready!(self.messages.poll_next(cx)) {
                 Ok(Some(Message { bytes, packed, reservation })) => {
                     let mut header = BytesMut::with_capacity(FRAME_HEADER);
@@ -97,6 +109,7 @@ impl Body for RequestBody {
                     self.pieces.push_back(header.freeze());
                     self.pieces.extend(bytes.into_pieces());
                     self._charge = Some(reservation);
+                    self.has_all = !self.takes_many;
                 }
                 Ok(None) => return Poll::Ready(None),
                 Err(error) => return Poll::Ready(Some(Err(to_status(&error)))),
