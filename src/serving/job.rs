@@ -221,13 +221,7 @@ impl Job {
             note_run(&mut trace, began, times);
             trace.answered(now);
         }
-        let response = InferResponse {
-            model_name: version.name.clone(),
-            model_version: version.version,
-            id: self.id,
-            parameters: Parameters::default(),
-            outputs,
-        };
+        let response = version.response(self.id, outputs);
         self.reply.finish(Ok(response));
     }
 

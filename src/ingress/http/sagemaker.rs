@@ -110,7 +110,7 @@ impl Hosted {
     ) -> Result<Response<Segments>, Error> {
         let (head, body) = request.into_parts();
         let mut reservation = calls.server.pool().reservation();
-        let body = calls.read(&head, body, &mut reservation).await?;
+        let body = calls.read(&head.headers, body, &mut reservation).await?;
         let Archive { name, folder } = Archive::read(&body)?;
         let model = model_name(&head.headers, &name);
         let coming = HostedModel { model: model.clone(), folder: folder.clone() };
