@@ -11,6 +11,8 @@ import ctypes
 import mmap
 import threading
 
+import numpy as np
+
 from . import wire
 
 ALIGNMENT = 64
@@ -64,16 +66,24 @@ class Free:
 class Lent:
     """Bytes that the server has lent. They go back when the last array on them is gone."""
 
-    __slots__ = ("__array_interface__", "_length", "_gone", "_returned", "__weakref__")
+    __slots__ = ("__array_interface__", "offset", "_length", "_address", "_gone", "_returned", "__weakref__")
 
     def __init__(self, address: int, offset: int, length: int, returned: list):
-        self.__array_interface__ = {"data": (address, False), "shape": (length,), "typestr": "|u1", "version": 3}
+        self.offset = offset
         self._length = length
+        self._address = address
         self._gone = (wire.FREED, offset, length)
         self._returned = returned
 
-    def __len__(self):
-        return self._length
+    def array(self, shape: tuple, elements: str) -> np.ndarray:
+        """All of them as an array, whose `base` is this; `elements` is NumPy's name of their type."""
+        # In one step: to view bytes as elements, and then to give them a shape, takes thrice as long.
+        self.__array_interface__ = {"data": (self._address, False), "shape": shape, "typestr": elements, "version": 3}
+        return np.asarray(self)
+
+    def bytes(self) -> np.ndarray:
+        """All of them as they are."""
+        return self.array((self._length,), "|u1")
 
     def __del__(self):
         # May run at any point of any thread: nothing that takes a lock can be done here.
@@ -103,10 +113,15 @@ class Arena:
             raise ValueError(f"the server lent bytes {offset}+{length} of {self.half}")
         return Lent(self.address + offset, offset, length, self.returned)
 
-    def offset_of(self, address: int, length: int):
+    def offset_of(self, array: np.ndarray):
         """Where an array lies in what the server has lent; `None` when it lies elsewhere."""
-        offset = address - self.address
-        return offset if 0 <= offset and offset + length <= self.half else None
+        base = array.base
+        if type(base) is Lent:
+            # Mostly it is an input as it came, which begins where what was lent does. To ask an array for its
+            # address takes longer.
+            return base.offset
+        offset = array.__array_interface__["data"][0] - self.address
+        return offset if 0 <= offset and offset + array.nbytes <= self.half else None
 
     def take(self, length: int):
         """Takes `length` bytes for the server to read; `None` when there is no room."""

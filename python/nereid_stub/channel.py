@@ -101,10 +101,13 @@ class Channel:
         count = len(self.gone)
         gone = self.gone[:count]
         del self.gone[:count]
-        for kind in {kind for kind, _, _ in gone}:
-            numbers = [number for of, number, _ in gone if of == kind]
+        numbers: dict = {}
+        for kind, number, _ in gone:
+            numbers.setdefault(kind, []).append(wire.NUMBER.pack(number))
+        for kind, packed in numbers.items():
             writer.begin(kind)
-            writer.bytes += struct.pack(f"<I{len(numbers)}Q", len(numbers), *numbers)
+            writer.bytes += wire.COUNT.pack(len(packed))
+            writer.bytes += b"".join(packed)
             writer.end()
 
     def give_back(self, at_least: int = 0) -> None:

@@ -85,15 +85,15 @@ class Tensor:
         if self._datatype == datatypes.BYTES:
             # The elements are copied out, so the memory can go back.
             self._memory = None
-            raw = _in_frame(memory) if type(memory) is tuple else np.asarray(memory)
+            raw = _in_frame(memory) if type(memory) is tuple else memory.bytes()
             return strings.deserialize_bytes_tensor(raw).reshape(self._shape)
+        if type(memory) is not tuple:
+            return memory.array(self._shape, datatypes.NAMES[self._datatype])
         dtype = datatypes.NUMPY[self._datatype]
-        if type(memory) is tuple:
-            body, begin, _ = memory
-            if 0 in self._shape:
-                return np.empty(self._shape, dtype)
-            return np.ndarray(self._shape, dtype, body, begin)
-        return np.asarray(memory).view(dtype).reshape(self._shape)
+        body, begin, _ = memory
+        if 0 in self._shape:
+            return np.empty(self._shape, dtype)
+        return np.ndarray(self._shape, dtype, body, begin)
 
     def to_dlpack(self):
         """A DLPack capsule that shares its memory."""
@@ -156,7 +156,7 @@ def write(writer: wire.Writer, tensor: Tensor, take) -> None:
     arena = take.__self__.arena
     if tensor._datatype == datatypes.BYTES:
         data = strings.serialize_byte_tensor(tensor._elements())
-        address, length = None, len(data)
+        length = len(data)
     elif tensor._is_on_gpu():
         memory = tensor._memory
         offset = take(memory.byte_size)
@@ -166,9 +166,7 @@ def write(writer: wire.Writer, tensor: Tensor, take) -> None:
     else:
         data = tensor._elements()
         length = data.nbytes
-        address = data.__array_interface__["data"][0] if length > INLINE_BYTES_MAX else None
-    if address is not None:
-        offset = arena.offset_of(address, length)
+        offset = arena.offset_of(data) if length > INLINE_BYTES_MAX else None
         if offset is not None:
             writer.in_memory(tensor._name, tensor._datatype, tensor._shape, wire.RECEIVER, offset, length)
             return

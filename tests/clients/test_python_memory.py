@@ -87,6 +87,30 @@ class TritonPythonModel:
     assert server.log.read_text().count("free: ") == 20 * 2 + 2
 
 
+def test_parts_of_an_input_are_answered_where_they_lie(start, tmp_path):
+    """There is room for one of them, were they copied."""
+    config = """backend: "python"
+input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }]
+output [{ name: "WHOLE" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "TAIL" data_type: TYPE_FP32 dims: [ -1 ] },
+  { name: "BITS" data_type: TYPE_INT32 dims: [ -1 ] }]
+"""
+    source = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        (x,) = [r.inputs()[0].as_numpy() for r in requests]
+        parts = {"WHOLE": x, "TAIL": x[7:], "BITS": x.view(np.int32)}
+        return [pb_utils.InferenceResponse([pb_utils.Tensor(name, part) for name, part in parts.items()])]
+"""
+    write(tmp_path / "repository", "parts", config, source)
+    server = start(tmp_path / "repository", INTERPRETER, "--backend-config=python,shm-limit-byte-size=4194304")
+    values = np.arange(300_000, dtype=np.float32)
+    answer = cases.infer(server, "parts", X=values)
+    for name, expected in {"WHOLE": values, "TAIL": values[7:], "BITS": values.view(np.int32)}.items():
+        np.testing.assert_array_equal(answer[name][2], expected)
+
+
 def test_a_request_lies_where_the_one_before_it_did(start, tmp_path):
     """Where the model keeps nothing, its memory is free again when the answer is there."""
     config = """backend: "python"

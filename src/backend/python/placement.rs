@@ -1,21 +1,31 @@
 //! The processors that a model's process runs on.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    time::{ClockId, clock_getcpuclockid, clock_gettime},
     unistd::Pid,
 };
 
+/// A process that takes less for each turn runs by turns with its reactor.
+pub const QUICK: Duration = Duration::from_micros(400);
+
 /// So many turns, each a request or a call, come before the process does to its reactor; after each time
-/// that it had to leave, twice as many.
+/// that it had to leave, twice as many, up to a limit. Who then stays for as many as that begins anew.
 const TURNS: u32 = 64;
 const TURNS_MAX: u32 = 1 << 10;
 /// So many turns are outweighed by a batch that was none, of which there are some on a busy machine.
 const OUTWEIGHED: u32 = 8;
+
+/// Such a part of a processor's time is all that a process and its reactor may need together.
+const FULL: (u32, u32) = (7, 8);
 
 /// Batches that run now, in all processes.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
@@ -50,13 +60,15 @@ impl Drop for Turn {
 /// is more to do it goes back, with all threads that were started meanwhile. What the model has chosen
 /// itself stays.
 ///
-/// How quick a model is, is told by the time that passes, not by what its process uses of it. The one is
-/// never less than the other, so nobody stays who keeps the reactor waiting. And where more passes than is
-/// used, because others are on that processor too, the thread is better off where it may choose.
+/// How quick a model is, is told by the time that passes. Where that is long, it may be that of others who
+/// are on the processor, which is no reason to leave or to stay away: then the system is asked what the process
+/// and its reactor have used of it.
 pub struct Placement {
     process: Pid,
     /// What the process was given at its start.
     given: Option<CpuSet>,
+    /// Counts what it uses of the processors.
+    clock: Option<ClockId>,
     state: Mutex<State>,
 }
 
@@ -66,6 +78,30 @@ struct State {
     /// Turns, less what outweighed them.
     in_turn: u32,
     needed: u32,
+    /// Turns since the thread came to the reactor's processor.
+    stayed: u32,
+    /// What the system said when it was asked last, and turns since then.
+    asked: Option<Used>,
+    turns_since: u32,
+}
+
+/// What has been used of the processors up to some time.
+#[derive(Clone, Copy)]
+struct Used {
+    at: Instant,
+    process: Duration,
+    reactor: Duration,
+}
+
+impl Used {
+    /// Whether a processor has room for both, after so many turns since `before`, none of which took the
+    /// process long.
+    fn is_little(&self, before: &Self, turns: u32) -> bool {
+        let process = self.process.saturating_sub(before.process);
+        let reactor = self.reactor.saturating_sub(before.reactor);
+        let passed = self.at.saturating_duration_since(before.at);
+        process < QUICK * turns && process + reactor < passed / FULL.1 * FULL.0
+    }
 }
 
 impl Placement {
@@ -74,30 +110,66 @@ impl Placement {
         // A number of a process always fits; the calling thread's own would be 0.
         let process = Pid::from_raw(i32::try_from(process).unwrap_or(i32::MAX));
         let given = sched_getaffinity(process).ok();
-        let state = State { shared: None, in_turn: 0, needed: TURNS };
-        Self { process, given, state: Mutex::new(state) }
+        let clock = clock_getcpuclockid(process).ok();
+        let state = State {
+            shared: None,
+            in_turn: 0,
+            needed: TURNS,
+            stayed: 0,
+            asked: None,
+            turns_since: 0,
+        };
+        Self { process, given, clock, state: Mutex::new(state) }
     }
 
-    /// Notes a batch that was done in so many turns, on the process's reactor; or that one was not, by 0.
-    pub fn note(&self, turns: u32) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if turns == 0 {
-            let left = state.in_turn.saturating_sub(OUTWEIGHED);
-            return self.weigh(&mut state, left);
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a batch that took so many turns and so much time, while no other ran; on the process's reactor.
+    pub fn note_turns(&self, turns: u32, passed: Duration) {
+        let mut state = self.state();
+        state.turns_since = state.turns_since.saturating_add(turns);
+        if passed / turns.max(1) >= QUICK && !self.use_little(&mut state) {
+            return self.outweigh(&mut state);
         }
         state.in_turn = state.in_turn.saturating_add(turns);
         if state.shared.is_some() {
             state.in_turn = state.in_turn.min(TURNS);
+            state.stayed = state.stayed.saturating_add(turns);
+            if state.stayed >= TURNS_MAX {
+                state.needed = TURNS;
+            }
         } else if state.in_turn >= state.needed {
             state.shared = self.join();
             state.in_turn = if state.shared.is_some() { TURNS } else { 0 };
+            state.stayed = 0;
         }
+    }
+
+    /// Notes a batch that ran beside another, or that no reactor waited for.
+    pub fn note_other(&self) {
+        self.outweigh(&mut self.state());
+    }
+
+    fn outweigh(&self, state: &mut State) {
+        let left = state.in_turn.saturating_sub(OUTWEIGHED);
+        self.weigh(state, left);
+    }
+
+    /// Whether the process and the calling thread, its reactor, have used little since this was asked last.
+    fn use_little(&self, state: &mut State) -> bool {
+        let process = self.clock.and_then(|clock| clock_gettime(clock).ok());
+        let reactor = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok();
+        let (Some(process), Some(reactor)) = (process, reactor) else { return false };
+        let used = Used { at: Instant::now(), process: process.into(), reactor: reactor.into() };
+        let turns = std::mem::take(&mut state.turns_since);
+        state.asked.replace(used).is_some_and(|before| used.is_little(&before, turns))
     }
 
     /// Has the thread leave the reactor's processor now.
     pub fn end_turns(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.weigh(&mut state, 0);
+        self.weigh(&mut self.state(), 0);
     }
 
     /// Notes that so many turns are left.
@@ -166,6 +238,41 @@ mod tests {
     }
 
     #[test]
+    fn who_shares_a_processor_leaves_room_on_it() {
+        let at = Instant::now();
+        let before = Used { at, process: QUICK, reactor: QUICK };
+        let after = |passed: u32, process: u32, reactor: u32| Used {
+            at: at + QUICK * passed,
+            process: QUICK * (1 + process),
+            reactor: QUICK * (1 + reactor),
+        };
+        for (passed, process, reactor, turns, expected) in [
+            (80, 9, 9, 10, true),
+            (80, 10, 9, 10, false),
+            (80, 9, 60, 10, true),
+            (80, 9, 61, 10, false),
+            (80, 0, 0, 1, true),
+        ] {
+            let used = after(passed, process, reactor);
+            assert_eq!(used.is_little(&before, turns), expected, "{passed} {process} {reactor}");
+        }
+    }
+
+    #[test]
+    fn time_that_is_used_by_others_keeps_no_process_from_its_reactor() {
+        let sleeping = Sleeping(Command::new("sleep").arg("60").spawn().unwrap());
+        let placement = Placement::of(sleeping.0.id());
+        let late = || {
+            thread::sleep(QUICK);
+            placement.note_turns(1, QUICK);
+        };
+        late();
+        assert_eq!(placement.state().in_turn, 0, "the first time there is nothing to compare");
+        (0..TURNS / 2).for_each(|_| late());
+        assert!(placement.state().in_turn > TURNS / 4);
+    }
+
+    #[test]
     fn a_process_is_at_its_reactor_as_long_as_they_work_by_turns() {
         let sleeping = Sleeping(Command::new("sleep").arg("60").spawn().unwrap());
         let process = Pid::from_raw(i32::try_from(sleeping.0.id()).unwrap());
@@ -177,10 +284,10 @@ mod tests {
         let reactor = thread::spawn(move || {
             let placement = Placement::of(sleeping.0.id());
             let at = || sched_getaffinity(process).unwrap();
-            let turns = |count| (0..count).for_each(|_| placement.note(1));
+            let turns = |count| (0..count).for_each(|_| placement.note_turns(1, Duration::ZERO));
             turns(2 * TURNS);
             assert_eq!(at(), given, "a reactor that may run anywhere has no place to share");
-            let others = |count| (0..count).for_each(|_| placement.note(0));
+            let others = |count| (0..count).for_each(|_| placement.note_other());
             sched_setaffinity(Pid::from_raw(0), &only(core)).unwrap();
             others(1);
             turns(TURNS - 1);
@@ -192,10 +299,17 @@ mod tests {
             assert_eq!(at(), given);
             turns(TURNS);
             assert_eq!(at(), given, "the next time takes longer");
-            placement.note(TURNS);
+            placement.note_turns(TURNS, Duration::ZERO);
             assert_eq!(at(), only(core), "a batch of many calls has many turns");
             placement.end_turns();
             assert_eq!(at(), given);
+            turns(3 * TURNS);
+            assert_eq!(at(), given, "and the time after that longer still");
+            turns(TURNS + TURNS_MAX);
+            placement.end_turns();
+            turns(2 * TURNS);
+            assert_eq!(at(), only(core), "who has stayed for long has left once");
+            placement.end_turns();
             // What the model chooses is left alone.
             sched_setaffinity(process, &only(other)).unwrap();
             turns(8 * TURNS);

@@ -19,7 +19,7 @@ use super::{
     arena::{Arena, NotThere},
     inbox::Inbox,
     line::Line,
-    placement::Placement,
+    placement::{Placement, QUICK},
 };
 use crate::{
     backend::{Asked, ResponseError},
@@ -28,8 +28,6 @@ use crate::{
 
 /// Tensors of up to so many bytes travel in the message instead of shared memory.
 pub const INLINE_BYTES_MAX: usize = 8 << 10;
-/// A process that takes less until it says something runs by turns with its reactor.
-const QUICK: Duration = Duration::from_micros(250);
 /// One that has had a batch for so long, and no turns, leaves its reactor's processor before it ends.
 const LONG: Duration = Duration::from_millis(20);
 /// How long a request waits for room in shared memory before it is refused.

@@ -130,7 +130,7 @@ impl Flow {
             let began = self.clock.unwrap_or_else(Timestamp::now);
             if let Some(at_once) = at_once(&self.job, &step.version, began) {
                 let RanAlone { outcome, times } =
-                    at_once.run_step(&step.version, &admitted, places, began);
+                    at_once.run_alone(&step.version, &admitted, places, began);
                 self.times = self.times + times;
                 self.clock = Some(began + times.total());
                 answered(&mut self.run, step, call, outcome?, None);

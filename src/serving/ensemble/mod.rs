@@ -31,9 +31,14 @@ use crate::{
     scheduler::{EnsemblePlan, LastStep, Takers},
 };
 
+/// How many ensembles may lie in each other. A request goes through all of them on one stack.
+const NESTED_MAX: usize = 32;
+
 /// What an ensemble runs.
 pub struct EnsembleSteps {
     plan: Arc<EnsemblePlan>,
+    /// How many ensembles lie in each other, with this one.
+    nested: usize,
     /// By step of the plan.
     steps: Vec<Step>,
     straight: Straight,
@@ -182,6 +187,13 @@ impl EnsembleSteps {
             return Err(NotComposed::Misfit(fault));
         }
         let versions: Vec<_> = found.into_iter().map(|it| it.version).collect();
+        let inner = versions.iter().filter_map(|version| version.steps.as_ref());
+        let nested = 1 + inner.map(|steps| steps.nested).max().unwrap_or(0);
+        if nested > NESTED_MAX {
+            return Err(NotComposed::Misfit(format!(
+                "ensemble '{id}' has {nested} ensembles in each other, expected at most {NESTED_MAX}"
+            )));
+        }
         let decoupled: Vec<bool> = versions.iter().map(|version| version.decoupled).collect();
         let plan = Arc::new(EnsemblePlan::new(ensemble, signature, &decoupled));
         let steps = versions.into_iter().enumerate();
@@ -201,7 +213,7 @@ impl EnsembleSteps {
         let inputs = 0..signature.inputs.len();
         let taken_on = inputs.map(|input| taken_on(input, &steps, &plan)).collect();
         let straight = Straight::new(&plan, &steps);
-        Ok(Self { plan, steps, straight, last, taken_on, ensemble: ensemble.clone() })
+        Ok(Self { plan, nested, steps, straight, last, taken_on, ensemble: ensemble.clone() })
     }
 
     /// The device that the ensemble's input `input` is taken on.

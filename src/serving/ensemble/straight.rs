@@ -159,7 +159,8 @@ impl Way {
         let wanted = SmallVec::from_slice(&step.wanted);
         let admitted = signature.admit_in_order(inputs, &datatypes, wanted);
         let admitted = admitted.map_err(|error| error.in_request(&job.id))?;
-        let RanAlone { outcome, times } = at_once.run_step(&step.version, &admitted, places, began);
+        let RanAlone { outcome, times } =
+            at_once.run_alone(&step.version, &admitted, places, began);
         self.times = self.times + times;
         self.clock = Some(began + times.total());
         for (&tensor, output) in table.gives.iter().zip(outcome?) {

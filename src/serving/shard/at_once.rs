@@ -34,9 +34,9 @@ impl AtOnce<'_> {
         }
     }
 
-    /// Runs what a step of an ensemble asks of its version, which is the shard's, beginning now, at `began`,
-    /// and counts it.
-    pub fn run_step(
+    /// Runs a request to `version`, which is the shard's, beginning now, at `began`, and counts it. It is not
+    /// traced, and nobody wants classes of it.
+    pub fn run_alone(
         self,
         version: &LoadedVersion,
         request: &Admitted,

@@ -8,7 +8,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{INLINE_BYTES_MAX, QUICK, Session, lock, requests::Taken};
+use super::{INLINE_BYTES_MAX, Session, lock, requests::Taken};
 use crate::{
     backend::{
         ModelRequest, NearBatch, Responder,
@@ -315,13 +315,15 @@ impl Session {
                 execution.outcomes.push_back(outcome);
                 drop(execution);
                 self.execution_ended.notify_all();
-                self.placement.note(0);
+                self.placement.note_other();
             }
             Whose::Reactor { numbers, batch } => {
                 drop(execution);
                 let turns = self.calls_ended.swap(0, Ordering::Relaxed).saturating_add(1);
-                let by_turns = turn.is_alone() && since.elapsed() / turns < QUICK;
-                self.placement.note(if by_turns { turns } else { 0 });
+                match turn.is_alone() {
+                    true => self.placement.note_turns(turns, since.elapsed()),
+                    false => self.placement.note_other(),
+                }
                 drop(turn);
                 self.end_batch(outline, numbers, outcome);
                 batch.ended();
