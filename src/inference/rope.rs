@@ -1,4 +1,4 @@
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -97,6 +97,17 @@ impl Rope {
             [] => Some(&[]),
             [only] => Some(only),
             _ => None,
+        }
+    }
+
+    /// The first `len` bytes as one slice: where they lie, if that is in one piece.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn front(&self, len: usize) -> Cow<'_, [u8]> {
+        match self.pieces.first().and_then(|first| first.get(..len)) {
+            Some(front) => Cow::Borrowed(front),
+            None => Cow::Owned(self.slice(0..len).into_bytes().into()),
         }
     }
 
@@ -215,6 +226,7 @@ mod tests {
             let (a, b) = (cut.0.index(joined.len() + 1), cut.1.index(joined.len() + 1));
             let range = a.min(b)..a.max(b);
             prop_assert_eq!(rope.slice(range.clone()).into_bytes(), &joined[range]);
+            prop_assert_eq!(&*rope.front(a), &joined[..a]);
             let mut back = rope.clone();
             prop_assert_eq!(back.split_to(a).into_bytes(), &joined[..a]);
             prop_assert_eq!(back.into_bytes(), &joined[a..]);

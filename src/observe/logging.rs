@@ -1,8 +1,11 @@
 //! The log: lines in Triton's form, on standard error or in a file.
 
+mod outlet;
+
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
+    fs::OpenOptions,
+    io,
+    os::fd::AsFd as _,
     path::PathBuf,
     sync::{Arc, LazyLock, Mutex},
 };
@@ -10,6 +13,8 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use self::outlet::Outlet;
 
 /// What the log shows, and how.
 #[derive(Clone, Debug)]
@@ -83,10 +88,11 @@ pub struct LogChange {
 /// When the file cannot be opened, or the process logs somewhere already.
 pub fn start(settings: &LogSettings) -> io::Result<()> {
     let file = match &settings.file {
-        Some(path) => Some(Mutex::new(OpenOptions::new().append(true).create(true).open(path)?)),
-        None => None,
+        Some(path) => OpenOptions::new().append(true).create(true).open(path)?,
+        None => io::stderr().as_fd().try_clone_to_owned()?.into(),
     };
-    log::set_boxed_logger(Box::new(Logger { file })).map_err(io::Error::other)?;
+    let outlet = Mutex::new(Outlet::new(file));
+    log::set_boxed_logger(Box::new(Logger { outlet })).map_err(io::Error::other)?;
     replace(settings.clone());
     Ok(())
 }
@@ -130,7 +136,7 @@ fn most_detailed(settings: &LogSettings) -> LevelFilter {
 }
 
 struct Logger {
-    file: Option<Mutex<File>>,
+    outlet: Mutex<Outlet>,
 }
 
 impl LogSettings {
@@ -160,14 +166,7 @@ impl Log for Logger {
             return;
         }
         let line = format_line(record, settings.format, Timestamp::now());
-        // A log that cannot be written has nobody to tell.
-        let _ = match &self.file {
-            Some(file) => file
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                .write_all(line.as_bytes()),
-            None => io::stderr().lock().write_all(line.as_bytes()),
-        };
+        self.outlet.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).write(&line);
     }
 
     fn flush(&self) {}

@@ -35,7 +35,8 @@ pub fn reply_channel<T: Send + 'static>() -> (ReplySender<T>, ReplyReceiver<T>) 
         unread: AtomicUsize::new(0),
         queue: ThreadBound::new(queue),
     });
-    (ReplySender { reactor: current(), state: Some(state.clone()) }, ReplyReceiver(state))
+    let receiver = ReplyReceiver(Source::Sent(state.clone()));
+    (ReplySender { reactor: current(), state: Some(state) }, receiver)
 }
 
 /// Replies that may wait to be received, besides the last.
@@ -185,16 +186,32 @@ fn deliver<T: Send + 'static>(
 }
 
 /// Receives the replies to one request; dropping it abandons the request.
-pub struct ReplyReceiver<T>(Arc<State<T>>);
+pub struct ReplyReceiver<T>(Source<T>);
+
+enum Source<T> {
+    /// The only reply, until it is received.
+    Here(Option<T>),
+    /// What a [`ReplySender`] sends.
+    Sent(Arc<State<T>>),
+}
 
 impl<T> ReplyReceiver<T> {
+    /// Of a request that has been answered already, by one reply.
+    pub fn answered(reply: T) -> Self {
+        Self(Source::Here(Some(reply)))
+    }
+
     /// The next reply, or `None` after the last.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        let mut queue = self.0.queue.borrow_mut();
+        let state = match &mut self.0 {
+            Source::Here(reply) => return Poll::Ready(reply.take()),
+            Source::Sent(state) => state,
+        };
+        let mut queue = state.queue.borrow_mut();
         if let Some(value) = queue.first.take() {
             queue.first = queue.rest.pop_front();
             if queue.first.is_some() || queue.end != Some(End::Last) {
-                self.0.unread.fetch_sub(1, Ordering::Relaxed);
+                state.unread.fetch_sub(1, Ordering::Relaxed);
             }
             return Poll::Ready(Some(value));
         }
@@ -210,8 +227,13 @@ impl<T> ReplyReceiver<T> {
 
     /// How the replies ended, once all of them have been received.
     pub fn end(&self) -> Option<End> {
-        let queue = self.0.queue.borrow();
-        if queue.first.is_some() { None } else { queue.end }
+        match &self.0 {
+            Source::Here(reply) => reply.is_none().then_some(End::Last),
+            Source::Sent(state) => {
+                let queue = state.queue.borrow();
+                if queue.first.is_some() { None } else { queue.end }
+            }
+        }
     }
 
     /// The next reply, or `None` after the last.
@@ -222,8 +244,9 @@ impl<T> ReplyReceiver<T> {
 
 impl<T> Drop for ReplyReceiver<T> {
     fn drop(&mut self) {
-        self.0.abandoned.store(true, Ordering::Relaxed);
-        let waker = self.0.queue.borrow_mut().abandoned.take();
+        let Source::Sent(state) = &self.0 else { return };
+        state.abandoned.store(true, Ordering::Relaxed);
+        let waker = state.queue.borrow_mut().abandoned.take();
         if let Some(waker) = waker {
             waker.wake();
         }

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{reactor::current_index, *};
@@ -186,6 +187,15 @@ fn replies_come_home_from_any_thread_and_their_end_is_seen() {
         reactors.handles()[0].send(Box::new(asking)).unwrap();
         assert_eq!(reported.recv_timeout(Duration::from_secs(10)).unwrap(), [1, 2]);
     });
+}
+
+#[test]
+fn a_reply_that_is_there_is_received_once_and_is_the_last() {
+    let mut answered = ReplyReceiver::answered(7);
+    assert_eq!(answered.end(), None);
+    assert_eq!(answered.receive().now_or_never(), Some(Some(7)));
+    assert_eq!(answered.end(), Some(End::Last));
+    assert_eq!(answered.receive().now_or_never(), Some(None));
 }
 
 #[test]

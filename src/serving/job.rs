@@ -45,6 +45,8 @@ pub struct Job {
     pub deadline: Option<Timestamp>,
     /// Where its client wants the outputs, if not in the answer.
     pub places: Option<Arc<OutputPlaces>>,
+    /// Whether a client can still change the bytes of an input, or of what a step made of one.
+    pub inputs_may_change: bool,
     pub arrived: Timestamp,
     pub reply: ReplySender<Reply>,
     /// What is noted of it, if it is traced.
@@ -162,6 +164,7 @@ impl Job {
             queue_timeout: None,
             deadline: None,
             places: None,
+            inputs_may_change: false,
             arrived,
             reply,
             trace: None,
@@ -218,13 +221,7 @@ impl Job {
             note_run(&mut trace, began, times);
             trace.answered(now);
         }
-        let response = InferResponse {
-            model_name: version.name.clone(),
-            model_version: version.version,
-            id: self.id,
-            parameters: Parameters::default(),
-            outputs,
-        };
+        let response = version.response(self.id, outputs);
         self.reply.finish(Ok(response));
     }
 

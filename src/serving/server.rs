@@ -356,13 +356,13 @@ impl Server {
         find(&self.models.load(), model, version).is_ok_and(|version| version.decoupled)
     }
 
-    /// Takes a request in that `endpoint` must answer with one response.
+    /// Takes what a request has in, which `endpoint` must answer with one response.
     ///
     /// # Errors
     /// The same, and when the model is decoupled.
     pub fn infer_one(
         &self,
-        request: InferRequest,
+        request: &mut InferRequest,
         places: Option<Arc<OutputPlaces>>,
         endpoint: &'static str,
     ) -> Result<ReplyReceiver<Reply>, Error> {
@@ -392,13 +392,13 @@ impl Server {
 
     fn begin(
         &self,
-        request: InferRequest,
+        mut request: InferRequest,
         outer: Option<OuterTrace>,
         places: Option<Arc<OutputPlaces>>,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let models = self.models.load();
         let version = find(&models, &request.model_name, &request.model_version)?;
-        version.infer_within(request, outer, places)
+        version.infer_within(&mut request, outer, places)
     }
 
     /// The reactor to take a request of a model's to: the home of the model that it is for or, when that is

@@ -1,7 +1,7 @@
 mod regroup;
 mod start;
 
-use std::{any::Any, ops::Deref, sync::Arc, time::Duration};
+use std::{any::Any, mem, ops::Deref, sync::Arc, time::Duration};
 
 use compact_str::CompactString;
 
@@ -11,6 +11,7 @@ pub use self::{
 };
 use super::{
     answer_order::{AnswerTicket, End},
+    batch::Outputs,
     cache::VersionCache,
     device_regions::DeviceTensors,
     ensemble::{self, Account, EnsembleSteps},
@@ -23,7 +24,9 @@ use super::{
 use crate::{
     backend::{Host, Model, Placement},
     device::Device,
-    inference::{Admitted, AdmittedInput, Callers, Error, InferRequest, Timestamp},
+    inference::{
+        Admitted, AdmittedInput, Callers, Error, InferRequest, InferResponse, Parameters, Timestamp,
+    },
     memory::OutputPlaces,
     observe::{
         ModelStatistics,
@@ -60,6 +63,8 @@ pub struct LoadedVersion {
     model: Option<Arc<dyn Model>>,
     /// Its instances; none, if it is an ensemble.
     members: Arc<[Member]>,
+    /// The number of the next instance. One that has left may still have sequences, so none is given twice.
+    next_member: u32,
     /// The device whose memory its tensors may lie in.
     resident_on: Option<usize>,
     /// Whether states of its sequences stay on the devices of their instances.
@@ -170,21 +175,21 @@ impl LoadedVersion {
         self.model.as_ref()
     }
 
-    /// Takes a request in, as a part of what `outer` traces if that is given; outputs may be written to
-    /// `places`. The answer comes to the reactor that calls, which must be one.
+    /// Takes what a request has in, as a part of what `outer` traces if that is given; outputs may be written
+    /// to `places`. The answer comes to the reactor that calls, which must be one.
     ///
     /// # Errors
     /// When the request does not fit the model, or too much waits already.
     pub(super) fn infer_within(
         self: &Arc<Self>,
-        mut request: InferRequest,
+        request: &mut InferRequest,
         outer: Option<OuterTrace>,
         places: Option<Arc<OutputPlaces>>,
     ) -> Result<ReplyReceiver<Reply>, Error> {
         let arrived = Timestamp::now();
         self.refuse_callers(request.callers.as_deref())?;
         let on_device = request.on_device.take();
-        let mut admitted = self.signature.admit(&mut request)?;
+        let mut admitted = self.signature.admit(request)?;
         let resident = on_device.map(|it| self.resident(&it, &mut admitted)).transpose()?;
         let mut trace = match &outer {
             None => self.tracer.begin(&self.name, self.version, &request.id, request.trace_parent),
@@ -193,21 +198,33 @@ impl LoadedVersion {
         if let Some((trace, wire)) = trace.as_mut().zip(request.wire.take()) {
             trace.came_by(wire);
         }
+        if trace.is_none() && resident.is_none() && admitted.classes.is_empty() {
+            let alone = Alone { version: self, request: &admitted, places: places.as_ref() };
+            if request.deadline.is_none_or(|deadline| deadline > arrived)
+                && let Some(RanAlone { outcome, .. }) = self.run_alone(&alone, arrived)
+            {
+                let id = mem::take(&mut request.id);
+                return Ok(ReplyReceiver::answered(
+                    outcome.map(|outputs| self.response(id, outputs)),
+                ));
+            }
+        }
         let (reply, answer) = reply_channel();
         let job = Job {
             trace,
-            id: request.id,
-            parameters: request.parameters,
-            sequence: request.sequence,
-            callers: request.callers,
+            id: mem::take(&mut request.id),
+            parameters: mem::take(&mut request.parameters),
+            sequence: request.sequence.take(),
+            callers: request.callers.take(),
             priority: request.priority,
             queue_timeout: request.queue_timeout,
             deadline: request.deadline,
             places,
+            inputs_may_change: request.inputs_may_change,
             resident: resident.map(Box::new),
             ..Job::new(self.clone(), admitted, arrived, reply)
         };
-        self.take_in(job, !request.inputs_may_change);
+        self.take_in(job);
         Ok(answer)
     }
 
@@ -238,11 +255,12 @@ impl LoadedVersion {
             queue_timeout: whole.queue_timeout,
             deadline: whole.deadline,
             places,
+            inputs_may_change: whole.inputs_may_change,
             resident,
             account: Some(account),
             ..Job::new(self.clone(), admitted, arrived, reply)
         };
-        self.take_in(job, true);
+        self.take_in(job);
         Ok(answer)
     }
 
@@ -261,6 +279,17 @@ impl LoadedVersion {
         Some(ran)
     }
 
+    /// The answer to the request `id`.
+    pub(super) fn response(&self, id: CompactString, outputs: Outputs) -> InferResponse {
+        InferResponse {
+            model_name: self.name.clone(),
+            model_version: self.version,
+            id,
+            parameters: Parameters::default(),
+            outputs,
+        }
+    }
+
     /// Refuses a request that its callers wait for in all instances that could run it.
     fn refuse_callers(&self, callers: Option<&Callers>) -> Result<(), Error> {
         match callers.map(|callers| callers.waiting(&self.name, self.version)) {
@@ -276,14 +305,14 @@ impl LoadedVersion {
         self.tracer.begin_within(outer, &self.name, self.version, id)
     }
 
-    fn take_in(&self, mut job: Job, can_be_kept: bool) {
+    fn take_in(&self, mut job: Job) {
         if let Some(trace) = &mut job.trace {
             trace.at(Event::RequestStart, job.arrived);
             trace.at(Event::QueueStart, Timestamp::now());
             self.trace_inputs(trace, &job.admitted);
         }
         match &self.cache {
-            Some(cache) if can_be_kept && job.sequence.is_none() => cache.look_up(job),
+            Some(cache) if !job.inputs_may_change && job.sequence.is_none() => cache.look_up(job),
             _ => self.schedule(job),
         }
     }

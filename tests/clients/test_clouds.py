@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import servers
 
-from . import models
+from . import models, python_server
 
 ARRAY = np.array([1.0, 2.5], dtype=np.float32)
 REQUEST = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [2], "data": ARRAY.tolist()}]}
@@ -162,6 +164,23 @@ def test_what_sagemaker_cannot_load_is_told(start, repository, tmp_path):
     assert [each["modelName"] for each in call(port, "GET", "/models")[1]["models"]] == ["m"]
     assert call(port, "POST", "/models/m/invoke", {"inputs": []})[0] == 400
     assert server.is_running()
+
+
+def test_a_load_that_sagemaker_does_not_wait_for_is_no_model(start, repository, tmp_path):
+    """One that fails after the call was given up can be loaded again; it was told to be loaded already."""
+    (port,) = servers.free_ports(1)
+    start(repository, EXPLICIT, python_server.INTERPRETER, "--allow-sagemaker", f"--sagemaker-port={port}")
+    slow = "import time\nclass TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(2)\n        raise OSError('late')\n"
+    python_server.write(tmp_path / "slow", "model", models.identity().replace("identity", "python"), slow)
+    load = {"model_name": "m", "url": f"{tmp_path}/slow"}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1)) as impatient:
+        impatient.request("POST", "/models", json.dumps(load))
+        with pytest.raises(TimeoutError):
+            impatient.getresponse()
+    assert call(port, "GET", "/models/m")[0] == 200
+    python_server.wait_until(lambda: call(port, "GET", "/models/m")[0] == 404)
+    status, answer = call(port, "POST", "/models", load)
+    assert status == 400 and "late" in answer["error"]
 
 
 @pytest.mark.parametrize("flags", [("--http-restricted-api=model-repository:key=value",), ()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import queue
 import time
@@ -299,6 +300,21 @@ def test_ensembles_in_a_circle_are_told_and_served_never(start, tmp_path):
         with pytest.raises(InferenceServerException, match="circular dependency between ensembles: a -> ... -> b -> a"):
             client.load_model("a")
         assert _play(client, ["+m", "+chain", "-m", "+m"]) == {"m", "chain"}
+
+
+def test_ensembles_that_lie_in_each_other_have_a_limit(start, tmp_path):
+    """32 of them answer. A request goes through all on one stack, which those of a longer row would overflow."""
+    names = ["m", *(f"e{depth}" for depth in range(1, 35))]
+    row = {name: _ensemble(_step(inner, "INPUT0", "OUTPUT0")) for inner, name in itertools.pairwise(names)}
+    server = start(models.write(tmp_path / "row", {**row, "m": MODELS["m"]}), EXPLICIT)
+    with contextlib.closing(triton_grpc.InferenceServerClient(server.grpc_address)) as client:
+        client.load_model("e32")
+        got = triton.infer("grpc", server, "e32", _rows([1, 2])).as_numpy("OUTPUT0")
+        np.testing.assert_array_equal(got, _rows([1, 2]))
+        words = "ensemble 'e33' has 33 ensembles in each other, expected at most 32"
+        with pytest.raises(InferenceServerException, match=words):
+            client.load_model("e34")
+        assert {name for name, state in _index(client).items() if state == "READY"} == set(names[:33])
 
 
 def test_polling_takes_an_ensemble_along(start, tmp_path):

@@ -698,3 +698,31 @@ def test_models_load_at_once_on_as_many_threads_as_there_are(
         shutil.copytree(tmp_path / "models" / "one" / "1", tmp_path / "models" / "one" / "2")
     start(tmp_path / "models", python_server.INTERPRETER, f"--model-load-thread-count={threads}")
     assert events.read_text().split() == expected
+
+
+BRINGING = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        for model in {models}:
+            pb_utils.load_model(model)
+            pb_utils.unload_model(model)
+            pb_utils.load_model(model)
+
+    def execute(self, requests):
+        return []
+"""
+
+
+def test_models_load_others_while_they_are_loaded(start, repository):
+    """On one thread: what a model waits for is loaded beside it, however many wait for each other."""
+    models.write(repository, {"two": IDENTITY})
+    config = models.identity().replace("identity", "python")
+    for name, others in {"first": ["second", "one"], "second": ["third"], "third": ["two"], "other": ["one"]}.items():
+        python_server.write(repository, name, config, BRINGING.format(models=others))
+    names = ["first", "other"]
+    flags = ("--model-load-thread-count=1", *(f"--load-model={name}" for name in names))
+    server = start(repository, python_server.INTERPRETER, EXPLICIT, *flags)
+    for name in ("first", "second", "third", "other", "one", "two"):
+        assert python_server.is_ready(server, name), name

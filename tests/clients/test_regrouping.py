@@ -222,3 +222,28 @@ def test_sequences_go_on_where_they_began(start, tmp_path):
         change(1)
         wait_until(lambda: len(processes(server)) == 1)
         assert os.path.exists(f"/proc/{stays}") and ask(5, "se") == [stays, "1"]
+
+
+def test_an_instance_that_comes_is_no_instance_that_leaves(start, tmp_path):
+    """One with a sequence leaves, and another comes before that is over: each has its own, and nothing is lost."""
+    config = WAY + "max_batch_size: 1 sequence_batching { direct { } max_sequence_idle_microseconds: 60000000 }\n"
+    folder = tmp_path / "repository"
+    write(folder, "m", config + _groups(2), SOURCE)
+    server = start(folder, *PYTHON, *EXPLICIT)
+
+    def ask(sequence: int, flags: str = "") -> list[str]:
+        flags = {"sequence_start": "s" in flags, "sequence_end": "e" in flags}
+        return _way(server, "m", sequence_id=sequence, client_timeout=SECONDS_MAX, **flags)
+
+    with _client(server) as client:
+        one, two = ask(1, "s")[0], ask(2, "s")[0]
+        for count in (1, 2):
+            (folder / "m" / "config.pbtxt").write_text(config + _groups(count))
+            client.load_model("m")
+        three = ask(3, "s")[0]
+        assert three not in (one, two)
+        assert (ask(1), ask(2), ask(3)) == ([one, "2"], [two, "2"], [three, "2"])
+        assert (ask(1, "e"), ask(2, "e")) == ([one, "3"], [two, "3"])
+        wait_until(lambda: len(processes(server)) == 2)
+        stays = {one, two} & set(map(str, processes(server).values()))
+        assert ask(3) == [three, "3"] and {ask(4, "s")[0]} == stays and ask(3, "e") == [three, "4"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import shutil
 import signal
 import socket
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 import servers
 import tritonclient.grpc as triton_grpc
+import tritonclient.utils.shared_memory as shm
 
 from . import models, triton
+from .regions import Region, client_of, given_in
 from .test_observe import metrics
 
 CACHED = "response_cache { enable: true }"
 LOCAL = "--cache-config=local,size=1048576"
+WAIT_SECONDS_MAX = 60
 TWO = """
 backend: "identity"
 max_batch_size: 8
@@ -162,6 +166,27 @@ def test_strings_classes_and_ensembles_are_kept_too(start, repository):
     assert _hits(server, "ensemble") == (2, 1, 1)
     # The second step asks what the first asked.
     assert _hits(server, "m") == (1, 1, 1)
+
+
+def test_an_answer_to_what_a_client_changes_meanwhile_is_not_kept(start, tmp_path):
+    """Nor by a step of an ensemble, which is given the client's memory: it would be the answer to other inputs."""
+    step = models.Model(models.identity(f"{models.batched(2_000_000)} {CACHED}"))
+    steps = models.Model(ENSEMBLE.replace(CACHED, "").replace('"m"', '"plain"', 1))
+    repository = models.write(tmp_path / "changing", {"m": step, "plain": MODELS["plain"], "ensemble": steps})
+    server = start(repository, LOCAL, "--allow-client-shm=true")
+    for number, model in enumerate(["m", "ensemble"]):
+        before, after = _row(1, number), _row(2, number)
+        answers: queue.Queue = queue.Queue()
+        with client_of(server, "grpc") as client, Region(client, before.nbytes) as region:
+            shm.set_shared_memory_region(region.handle, [before])
+            given = given_in(triton_grpc, "INPUT0", before, "FP32", region, before.nbytes)
+            client.async_infer(model, [given], lambda result, error: answers.put(error))
+            deadline = time.monotonic() + WAIT_SECONDS_MAX
+            while triton.pending(server, "m") != 1:
+                assert time.monotonic() < deadline, "the request did not come to wait"
+            shm.set_shared_memory_region(region.handle, [after])
+            assert answers.get(timeout=WAIT_SECONDS_MAX) is None
+        np.testing.assert_array_equal(_ask(server, "m", before), before)
 
 
 def test_the_cache_forgets_what_it_has_no_room_for(start, repository):

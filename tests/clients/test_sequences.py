@@ -212,6 +212,17 @@ def test_wrong_requests_take_no_slot(start, tmp_path, strategy):
             send(sequence, "s")
 
 
+@pytest.mark.parametrize("strategy", ["direct { }", "oldest { max_candidate_sequences: 2147483647 }"])
+def test_any_number_of_slots_may_be_configured(start, tmp_path, strategy):
+    """They cost nothing before they are used: the model is loaded and serves."""
+    config = models.sequence(strategy).replace("max_batch_size: 4", "max_batch_size: 2147483647")
+    server = start(models.write(tmp_path / "models", {"m": models.Model(config)}))
+    assert server.ready_seconds < 20
+    tensor = triton.tensor(triton_grpc, "INPUT0", "FP32", np.ones((1, 1), np.float32))
+    for sequence in range(1, 20):
+        triton.grpc(server, model_name="m", inputs=[tensor], sequence_id=sequence, sequence_start=True)
+
+
 @pytest.mark.parametrize("strategy", ["direct { }", "oldest { max_candidate_sequences: 1 }"])
 def test_who_leaves_while_waiting_gives_the_slot_on(start, tmp_path, strategy):
     """As with the real server: the sequence is over, and the next has its slot at once."""

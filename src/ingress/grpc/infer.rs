@@ -108,7 +108,8 @@ async fn infer(
 }
 
 /// A request that the server has, or that waits for its tensors. Those that wait are kept apart: all
-/// others need no room for that.
+/// others need no room for that. The large one is the usual one: a box would cost each request an allocation.
+#[allow(clippy::large_enum_variant)]
 enum Begun<'a> {
     Asked(ReplyReceiver<Reply>),
     Sharing(LocalBoxFuture<'a, Result<(ReplyReceiver<Reply>, SharedTensors), Error>>),
@@ -119,11 +120,11 @@ fn begin<'a>(server: &'a Server, message: Rope, terms: &Terms) -> Result<Begun<'
     request.deadline = terms.deadline;
     terms.apply(&mut request);
     if !SharedTensors::are_named_by(&request) {
-        return server.infer_one(request, None, ENDPOINT).map(Begun::Asked);
+        return server.infer_one(&mut request, None, ENDPOINT).map(Begun::Asked);
     }
     Ok(Begun::Sharing(Box::pin(async move {
         let shared = SharedTensors::resolve(&mut request, server).await?;
-        Ok((server.infer_one(request, shared.outputs(), ENDPOINT)?, shared))
+        Ok((server.infer_one(&mut request, shared.outputs(), ENDPOINT)?, shared))
     })))
 }
 

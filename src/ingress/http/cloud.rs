@@ -31,7 +31,7 @@ pub struct Cloud {
     kind: Kind,
     redirects: bool,
     /// The models that come and go by calls of the cloud's own, where it has such.
-    hosted: Option<Hosted>,
+    hosted: Option<Arc<Hosted>>,
     /// The model of its requests; `None` for the only one that is loaded.
     model: Option<String>,
 }
@@ -92,7 +92,7 @@ impl Cloud {
             predict: "/invocations".to_owned(),
             kind,
             redirects: false,
-            hosted: Some(Hosted::default()),
+            hosted: Some(Arc::default()),
             model: model.filter(|model| !model.is_empty()),
         })
     }

@@ -3,13 +3,14 @@
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode, request};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::{
     error, generate, load_metrics,
     response::{Segments, json, refused, with_type},
     route::Model,
+    said::Said,
     service::Calls,
     settings,
 };
@@ -64,14 +65,14 @@ impl Calls {
     pub(super) async fn generate(
         &self,
         model: &Model<'_>,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
-        let (mut replies, wire) = self.ask(model, head, body).await?;
+        let (mut replies, wire) = self.ask(model, headers, body).await?;
         let answered = only_reply(&mut replies).await;
         let answered = answered.and_then(|only| generate::response(&only));
         let mut response = answered.map_or_else(|error| refused(&error), |body| json(body.into()));
-        self.tell_load(&head.headers, &mut response);
+        self.tell_load(headers, &mut response);
         Ok(response.map(|body| body.sending(wire)))
     }
 
@@ -79,10 +80,10 @@ impl Calls {
     pub(super) async fn generate_stream(
         &self,
         model: &Model<'_>,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
-        let (mut replies, wire) = self.ask(model, head, body).await?;
+        let (mut replies, wire) = self.ask(model, headers, body).await?;
         let first = replies.receive().await;
         let (status, body) = match first.or_else(|| dropped(&replies)) {
             None => (StatusCode::OK, Segments::default()),
@@ -97,7 +98,7 @@ impl Calls {
         };
         let mut response = with_type(body, "text/event-stream; charset=utf-8");
         *response.status_mut() = status;
-        self.tell_load(&head.headers, &mut response);
+        self.tell_load(headers, &mut response);
         Ok(response.map(|body| body.sending(wire)))
     }
 
@@ -114,15 +115,15 @@ impl Calls {
     async fn ask(
         &self,
         model: &Model<'_>,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<(ReplyReceiver<Reply>, Option<WireTimes>), Error> {
         let began = self.server.tracer().now();
         let version = self.server.version(&model.name, model.version)?;
         let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
+        let body = self.read(headers, body, &mut reservation).await?;
         let mut request = generate::request(&version.signature, model.version, &body)?;
-        let wire = self.adopt(&mut request, &head.headers, began);
+        let wire = self.adopt(&mut request, headers, &Said::by(headers), began);
         Ok((self.server.infer(request, None)?, wire))
     }
 
@@ -133,11 +134,11 @@ impl Calls {
 
     pub(super) async fn set_log(
         &self,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
         let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
+        let body = self.read(headers, body, &mut reservation).await?;
         logging::change(settings::log_change(&body)?);
         Ok(json(settings::log_settings(&logging::settings())))
     }
@@ -145,12 +146,12 @@ impl Calls {
     pub(super) async fn set_trace(
         &self,
         model: &str,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
         live::trace(&self.server, model)?;
         let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
+        let body = self.read(headers, body, &mut reservation).await?;
         let change = settings::trace_change(&body)?;
         Ok(self.trace_settings(&live::change_trace(&self.server, model, change)?))
     }

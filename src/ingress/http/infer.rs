@@ -1,9 +1,8 @@
 //! The inference call.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Response,
-    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE},
-    request,
+    HeaderMap, HeaderValue, Response,
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
 use hyper::body::Incoming;
 
@@ -11,25 +10,24 @@ use super::{
     encoding::Encoding,
     infer_request::{self, ResponseForm},
     infer_response, packed,
-    response::{Segments, refused, with_type},
+    response::{Segments, number, refused},
     route::Model,
+    said::{HEADER_LENGTH, Said},
     service::Calls,
 };
 use crate::{
     inference::{Error, InferRequest, Rope, Timestamp, TraceParent, Wire, WireTimes},
-    ingress::{forward::TRACE_PARENT, shared_memory::SharedTensors},
+    ingress::shared_memory::SharedTensors,
 };
 
 /// What the call is called in a refusal.
 const ENDPOINT: &str = "HTTP end point";
 
-static HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
-
 impl Calls {
     pub(super) async fn infer(
         &self,
         model: &Model<'_>,
-        head: &request::Parts,
+        headers: HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
         // A client that has the wrong model is told that, whatever is wrong with its body.
@@ -38,45 +36,38 @@ impl Calls {
         }
         let began = self.server.tracer().now();
         let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
-        let (mut request, form) = self.parse(model, &head.headers, &body)?;
-        let wire = self.adopt(&mut request, &head.headers, began);
+        let said = Said::by(&headers);
+        let body = self.read_said(&said, body, &mut reservation).await?;
+        let (mut request, form) = self.parse(model, &said, &body)?;
+        let wire = self.adopt(&mut request, &headers, &said, began);
+        let packing = Encoding::of_response(said.accept_encoding.map(HeaderValue::as_bytes));
         drop(body);
-        let answered = self.answer_infer(request, &form, head).await;
+        let answered = self.answer_infer(&mut request, &form, packing, headers).await;
         Ok(answered.unwrap_or_else(|error| refused(&error)).map(|body| body.sending(wire)))
     }
 
+    /// The answer's headers take the place of the request's `headers`, whose memory serves the next request
+    /// of the connection in its turn.
     async fn answer_infer(
         &self,
-        mut request: InferRequest,
+        request: &mut InferRequest,
         form: &ResponseForm,
-        head: &request::Parts,
+        packing: Encoding,
+        mut headers: HeaderMap,
     ) -> Result<Response<Segments>, Error> {
         let server = &self.server;
-        let shared = SharedTensors::resolve(&mut request, server);
-        let shared = shared.await?;
-        let mut answer = self.server.infer_one(request, shared.outputs(), ENDPOINT)?;
+        let shared = SharedTensors::resolve(request, server).await?;
+        let mut answer = server.infer_one(request, shared.outputs(), ENDPOINT)?;
         let reply = answer.receive().await;
         let response = reply.unwrap_or_else(|| Err(Error::unanswered()))?;
         let response = shared.deliver(response, server.pool()).await?;
         let encoded = infer_response::encode(&response, form)?;
-        let json_length = encoded.json_length();
-        let content_type = encoded.content_type();
-        let accepted = head.headers.get(ACCEPT_ENCODING).map(HeaderValue::as_bytes);
-        let packing = Encoding::of_response(accepted);
-        let (body, packed_as) = match packing {
-            Encoding::Identity => (Segments::many(encoded), None),
-            _ => (
-                Segments::one(Box::pin(packed::pack(packing, encoded)).await?),
-                Some(packing.name()),
-            ),
-        };
-        let mut response = with_type(body, content_type);
-        let headers = response.headers_mut();
-        match (json_length, self.binary_types.responses) {
+        headers.clear();
+        headers.insert(CONTENT_TYPE, encoded.content_type().clone());
+        match (encoded.json_length(), self.binary_types.responses) {
             (None, _) => {}
             (Some(length), None) => {
-                headers.insert(HEADER_LENGTH.clone(), HeaderValue::from(length));
+                headers.insert(HEADER_LENGTH.clone(), number(length));
             }
             (Some(length), Some(binary)) => {
                 if let Ok(value) = HeaderValue::try_from(format!("{binary}{length}")) {
@@ -84,9 +75,15 @@ impl Calls {
                 }
             }
         }
-        if let Some(name) = packed_as {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
-        }
+        let body = match packing {
+            Encoding::Identity => Segments::many(encoded),
+            _ => {
+                headers.insert(CONTENT_ENCODING, HeaderValue::from_static(packing.name()));
+                Segments::one(Box::pin(packed::pack(packing, encoded)).await?)
+            }
+        };
+        let mut response = Response::new(body);
+        *response.headers_mut() = headers;
         Ok(response)
     }
 
@@ -96,10 +93,11 @@ impl Calls {
         &self,
         request: &mut InferRequest,
         headers: &HeaderMap,
+        said: &Said<'_>,
         began: Option<Timestamp>,
     ) -> Option<WireTimes> {
         request.wire = began.map(|began| WireTimes::received(Wire::Http, began));
-        let parent = headers.get(&TRACE_PARENT).map(HeaderValue::as_bytes);
+        let parent = said.trace_parent.map(HeaderValue::as_bytes);
         request.trace_parent = parent.and_then(TraceParent::parse);
         if let Some(pattern) = &self.settings.forwarded {
             for (name, value) in pattern.parameters(headers).iter() {
@@ -112,14 +110,14 @@ impl Calls {
     fn parse(
         &self,
         model: &Model<'_>,
-        headers: &HeaderMap,
+        said: &Said<'_>,
         body: &Rope,
     ) -> Result<(InferRequest, ResponseForm), Error> {
         let header = match self.binary_types.requests {
-            None => headers.get(&HEADER_LENGTH).map(HeaderValue::as_bytes),
-            Some(binary) => headers
-                .get(CONTENT_TYPE)
-                .and_then(|value| value.as_bytes().strip_prefix(binary.as_bytes())),
+            None => said.header_length.map(HeaderValue::as_bytes),
+            Some(binary) => {
+                said.content_type.and_then(|it| it.as_bytes().strip_prefix(binary.as_bytes()))
+            }
         };
         match infer_request::json_length(header, body.len())? {
             0 if header.is_some() => {

@@ -2,6 +2,7 @@
 //! form, which are not copied.
 
 use bytes::Bytes;
+use http::HeaderValue;
 use smallvec::SmallVec;
 
 use super::{
@@ -10,11 +11,17 @@ use super::{
 };
 use crate::inference::{DataType, Error, InferOutput, InferResponse, Parameter, Parameters};
 
+static JSON: HeaderValue = HeaderValue::from_static("application/json");
+static OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+/// An answer of up to so many bytes is sent as one piece: to copy it costs less than the pieces.
+pub(super) const JOINED_MAX: usize = 1 << 10;
+
 /// The body of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncodedResponse {
     /// The JSON at its start.
-    pub json: Bytes,
+    pub json: Vec<u8>,
     /// What follows, in this order; none is empty.
     pub tails: SmallVec<[Bytes; 2]>,
 }
@@ -26,18 +33,18 @@ impl EncodedResponse {
     }
 
     /// The value of the header `Content-Type`.
-    pub fn content_type(&self) -> &'static str {
-        if self.tails.is_empty() { "application/json" } else { "application/octet-stream" }
+    pub fn content_type(&self) -> &'static HeaderValue {
+        if self.tails.is_empty() { &JSON } else { &OCTETS }
     }
 
     /// The value of the header `Content-Length`: the bytes of all parts.
     pub fn content_length(&self) -> usize {
-        self.parts().map(Bytes::len).sum()
+        self.parts().map(<[u8]>::len).sum()
     }
 
     /// The parts of the body in their order.
-    pub fn parts(&self) -> impl Iterator<Item = &Bytes> {
-        std::iter::once(&self.json).chain(&self.tails)
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(self.json.as_slice()).chain(self.tails.iter().map(|tail| &tail[..]))
     }
 }
 
@@ -87,16 +94,18 @@ pub fn encode(response: &InferResponse, form: &ResponseForm) -> Result<EncodedRe
         json.push(b'}');
     }
     json.extend_from_slice(b"]}");
-    Ok(EncodedResponse { json: json.into(), tails })
+    Ok(EncodedResponse { json, tails })
 }
 
-/// A guess at the length of the JSON that seldom needs to grow.
+/// A guess at the length of the JSON, and what is [joined](JOINED_MAX) with it, that seldom needs to grow.
 fn capacity(response: &InferResponse, form: &ResponseForm) -> usize {
     const HEAD: usize = 96;
     const OUTPUT: usize = 112;
     let outputs = response.outputs.iter().enumerate().map(|(index, output)| {
         let characters_per_byte = match output.datatype {
-            _ if form.is_binary(index, &output.name) => 0,
+            _ if form.is_binary(index, &output.name) => {
+                usize::from(output.data.len() <= JOINED_MAX)
+            }
             DataType::Bool => 6,
             DataType::Bytes => 1,
             _ => 3,

@@ -29,6 +29,7 @@ mod repository;
 mod response;
 pub mod route;
 mod sagemaker;
+mod said;
 mod service;
 mod settings;
 

@@ -60,7 +60,7 @@ mod tests {
         size: usize,
     ) -> (bool, Result<usize, Error>) {
         let zeros = Bytes::from(vec![0; size]);
-        let packed = encoding::compress(encoding, [&zeros].into_iter()).unwrap();
+        let packed = encoding::compress(encoding, [&zeros[..]].into_iter()).unwrap();
         assert!(packed.len() <= HERE_MAX, "{} bytes", packed.len());
         let (report, reported) = channel();
         let asking = Box::new(move || {

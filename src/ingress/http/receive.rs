@@ -2,17 +2,17 @@
 
 use std::{pin::pin, time::Duration};
 
-use futures_util::future::{Either, select};
-use http::{
-    HeaderValue,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH},
-    request,
+use bytes::Bytes;
+use futures_util::{
+    FutureExt as _,
+    future::{Either, select},
 };
+use http::{HeaderMap, HeaderValue};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 
-use super::{encoding::Encoding, packed, service::Calls};
+use super::{encoding::Encoding, packed, said::Said, service::Calls};
 use crate::{
     inference::{Error, Rope},
     memory::Reservation,
@@ -23,31 +23,35 @@ impl Calls {
     /// The body of a request, unpacked.
     pub(super) async fn read(
         &self,
-        head: &request::Parts,
+        headers: &HeaderMap,
+        body: Incoming,
+        reservation: &mut Reservation,
+    ) -> Result<Rope, Error> {
+        self.read_said(&Said::by(headers), body, reservation).await
+    }
+
+    /// The same, where what the headers say has been looked up.
+    pub(super) async fn read_said(
+        &self,
+        said: &Said<'_>,
         mut body: Incoming,
         reservation: &mut Reservation,
     ) -> Result<Rope, Error> {
         let (limit, pause_max) = (self.settings.body_max, self.settings.pause_max);
-        let packing = head.headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
-        let packing = Encoding::of_request(packing)?;
-        let announced = head
-            .headers
-            .get(CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let packing = Encoding::of_request(said.content_encoding.map(HeaderValue::as_bytes))?;
+        let announced =
+            said.content_length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if let Some(got) = announced.filter(|&got| got > limit as u64) {
             return Err(Error::RequestTooLarge { limit, got });
         }
         let mut rope = Rope::default();
         while !body.is_end_stream() {
-            let frame = match select(pin!(body.frame()), pin!(late(pause_max))).await {
-                Either::Left((Some(frame), _)) => frame,
-                Either::Left((None, _)) => break,
-                Either::Right(_) => {
-                    return Err(Error::malformed(format!(
-                        "the request's body paused for over {pause_max:?}"
-                    )));
-                }
+            // What came with the head is there.
+            let frame = match body.frame().now_or_never() {
+                Some(frame) => frame,
+                None => Box::pin(in_time(&mut body, pause_max)).await?,
             };
+            let Some(frame) = frame else { break };
             let frame = frame.map_err(|error| {
                 Error::malformed(format!("the request's body could not be read: {error}"))
             })?;
@@ -66,6 +70,19 @@ impl Calls {
         let unpacked = Box::pin(packed::unpack(packing, rope, limit)).await?;
         reservation.grow(unpacked.len().saturating_sub(packed_len))?;
         Ok(unpacked)
+    }
+}
+
+/// The next part of a body, which must come soon enough.
+async fn in_time(
+    body: &mut Incoming,
+    pause_max: Duration,
+) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Error> {
+    match select(body.frame(), pin!(late(pause_max))).await {
+        Either::Left((frame, _)) => Ok(frame),
+        Either::Right(_) => {
+            Err(Error::malformed(format!("the request's body paused for over {pause_max:?}")))
+        }
     }
 }
 

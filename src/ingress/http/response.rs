@@ -14,7 +14,12 @@ use http::{
 use http_body::{Body, Frame, SizeHint};
 use smallvec::{SmallVec, smallvec};
 
-use super::{error, extensions::Events, infer_response, route::RouteError};
+use super::{
+    error,
+    extensions::Events,
+    infer_response::{EncodedResponse, JOINED_MAX},
+    route::RouteError,
+};
 use crate::inference::{Error, Sending, WireTimes};
 
 /// The answer that tells why there is none; who passes it on can look at the error.
@@ -57,6 +62,27 @@ pub(super) fn with_type(body: Segments, content_type: &'static str) -> Response<
     response
 }
 
+/// Three digits of each number below a thousand.
+static DIGITS: [[u8; 3]; 1000] = {
+    let mut digits = [[b'0'; 3]; 1000];
+    let mut number = 0;
+    while number < 1000 {
+        digits[number][0] += (number / 100) as u8;
+        digits[number][1] += (number / 10 % 10) as u8;
+        digits[number][2] += (number % 10) as u8;
+        number += 1;
+    }
+    digits
+};
+
+/// A number as the value of a header. Most are small, and take no memory.
+pub(super) fn number(number: usize) -> HeaderValue {
+    let leading_zeros = usize::from(number < 100) + usize::from(number < 10);
+    let digits = DIGITS.get(number).and_then(|digits| digits.get(leading_zeros..));
+    let value = digits.map(|digits| HeaderValue::from_maybe_shared(Bytes::from_static(digits)));
+    value.and_then(Result::ok).unwrap_or_else(|| HeaderValue::from(number))
+}
+
 /// A body whose pieces lie in different places and are written from there. Behind them others may
 /// follow as they come.
 #[derive(Default)]
@@ -83,9 +109,15 @@ impl Segments {
         Self { _sending: wire.map(WireTimes::sending), ..self }
     }
 
-    pub(super) fn many(encoded: infer_response::EncodedResponse) -> Self {
-        let mut pieces: SmallVec<[Bytes; 3]> = smallvec![encoded.json];
-        pieces.extend(encoded.tails);
+    pub(super) fn many(encoded: EncodedResponse) -> Self {
+        let is_short = encoded.content_length() <= JOINED_MAX;
+        let EncodedResponse { mut json, tails } = encoded;
+        if is_short {
+            tails.iter().for_each(|tail| json.extend_from_slice(tail));
+            return Self::one(json.into());
+        }
+        let mut pieces: SmallVec<[Bytes; 3]> = smallvec![json.into()];
+        pieces.extend(tails);
         pieces.reverse();
         Self { pieces, ..Self::default() }
     }
@@ -116,5 +148,17 @@ impl Body for Segments {
             return SizeHint::default();
         }
         SizeHint::with_exact(self.pieces.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_written_in_its_digits() {
+        for it in (0..2000).chain([65_536, usize::MAX]) {
+            assert_eq!(number(it).to_str().unwrap(), it.to_string());
+        }
     }
 }

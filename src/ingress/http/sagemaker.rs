@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use crate::{
     inference::{Code, Error, Rope},
     ingress::{describe, restricted::ApiGroup},
     repository::check_model_name,
+    runtime::{reply_channel, spawn},
 };
 
 /// What SageMaker's users call a model: that is what it is called here too.
@@ -63,7 +64,7 @@ impl<'a> Target<'a> {
 impl Hosted {
     /// Answers a call, if it is one of these.
     pub async fn answer(
-        &self,
+        self: &Arc<Self>,
         calls: &Calls,
         request: Request<Incoming>,
     ) -> Result<Response<Segments>, Request<Incoming>> {
@@ -103,13 +104,13 @@ impl Hosted {
     }
 
     async fn load(
-        &self,
+        self: &Arc<Self>,
         calls: &Calls,
         request: Request<Incoming>,
     ) -> Result<Response<Segments>, Error> {
         let (head, body) = request.into_parts();
         let mut reservation = calls.server.pool().reservation();
-        let body = calls.read(&head, body, &mut reservation).await?;
+        let body = calls.read(&head.headers, body, &mut reservation).await?;
         let Archive { name, folder } = Archive::read(&body)?;
         let model = model_name(&head.headers, &name);
         let coming = HostedModel { model: model.clone(), folder: folder.clone() };
@@ -123,25 +124,37 @@ impl Hosted {
             hosted.insert(name.clone(), coming);
         }
         log::info!("loading '{model}' for SageMaker, from '{}'", folder.display());
-        match calls.control.host(folder, &model).await {
-            Ok(folder) => {
-                self.lock().insert(name, HostedModel { model, folder });
-                Ok(empty(StatusCode::OK))
+        let (hosted, control) = (self.clone(), calls.control.clone());
+        to_the_end(async move {
+            match control.host(folder, &model).await {
+                Ok(folder) => {
+                    hosted.lock().insert(name, HostedModel { model, folder });
+                    Ok(())
+                }
+                Err(error) => {
+                    hosted.lock().remove(&name);
+                    Err(error)
+                }
             }
-            Err(error) => {
-                self.lock().remove(&name);
-                Err(error)
-            }
-        }
+        })
+        .await
     }
 
-    async fn unload(&self, calls: &Calls, name: &str) -> Result<Response<Segments>, Error> {
+    async fn unload(
+        self: &Arc<Self>,
+        calls: &Calls,
+        name: &str,
+    ) -> Result<Response<Segments>, Error> {
         let Some(HostedModel { model, .. }) = self.lock().get(name).cloned() else {
             return Ok(empty(StatusCode::NOT_FOUND));
         };
-        calls.control.expel(&model).await?;
-        self.lock().remove(name);
-        Ok(empty(StatusCode::OK))
+        let (hosted, control, name) = (self.clone(), calls.control.clone(), name.to_owned());
+        to_the_end(async move {
+            control.expel(&model).await?;
+            hosted.lock().remove(&name);
+            Ok(())
+        })
+        .await
     }
 
     async fn invoke(
@@ -164,6 +177,17 @@ impl Hosted {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, HostedModel>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What comes of `work`, which is done to its end also when who asked for it leaves before that: else a model
+/// that failed to load later would be taken for loaded.
+async fn to_the_end(
+    work: impl Future<Output = Result<(), Error>> + 'static,
+) -> Result<Response<Segments>, Error> {
+    let (reply, mut answer) = reply_channel();
+    spawn(&"a load or unload for SageMaker", async move { reply.finish(work.await) });
+    let done = answer.receive().await.unwrap_or_else(|| Err(Error::unanswered()));
+    done.map(|()| empty(StatusCode::OK))
 }
 
 fn described(name: &str, hosted: &HostedModel) -> serde_json::Value {

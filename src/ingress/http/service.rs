@@ -82,9 +82,9 @@ impl Calls {
         if let Some(refusal) = self.refusal(&request) {
             return refusal;
         }
-        let (head, body) = request.into_parts();
-        match route::route(&head.method, head.uri.path()) {
-            Ok(route) => self.make(route, &head, body).await,
+        let (request::Parts { method, uri, headers, .. }, body) = request.into_parts();
+        match route::route(&method, uri.path()) {
+            Ok(route) => self.make(route, headers, body).await,
             Err(RouteError::MethodNotAllowed { allow }) => method_not_allowed(allow),
             Err(wrong @ RouteError::NotFound) => failure(wrong.status(), &wrong.to_string()),
         }
@@ -96,23 +96,23 @@ impl Calls {
         route: Route<'_>,
         request: Request<Incoming>,
     ) -> Response<Segments> {
-        let (head, body) = request.into_parts();
-        match self.restricted(route.group(), &head.headers) {
+        let (request::Parts { headers, .. }, body) = request.into_parts();
+        match self.restricted(route.group(), &headers) {
             Some(refusal) => refusal,
-            None => self.make(route, &head, body).await,
+            None => self.make(route, headers, body).await,
         }
     }
 
     async fn make(
         &self,
         route: Route<'_>,
-        head: &request::Parts,
+        headers: HeaderMap,
         body: Incoming,
     ) -> Response<Segments> {
         let answered = match route {
-            Route::Infer(model) => self.infer(&model, head, body).await,
+            Route::Infer(model) => self.infer(&model, headers, body).await,
             // Each call's future is moved into its place, and these are the large ones.
-            other => Box::pin(self.make_other(other, head, body)).await,
+            other => Box::pin(self.make_other(other, &headers, body)).await,
         };
         answered.unwrap_or_else(|error| refused(&error))
     }
@@ -120,25 +120,25 @@ impl Calls {
     async fn make_other(
         &self,
         route: Route<'_>,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
         match route {
-            Route::Generate(model) => self.generate(&model, head, body).await,
-            Route::GenerateStream(model) => self.generate_stream(&model, head, body).await,
-            Route::RepositoryIndex { .. } => self.index(head, body).await,
+            Route::Generate(model) => self.generate(&model, headers, body).await,
+            Route::GenerateStream(model) => self.generate_stream(&model, headers, body).await,
+            Route::RepositoryIndex { .. } => self.index(headers, body).await,
             Route::RepositoryLoad { repository, model } => {
-                self.load(&repository, &model, head, body).await
+                self.load(&repository, &model, headers, body).await
             }
             Route::RepositoryUnload { repository, model } => {
-                self.unload(&repository, &model, head, body).await
+                self.unload(&repository, &model, headers, body).await
             }
             Route::SharedMemory { kind, action: SharedMemoryAction::Register, region } => {
-                self.register(kind, &region, head, body).await
+                self.register(kind, &region, headers, body).await
             }
-            Route::Logging(Access::Write) => self.set_log(head, body).await,
+            Route::Logging(Access::Write) => self.set_log(headers, body).await,
             Route::Trace { model, access: Access::Write } => {
-                self.set_trace(&model.unwrap_or_default(), head, body).await
+                self.set_trace(&model.unwrap_or_default(), headers, body).await
             }
             other => self.describe(&other),
         }
@@ -224,11 +224,11 @@ impl Calls {
 
     async fn index(
         &self,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
         let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
+        let body = self.read(headers, body, &mut reservation).await?;
         let index = self.control.index(repository::only_ready(&body)?).await?;
         Ok(json(metadata::repository_index(&describe::index(&index))))
     }
@@ -237,12 +237,12 @@ impl Calls {
         &self,
         repository: &str,
         model: &str,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
         describe::only_all_repositories(repository)?;
         let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
+        let body = self.read(headers, body, &mut reservation).await?;
         let length = body.len();
         let overrides = here_or_away(length, move || repository::overrides(&body)).await?;
         drop(reservation);
@@ -254,12 +254,12 @@ impl Calls {
         &self,
         repository: &str,
         model: &str,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
         describe::only_all_repositories(repository)?;
         let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
+        let body = self.read(headers, body, &mut reservation).await?;
         let with_models = repository::unload_dependents(&body)?;
         self.control.unload(model, with_models).await?;
         Ok(with_type(Segments::default(), "application/json"))
@@ -269,11 +269,11 @@ impl Calls {
         &self,
         kind: SharedMemoryKind,
         region: &str,
-        head: &request::Parts,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Segments>, Error> {
         let mut reservation = self.server.pool().reservation();
-        let body = self.read(head, body, &mut reservation).await?;
+        let body = self.read(headers, body, &mut reservation).await?;
         match kind {
             SharedMemoryKind::System => {
                 let request = http_regions::register(region, &body)?;

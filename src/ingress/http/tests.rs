@@ -82,7 +82,10 @@ fn an_answer_has_tritons_members_in_tritons_order() {
     response.outputs.clear();
     let encoded = encode(&response, &ResponseForm::default()).unwrap();
     assert!(text(&encoded).ends_with(r#","outputs":[]}"#));
-    assert_eq!((encoded.json_length(), encoded.content_type()), (None, "application/json"));
+    assert_eq!(
+        (encoded.json_length(), encoded.content_type().as_bytes()),
+        (None, &b"application/json"[..])
+    );
 }
 
 #[test]

@@ -6,10 +6,12 @@
 //! instance that cannot run any more. Sequences without a slot wait in the order in which they began. What a model
 //! carries from request to request is kept with the sequence, and nobody here looks into it.
 //!
-//! `table.rs` knows the sequences and their slots, and is the only place where a slot is released.
+//! `table.rs` knows the sequences and the slots that they have, and is the only place where a slot is released;
+//! `slots.rs` has those that are free.
 
 mod front;
 mod lines;
+mod slots;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -25,7 +27,8 @@ use crate::{
 pub use table::SequenceKey;
 
 use front::Front;
-use table::{NoSequence, Slot, Table};
+use slots::Slot;
+use table::{NoSequence, Table};
 
 /// A request that may belong to a sequence.
 pub trait Sequenced: Queued {

@@ -13,6 +13,7 @@ use super::{
     Carried, SequencePolicy, SequenceRow, Sequenced,
     front::Front,
     lines::{Line, Lines},
+    slots::{Slot, Slots},
 };
 use crate::inference::{CorrelationId, Timestamp};
 
@@ -21,13 +22,6 @@ use crate::inference::{CorrelationId, Timestamp};
 pub struct SequenceKey {
     index: usize,
     generation: u64,
-}
-
-/// A place for a sequence. Low rows are given out first, so that batches are small.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Slot {
-    pub row: u32,
-    pub instance: u32,
 }
 
 /// Why a request belongs to no sequence.
@@ -48,7 +42,7 @@ pub(super) struct Table<R, C> {
     /// Those whose last request has not come yet. Clients choose the ids, so the hash must be one that
     /// they cannot aim at.
     by_id: HashMap<CorrelationId, SequenceKey>,
-    free: BinaryHeap<Reverse<Slot>>,
+    free: Slots,
     /// Sequences without a slot, in their order, and some that are over.
     backlog: VecDeque<SequenceKey>,
     /// For every sequence when it is looked at next, to see whether it is idle.
@@ -95,7 +89,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
             sequences: Slab::new(),
             lines: Lines::new(),
             by_id: HashMap::new(),
-            free: BinaryHeap::new(),
+            free: Slots::default(),
             backlog: VecDeque::new(),
             looks: BinaryHeap::new(),
             staying: 0,
@@ -110,13 +104,20 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     /// Gives out the slots of a further instance. Returns the sequences that have waited for one.
     pub fn add(&mut self, instance: u32, slots: u32, now: Timestamp) -> Vec<SequenceKey> {
         self.staying += 1;
-        let slots = (0..slots).map(|row| Slot { row, instance });
-        slots.filter_map(|slot| self.give_on(slot, now)).collect()
+        let mut rows = 0..slots;
+        let mut given = Vec::new();
+        while !self.backlog.is_empty()
+            && let Some(row) = rows.next()
+        {
+            given.extend(self.give_on(Slot { row, instance }, now));
+        }
+        self.free.add(instance, rows);
+        given
     }
 
     /// Gives no sequence a slot of an instance any more.
     pub fn leave(&mut self, instance: u32) {
-        self.free.retain(|Reverse(slot)| slot.instance != instance);
+        self.free.remove(instance);
         let slots = self.sequences.iter().filter_map(|(_, entry)| entry.slot);
         let sequences = slots.filter(|slot| slot.instance == instance).count();
         let was_leaving = self.leaving.insert(instance, sequences).is_some();
@@ -167,7 +168,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         let vacant = self.sequences.vacant_entry();
         let key = SequenceKey { index: vacant.key(), generation: self.begun };
         // While others wait there is no slot.
-        let slot = self.free.pop().map(|Reverse(slot)| slot);
+        let slot = self.free.take();
         if slot.is_none() {
             self.backlog.push_back(key);
         }
@@ -288,7 +289,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
     pub fn lose(&mut self, instance: u32, now: Timestamp, rest: &mut Vec<R>) {
         let was_leaving = self.leaving.remove(&instance).is_some();
         self.staying -= usize::from(!was_leaving);
-        self.free.retain(|Reverse(slot)| slot.instance != instance);
+        self.free.remove(instance);
         let is_last = self.staying == 0;
         let mut over = Vec::new();
         for (index, entry) in &mut self.sequences {
@@ -414,7 +415,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
                 return Some(next);
             }
         }
-        self.free.push(Reverse(slot));
+        self.free.give_back(slot);
         None
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use super::ModelControl;
+use super::{ModelControl, lock};
 use crate::{
     backend::{ControlModels, Done},
     inference::Error,
@@ -27,7 +27,10 @@ impl FromInside {
             return done(Err(Error::Stopping));
         };
         let run = Box::new(move || {
-            spawn(&"a load that a model asked for", async move { done(begin(control).await) });
+            spawn(&"a load that a model asked for", async move {
+                let _room = Room::made(control.clone());
+                done(begin(control).await);
+            });
         });
         // What is not taken is dropped with `done`: the reactors have ended, and the models will.
         if reactor.send(run).is_err() {
@@ -43,5 +46,24 @@ impl ControlModels for FromInside {
 
     fn unload(&self, model: String, with_models: bool, done: Done) {
         self.run(done, move |control| async move { control.unload(&model, with_models).await });
+    }
+}
+
+/// Lets one more model be loaded at a time while it is held: the model that asks may be one that is being
+/// loaded, which takes a thread and a place while it waits.
+struct Room(Arc<ModelControl>);
+
+impl Room {
+    fn made(control: Arc<ModelControl>) -> Self {
+        lock(&control.work).from_inside += 1;
+        control.loader.places.add();
+        Self(control)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        lock(&self.0.work).from_inside -= 1;
+        self.0.loader.places.take_back();
     }
 }

@@ -98,6 +98,8 @@ pub struct ModelControl {
 struct Work {
     agenda: Agenda<Task>,
     threads: usize,
+    /// Loads and unloads that models wait for.
+    from_inside: usize,
     stopping: bool,
 }
 
@@ -228,7 +230,7 @@ impl ModelControl {
             return (task.done)(Err(Error::Stopping));
         }
         work.agenda.push(name, task);
-        if !work.agenda.is_ready() || work.threads >= self.settings.threads.max(1) {
+        if !work.agenda.is_ready() || work.threads >= self.threads_max(&work) {
             return;
         }
         let control = self.clone();
@@ -249,6 +251,10 @@ impl ModelControl {
         }
     }
 
+    fn threads_max(&self, work: &Work) -> usize {
+        self.settings.threads.max(1) + work.from_inside
+    }
+
     fn work_off(self: Arc<Self>) {
         // What the back ends start for a model inherits this: their threads stay off the reactors'
         // cores.
@@ -256,7 +262,8 @@ impl ModelControl {
         loop {
             let next = {
                 let mut work = lock(&self.work);
-                let next = work.agenda.next();
+                let is_needed = work.threads <= self.threads_max(&work);
+                let next = if is_needed { work.agenda.next() } else { None };
                 if next.is_none() {
                     work.threads -= 1;
                     self.rest.notify_all();

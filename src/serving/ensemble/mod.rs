@@ -25,9 +25,14 @@ use crate::{
     scheduler::{EnsemblePlan, LastStep, Takers},
 };
 
+/// How many ensembles may lie in each other. A request goes through all of them on one stack.
+const NESTED_MAX: usize = 32;
+
 /// What an ensemble runs.
 pub struct EnsembleSteps {
     plan: Arc<EnsemblePlan>,
+    /// How many ensembles lie in each other, with this one.
+    nested: usize,
     /// By step of the plan.
     steps: Vec<Step>,
     last: Option<LastStep>,
@@ -175,6 +180,13 @@ impl EnsembleSteps {
             return Err(NotComposed::Misfit(fault));
         }
         let versions: Vec<_> = found.into_iter().map(|it| it.version).collect();
+        let inner = versions.iter().filter_map(|version| version.steps.as_ref());
+        let nested = 1 + inner.map(|steps| steps.nested).max().unwrap_or(0);
+        if nested > NESTED_MAX {
+            return Err(NotComposed::Misfit(format!(
+                "ensemble '{id}' has {nested} ensembles in each other, expected at most {NESTED_MAX}"
+            )));
+        }
         let decoupled: Vec<bool> = versions.iter().map(|version| version.decoupled).collect();
         let plan = Arc::new(EnsemblePlan::new(ensemble, signature, &decoupled));
         let steps = versions.into_iter().enumerate();
@@ -193,7 +205,7 @@ impl EnsembleSteps {
         }
         let inputs = 0..signature.inputs.len();
         let taken_on = inputs.map(|input| taken_on(input, &steps, &plan)).collect();
-        Ok(Self { plan, steps, last, taken_on, ensemble: ensemble.clone() })
+        Ok(Self { plan, nested, steps, last, taken_on, ensemble: ensemble.clone() })
     }
 
     /// The device that the ensemble's input `input` is taken on.

@@ -52,11 +52,12 @@ impl LoadedVersion {
             return Ok(None);
         }
         let (stays, mut come) = matched(&self.members, wanted);
-        let numbers = self.members.iter().map(|member| member.number + 1).max().unwrap_or(0)..;
-        let first = numbers.start;
+        let first = self.next_member;
+        let mut next_member = first;
         let mut instances = Vec::new();
-        for (member, number) in come.iter_mut().zip(numbers) {
-            member.number = number;
+        for member in &mut come {
+            member.number = next_member;
+            next_member += 1;
             if self.runs_on == RunsOn::Threads {
                 if let Some(fleet) = site.fleet {
                     fleet.check_room(&self.name, member.placement.device)?;
@@ -89,7 +90,7 @@ impl LoadedVersion {
         let members = staying.map(|(member, _)| member.clone()).chain(come).collect();
         let config = spec.outline.config;
         let outline = Outline { config, ..self.outline.clone() };
-        let after = Arc::new(Self { outline, members, ..(**self).clone() });
+        let after = Arc::new(Self { outline, members, next_member, ..(**self).clone() });
         Ok(Some(Regrouping { before: self.clone(), after, stays, others }))
     }
 

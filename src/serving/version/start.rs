@@ -318,6 +318,7 @@ impl LoadedVersion {
             allowed_batch_sizes: spec.allowed_batch_sizes.clone(),
             device_priority: device_priority(config),
             model: Some(spec.model.clone()),
+            next_member: members.iter().map(|member| member.number + 1).max().unwrap_or(0),
             members: members.into(),
             resident_on: first_lanes
                 .filter(|_| spec.sequences.is_none())
@@ -397,6 +398,7 @@ impl LoadedVersion {
             device_priority: 0,
             model: None,
             members: Arc::default(),
+            next_member: 0,
             resident_on: None,
             keeps_states: false,
             fleet: None,

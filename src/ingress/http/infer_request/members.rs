@@ -144,6 +144,9 @@ pub fn unsigned(cursor: &mut Cursor<'_>, owner: &str) -> Result<u64, Error> {
 
 /// The same, for what the message calls another purpose than to parse `owner`.
 pub fn unsigned_to(purpose: &str, cursor: &mut Cursor<'_>, owner: &str) -> Result<u64, Error> {
+    if let Some(value) = cursor.short_integer() {
+        return Ok(value);
+    }
     let start = cursor.clone();
     if cursor.kind() == Kind::Number
         && let Some(value) = cursor.number()?.to_u64()

@@ -11,11 +11,12 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-use compact_str::CompactString;
+use std::mem;
+
 use smallvec::SmallVec;
 
 use super::json::{Cursor, Kind};
-use crate::inference::{Error, InferInput, InferRequest, RequestedOutput, Rope, Sequence};
+use crate::inference::{Error, InferRequest, RequestedOutput, Rope, Sequence};
 
 pub use raw::raw_infer_request;
 
@@ -92,15 +93,14 @@ pub fn parse(
     json_length: usize,
 ) -> Result<(InferRequest, ResponseForm), Error> {
     let json_length = json_length.min(body.len());
-    let json = body.slice(0..json_length).into_bytes();
+    let json = body.front(json_length);
     let mut cursor = Cursor::new(&json)?;
     let mut reader = BodyReader {
         model,
         tail: Tail { body, at: json_length },
-        id: None,
-        parameters: None,
-        inputs: None,
-        outputs: None,
+        request: InferRequest::default(),
+        binary_by_default: false,
+        met: Met::default(),
     };
     if cursor.kind() != Kind::Object {
         cursor.skip()?;
@@ -111,31 +111,44 @@ pub fn parse(
     reader.finish(version)
 }
 
-/// The members of the root object, as far as they were met. Of a member given twice the first
-/// counts, as with Triton.
+/// What was read of the root object. Of a member given twice the first counts, as with Triton.
 struct BodyReader<'a> {
     model: &'a str,
     tail: Tail<'a>,
-    id: Option<CompactString>,
-    parameters: Option<members::RequestParameters>,
-    inputs: Option<SmallVec<[InferInput; 2]>>,
-    outputs: Option<SmallVec<[RequestedOutput; 2]>>,
+    request: InferRequest,
+    binary_by_default: bool,
+    met: Met,
+}
+
+/// Which members of the root object were met.
+#[derive(Default)]
+struct Met {
+    id: bool,
+    parameters: bool,
+    inputs: bool,
+    outputs: bool,
 }
 
 impl BodyReader<'_> {
     fn member(&mut self, cursor: &mut Cursor<'_>, name: &str) -> Result<(), Error> {
+        let Self { model, tail, request, met, .. } = self;
         match name {
-            "id" if self.id.is_none() => {
-                self.id = Some(members::string(cursor, "id")?.as_ref().into());
+            "id" if !mem::replace(&mut met.id, true) => {
+                request.id = members::string(cursor, "id")?.as_ref().into();
             }
-            "parameters" if self.parameters.is_none() => {
-                self.parameters = Some(members::request_parameters(cursor)?);
+            "parameters" if !mem::replace(&mut met.parameters, true) => {
+                let mut parameters = members::request_parameters(cursor)?;
+                request.priority = parameters.priority;
+                request.queue_timeout = parameters.queue_timeout;
+                request.sequence = Sequence::take(&mut parameters.others);
+                request.parameters = parameters.others;
+                self.binary_by_default = parameters.binary_data_output;
             }
-            "inputs" if self.inputs.is_none() => {
-                self.inputs = Some(tensors::inputs(cursor, self.model, &mut self.tail)?);
+            "inputs" if !mem::replace(&mut met.inputs, true) => {
+                tensors::inputs(cursor, model, tail, &mut request.inputs)?;
             }
-            "outputs" if self.outputs.is_none() => {
-                self.outputs = Some(tensors::outputs(cursor)?);
+            "outputs" if !mem::replace(&mut met.outputs, true) => {
+                tensors::outputs(cursor, &mut request.outputs)?;
             }
             _ => {
                 cursor.skip()?;
@@ -145,31 +158,18 @@ impl BodyReader<'_> {
     }
 
     fn finish(self, version: &str) -> Result<(InferRequest, ResponseForm), Error> {
-        let inputs = self.inputs.ok_or_else(|| members::missing("inputs"))?;
-        if self.tail.remaining() > 0 {
+        let Self { model, tail, mut request, binary_by_default, met } = self;
+        if !met.inputs {
+            return Err(members::missing("inputs"));
+        }
+        if tail.remaining() > 0 {
             return Err(Error::malformed(format!(
-                "unexpected additional input data for model '{}'",
-                self.model
+                "unexpected additional input data for model '{model}'"
             )));
         }
-        let mut parameters = self.parameters.unwrap_or_default();
-        let outputs = self.outputs.unwrap_or_default();
-        let form = ResponseForm {
-            binary_by_default: parameters.binary_data_output,
-            outputs: outputs.clone(),
-        };
-        let request = InferRequest {
-            model_name: self.model.into(),
-            model_version: version.into(),
-            id: self.id.unwrap_or_default(),
-            sequence: Sequence::take(&mut parameters.others),
-            parameters: parameters.others,
-            inputs,
-            outputs,
-            priority: parameters.priority,
-            queue_timeout: parameters.queue_timeout,
-            ..InferRequest::default()
-        };
+        request.model_name = model.into();
+        request.model_version = version.into();
+        let form = ResponseForm { binary_by_default, outputs: request.outputs.clone() };
         Ok((request, form))
     }
 }

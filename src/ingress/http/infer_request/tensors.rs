@@ -13,27 +13,27 @@ pub fn inputs(
     cursor: &mut Cursor<'_>,
     model: &str,
     tail: &mut Tail<'_>,
-) -> Result<SmallVec<[InferInput; 2]>, Error> {
-    let mut inputs = SmallVec::<[InferInput; 2]>::new();
+    inputs: &mut SmallVec<[InferInput; 2]>,
+) -> Result<(), Error> {
     members::array(cursor, "inputs", |cursor| {
         check_count("inputs", inputs.len())?;
         let mut reader = InputReader::default();
         members::object(cursor, |cursor, name| reader.member(cursor, name))?;
         inputs.push(reader.finish(model, tail)?);
         Ok(())
-    })?;
-    Ok(inputs)
+    })
 }
 
 /// Reads the array of requested outputs.
-pub fn outputs(cursor: &mut Cursor<'_>) -> Result<SmallVec<[RequestedOutput; 2]>, Error> {
-    let mut outputs = SmallVec::<[RequestedOutput; 2]>::new();
+pub fn outputs(
+    cursor: &mut Cursor<'_>,
+    outputs: &mut SmallVec<[RequestedOutput; 2]>,
+) -> Result<(), Error> {
     members::array(cursor, "outputs", |cursor| {
         check_count("outputs", outputs.len())?;
         outputs.push(output(cursor)?);
         Ok(())
-    })?;
-    Ok(outputs)
+    })
 }
 
 /// The members of one input, as far as they were met.
@@ -151,11 +151,11 @@ impl<'a> InputReader<'a> {
             (self.binary_data_size.is_some(), " 'binary_data_size'"),
             (self.place.region.is_some(), " 'shared_memory_region'"),
         ];
-        let set: String = sources.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
-        let said = match sources.iter().filter(|(set, _)| *set).count() {
+        let set = sources.iter().filter(|(set, _)| *set);
+        let said = match set.clone().count() {
             1 => return Ok(()),
             0 => " no field is set".to_owned(),
-            _ => format!(" set{set}"),
+            _ => set.fold(" set".to_owned(), |said, (_, name)| said + name),
         };
         Err(Error::malformed(format!(
             "Input must set only one of the following fields: 'data', 'binary_data_size' in \

@@ -193,27 +193,62 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads a string; it is copied only if it has escapes.
+    #[inline]
     pub fn string(&mut self) -> Result<Cow<'a, str>, SyntaxError> {
         self.expect(b'"', Problem::InvalidValue)?;
+        self.characters()
+    }
+
+    /// Reads what is behind the quote that opens a string.
+    #[inline]
+    fn characters(&mut self) -> Result<Cow<'a, str>, SyntaxError> {
         let start = self.at;
-        self.plain_characters()?;
-        let plain = self.text.get(start..self.at).unwrap_or_default();
-        if self.byte() == Some(b'"') {
-            self.at += 1;
-            return Ok(Cow::Borrowed(plain));
+        let rest = self.text.as_bytes().get(start..).unwrap_or_default();
+        let end = start + plain_length(rest);
+        if self.text.as_bytes().get(end) == Some(&b'"') {
+            self.at = end + 1;
+            return Ok(Cow::Borrowed(self.text.get(start..end).unwrap_or_default()));
         }
-        let mut unescaped = plain.to_owned();
+        self.unescaped().map(Cow::Owned)
+    }
+
+    /// The same for a string that has escapes or does not end.
+    #[cold]
+    fn unescaped(&mut self) -> Result<String, SyntaxError> {
+        let mut unescaped = String::new();
         loop {
-            if self.byte() == Some(b'"') {
-                self.at += 1;
-                return Ok(Cow::Owned(unescaped));
-            }
-            self.at += 1;
-            unescaped.push(self.escape()?);
             let start = self.at;
             self.plain_characters()?;
             unescaped.push_str(self.text.get(start..self.at).unwrap_or_default());
+            if self.byte() == Some(b'"') {
+                self.at += 1;
+                return Ok(unescaped);
+            }
+            self.at += 1;
+            unescaped.push(self.escape()?);
         }
+    }
+
+    /// Reads the next number if it is like most: a few digits and nothing else.
+    #[inline]
+    pub fn short_integer(&mut self) -> Option<u64> {
+        // So many digits fit 64 bits, whatever they are.
+        const DIGITS_MAX: usize = 18;
+        let first = self.peek()?;
+        let digits = self.text.as_bytes().get(self.at..)?;
+        let mut value = 0;
+        for (index, &byte) in digits.iter().take(DIGITS_MAX + 1).enumerate() {
+            match byte {
+                b'0'..=b'9' => value = value * 10 + u64::from(byte - b'0'),
+                b'.' | b'e' | b'E' => return None,
+                _ if index == 0 || (first == b'0' && index > 1) => return None,
+                _ => {
+                    self.at += index;
+                    return Some(value);
+                }
+            }
+        }
+        None
     }
 
     /// Reads a number.
@@ -300,10 +335,10 @@ impl<'a> Cursor<'a> {
     }
 
     fn name(&mut self) -> Result<Cow<'a, str>, SyntaxError> {
-        if self.peek() != Some(b'"') {
+        if !self.take(b'"') {
             return Err(self.error(Problem::MissingName));
         }
-        let name = self.string()?;
+        let name = self.characters()?;
         self.expect(b':', Problem::MissingColon)?;
         Ok(name)
     }

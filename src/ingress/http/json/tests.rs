@@ -218,6 +218,20 @@ proptest! {
     }
 
     #[test]
+    fn a_short_integer_is_what_a_number_is(text in "[ ]?-?(0|[0-9]{1,22})([.eE][0-9]?)?[ ,\\]x]?") {
+        let mut cursor = Cursor::new(text.as_bytes()).unwrap();
+        let mut other = cursor.clone();
+        match cursor.short_integer() {
+            None => {
+                let text = |number: Result<Number<'_>, _>| number.map(|number| number.text().to_owned());
+                prop_assert_eq!(text(cursor.number()), text(other.number()));
+            }
+            Some(integer) => prop_assert_eq!(other.number().unwrap().to_u64(), Some(integer)),
+        }
+        prop_assert_eq!(cursor.remaining(), other.remaining());
+    }
+
+    #[test]
     fn floats_survive_being_written(narrow in any::<f32>(), wide in any::<f64>()) {
         let mut json = Vec::new();
         write_f64(&mut json, narrow.into());

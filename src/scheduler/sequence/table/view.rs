@@ -79,7 +79,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
         });
         View {
             sequences: sequences.collect(),
-            free: self.free.iter().map(|Reverse(slot)| (slot.instance, slot.row)).collect(),
+            free: self.free.iter().map(|slot| (slot.instance, slot.row)).collect(),
             backlog: self.backlog.iter().map(place).collect(),
             looks: self.looks.iter().map(|Reverse((due, key))| (*due - now, place(key))).collect(),
             leaving: self.leaving.iter().map(|(&instance, &count)| (instance, count)).collect(),
@@ -121,7 +121,7 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// The slots that nobody holds.
     pub fn free(&self) -> Vec<Slot> {
-        self.free.iter().map(|Reverse(slot)| *slot).collect()
+        self.free.iter().collect()
     }
 
     /// The number of looks that are to be taken.
@@ -138,6 +138,6 @@ impl<R: Sequenced, C: Carried> Table<R, C> {
 
     /// What a release would do that comes never: nobody gets a slot that is free.
     pub fn release_never(&mut self) {
-        self.free.pop();
+        self.free.take();
     }
 }
