@@ -109,7 +109,11 @@ class Writer:
         if not text:
             self.bytes += _NO_TEXT
             return
-        encoded = text.encode(errors="surrogateescape")
+        try:
+            encoded = text.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            # Halves of surrogate pairs, which are no characters.
+            encoded = text.encode(errors="replace")
         self.bytes += COUNT.pack(len(encoded))
         self.bytes += encoded
 

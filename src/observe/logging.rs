@@ -102,6 +102,9 @@ pub fn settings() -> LogSettings {
     LogSettings::clone(&SETTINGS.load())
 }
 
+/// The target of a message that is a table: it is written as it is, below its line's head.
+pub const TABLE: &str = "table";
+
 /// Changes what the log of the whole process shows, from the next message on.
 pub fn change(change: LogChange) {
     let now = settings();
@@ -186,7 +189,13 @@ fn format_line(record: &Record<'_>, format: LogFormat, now: Timestamp) -> String
     let process = std::process::id();
     let place = record.file().and_then(|file| file.rsplit('/').next()).unwrap_or("unknown");
     let line = record.line().unwrap_or(0);
-    format!("{prefix} {process} {place}:{line}] \"{}\"\n", record.args())
+    let head = format!("{prefix} {process} {place}:{line}]");
+    if record.target() == TABLE {
+        return format!("{head} \n{}\n\n", record.args());
+    }
+    // As a text of JSON, like Triton: what a client sent cannot look like a line of its own.
+    let message = serde_json::Value::from(record.args().to_string());
+    format!("{head} {message}\n")
 }
 
 #[cfg(test)]
@@ -225,20 +234,22 @@ mod tests {
     #[test]
     fn lines_look_like_tritons() {
         let now = Timestamp::from_microsecond(1_795_230_389_123_456).unwrap();
-        let line = |format| {
-            let arguments = format_args!("hello");
+        let line = |format, target, message| {
+            let arguments = format_args!("{message}");
             let mut record = Record::builder();
             record.level(Level::Warn).file(Some("src/cli/serve.rs")).line(Some(12));
-            format_line(&record.args(arguments).build(), format, now)
+            format_line(&record.target(target).args(arguments).build(), format, now)
         };
-        let process = std::process::id();
-        assert_eq!(
-            line(LogFormat::Default),
-            format!("W1121 03:06:29.123456 {process} serve.rs:12] \"hello\"\n")
-        );
-        assert_eq!(
-            line(LogFormat::Iso8601),
-            format!("2026-11-21T03:06:29Z W {process} serve.rs:12] \"hello\"\n")
-        );
+        let head = format!("W1121 03:06:29.123456 {} serve.rs:12]", std::process::id());
+        for (target, message, expected) in [
+            ("", "hello", " \"hello\"\n"),
+            // The real server was seen to write it so.
+            ("", "q\nx\"y\\ é\x7f\x01\t/\r", " \"q\\nx\\\"y\\\\ é\x7f\\u0001\\t/\\r\"\n"),
+            (TABLE, "+-+\n| |", " \n+-+\n| |\n\n"),
+        ] {
+            assert_eq!(line(LogFormat::Default, target, message), format!("{head}{expected}"));
+        }
+        let head = format!("2026-11-21T03:06:29Z W {} serve.rs:12]", std::process::id());
+        assert_eq!(line(LogFormat::Iso8601, "", "hello"), format!("{head} \"hello\"\n"));
     }
 }

@@ -251,6 +251,23 @@ def test_exceptions_in_hooks_are_told(start, tmp_path):
     assert "in the hook" in server.log.read_text().partition("stopping")[2]
 
 
+def test_an_error_of_what_is_no_text_is_told(start, tmp_path):
+    """Its process goes on."""
+    source = ECHO + """
+import os
+class TritonPythonModel:
+    def execute(self, requests):
+        if pb_utils.get_input_tensor_by_name(requests[0], "WAY").as_numpy()[0] == b"half":
+            raise ValueError("half of a pair: \\ud800.")
+        return [output(str(os.getpid())) for _ in requests]
+"""
+    write(tmp_path / "repository", "halves", WAY, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    process = cases.way(server, "halves", "x")["OUTPUT"]
+    assert "ValueError: half of a pair: ?." in cases.way(server, "halves", "half")["error"]
+    assert cases.way(server, "halves", "x")["OUTPUT"] == process
+
+
 def test_a_call_that_would_wait_for_itself_is_refused(start, tmp_path):
     source = ECHO + """
 class TritonPythonModel:

@@ -4,6 +4,7 @@ use super::args::ServeArgs;
 use crate::{
     cli::table,
     device::kernels,
+    observe::logging,
     runtime::Listener,
     serving::{Backends, ModelStatus, Server},
 };
@@ -35,7 +36,7 @@ pub fn log_backends(backends: &Backends) {
             Err(reason) => [name, "-".to_owned(), reason.to_string()],
         })
         .collect();
-    log::info!("\n{}", table::frame(["Backend", "Version", "Status"], &rows));
+    log::info!(target: logging::TABLE, "{}", table::frame(["Backend", "Version", "Status"], &rows));
 }
 
 pub fn log_models(models: &[ModelStatus]) {
@@ -50,7 +51,7 @@ pub fn log_models(models: &[ModelStatus]) {
             [model.name.clone(), version, status]
         })
         .collect();
-    log::info!("\n{}", table::frame(["Model", "Version", "Status"], &rows));
+    log::info!(target: logging::TABLE, "{}", table::frame(["Model", "Version", "Status"], &rows));
 }
 
 pub fn log_options(args: &ServeArgs, server: &Server) {
@@ -71,7 +72,7 @@ pub fn log_options(args: &ServeArgs, server: &Server) {
         ("exit_timeout", args.exit_timeout_secs.to_string()),
     ];
     let rows = rows.map(|(option, value)| [option.to_owned(), value]);
-    log::info!("\n{}", table::frame(["Option", "Value"], &rows));
+    log::info!(target: logging::TABLE, "{}", table::frame(["Option", "Value"], &rows));
 }
 
 /// What of our kernels a GPU could run.
