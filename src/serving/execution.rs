@@ -315,10 +315,10 @@ pub fn run(
     let rows = requests.iter().map(|request| request.batch_size).sum();
     let batch = Batch { rows, inputs: &inputs, wanted: &wanted, pool, places };
     let outputs = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)))
-        .unwrap_or_else(|panic| Err(BackendError(describe(&*panic))))
-        .map_err(|error| failure(instance, signature, error))?;
+        .unwrap_or_else(|panic| Err(BackendError(describe(&*panic))));
     let ran = Timestamp::now();
     times.compute_infer = ran - assembled;
+    let outputs = outputs.map_err(|error| failure(instance, signature, error))?;
 
     let responses = batch::split(signature, ragged, requests, &outputs)?;
     times.compute_output = Timestamp::now() - ran;
@@ -393,7 +393,7 @@ impl Executed {
         self.ticket
     }
 
-    /// How long the model took; zero when it failed.
+    /// How long the model took; zero when it did not run.
     pub fn compute_infer(&self) -> Duration {
         self.times.compute_infer
     }

@@ -331,10 +331,15 @@ fn what_is_urgent_goes_before_a_full_batch_that_is_not() {
     stage.end();
 }
 
+/// How long a slow run takes.
+const TIRED: Duration = Duration::from_micros(300);
+
 /// A model that is fast when it is tried and slow from then on; it tells the threads that it ran on.
 #[derive(Clone)]
 struct Tired {
     fitness: InlineFitness,
+    /// Whether it fails when it is slow.
+    fails: bool,
     slow: Arc<AtomicBool>,
     on_reactors: Arc<AtomicUsize>,
     elsewhere: Arc<AtomicUsize>,
@@ -354,12 +359,15 @@ impl Instance for Tired {
     fn execute(&mut self, batch: &Batch<'_>) -> Result<BatchOutputs, BackendError> {
         if self.slow.load(Ordering::Relaxed) {
             let began = Instant::now();
-            while began.elapsed() < Duration::from_micros(300) {
+            while began.elapsed() < TIRED {
                 std::hint::spin_loop();
             }
             let reactor = thread::current().name().is_some_and(|name| name.starts_with("reactor"));
             let ran = if reactor { &self.on_reactors } else { &self.elsewhere };
             ran.fetch_add(1, Ordering::Relaxed);
+            if self.fails {
+                return Err(BackendError("too tired".to_owned()));
+            }
         }
         Ok(batch.inputs.iter().cloned().collect())
     }
@@ -367,9 +375,11 @@ impl Instance for Tired {
 
 #[test]
 fn an_inline_model_that_has_become_slow_gets_a_thread_unless_it_is_always_inline() {
-    for fitness in [InlineFitness::IfFast, InlineFitness::Always] {
+    let ways = [InlineFitness::IfFast, InlineFitness::Always].map(|it| [(it, false), (it, true)]);
+    for (fitness, fails) in ways.into_iter().flatten() {
         let model = Tired {
             fitness,
+            fails,
             slow: Arc::default(),
             on_reactors: Arc::default(),
             elsewhere: Arc::default(),
@@ -378,8 +388,11 @@ fn an_inline_model_that_has_become_slow_gets_a_thread_unless_it_is_always_inline
         model.slow.store(true, Ordering::Relaxed);
         for _ in 0..100 {
             let answer = stage.ask(1, 0).recv_timeout(PATIENCE).unwrap();
-            assert!(answer.unwrap().is_ok());
+            assert_eq!(answer.unwrap().is_err(), fails);
         }
+        let Totals { success, fail, .. } = stage.totals();
+        let (took, other) = if fails { (fail, success) } else { (success, fail) };
+        assert!(took.nanos >= 100 * TIRED.as_nanos() as u64 && other.count == 0);
         let ran = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         assert_eq!(ran(&model.on_reactors) + ran(&model.elsewhere), 100);
         assert_eq!(ran(&model.elsewhere) > 0, fitness == InlineFitness::IfFast);

@@ -1,6 +1,8 @@
 //! [`InferResponse`] → `ModelInferResponse` on the wire, behind its gRPC frame header. Large tensors
 //! are not copied: they follow as segments of their own.
 
+use std::mem;
+
 use bytes::{BufMut, Bytes};
 use prost::encoding::{WireType, encoded_len_varint, key_len};
 use smallvec::SmallVec;
@@ -85,7 +87,9 @@ fn segments(response: &InferResponse, wrap: impl Fn(&mut Vec<u8>, usize)) -> Seg
         .filter(|&len| len > COPIED_BYTES_MAX)
         .sum();
     let mut segments = Segments::new();
-    let mut out = Vec::with_capacity(FRAME_HEADER + wrapper.len() + len - uncopied);
+    // What is not yet written of all but large tensors.
+    let mut small = FRAME_HEADER + wrapper.len() + len - uncopied;
+    let mut out = Vec::with_capacity(small);
     put_frame_header(&mut out, wrapper.len() + len);
     out.extend_from_slice(&wrapper);
     put_string(&mut out, 1, &response.model_name);
@@ -101,7 +105,8 @@ fn segments(response: &InferResponse, wrap: impl Fn(&mut Vec<u8>, usize)) -> Seg
         put_key(&mut out, 6, WireType::LengthDelimited);
         put_varint(&mut out, output.data.len() as u64);
         if output.data.len() > COPIED_BYTES_MAX {
-            segments.push(std::mem::take(&mut out).into());
+            small -= out.len();
+            segments.push(mem::replace(&mut out, Vec::with_capacity(small)).into());
             segments.push(output.data.clone());
         } else {
             out.extend_from_slice(&output.data);

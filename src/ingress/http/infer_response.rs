@@ -1,5 +1,5 @@
 //! [`InferResponse`] → the body of the answer: JSON, and behind it the outputs that travel in binary
-//! form, which are not copied.
+//! form, of which large ones are not copied.
 
 use bytes::Bytes;
 use http::HeaderValue;

@@ -109,6 +109,7 @@ impl Segments {
         Self { _sending: wire.map(WireTimes::sending), ..self }
     }
 
+    /// An answer: in one piece if it is short, else from where its pieces lie.
     pub(super) fn many(encoded: EncodedResponse) -> Self {
         let is_short = encoded.content_length() <= JOINED_MAX;
         let EncodedResponse { mut json, tails } = encoded;

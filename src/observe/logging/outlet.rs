@@ -1,5 +1,5 @@
-//! Where lines of the log are written: nobody who logs is held up for ever by a pipe or a terminal from which
-//! nobody reads.
+//! Where lines of the log are written: nobody who logs is held up by a pipe from which nobody reads, or too
+//! slowly. A terminal that is stopped is another matter: it takes less than it says.
 
 use std::{
     fs::File,
@@ -8,37 +8,50 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
-/// How long a line may wait for the reader. When one has waited in vain, further ones do not wait at all
-/// until there is room again.
+/// How long a line may wait for the reader.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// When one has waited in vain, others do not wait at all for so long.
+const IMPATIENCE: Duration = Duration::from_secs(10);
 /// What a pipe takes at once that has any room (PIPE_BUF).
 const AT_ONCE: usize = 4096;
 
-/// A file, a pipe or a terminal.
+/// A file, a pipe, a socket or a terminal.
 pub struct Outlet {
     file: File,
     /// Lines that were not written, or not to their end, since the last one that was.
     lost: u64,
+    /// When the last of them was lost.
+    lost_at: Option<Instant>,
 }
 
 impl Outlet {
     /// Nothing is written yet.
     pub fn new(file: File) -> Self {
-        Self { file, lost: 0 }
+        Self { file, lost: 0, lost_at: None }
     }
 
     /// Writes a line, which ends with its newline, unless it waits for too long; then a later one tells.
     pub fn write(&mut self, line: &str) {
+        let is_patient = self.lost_at.is_none_or(|at| at.elapsed() > IMPATIENCE);
+        let patience = if is_patient { PATIENCE } else { Duration::ZERO };
         let is_whole = match self.lost {
-            0 => self.write_within(line, PATIENCE),
+            0 => self.write_within(line, patience),
             lost => {
                 let told = format!("\n({lost} lines of the log were lost: nobody read it)\n{line}");
-                self.write_within(&told, Duration::ZERO)
+                self.write_within(&told, patience)
             }
         };
-        self.lost = if is_whole { 0 } else { self.lost + 1 };
+        if is_whole {
+            self.lost = 0;
+        } else {
+            self.lost += 1;
+            self.lost_at = Some(Instant::now());
+        }
     }
 
     fn write_within(&mut self, text: &str, patience: Duration) -> bool {
@@ -54,11 +67,16 @@ impl Outlet {
     }
 
     fn has_room(&self, until: Instant) -> bool {
-        let left = until.saturating_duration_since(Instant::now());
-        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        let mut output = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
-        // One that breaks when it is written to does not make anyone wait.
-        poll(&mut output, left).is_ok_and(|ready| ready > 0)
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let mut output = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut output, left) {
+                Err(Errno::EINTR) => {}
+                // One that breaks when it is written to does not make anyone wait.
+                polled => return polled.is_ok_and(|ready| ready > 0),
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::{
     Account, EnsembleSteps, Step,
     answer::{self, Ended},
-    straight::{Way, at_once},
+    straight::{Way, step_at_once},
     tensor::{Tensor, fitted},
 };
 use crate::{
@@ -128,7 +128,7 @@ impl Flow {
             let (admitted, resident) = admitted.map_err(|error| error.in_request(&self.job.id))?;
             let places = self.places.as_ref().filter(|_| self.steps.is_last(call.step));
             let began = self.clock.unwrap_or_else(Timestamp::now);
-            if let Some(at_once) = at_once(&self.job, &step.version, began) {
+            if let Some(at_once) = step_at_once(&self.job, &step.version, began) {
                 let RanAlone { outcome, times } =
                     at_once.run_alone(&step.version, &admitted, places, began);
                 self.times = self.times + times;

@@ -121,7 +121,7 @@ impl Way {
         for (&index, table) in order.iter().zip(tables) {
             let Some(step) = steps.steps.get(index) else { return Ok(None) };
             let began = self.clock.unwrap_or_else(Timestamp::now);
-            let Some(at_once) = at_once(job, &step.version, began) else { return Ok(None) };
+            let Some(at_once) = step_at_once(job, &step.version, began) else { return Ok(None) };
             let places = places.as_ref().filter(|_| steps.is_last(index));
             let ran = self.run(step, table, at_once, places, began, job);
             ran.map_err(|error| answer::of_this_ensemble(job, error))?;
@@ -176,7 +176,7 @@ impl Way {
 
 /// What runs a request to a step at once, beginning at `began`, unless somebody has to hear of more than its
 /// answer.
-pub(super) fn at_once<'a>(
+pub(super) fn step_at_once<'a>(
     job: &Job,
     version: &'a LoadedVersion,
     began: Timestamp,

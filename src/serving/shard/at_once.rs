@@ -45,10 +45,12 @@ impl AtOnce<'_> {
     ) -> RanAlone {
         let (statistics, reactor) = (&version.statistics, self.0.reactor());
         let ran = self.run(version, request, places, began);
-        let total = ran.times.total();
         match &ran.outcome {
-            Ok(_) => statistics.succeeded(reactor, total, Duration::ZERO, total),
-            Err(error) => statistics.failed(reactor, kind(error), total),
+            Ok(_) => {
+                let total = ran.times.total();
+                statistics.succeeded(reactor, total, Duration::ZERO, total);
+            }
+            Err(error) => statistics.failed(reactor, kind(error), Timestamp::now() - began),
         }
         ran
     }
