@@ -184,21 +184,30 @@ def test_no_request_fails_while_instances_come_and_go(start, tmp_path, config, k
     assert failed == [] and _count(server, "m") == sum(done)
 
 
-def test_sequences_go_on_where_they_began(start, tmp_path):
-    """Also on an instance that leaves, until they are over. Those that wait begin on one that comes."""
-    config = WAY + "max_batch_size: 1 sequence_batching { direct { } max_sequence_idle_microseconds: 60000000 }\n"
-    folder = tmp_path / "repository"
-    write(folder, "m", config + _groups(2), SOURCE)
-    server = start(folder, *PYTHON, *EXPLICIT)
+SEQUENCES = WAY + "max_batch_size: 1 sequence_batching { direct { } max_sequence_idle_microseconds: 60000000 }\n"
+
+
+def _asking(server):
+    """What sends a request of a sequence, which begins (`s`) or ends (`e`) with it."""
 
     def ask(sequence: int, flags: str = "") -> list[str]:
         flags = {"sequence_start": "s" in flags, "sequence_end": "e" in flags}
-        return _way(server, "m", sequence_id=sequence, **flags)
+        return _way(server, "m", sequence_id=sequence, client_timeout=SECONDS_MAX, **flags)
 
+    return ask
+
+
+def test_sequences_go_on_where_they_began(start, tmp_path):
+    """Also on an instance that leaves, until they are over. Those that wait begin on one that comes."""
+    folder = tmp_path / "repository"
+    write(folder, "m", SEQUENCES + _groups(2), SOURCE)
+    server = start(folder, *PYTHON, *EXPLICIT)
+
+    ask = _asking(server)
     with _client(server) as client, concurrent.futures.ThreadPoolExecutor() as threads:
 
         def change(count: int):
-            (folder / "m" / "config.pbtxt").write_text(config + _groups(count))
+            (folder / "m" / "config.pbtxt").write_text(SEQUENCES + _groups(count))
             client.load_model("m")
 
         one, two = ask(1, "s")[0], ask(2, "s")[0]
@@ -226,19 +235,15 @@ def test_sequences_go_on_where_they_began(start, tmp_path):
 
 def test_an_instance_that_comes_is_no_instance_that_leaves(start, tmp_path):
     """One with a sequence leaves, and another comes before that is over: each has its own, and nothing is lost."""
-    config = WAY + "max_batch_size: 1 sequence_batching { direct { } max_sequence_idle_microseconds: 60000000 }\n"
     folder = tmp_path / "repository"
-    write(folder, "m", config + _groups(2), SOURCE)
+    write(folder, "m", SEQUENCES + _groups(2), SOURCE)
     server = start(folder, *PYTHON, *EXPLICIT)
 
-    def ask(sequence: int, flags: str = "") -> list[str]:
-        flags = {"sequence_start": "s" in flags, "sequence_end": "e" in flags}
-        return _way(server, "m", sequence_id=sequence, client_timeout=SECONDS_MAX, **flags)
-
+    ask = _asking(server)
     with _client(server) as client:
         one, two = ask(1, "s")[0], ask(2, "s")[0]
         for count in (1, 2):
-            (folder / "m" / "config.pbtxt").write_text(config + _groups(count))
+            (folder / "m" / "config.pbtxt").write_text(SEQUENCES + _groups(count))
             client.load_model("m")
         three = ask(3, "s")[0]
         assert three not in (one, two)
