@@ -14,7 +14,7 @@ use super::{
     batch::Outputs,
     cache::VersionCache,
     device_regions::DeviceTensors,
-    ensemble::{self, Account, EnsembleSteps},
+    ensemble::{self, Account, Asked, EnsembleSteps, Way},
     execution::{Executed, RanAlone},
     job::{Job, Reply, ResidentTensors},
     lanes::{Fleet, ResidentInput},
@@ -198,16 +198,35 @@ impl LoadedVersion {
         if let Some((trace, wire)) = trace.as_mut().zip(request.wire.take()) {
             trace.came_by(wire);
         }
+        let mut way = None;
         if trace.is_none()
             && resident.is_none()
             && admitted.classes.is_empty()
             && request.deadline.is_none_or(|deadline| deadline > arrived)
-            && let Some(at_once) = self.at_once()
         {
-            let RanAlone { outcome, .. } =
-                at_once.run_alone(self, &admitted, places.as_ref(), arrived);
-            let id = mem::take(&mut request.id);
-            return Ok(ReplyReceiver::answered(outcome.map(|outputs| self.response(id, outputs))));
+            if let Some(at_once) = self.at_once() {
+                let RanAlone { outcome, .. } =
+                    at_once.run_alone(self, &admitted, places.as_ref(), arrived);
+                let id = mem::take(&mut request.id);
+                let reply = outcome.map(|outputs| self.response(id, outputs));
+                return Ok(ReplyReceiver::answered(reply));
+            }
+            if let Some(steps) = self.steps.as_ref().filter(|_| self.cache.is_none())
+                && request.callers.is_none()
+            {
+                let way = way.insert((steps, Way::new(steps, self, &mut admitted, None)));
+                let asked = Asked {
+                    version: self,
+                    admitted: &admitted,
+                    id: &request.id,
+                    sequence: request.sequence.as_deref(),
+                    places: places.as_ref(),
+                    deadline: request.deadline,
+                };
+                if let Some(reply) = way.1.go(steps, &asked, arrived) {
+                    return Ok(ReplyReceiver::answered(reply));
+                }
+            }
         }
         let (reply, answer) = reply_channel();
         let job = Job {
@@ -224,7 +243,10 @@ impl LoadedVersion {
             resident: resident.map(Box::new),
             ..Job::new(self.clone(), admitted, arrived, reply)
         };
-        self.take_in(job);
+        match way {
+            Some((steps, way)) => ensemble::go_on(steps, job, way),
+            None => self.take_in(job),
+        }
         Ok(answer)
     }
 

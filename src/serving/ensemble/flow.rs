@@ -2,15 +2,13 @@ use std::{
     future::poll_fn,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use smallvec::SmallVec;
 
 use super::{
-    Account, EnsembleSteps, Step,
-    answer::{self, Ended},
-    straight::{Way, step_at_once},
+    Account, EnsembleSteps, Step, answer,
+    straight::Way,
     tensor::{Tensor, fitted},
 };
 use crate::{
@@ -19,27 +17,29 @@ use crate::{
     },
     memory::OutputPlaces,
     observe::BatchTimes,
-    runtime::{End, ReplyReceiver, spawn},
-    scheduler::{Call, EnsembleRun, Progress, StepInputs, TensorIndex},
+    runtime::{End, ReplyReceiver, current, spawn},
+    scheduler::{Call, EnsembleRun, Progress, ResponseOutputs, StepInputs, TensorIndex},
     serving::{
         batch::Outputs,
+        cache, classification,
         execution::RanAlone,
         job::{Job, Keeping, Reply, ResidentTensors},
+        shard::AtOnce,
+        version::LoadedVersion,
     },
 };
 
 /// How often a request may go on before others on the reactor get their turn.
 const TURNS_MAX: usize = 64;
 
-/// Takes a request through the ensemble that it is for, on this reactor; at once, if no step has to wait.
+/// Takes a request through the ensemble that it is for, on this reactor.
 pub fn start(steps: &Arc<EnsembleSteps>, mut job: Job) {
-    let mut way = Way::new(steps, &mut job);
-    let outcome = way.go(steps, &mut job);
-    if !matches!(outcome, Ok(None)) {
-        let Way { times, clock, .. } = way;
-        let queued = Duration::ZERO;
-        return answer::end(job, Ended { outcome, queued, times, first: None, now: clock });
-    }
+    let way = Way::new(steps, &job.version, &mut job.admitted, job.resident.as_deref());
+    go_on(steps, job, way);
+}
+
+/// Takes one further that has come so far already.
+pub fn go_on(steps: &Arc<EnsembleSteps>, job: Job, way: Way) {
     let mut flow = Flow::new(steps.clone(), job, way);
     if let Poll::Ready(outcome) = flow.poll(&mut Context::from_waker(Waker::noop())) {
         return flow.end(outcome);
@@ -90,7 +90,7 @@ impl Flow {
         let value = |tensor: TensorIndex| values.get_mut(tensor)?.take();
         let wanted = job.admitted.outputs.iter().map(|&index| usize::from(index));
         let run = EnsembleRun::new(steps.plan.clone(), done, value, wanted);
-        let places = steps.lent(&job);
+        let places = steps.lent(&job.version, &job.admitted.outputs, job.output_places());
         let (calls, account) = (SmallVec::new(), None);
         Self { steps, job, run, calls, places, times, account, clock, first: None }
     }
@@ -103,7 +103,9 @@ impl Flow {
         for _ in 0..TURNS_MAX {
             let received = match self.begin_calls().and_then(|()| self.receive(cx)) {
                 Ok(received) => received,
-                Err(error) => return Poll::Ready(Err(answer::of_this_ensemble(&self.job, error))),
+                Err(error) => {
+                    return Poll::Ready(Err(answer::of_this_ensemble(&self.job.version, error)));
+                }
             };
             match self.respond() {
                 Ok(Poll::Pending) if received => {}
@@ -128,7 +130,7 @@ impl Flow {
             let (admitted, resident) = admitted.map_err(|error| error.in_request(&self.job.id))?;
             let places = self.places.as_ref().filter(|_| self.steps.is_last(call.step));
             let began = self.clock.unwrap_or_else(Timestamp::now);
-            if let Some(at_once) = step_at_once(&self.job, &step.version, began) {
+            if let Some(at_once) = self.step_at_once(&step.version, began) {
                 let RanAlone { outcome, times } =
                     at_once.run_alone(&step.version, &admitted, places, began);
                 self.times = self.times + times;
@@ -144,6 +146,13 @@ impl Flow {
             self.calls.push(OpenCall { call, replies, keeping });
         }
         Ok(())
+    }
+
+    /// What runs a request to a step at once, beginning at `began`, unless somebody has to hear of more than
+    /// its answer.
+    fn step_at_once<'a>(&self, version: &'a LoadedVersion, began: Timestamp) -> Option<AtOnce<'a>> {
+        let Job { trace: None, callers: None, deadline, .. } = self.job else { return None };
+        deadline.is_none_or(|deadline| began < deadline).then(|| version.at_once())?
     }
 
     /// Whether tensors may stay on devices: nobody is told what is in them.
@@ -187,7 +196,7 @@ impl Flow {
     fn respond(&mut self) -> Result<Poll<Option<InferResponse>>, Error> {
         let mut held: Option<InferResponse> = None;
         while let Some(outputs) = self.run.next_response() {
-            let response = answer::response(&mut self.job, outputs)?;
+            let response = self.response(outputs)?;
             if let Some(earlier) = held.replace(response) {
                 self.send(earlier)?;
             }
@@ -196,7 +205,7 @@ impl Flow {
             Progress::Done => Ok(Poll::Ready(held)),
             Progress::Stuck => {
                 let stuck = Error::EnsembleStuck.in_request(&self.job.id);
-                Err(answer::of_this_ensemble(&self.job, stuck))
+                Err(answer::of_this_ensemble(&self.job.version, stuck))
             }
             // Of one that answers once, this is the answer.
             Progress::Going if held.is_some() && !self.job.version.decoupled => {
@@ -211,6 +220,19 @@ impl Flow {
         }
     }
 
+    fn response(&mut self, tensors: ResponseOutputs<Tensor>) -> Result<InferResponse, Error> {
+        let job = &mut self.job;
+        let wanted = &job.admitted.outputs;
+        let mut outputs = answer::outputs(&job.version, wanted, tensors, job.keeping());
+        if let Some(trace) = &mut job.trace {
+            trace.outputs(&outputs);
+        }
+        if !job.admitted.classes.is_empty() {
+            classification::apply(&job.version, &job.admitted, &mut outputs)?;
+        }
+        Ok(answer::response(&job.version, job.id.clone(), job.sequence.as_deref(), outputs))
+    }
+
     fn send(&mut self, response: InferResponse) -> Result<(), Error> {
         self.first.get_or_insert_with(Timestamp::now);
         self.job.reply.send(Ok(response)).map_err(|unread| Error::UnreadResponses {
@@ -219,12 +241,37 @@ impl Flow {
         })
     }
 
-    /// Requests to steps that are not answered are abandoned.
+    /// Counts the request and ends its answer. Requests to steps that are not answered are abandoned.
     fn end(self, outcome: Outcome) {
-        let Self { job, calls, times, account, clock, first, .. } = self;
+        let Self { mut job, calls, times, account, clock, first, .. } = self;
         drop(calls);
+        let reactor = current().index();
+        let last = match outcome {
+            Ok(last) => last,
+            Err(error) => return job.fail(reactor, error),
+        };
+        let now = clock.unwrap_or_else(Timestamp::now);
         let (queued, others) = account.map(|account| account.sums()).unwrap_or_default();
-        answer::end(job, Ended { outcome, queued, times: times + others, first, now: clock });
+        let times = times + others;
+        let statistics = &job.version.statistics;
+        statistics.executed(reactor, (job.admitted.batch_size, 0), 1, times, now);
+        let first = first.unwrap_or(now) - job.arrived;
+        statistics.succeeded(reactor, now - job.arrived, queued, first);
+        if let Some(response) = &last
+            && job.admitted.classes.is_empty()
+        {
+            cache::keep(&mut job, &response.outputs, &response.parameters, reactor);
+        }
+        if let Some(outer) = &job.account {
+            outer.add(queued, times);
+        }
+        if let Some(trace) = job.trace.take() {
+            trace.answered(now);
+        }
+        match last {
+            Some(response) => job.reply.finish(Ok(response)),
+            None => job.reply.close(),
+        }
     }
 }
 

@@ -20,9 +20,12 @@ use std::{
 
 use smallvec::SmallVec;
 
-pub use self::flow::start;
 use self::straight::Straight;
-use super::{job::Job, server::Server, version::LoadedVersion};
+pub use self::{
+    flow::{go_on, start},
+    straight::{Asked, Way},
+};
+use super::{server::Server, version::LoadedVersion};
 use crate::{
     inference::{Signature, TensorSpec},
     memory::OutputPlaces,
@@ -263,12 +266,16 @@ impl EnsembleSteps {
     }
 
     /// The places for the outputs of a request to the ensemble, by the names that its last step has for them.
-    fn lent(&self, job: &Job) -> Option<Arc<OutputPlaces>> {
-        let (last, places) = self.last.as_ref().zip(job.output_places())?;
+    fn lent(
+        &self,
+        version: &LoadedVersion,
+        wanted: &[u16],
+        places: Option<&Arc<OutputPlaces>>,
+    ) -> Option<Arc<OutputPlaces>> {
+        let (last, places) = self.last.as_ref().zip(places)?;
         let names = last.outputs.iter().filter_map(|(name, output)| {
-            let mut wanted = job.admitted.outputs.iter().map(|wanted| usize::from(*wanted));
-            let is_wanted = wanted.any(|wanted| wanted == *output);
-            let spec = job.version.signature.outputs.get(*output).filter(|_| is_wanted)?;
+            let is_wanted = wanted.iter().any(|wanted| usize::from(*wanted) == *output);
+            let spec = version.signature.outputs.get(*output).filter(|_| is_wanted)?;
             Some(((&**name).into(), (&*spec.name).into()))
         });
         Some(Arc::new(places.renamed(names.collect())))

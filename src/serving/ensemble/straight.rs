@@ -1,8 +1,9 @@
 //! A request's way through the steps that need not wait for anything: a loop over tables that were made
 //! when the ensemble was loaded.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::{
@@ -10,11 +11,19 @@ use super::{
     tensor::{Tensor, fitted},
 };
 use crate::{
-    inference::{AdmittedInput, DataType, Error, InferOutput, InferResponse, Timestamp},
+    inference::{
+        Admitted, AdmittedInput, DataType, Error, InferOutput, InferResponse, Sequence, Timestamp,
+    },
     memory::OutputPlaces,
     observe::BatchTimes,
+    runtime::current,
     scheduler::{EnsemblePlan, TensorIndex},
-    serving::{execution::RanAlone, job::Job, shard::AtOnce, version::LoadedVersion},
+    serving::{
+        execution::RanAlone,
+        job::{Reply, ResidentTensors, kind},
+        shard::AtOnce,
+        version::LoadedVersion,
+    },
 };
 
 /// The steps of an ensemble one after the other, by places in a table of tensors.
@@ -74,8 +83,25 @@ impl Straight {
     }
 }
 
+/// What the loop has to know of a request that is neither traced nor made by a model, of which nobody wants
+/// classes, and whose tensors lie on the host.
+pub struct Asked<'a> {
+    /// The ensemble.
+    pub version: &'a LoadedVersion,
+    /// What is left of it without its inputs.
+    pub admitted: &'a Admitted,
+    /// Its name.
+    pub id: &'a CompactString,
+    /// What it says of a sequence.
+    pub sequence: Option<&'a Sequence>,
+    /// Where its client wants the outputs, if it has said so.
+    pub places: Option<&'a Arc<OutputPlaces>>,
+    /// Until when its client waits.
+    pub deadline: Option<Timestamp>,
+}
+
 /// How far a request has come, of which no step has had to wait.
-pub(super) struct Way {
+pub struct Way {
     /// By place in the plan, the tensors that are still taken by somebody.
     pub values: SmallVec<[Option<Tensor>; 4]>,
     /// How many steps have run, of those in their order.
@@ -87,17 +113,22 @@ pub(super) struct Way {
 }
 
 impl Way {
-    /// Of a request whose inputs are taken out of it.
-    pub fn new(steps: &EnsembleSteps, job: &mut Job) -> Self {
-        let signature = &job.version.signature;
+    /// Of a request to `version`, whose inputs are taken out of it, and of which this `resides` on a device.
+    pub fn new(
+        steps: &EnsembleSteps,
+        version: &LoadedVersion,
+        admitted: &mut Admitted,
+        resident: Option<&ResidentTensors>,
+    ) -> Self {
+        let signature = &version.signature;
         let batched = signature.max_batch_size > 0;
         let mut values = SmallVec::new();
         values.resize_with(steps.plan.tensors(), || None);
-        let inputs = job.admitted.inputs.iter_mut().zip(&signature.inputs).zip(&steps.plan.inputs);
+        let inputs = admitted.inputs.iter_mut().zip(&signature.inputs).zip(&steps.plan.inputs);
         for (number, ((input, spec), &tensor)) in (0..).zip(inputs) {
             if let (Some(input), Some(value)) = (input.take(), values.get_mut(tensor)) {
                 let AdmittedInput { shape, data } = input;
-                let resides = job.resident.as_ref().and_then(|it| it.input(number)).cloned();
+                let resides = resident.and_then(|it| it.input(number)).cloned();
                 let (datatype, resides) = (spec.datatype, resides.map(Box::new));
                 *value = Some(Tensor { datatype, shape, data, batched, resides });
             }
@@ -105,31 +136,56 @@ impl Way {
         Self { values, done: 0, times: BatchTimes::default(), clock: None }
     }
 
-    /// Goes on until a step has to wait; the answer, if none has. All outputs have to be wanted, and the
-    /// tensors on the host.
+    /// Takes the request, which has come at `arrived`, as far as no step has to wait: its answer, which is
+    /// counted, if none has to.
     pub fn go(
         &mut self,
         steps: &EnsembleSteps,
-        job: &mut Job,
+        asked: &Asked<'_>,
+        arrived: Timestamp,
+    ) -> Option<Reply> {
+        let answer = self.run_all(steps, asked).transpose()?;
+        let (statistics, reactor) = (&asked.version.statistics, current().index());
+        match &answer {
+            Ok(_) => {
+                let now = self.clock.unwrap_or_else(Timestamp::now);
+                let (total, counts) = (now - arrived, (asked.admitted.batch_size, 0));
+                statistics.executed(reactor, counts, 1, self.times, now);
+                statistics.succeeded(reactor, total, Duration::ZERO, total);
+            }
+            Err(error) => statistics.failed(reactor, kind(error), Timestamp::now() - arrived),
+        }
+        Some(answer)
+    }
+
+    /// All outputs have to be wanted.
+    fn run_all(
+        &mut self,
+        steps: &EnsembleSteps,
+        asked: &Asked<'_>,
     ) -> Result<Option<InferResponse>, Error> {
+        let Asked { version, admitted, .. } = *asked;
         let Straight { order, tables } = &steps.straight;
-        let are_all_wanted = job.admitted.outputs.len() == steps.plan.outputs.len();
-        if order.is_empty() || !are_all_wanted || job.resident.is_some() {
+        if order.is_empty() || admitted.outputs.len() != steps.plan.outputs.len() {
             return Ok(None);
         }
-        let places = steps.lent(job);
+        let places = steps.lent(version, &admitted.outputs, asked.places);
         for (&index, table) in order.iter().zip(tables) {
             let Some(step) = steps.steps.get(index) else { return Ok(None) };
             let began = self.clock.unwrap_or_else(Timestamp::now);
-            let Some(at_once) = step_at_once(job, &step.version, began) else { return Ok(None) };
+            if asked.deadline.is_some_and(|deadline| deadline <= began) {
+                return Ok(None);
+            }
+            let Some(at_once) = step.version.at_once() else { return Ok(None) };
             let places = places.as_ref().filter(|_| steps.is_last(index));
-            let ran = self.run(step, table, at_once, places, began, job);
-            ran.map_err(|error| answer::of_this_ensemble(job, error))?;
+            let ran = self.run(step, table, at_once, places, began, asked.id);
+            ran.map_err(|error| answer::of_this_ensemble(version, error))?;
             self.done += 1;
         }
         let values = &mut self.values;
         let given = steps.plan.outputs.iter().map(|output| values.get_mut((*output)?)?.take());
-        answer::response(job, given).map(Some)
+        let outputs = answer::outputs(version, &admitted.outputs, given, None);
+        Ok(Some(answer::response(version, asked.id.clone(), asked.sequence, outputs)))
     }
 
     fn run(
@@ -139,7 +195,7 @@ impl Way {
         at_once: AtOnce<'_>,
         places: Option<&Arc<OutputPlaces>>,
         began: Timestamp,
-        job: &Job,
+        id: &CompactString,
     ) -> Result<(), Error> {
         let signature = &step.version.signature;
         let batched = signature.max_batch_size > 0;
@@ -158,7 +214,7 @@ impl Way {
         }
         let wanted = SmallVec::from_slice(&step.wanted);
         let admitted = signature.admit_in_order(inputs, &datatypes, wanted);
-        let admitted = admitted.map_err(|error| error.in_request(&job.id))?;
+        let admitted = admitted.map_err(|error| error.in_request(id))?;
         let RanAlone { outcome, times } =
             at_once.run_alone(&step.version, &admitted, places, began);
         self.times = self.times + times;
@@ -172,15 +228,4 @@ impl Way {
         }
         Ok(())
     }
-}
-
-/// What runs a request to a step at once, beginning at `began`, unless somebody has to hear of more than its
-/// answer.
-pub(super) fn step_at_once<'a>(
-    job: &Job,
-    version: &'a LoadedVersion,
-    began: Timestamp,
-) -> Option<AtOnce<'a>> {
-    let Job { trace: None, callers: None, deadline, .. } = job else { return None };
-    deadline.is_none_or(|deadline| began < deadline).then(|| version.at_once())?
 }
