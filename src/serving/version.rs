@@ -198,7 +198,7 @@ impl LoadedVersion {
         if let Some((trace, wire)) = trace.as_mut().zip(request.wire.take()) {
             trace.came_by(wire);
         }
-        let mut way = None;
+        let (mut way, mut on_the_way) = (Way::default(), None);
         if trace.is_none()
             && resident.is_none()
             && admitted.classes.is_empty()
@@ -214,7 +214,8 @@ impl LoadedVersion {
             if let Some(steps) = self.steps.as_ref().filter(|_| self.cache.is_none())
                 && request.callers.is_none()
             {
-                let way = way.insert((steps, Way::new(steps, self, &mut admitted, None)));
+                on_the_way = Some(steps);
+                way.begin(steps, self, &mut admitted, None);
                 let asked = Asked {
                     version: self,
                     admitted: &admitted,
@@ -223,7 +224,7 @@ impl LoadedVersion {
                     places: places.as_ref(),
                     deadline: request.deadline,
                 };
-                if let Some(reply) = way.1.go(steps, &asked, arrived) {
+                if let Some(reply) = way.go(steps, &asked, arrived) {
                     return Ok(ReplyReceiver::answered(reply));
                 }
             }
@@ -243,8 +244,8 @@ impl LoadedVersion {
             resident: resident.map(Box::new),
             ..Job::new(self.clone(), admitted, arrived, reply)
         };
-        match way {
-            Some((steps, way)) => ensemble::go_on(steps, job, way),
+        match on_the_way {
+            Some(steps) => ensemble::go_on(steps, job, way),
             None => self.take_in(job),
         }
         Ok(answer)

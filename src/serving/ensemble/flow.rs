@@ -34,7 +34,8 @@ const TURNS_MAX: usize = 64;
 
 /// Takes a request through the ensemble that it is for, on this reactor.
 pub fn start(steps: &Arc<EnsembleSteps>, mut job: Job) {
-    let way = Way::new(steps, &job.version, &mut job.admitted, job.resident.as_deref());
+    let mut way = Way::default();
+    way.begin(steps, &job.version, &mut job.admitted, job.resident.as_deref());
     go_on(steps, job, way);
 }
 

@@ -100,7 +100,8 @@ pub struct Asked<'a> {
     pub deadline: Option<Timestamp>,
 }
 
-/// How far a request has come, of which no step has had to wait.
+/// How far a request has come, of which no step has had to wait. It is large, and best made where it stays.
+#[derive(Default)]
 pub struct Way {
     /// By place in the plan, the tensors that are still taken by somebody.
     pub values: SmallVec<[Option<Tensor>; 4]>,
@@ -113,30 +114,30 @@ pub struct Way {
 }
 
 impl Way {
-    /// Of a request to `version`, whose inputs are taken out of it, and of which this `resides` on a device.
-    pub fn new(
+    /// Begins with a request to `version`, whose inputs it takes; of them, `resident` tells which lie on a
+    /// device.
+    pub fn begin(
+        &mut self,
         steps: &EnsembleSteps,
         version: &LoadedVersion,
         admitted: &mut Admitted,
         resident: Option<&ResidentTensors>,
-    ) -> Self {
+    ) {
         let signature = &version.signature;
         let batched = signature.max_batch_size > 0;
-        let mut values = SmallVec::new();
-        values.resize_with(steps.plan.tensors(), || None);
+        self.values.resize_with(steps.plan.tensors(), || None);
         let inputs = admitted.inputs.iter_mut().zip(&signature.inputs).zip(&steps.plan.inputs);
         for (number, ((input, spec), &tensor)) in (0..).zip(inputs) {
-            if let (Some(input), Some(value)) = (input.take(), values.get_mut(tensor)) {
+            if let (Some(input), Some(value)) = (input.take(), self.values.get_mut(tensor)) {
                 let AdmittedInput { shape, data } = input;
                 let resides = resident.and_then(|it| it.input(number)).cloned();
                 let (datatype, resides) = (spec.datatype, resides.map(Box::new));
                 *value = Some(Tensor { datatype, shape, data, batched, resides });
             }
         }
-        Self { values, done: 0, times: BatchTimes::default(), clock: None }
     }
 
-    /// Takes the request, which has come at `arrived`, as far as no step has to wait: its answer, which is
+    /// Takes the request, which has come now, at `arrived`, as far as no step has to wait: its answer, which is
     /// counted, if none has to.
     pub fn go(
         &mut self,
@@ -144,11 +145,11 @@ impl Way {
         asked: &Asked<'_>,
         arrived: Timestamp,
     ) -> Option<Reply> {
-        let answer = self.run_all(steps, asked).transpose()?;
+        let answer = self.run_all(steps, asked, arrived).transpose()?;
         let (statistics, reactor) = (&asked.version.statistics, current().index());
         match &answer {
             Ok(_) => {
-                let now = self.clock.unwrap_or_else(Timestamp::now);
+                let now = self.clock.unwrap_or(arrived);
                 let (total, counts) = (now - arrived, (asked.admitted.batch_size, 0));
                 statistics.executed(reactor, counts, 1, self.times, now);
                 statistics.succeeded(reactor, total, Duration::ZERO, total);
@@ -163,6 +164,7 @@ impl Way {
         &mut self,
         steps: &EnsembleSteps,
         asked: &Asked<'_>,
+        arrived: Timestamp,
     ) -> Result<Option<InferResponse>, Error> {
         let Asked { version, admitted, .. } = *asked;
         let Straight { order, tables } = &steps.straight;
@@ -172,7 +174,7 @@ impl Way {
         let places = steps.lent(version, &admitted.outputs, asked.places);
         for (&index, table) in order.iter().zip(tables) {
             let Some(step) = steps.steps.get(index) else { return Ok(None) };
-            let began = self.clock.unwrap_or_else(Timestamp::now);
+            let began = self.clock.unwrap_or(arrived);
             if asked.deadline.is_some_and(|deadline| deadline <= began) {
                 return Ok(None);
             }
