@@ -101,23 +101,23 @@ def named(name: str) -> bytes:
 
 def inline(body: bytes, name: str) -> bytes:
     """`body` and behind it a tensor of 64 bytes."""
-    body += named(name) + bytes([FP32, 2, wire.INLINE]) + struct.pack("<qqI", 1, 16, 64)
+    body += named(name) + bytes([FP32, 2, 0]) + struct.pack("<qqI", 1, 16, 64)
     return body + bytes(-len(body) % 8) + bytes(64)
 
 
 def request(is_large: bool) -> bytes:
     """A frame with one request."""
-    body = wire.COUNT.pack(1) + wire.REQUEST.pack(1, 0, 0, 0, 1, 1, 0, 0, 0, 0) + named("OUTPUT0")
+    body = wire.COUNT.pack(1) + struct.Struct("<QQQIHHBIII").pack(1, 0, 0, 0, 1, 1, 0, 0, 0, 0) + named("OUTPUT0")
     if is_large:
-        body += named("INPUT0") + bytes([FP32, 2, wire.SENDER])
+        body += named("INPUT0") + bytes([FP32, 2, 1])
         return frame_of(wire.EXECUTE, body + struct.pack("<qqQQ", 1, 150_000, 0, 600_000))
     return frame_of(wire.EXECUTE, inline(body, "INPUT0"))
 
 
 def answer(number: int) -> bytes:
     """A frame with the answer to a call."""
-    flags = wire.FINAL | wire.PRESENT
-    body = wire.RESPONSE.pack(number, flags, 0, 1) + bytes(4)
+    flags = 3
+    body = struct.Struct("<QBBH").pack(number, flags, 0, 1) + bytes(4)
     return frame_of(wire.CALL_RESPONSE, inline(body, "OUTPUT0"))
 
 

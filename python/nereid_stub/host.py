@@ -12,7 +12,7 @@ import threading
 
 import triton_python_backend_utils as pb_utils
 
-from . import requests, services, wire
+from . import native, requests, services, wire
 from .channel import Channel
 from .errors import told
 from .requests import (
@@ -50,15 +50,15 @@ class Host:
     def run(self) -> None:
         """Serves until the server has enough of it."""
         while True:
-            kind, reader = self._channel.next_request()
+            kind, body = self._channel.next_request()
             if kind == wire.EXECUTE:
-                self._execute(reader)
+                self._execute(body)
             elif kind == wire.START:
-                self._start(json.loads(reader.text()))
+                self._start(json.loads(wire.Reader(body).text()))
             else:
                 self._finalize()
                 return
-            del reader
+            del body
 
     # --- Start
 
@@ -104,18 +104,20 @@ class Host:
 
     # --- Execute
 
-    def _execute(self, reader: wire.Reader) -> None:
+    def _execute(self, frame: native.Frame) -> None:
         # Nothing here refers to the requests any more when the answer leaves, so that memory which the model
         # has let go of goes back with it. The next request then lies where this one did, and not beside it
         # in twice as much of the processor's caches.
-        self._channel.send(self._executed(reader))
+        self._channel.send(self._executed(frame))
 
-    def _executed(self, reader: wire.Reader) -> wire.Writer:
+    def _executed(self, frame: native.Frame) -> wire.Writer:
         """Runs the model; gives the frames that tell what came of it."""
-        (count,) = reader.unpack(wire.COUNT)
         taken, error = [], None
         try:
-            taken = [requests.read_request(reader, self._name, self._is_decoupled) for _ in range(count)]
+            taken = native.read_requests(frame, self._channel.arena.memory, self._name)
+            if self._is_decoupled:
+                for request in taken:
+                    request.get_response_sender()
             return self._answer(taken, self._run(taken))
         except Exception as failure:
             error = describe(failure)
@@ -183,19 +185,10 @@ class Host:
         # Before the responses, so that the execution is counted when their clients have them.
         self._let_go(writer, taken, returned)
         if returned is not None:
-            writer.begin(wire.RESPONSES)
-            at = len(writer.bytes)
-            writer.pack(wire.COUNT, 0)
-            count = 0
             for request, response in zip(taken, returned):
-                if response is None:
-                    continue
-                if request._sender is not None:
+                if response is not None and request._sender is not None:
                     request._sender.note(response, RESPONSE_COMPLETE_FINAL)
-                requests.write_response(writer, request._number, response, request._outputs, True)
-                count += 1
-            wire.COUNT.pack_into(writer.bytes, at, count)
-            writer.end()
+            writer.bytes += native.responses_frame(taken, returned, self._channel.arena.memory, self._channel.take)
         return writer
 
     def _let_go(self, writer: wire.Writer, taken: list, returned) -> None:
