@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What the Python half of a model's process costs by itself, without a server.
 
-    build/venv/bin/python benches/python_stub.py
+    make bench-python-stub
+
+That is `make python-native`, which puts the native half beside the Python half, and then this program.
 
 The other end of the sockets is this program, which sends the same frame again and again. Printed is the CPU
 time of one request to an identity model, 64 B in the message and 600 KB in shared memory, and of one call of
