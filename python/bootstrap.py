@@ -47,7 +47,8 @@ class Carried(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 def load_native(file):
     """Loads the native half, which no other interpreter may try: it could end by a signal."""
-    is_free_threaded = "t" in sys.abiflags
+    # Others than CPython need not have the flags.
+    is_free_threaded = "t" in getattr(sys, "abiflags", "")
     kind = "free-threaded " * is_free_threaded + sys.implementation.name
     version = f"{kind} {sys.version.split()[0]}"
     if sys.implementation.name != "cpython" or sys.version_info < (3, 9) or is_free_threaded:

@@ -13,7 +13,9 @@ from .python_server import ECHO, INTERPRETER, WAY, is_ready, write
 EXPECTED = "expected CPython 3.9 or later with the global interpreter lock, got "
 # What an interpreter pretends when it starts, and what is said of it.
 PRETENDED = {
-    "another": ("sys.implementation = types.SimpleNamespace(name='pypy', cache_tag=None)", f"{EXPECTED}pypy 3."),
+    "another": (
+        "sys.implementation = types.SimpleNamespace(name='pypy', cache_tag=None); del sys.abiflags", f"{EXPECTED}pypy 3."
+    ),
     "free-threaded": ("sys.abiflags = 't'", f"{EXPECTED}free-threaded cpython 3."),
     "old": ("sys.version, sys.version_info = '3.8.18 (main)', (3, 8, 18, 'final', 0)", f"{EXPECTED}cpython 3.8.18"),
     "with another libc": ("refused = 'nereid_stub.native'", "which does not load the server's module: no such libc"),
@@ -68,8 +70,8 @@ class TritonPythonModel:
         files = [os.path.realpath(f"/proc/self/fd/{file}") for file in os.listdir("/proc/self/fd")]
         maps = open("/proc/self/maps").read().splitlines()
         parts = [line.split()[1] for line in maps if "memfd:nereid-python-native" in line]
-        told = (native.__name__, "r-xp" in parts, "rwxp" in parts, any("nereid-python-native" in file for file in files))
-        return [output(repr(told)) for _ in requests]
+        is_open = any("nereid-python-native" in file for file in files)
+        return [output(repr((native.__name__, "r-xp" in parts, "rwxp" in parts, is_open))) for _ in requests]
 """
     write(tmp_path / "repository", "model", WAY, source)
     server = start(tmp_path / "repository", INTERPRETER)
