@@ -2,7 +2,12 @@
 
 use pyo3::{create_exception, exceptions::PyException, prelude::*};
 
-create_exception!(nereid_stub.native, Malformed, PyException, "A frame that is not of the described form.");
+create_exception!(
+    nereid_stub.native,
+    Malformed,
+    PyException,
+    "A frame that is not of the described form."
+);
 
 /// The bytes before a frame's body.
 pub const HEADER_BYTES: usize = 8;
@@ -119,7 +124,8 @@ impl<'a> Reader<'a> {
 /// # Errors
 /// When it is none.
 pub fn utf8(bytes: &[u8]) -> PyResult<&str> {
-    str::from_utf8(bytes).map_err(|error| Malformed::new_err(format!("a text is not UTF-8: {error}")))
+    str::from_utf8(bytes)
+        .map_err(|error| Malformed::new_err(format!("a text is not UTF-8: {error}")))
 }
 
 /// Appends a frame whose body `write` appends.
@@ -157,7 +163,11 @@ pub fn align(bytes: &mut Vec<u8>) {
 /// When it is too long for one.
 pub fn put_name(bytes: &mut Vec<u8>, name: &str) -> PyResult<()> {
     let length = u16::try_from(name.len()).map_err(|_| {
-        Malformed::new_err(format!("a name has {} bytes, at most {} are possible", name.len(), u16::MAX))
+        Malformed::new_err(format!(
+            "a name has {} bytes, at most {} are possible",
+            name.len(),
+            u16::MAX
+        ))
     })?;
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(name.as_bytes());

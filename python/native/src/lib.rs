@@ -9,6 +9,8 @@
 //! It is built for the stable interface of CPython 3.9 and later, carried along by the server, and loaded
 //! out of a file without a name.
 
+#![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks, missing_docs)]
+
 mod datatype;
 mod frame;
 mod inbox;

@@ -56,8 +56,10 @@ impl Gone {
         for run in gone.chunk_by(|one, other| one.0 == other.0) {
             let Some(&(kind, _, _)) = run.first() else { continue };
             frame(&mut bytes, kind, |bytes| {
-                bytes.extend_from_slice(&u32::try_from(run.len()).unwrap_or(u32::MAX).to_le_bytes());
-                run.iter().for_each(|&(_, number, _)| bytes.extend_from_slice(&number.to_le_bytes()));
+                bytes
+                    .extend_from_slice(&u32::try_from(run.len()).unwrap_or(u32::MAX).to_le_bytes());
+                run.iter()
+                    .for_each(|&(_, number, _)| bytes.extend_from_slice(&number.to_le_bytes()));
             });
         }
         PyBytes::new(py, &bytes)
@@ -88,7 +90,8 @@ impl Memory {
     /// When it is not in the server's half.
     pub fn lent(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<Lent> {
         let is_there = offset.checked_add(length).is_some_and(|end| end <= self.size as u64 / 2);
-        let address = usize::try_from(offset).ok().and_then(|offset| self.address.checked_add(offset));
+        let address =
+            usize::try_from(offset).ok().and_then(|offset| self.address.checked_add(offset));
         match address {
             Some(address) if is_there => {
                 Ok(Lent { address, offset, length, gone: self.gone.clone_ref(py) })
@@ -122,8 +125,8 @@ impl Memory {
         length: usize,
     ) -> PyResult<()> {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let is_ours = start >= self.size / 2
-            && start.checked_add(length).is_some_and(|end| end <= self.size);
+        let is_ours =
+            start >= self.size / 2 && start.checked_add(length).is_some_and(|end| end <= self.size);
         if !is_ours {
             return Err(Malformed::new_err(format!(
                 "bytes {offset}+{length} of {} are not this process's to give",

@@ -114,7 +114,9 @@ impl NumPy {
         };
         let array = py.import("numpy")?.getattr("ndarray")?;
         if array.as_ptr() != numpy.array.cast() {
-            return Err(PyImportError::new_err("NumPy's table of functions is not of the known form"));
+            return Err(PyImportError::new_err(
+                "NumPy's table of functions is not of the known form",
+            ));
         }
         Ok(numpy)
     }
@@ -187,8 +189,7 @@ impl NumPy {
     /// What an object is as an array; `None` when it is none.
     pub fn array<'a>(&self, object: &'a Bound<'_, PyAny>) -> Option<Array<'a>> {
         // SAFETY: the object is alive, and so is NumPy's type.
-        let is_array =
-            unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), self.array) } != 0;
+        let is_array = unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), self.array) } != 0;
         // SAFETY: every array begins with these fields, which live as long as it does.
         is_array.then(|| Array(unsafe { &*object.as_ptr().cast::<ArrayFields>() }))
     }

@@ -287,7 +287,9 @@ impl InferenceRequest {
         bytes.extend_from_slice(&self.flags().to_le_bytes());
         for count in [inputs.len(), self.outputs.len()] {
             let count = u16::try_from(count).map_err(|_| {
-                Malformed::new_err(format!("a call has {count} tensors, at most 65535 are possible"))
+                Malformed::new_err(format!(
+                    "a call has {count} tensors, at most 65535 are possible"
+                ))
             })?;
             bytes.extend_from_slice(&count.to_le_bytes());
         }
@@ -376,9 +378,7 @@ impl Correlation {
             Ok(name) => Ok(Self::Name(python::text_of(&name)?)),
             Err(other) => match other.into_inner().cast::<PyInt>() {
                 Ok(number) => Ok(Self::Number(number.extract()?)),
-                Err(_) => {
-                    Err(python::model_error(py, "Correlation ID must be integer or string"))
-                }
+                Err(_) => Err(python::model_error(py, "Correlation ID must be integer or string")),
             },
         }
     }
@@ -399,8 +399,7 @@ pub fn read_requests<'py>(
     let mut reader = Reader::new(frame.get().body());
     let requests = PyList::empty(py);
     for _ in 0..reader.u32()? {
-        let request =
-            InferenceRequest::read(py, frame, &mut reader, memory.get(), model_name)?;
+        let request = InferenceRequest::read(py, frame, &mut reader, memory.get(), model_name)?;
         requests.append(Bound::new(py, request)?)?;
     }
     Ok(requests)

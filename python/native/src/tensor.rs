@@ -116,7 +116,10 @@ impl Tensor {
     /// A DLPack capsule that shares its memory.
     fn to_dlpack<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         if self.datatype == BYTES {
-            return Err(python::model_error(py, "DLPack does not have support for string tensors."));
+            return Err(python::model_error(
+                py,
+                "DLPack does not have support for string tensors.",
+            ));
         }
         if self.is_on_gpu(py)? {
             return Err(python::model_error(
@@ -238,13 +241,13 @@ impl Tensor {
             let encoded = PyBytes::new(py, encoded);
             let elements = python::strings(py)?
                 .call_method1(intern!(py, "deserialize_bytes_tensor"), (encoded,))?;
-            return elements.call_method1(intern!(py, "reshape"), (PyTuple::new(py, &self.shape)?,));
+            return elements
+                .call_method1(intern!(py, "reshape"), (PyTuple::new(py, &self.shape)?,));
         }
         if byte_size(self.datatype, &self.shape) != Some(length) {
             return Err(Malformed::new_err(format!(
                 "tensor '{}' of shape {:?} has {length} bytes",
-                self.name,
-                self.shape
+                self.name, self.shape
             )));
         }
         let numpy = NumPy::get(py)?;
