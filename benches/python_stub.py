@@ -35,6 +35,7 @@ FP32 = 11
 REQUEST, RESPONSE = struct.Struct("<QQQIHHBIII"), struct.Struct("<QBBH")
 INLINE, LENT = 0, 1
 FINAL, PRESENT = 1, 2
+FINALIZE = wire.HEADER.pack(0, wire.FINALIZE)
 
 
 class TritonPythonModel:
@@ -63,14 +64,15 @@ class Bench:
         self.host._model = TritonPythonModel()
         requests.can_call = True
         requests.executing.add(threading.get_ident())
+        self.turns = self.host._turns()
         self.calls = 0
 
     def request(self, frame: bytes) -> bytes:
         """Runs one request; returns what the model's process says."""
         self.to_model.send(frame)
-        _, reader = self.channel.next_request()
-        self.host._execute(reader)
-        del reader
+        # What it has to be sent behind, for the turns to end.
+        self.to_model.send(FINALIZE)
+        self.turns.run()
         return self.from_model.recv(1 << 16)
 
     def call(self, values: np.ndarray) -> bytes:

@@ -145,15 +145,16 @@ class Channel:
                     break
         finally:
             self._waiters.discard(waiter)
-            self._wake_another()
+            self.wake_another()
         return waiter.is_ready
 
     def _stop_leading(self) -> None:
         """Leaves the reading to another thread that waits."""
         self._leading.release()
-        self._wake_another()
+        self.wake_another()
 
-    def _wake_another(self) -> None:
+    def wake_another(self) -> None:
+        """Lets another thread that waits read."""
         if self._waiters:
             for other in list(self._waiters)[:1]:
                 other.wake()
@@ -185,14 +186,13 @@ class Channel:
         """Reads what has come, waiting if nothing has; false when nothing came in time."""
         if seconds_max is not None and not select.select([self._inbound], [], [], seconds_max)[0]:
             return False
-        try:
-            frames = self._inbox.receive(self._inbound.fileno())
-        except ConnectionError:
-            # There is nobody to finish for.
-            os._exit(0)
+        self.dispatch(self._inbox.receive(self._inbound.fileno()))
+        return True
+
+    def dispatch(self, frames: list) -> None:
+        """Gives frames that have come, kinds and bodies, to those that they are for."""
         for kind, body in frames:
             self._dispatch(kind, body)
-        return True
 
     def _dispatch(self, kind: int, body) -> None:
         if kind == wire.EXECUTE or kind == wire.START or kind == wire.FINALIZE:

@@ -1,7 +1,8 @@
 //! The native half of a process that runs a Python model: the module `nereid_stub.native`.
 //!
 //! The way of each request goes through here: frames of the server become requests with their tensors
-//! (`request.rs`, `tensor.rs`), what the model answers becomes frames (`response.rs`), and what nothing
+//! (`request.rs`, `tensor.rs`), the model runs on them (`turns.rs`), what it answers becomes frames
+//! (`response.rs`), and what nothing
 //! refers to any more is noted (`memory.rs`). Arrays are made by NumPy's own functions (`numpy.rs`). What is
 //! done now and then, such as a model's start, its calls of others and its log, is in the Python half, the
 //! package `python/nereid_stub`, which this is a part of.
@@ -20,6 +21,7 @@ mod python;
 mod request;
 mod response;
 mod tensor;
+mod turns;
 
 /// `nereid_stub.native`
 #[pyo3::pymodule]
@@ -30,10 +32,10 @@ mod native {
         inbox::Inbox,
         memory::{Gone, Memory},
         request::{
-            InferenceRequest, get_input_tensor_by_name, get_output_tensor_by_name, read_requests,
-            responses_frame,
+            InferenceRequest, get_input_tensor_by_name, get_output_tensor_by_name, responses_frame,
         },
         response::{InferenceResponse, read_response, response_bytes},
         tensor::Tensor,
+        turns::Turns,
     };
 }

@@ -16,12 +16,6 @@ const FREED: u8 = 48;
 #[pyclass(frozen)]
 pub struct Gone(Mutex<Vec<(u8, u64, u64)>>);
 
-impl Gone {
-    fn list(&self) -> MutexGuard<'_, Vec<(u8, u64, u64)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[pymethods]
 impl Gone {
     #[new]
@@ -50,19 +44,35 @@ impl Gone {
 
     /// The frames that tell the server of them, which are forgotten here.
     fn frames<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let mut bytes = Vec::new();
+        self.put_frames(&mut bytes);
+        PyBytes::new(py, &bytes)
+    }
+}
+
+impl Gone {
+    fn list(&self) -> MutexGuard<'_, Vec<(u8, u64, u64)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.list().is_empty()
+    }
+
+    /// Appends the frames that tell the server of them, which are forgotten here.
+    pub fn put_frames(&self, bytes: &mut Vec<u8>) {
         let mut gone = std::mem::take(&mut *self.list());
         gone.sort_by_key(|&(kind, _, _)| kind);
-        let mut bytes = Vec::with_capacity(16 + 8 * gone.len());
         for run in gone.chunk_by(|one, other| one.0 == other.0) {
             let Some(&(kind, _, _)) = run.first() else { continue };
-            frame(&mut bytes, kind, |bytes| {
+            frame(bytes, kind, |bytes| {
                 bytes
                     .extend_from_slice(&u32::try_from(run.len()).unwrap_or(u32::MAX).to_le_bytes());
                 run.iter()
                     .for_each(|&(_, number, _)| bytes.extend_from_slice(&number.to_le_bytes()));
             });
         }
-        PyBytes::new(py, &bytes)
     }
 }
 

@@ -312,6 +312,11 @@ impl InferenceRequest {
 }
 
 impl InferenceRequest {
+    /// Whether its response ends it.
+    fn just_ends(&self) -> bool {
+        lock(&self.sender).is_none() && self._release_flags() == RELEASE_ALL
+    }
+
     /// The number of the request in whose trace a call is noted; 0 without one.
     fn traced_as(&self, py: Python<'_>) -> PyResult<u64> {
         let given = match &*lock(&self.trace) {
@@ -389,20 +394,70 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The requests in a frame.
-#[pyfunction]
+///
+/// # Errors
+/// When it is not of the described form.
 pub fn read_requests<'py>(
     frame: &Bound<'py, Frame>,
-    memory: &Bound<'py, Memory>,
+    memory: &Memory,
     model_name: &Bound<'py, PyString>,
 ) -> PyResult<Bound<'py, PyList>> {
     let py = frame.py();
     let mut reader = Reader::new(frame.get().body());
     let requests = PyList::empty(py);
     for _ in 0..reader.u32()? {
-        let request = InferenceRequest::read(py, frame, &mut reader, memory.get(), model_name)?;
+        let request = InferenceRequest::read(py, frame, &mut reader, memory, model_name)?;
         requests.append(Bound::new(py, request)?)?;
     }
     Ok(requests)
+}
+
+/// What `execute` returned, if that is a response for each request, and no request has a sender or is to be
+/// scheduled again.
+pub fn one_for_each<'a, 'py>(
+    requests: &Bound<'py, PyList>,
+    returned: &'a Bound<'py, PyAny>,
+) -> Option<&'a Bound<'py, PyList>> {
+    let responses = returned.cast_exact::<PyList>().ok()?;
+    let is_one = |request: Bound<'_, PyAny>, response: Bound<'_, PyAny>| {
+        request.cast::<InferenceRequest>().is_ok_and(|request| request.get().just_ends())
+            && response.cast::<InferenceResponse>().is_ok()
+    };
+    let are_as_many = requests.len() == responses.len();
+    (are_as_many && requests.iter().zip(responses.iter()).all(|(a, b)| is_one(a, b)))
+        .then_some(responses)
+}
+
+/// Appends a frame with responses: one or `None` for each request.
+///
+/// # Errors
+/// When a tensor cannot be written.
+pub fn put_responses(
+    bytes: &mut Vec<u8>,
+    requests: &Bound<'_, PyList>,
+    responses: &Bound<'_, PyList>,
+    memory: &Memory,
+    take: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let start = frame::begin(bytes, RESPONSES);
+    let at = bytes.len();
+    bytes.extend_from_slice(&[0; 4]);
+    let mut count = 0_u32;
+    for (request, response) in requests.iter().zip(responses.iter()) {
+        if response.is_none() {
+            continue;
+        }
+        let request = request.cast::<InferenceRequest>()?.get();
+        let response = response.cast::<InferenceResponse>()?.get();
+        let number = request.number.unwrap_or(0);
+        response.write(bytes, number, &request.outputs, true, memory, take)?;
+        count += 1;
+    }
+    if let Some(place) = bytes.get_mut(at..at + 4) {
+        place.copy_from_slice(&count.to_le_bytes());
+    }
+    frame::end(bytes, start);
+    Ok(())
 }
 
 /// A frame with the responses that `execute` returned: one or `None` for each request.
@@ -413,25 +468,8 @@ pub fn responses_frame<'py>(
     memory: &Bound<'py, Memory>,
     take: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let mut bytes = Vec::with_capacity(64 + 128 * requests.len());
-    let start = frame::begin(&mut bytes, RESPONSES);
-    let at = bytes.len();
-    bytes.extend_from_slice(&[0; 4]);
-    let mut count = 0_u32;
-    for (request, response) in requests.iter().zip(responses.iter()) {
-        if response.is_none() {
-            continue;
-        }
-        let request = request.cast::<InferenceRequest>()?.get();
-        let number = request.number.unwrap_or(0);
-        let response = response.cast::<InferenceResponse>()?.get();
-        response.write(&mut bytes, number, &request.outputs, true, memory.get(), take)?;
-        count += 1;
-    }
-    if let Some(place) = bytes.get_mut(at..at + 4) {
-        place.copy_from_slice(&count.to_le_bytes());
-    }
-    frame::end(&mut bytes, start);
+    let mut bytes = Vec::new();
+    put_responses(&mut bytes, requests, responses, memory.get(), take)?;
     Ok(PyBytes::new(take.py(), &bytes))
 }
 
