@@ -55,12 +55,17 @@ class Host:
 
     def _turns(self) -> native.Turns:
         """Runs the model's `execute` as the server wants it."""
-        execute = getattr(self._model, "execute", self._cannot_execute)
         return native.Turns(
-            self._channel, self._name, self._is_decoupled, execute, requests.executing, self._answer
+            self._channel,
+            self._name,
+            self._is_decoupled,
+            self._model,
+            self._cannot_execute,
+            requests.executing,
+            self._answer,
         )
 
-    def _cannot_execute(self, _):
+    def _cannot_execute(self):
         raise Refused(f"Python model {self._path} does not implement `execute` method.")
 
     # --- Start
@@ -110,12 +115,15 @@ class Host:
     def _answer(self, taken: list, returned, failure) -> bytearray:
         """The frames that tell what came of an execution which did not simply give a response for each request:
         it returned something else, or it failed."""
-        try:
-            if failure is not None:
-                raise failure
-            return self._told(taken, self._awaited(returned)).bytes
-        except Exception as error:
-            told_of = describe(error)
+        if failure is None:
+            try:
+                return self._told(taken, self._awaited(returned)).bytes
+            except Exception as error:
+                told_of = describe(error)
+        else:
+            # Not raised again here: it would refer to this call, which refers to it and to the requests, and
+            # their memory would go back no sooner than the collector comes.
+            told_of = describe(failure)
         writer = wire.Writer()
         writer.begin(wire.EXECUTED)
         writer.pack(wire.FLAG, 1)
