@@ -24,8 +24,8 @@ use super::{
 
 const BACKLOG: i32 = 1024;
 /// What the system may hold of what is sent to a client on the same host, in bytes; it takes twice the number
-/// (socket(7)). By itself it lets large responses pile up to some megabytes, which takes up to a third more
-/// CPU time for them (docs/src/benchmarks.md). A bound that is set does not grow with a long link, so it is
+/// (socket(7)). By itself it lets large responses pile up to some megabytes, which makes them take up to 1.4
+/// times the CPU time (docs/src/benchmarks.md). A bound that is set does not grow with a long link, so it is
 /// for this host alone.
 const SAME_HOST_SEND_BUFFER: usize = 300_000;
 /// How long the acceptor rests when the process has no descriptors left.
