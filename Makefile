@@ -145,6 +145,10 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); needs nightly and cargo-fuzz
 
 # --- Speed
 
+.PHONY: bench-python-stub
+bench-python-stub: python-native test-python ## What a model's process costs for each request, without a server
+	$(TEST_PYTHON) benches/python_stub.py
+
 .PHONY: bench
 bench: test-backends ## Benches of single parts (criterion)
 	NEREID_BACKEND_DIR=$(TEST_BACKENDS) $(CARGO) bench --locked
@@ -223,6 +227,14 @@ test-pytorch: debug
 test-python:
 	@scripts/require.sh python
 	@scripts/setup_python.sh
+
+# The native half of Python models' processes, where an interpreter finds it that takes python/nereid_stub as it
+# lies there. The server carries one along and does not look at this.
+.PHONY: python-native
+python-native:
+	@scripts/require.sh rust cc
+	@$(CARGO) build --quiet --locked --package nereid-python --profile python
+	@install target/python/libnereid_python.so python/nereid_stub/native.abi3.so
 
 # Other versions of CPython, for Python models; where there are none, their test skips by name.
 .PHONY: test-interpreters

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What the Python half of a model's process costs by itself, without a server.
 
-    build/venv/bin/python benches/python_stub.py
+    make bench-python-stub
+
+That is `make python-native`, which puts the native half beside the Python half, and then this program.
 
 The other end of the sockets is this program, which sends the same frame again and again. Printed is the CPU
 time of one request to an identity model, 64 B in the message and 600 KB in shared memory, and of one call of
@@ -29,6 +31,11 @@ from nereid_stub import arena, channel, host, requests, wire
 ROUNDS, REPEATS = 7, 10_000
 MEMORY = 64 << 20
 FP32 = 11
+# The parts of frames that are read natively, as python/README.md has them.
+REQUEST, RESPONSE = struct.Struct("<QQQIHHBIII"), struct.Struct("<QBBH")
+INLINE, LENT = 0, 1
+FINAL, PRESENT = 1, 2
+FINALIZE = wire.HEADER.pack(0, wire.FINALIZE)
 
 
 class TritonPythonModel:
@@ -57,14 +64,15 @@ class Bench:
         self.host._model = TritonPythonModel()
         requests.can_call = True
         requests.executing.add(threading.get_ident())
+        self.turns = self.host._turns()
         self.calls = 0
 
     def request(self, frame: bytes) -> bytes:
         """Runs one request; returns what the model's process says."""
         self.to_model.send(frame)
-        _, reader = self.channel.next_request()
-        self.host._execute(reader)
-        del reader
+        # What it has to be sent behind, for the turns to end.
+        self.to_model.send(FINALIZE)
+        self.turns.run()
         return self.from_model.recv(1 << 16)
 
     def call(self, values: np.ndarray) -> bytes:
@@ -101,23 +109,22 @@ def named(name: str) -> bytes:
 
 def inline(body: bytes, name: str) -> bytes:
     """`body` and behind it a tensor of 64 bytes."""
-    body += named(name) + bytes([FP32, 2, wire.INLINE]) + struct.pack("<qqI", 1, 16, 64)
+    body += named(name) + bytes([FP32, 2, INLINE]) + struct.pack("<qqI", 1, 16, 64)
     return body + bytes(-len(body) % 8) + bytes(64)
 
 
 def request(is_large: bool) -> bytes:
     """A frame with one request."""
-    body = wire.COUNT.pack(1) + wire.REQUEST.pack(1, 0, 0, 0, 1, 1, 0, 0, 0, 0) + named("OUTPUT0")
+    body = wire.COUNT.pack(1) + REQUEST.pack(1, 0, 0, 0, 1, 1, 0, 0, 0, 0) + named("OUTPUT0")
     if is_large:
-        body += named("INPUT0") + bytes([FP32, 2, wire.SENDER])
+        body += named("INPUT0") + bytes([FP32, 2, LENT])
         return frame_of(wire.EXECUTE, body + struct.pack("<qqQQ", 1, 150_000, 0, 600_000))
     return frame_of(wire.EXECUTE, inline(body, "INPUT0"))
 
 
 def answer(number: int) -> bytes:
     """A frame with the answer to a call."""
-    flags = wire.FINAL | wire.PRESENT
-    body = wire.RESPONSE.pack(number, flags, 0, 1) + bytes(4)
+    body = RESPONSE.pack(number, FINAL | PRESENT, 0, 1) + bytes(4)
     return frame_of(wire.CALL_RESPONSE, inline(body, "OUTPUT0"))
 
 

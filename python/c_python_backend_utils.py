@@ -1,9 +1,8 @@
 """The names that Triton's native module has, for those who import it directly."""
 
 from nereid_stub.errors import TritonError, TritonModelException
+from nereid_stub.native import InferenceRequest, InferenceResponse, Tensor
 from nereid_stub.requests import (
-    InferenceRequest,
-    InferenceResponse,
     InferenceResponseSender,
     InferenceTrace,
     MemoryType,
@@ -20,7 +19,6 @@ from nereid_stub.services import (
     load_model,
     unload_model,
 )
-from nereid_stub.tensor import Tensor
 
 TRITONSERVER_MEMORY_GPU, TRITONSERVER_MEMORY_CPU = MemoryType
 COUNTER, GAUGE, HISTOGRAM = MetricKind

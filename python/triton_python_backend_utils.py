@@ -8,6 +8,7 @@ import numpy as np
 from c_python_backend_utils import *  # noqa: F403
 from nereid_stub import datatypes as _datatypes
 from nereid_stub.config import ModelConfig
+from nereid_stub.native import get_input_tensor_by_name, get_output_tensor_by_name
 from nereid_stub.strings import deserialize_bytes_tensor, serialize_byte_tensor
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
@@ -33,25 +34,8 @@ TRITON_STRING_TO_NUMPY = {
 }
 
 
-def _by_name(tensors, name):
-    for tensor in tensors:
-        if tensor._name == name:
-            return tensor
-    return None
-
-
 def _config_by_name(tensors, name):
     return next((tensor for tensor in tensors if tensor["name"] == name), None)
-
-
-def get_input_tensor_by_name(inference_request, name):
-    """The input of a request, or `None`."""
-    return _by_name(inference_request.inputs(), name)
-
-
-def get_output_tensor_by_name(inference_response, name):
-    """The output of a response, or `None`."""
-    return _by_name(inference_response.output_tensors(), name)
 
 
 def get_input_config_by_name(model_config, name):

@@ -11,9 +11,7 @@ import ctypes
 import mmap
 import threading
 
-import numpy as np
-
-from . import wire
+from . import native
 
 ALIGNMENT = 64
 # Pages of this much of a half are kept though they are free; of more until the server says that nobody has
@@ -63,33 +61,6 @@ class Free:
             self._ends.insert(index, end)
 
 
-class Lent:
-    """Bytes that the server has lent. They go back when the last array on them is gone."""
-
-    __slots__ = ("__array_interface__", "offset", "_length", "_address", "_gone", "_returned", "__weakref__")
-
-    def __init__(self, address: int, offset: int, length: int, returned: list):
-        self.offset = offset
-        self._length = length
-        self._address = address
-        self._gone = (wire.FREED, offset, length)
-        self._returned = returned
-
-    def array(self, shape: tuple, elements: str) -> np.ndarray:
-        """All of them as an array, whose `base` is this; `elements` is NumPy's name of their type."""
-        # In one step: to view bytes as elements, and then to give them a shape, takes thrice as long.
-        self.__array_interface__ = {"data": (self._address, False), "shape": shape, "typestr": elements, "version": 3}
-        return np.asarray(self)
-
-    def bytes(self) -> np.ndarray:
-        """All of them as they are."""
-        return self.array((self._length,), "|u1")
-
-    def __del__(self):
-        # May run at any point of any thread: nothing that takes a lock can be done here.
-        self._returned.append(self._gone)
-
-
 class Arena:
     """The mapping."""
 
@@ -98,30 +69,14 @@ class Arena:
         self.size = size
         self.half = size // 2
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self.view = memoryview(self._memory)
-        # Lent parts that nothing refers to any more, to be told to the server, in the form of the channel.
-        self.returned: list = []
+        # What nothing refers to any more, to be told to the server.
+        self.gone = native.Gone()
+        self.memory = native.Memory(self.address, size, self.gone)
         self._lock = threading.Lock()
         self._free = Free(self.half, size)
         self._given: dict = {}
         # Up to where free pages are kept.
         self._kept = self.half + KEPT_BYTES
-
-    def lent(self, offset: int, length: int) -> Lent:
-        """A part that the server has lent."""
-        if offset + length > self.half:
-            raise ValueError(f"the server lent bytes {offset}+{length} of {self.half}")
-        return Lent(self.address + offset, offset, length, self.returned)
-
-    def offset_of(self, array: np.ndarray):
-        """Where an array lies in what the server has lent; `None` when it lies elsewhere."""
-        base = array.base
-        if type(base) is Lent:
-            # Mostly it is an input as it came, which begins where what was lent does. To ask an array for its
-            # address takes longer.
-            return base.offset
-        offset = array.__array_interface__["data"][0] - self.address
-        return offset if 0 <= offset and offset + array.nbytes <= self.half else None
 
     def take(self, length: int):
         """Takes `length` bytes for the server to read; `None` when there is no room."""

@@ -14,11 +14,10 @@ import struct
 import threading
 import time
 
-from . import wire
+from . import native, wire
 from .arena import Arena
 from .errors import TritonModelException
 
-RECEIVE_BYTES = 256 << 10
 # So many bytes that nothing refers to any more are told to the server at once, fewer with the next message.
 RETURNED_BYTES_MAX = 4 << 20
 ROOM_SECONDS_MAX = 10.0
@@ -63,16 +62,14 @@ class Channel:
     def __init__(self, inbound: socket.socket, outbound: socket.socket, arena: Arena):
         self.arena = arena
         self.requests: collections.deque = collections.deque()
-        # What nothing refers to any more: the frame that says so, the number, and how many bytes it has.
-        self.gone: list = arena.returned
+        self.gone = arena.gone
         self._inbound = inbound
         self._outbound = outbound
         self._sending = threading.Lock()
         self._leading = threading.Lock()
         self._waiters: set = set()
         self._listening: dict = {}
-        self._received = bytearray(RECEIVE_BYTES)
-        self._pending = bytearray()
+        self._inbox = native.Inbox()
         self._numbers = iter(range(1, 1 << 62))
         self._asked: dict = {}
         self._calls: dict = {}
@@ -93,26 +90,12 @@ class Channel:
         """Sends frames, and what goes back with them."""
         with self._sending:
             if self.gone:
-                self._add_gone(writer)
+                writer.bytes += self.gone.frames()
             self._outbound.sendall(writer.bytes)
-
-    def _add_gone(self, writer: wire.Writer) -> None:
-        # Destructors append at any moment; what is taken here is what was there at the start.
-        count = len(self.gone)
-        gone = self.gone[:count]
-        del self.gone[:count]
-        numbers: dict = {}
-        for kind, number, _ in gone:
-            numbers.setdefault(kind, []).append(wire.NUMBER.pack(number))
-        for kind, packed in numbers.items():
-            writer.begin(kind)
-            writer.bytes += wire.COUNT.pack(len(packed))
-            writer.bytes += b"".join(packed)
-            writer.end()
 
     def give_back(self, at_least: int = 0) -> None:
         """Tells the server what nothing refers to any more, if it is more than so many bytes."""
-        if sum(length for _, _, length in self.gone) > at_least:
+        if self.gone.bytes() > at_least:
             self.send(wire.Writer())
 
     def take(self, byte_size: int) -> int:
@@ -162,15 +145,16 @@ class Channel:
                     break
         finally:
             self._waiters.discard(waiter)
-            self._wake_another()
+            self.wake_another()
         return waiter.is_ready
 
     def _stop_leading(self) -> None:
         """Leaves the reading to another thread that waits."""
         self._leading.release()
-        self._wake_another()
+        self.wake_another()
 
-    def _wake_another(self) -> None:
+    def wake_another(self) -> None:
+        """Lets another thread that waits read."""
         if self._waiters:
             for other in list(self._waiters)[:1]:
                 other.wake()
@@ -202,40 +186,29 @@ class Channel:
         """Reads what has come, waiting if nothing has; false when nothing came in time."""
         if seconds_max is not None and not select.select([self._inbound], [], [], seconds_max)[0]:
             return False
-        count = self._inbound.recv_into(self._received)
-        if count == 0:
-            # The server is gone: there is nobody to finish for.
-            os._exit(0)
-        pending = self._pending
-        if not pending:
-            length, kind = wire.HEADER.unpack_from(self._received) if count >= wire.HEADER.size else (count, 0)
-            if length + wire.HEADER.size == count:
-                # Mostly one frame comes, and comes whole.
-                self._dispatch(kind, wire.Reader(self._received[wire.HEADER.size : count]))
-                return True
-        pending += memoryview(self._received)[:count]
-        at = 0
-        while len(pending) - at >= wire.HEADER.size:
-            length, kind = wire.HEADER.unpack_from(pending, at)
-            begin = at + wire.HEADER.size
-            if len(pending) - begin < length:
-                break
-            at = begin + length
-            self._dispatch(kind, wire.Reader(pending[begin:at]))
-        del pending[:at]
+        self.dispatch(self._inbox.receive(self._inbound.fileno()))
         return True
 
-    def _dispatch(self, kind: int, reader: wire.Reader) -> None:
-        if kind == wire.CALL_RESPONSE:
-            answer = self._calls.get(wire.NUMBER.unpack_from(reader.body)[0])
-            if answer is not None:
-                answer(reader)
-        elif kind == wire.EXECUTE or kind == wire.START or kind == wire.FINALIZE:
-            self.requests.append((kind, reader))
+    def dispatch(self, frames: list) -> None:
+        """Gives frames that have come, kinds and bodies, to those that they are for."""
+        for kind, body in frames:
+            self._dispatch(kind, body)
+
+    def _dispatch(self, kind: int, body) -> None:
+        if kind == wire.EXECUTE or kind == wire.START or kind == wire.FINALIZE:
+            self.requests.append((kind, body))
             waiter = self._for_requests
             if waiter is not None:
                 waiter.give()
-        elif kind == wire.FREE:
+            return
+        if kind == wire.CALL_RESPONSE:
+            number, response, is_final = native.read_response(body, self.arena.memory)
+            answer = self._calls.get(number)
+            if answer is not None:
+                answer(number, response, is_final)
+            return
+        reader = wire.Reader(body)
+        if kind == wire.FREE:
             (count,) = reader.unpack(wire.COUNT)
             for (offset,) in wire.NUMBER.iter_unpack(reader.body[reader.at : reader.at + 8 * count]):
                 self.arena.give(offset)
@@ -252,7 +225,7 @@ class Channel:
         elif kind == wire.TRIM:
             self.arena.trim(*reader.unpack(wire.NUMBER))
         else:
-            raise wire.Malformed(f"the server sent a frame of the unknown kind {kind}")
+            raise native.Malformed(f"the server sent a frame of the unknown kind {kind}")
 
     # --- Conversations
 
@@ -301,15 +274,15 @@ class Channel:
             raise TritonModelException(reader.text())
         return reader
 
-    def call(self, encode, answer) -> int:
-        """Begins a call of another model: `encode(writer, number)` writes it, `answer(reader)` takes each
-        response."""
+    def call(self, request, bits: int, answer) -> int:
+        """Begins a call of another model, of the kind that `bits` say: `answer(number, response, is_final)` takes
+        each response."""
         number = next(self._numbers)
         self._calls[number] = answer
         try:
             writer = wire.Writer()
             writer.begin(wire.CALL)
-            encode(writer, number)
+            writer.bytes += request._call(number, bits, self.arena.memory, self.take)
             writer.end()
             self.send(writer)
         except BaseException:

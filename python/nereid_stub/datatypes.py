@@ -23,8 +23,6 @@ NUMPY = {
     BYTES: np.dtype(np.object_),
     BF16: np.dtype(np.uint16),
 }
-# NumPy's names of them, which it would put together again each time.
-NAMES = {number: dtype.str for number, dtype in NUMPY.items()}
 _OF_NUMPY = {dtype: number for number, dtype in NUMPY.items() if number != BF16}
 # DLPack's (code, bits), by Triton's number.
 _DLPACK = {

@@ -6,7 +6,7 @@ import ctypes
 
 import numpy as np
 
-from . import datatypes
+from . import cuda, datatypes
 from .errors import TritonModelException
 
 CPU, CUDA, CUDA_HOST = 1, 2, 3
@@ -126,6 +126,24 @@ class Imported:
             return np.empty(self.shape, datatypes.NUMPY[self.datatype])
         return np.asarray(self).view(datatypes.NUMPY[self.datatype]).reshape(self.shape)
 
+    def copy_to_host(self, target: int) -> None:
+        """Copies the elements of a tensor on a GPU."""
+        cuda.copy_to_host(target, self.address, self.byte_size, self.device_id)
+
     def __del__(self):
         if getattr(self, "_owned", False) and self._managed.contents.deleter:
             self._managed.contents.deleter(self._managed)
+
+
+def imported(tensor) -> Imported:
+    """What a DLPack capsule holds, or what has `__dlpack__`."""
+    if hasattr(tensor, "__dlpack__") and hasattr(tensor, "__dlpack_device__"):
+        on_gpu = tensor.__dlpack_device__()[0] == CUDA
+        # 1 is the default stream of CUDA; what is in the host's memory has none.
+        return Imported(tensor.__dlpack__(stream=1) if on_gpu else tensor.__dlpack__())
+    if type(tensor).__name__ == "PyCapsule":
+        return Imported(tensor)
+    raise TritonModelException(
+        "Provided tensor is not supported. Tensor must be a DLPack capsule         or have `__dlpack__` and "
+        "`__dlpack_device__` attributes"
+    )

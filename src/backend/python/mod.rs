@@ -1,8 +1,8 @@
 //! Models that users write in Python: `model.py` with a class `TritonPythonModel`, as for Triton.
 //!
 //! Every instance has a process of its own, so that a model can neither hold up nor end the server.
-//! The process runs the interpreter of the user's environment, with the package of `python/`, which
-//! this program carries along. The two speak over a socket (`wire/`); large tensors lie in memory
+//! The process runs the interpreter of the user's environment, with the package of `python/` and its
+//! native half, which this program carries along. The two speak over a socket (`wire/`); large tensors lie in memory
 //! that both have mapped (`arena.rs`). `supervisor.rs` keeps the process running, `session.rs` is what is
 //! under way in one process, `services.rs` what the server does for it.
 //!
@@ -28,7 +28,6 @@ pub mod wire;
 
 use std::{
     collections::BTreeMap,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
@@ -41,6 +40,7 @@ use self::{
     script::{Script, Scripts},
     services::Services,
     settings::Settings,
+    sources::Files,
     supervisor::{Seat, Spare},
 };
 use super::{
@@ -61,7 +61,7 @@ pub struct Python {
     interpreter: Interpreter,
     version: String,
     environments: Environments,
-    sources: Arc<OwnedFd>,
+    files: Arc<Files>,
     seats: Seats,
     spares: Spares,
 }
@@ -102,7 +102,7 @@ impl Python {
     fn start(scripts: Scripts, settings: &BTreeMap<String, String>) -> Result<Self, BackendError> {
         let interpreter = Settings::read(settings)?.interpreter;
         let (interpreter, version) = Interpreter::find(&interpreter)?;
-        let sources = sources::file()
+        let files = Files::create()
             .map_err(|error| BackendError(format!("no memory for the Python package: {error}")))?;
         Ok(Self {
             scripts,
@@ -110,7 +110,7 @@ impl Python {
             interpreter,
             version,
             environments: Environments::default(),
-            sources: Arc::new(sources),
+            files: Arc::new(files),
             seats: Seats::default(),
             spares: Spares::default(),
         })
@@ -130,7 +130,7 @@ impl Python {
             settings,
             interpreter,
             environment,
-            sources: self.sources.clone(),
+            files: self.files.clone(),
             seats: Mutex::default(),
             all_seats: self.seats.clone(),
             spares: self.spares.clone(),
@@ -213,7 +213,7 @@ struct PythonModel {
     interpreter: Interpreter,
     /// The folder of a packed environment, as long as it is used.
     environment: Option<Arc<Unpacked>>,
-    sources: Arc<OwnedFd>,
+    files: Arc<Files>,
     seats: Mutex<Vec<Weak<Seat>>>,
     all_seats: Seats,
     spares: Spares,
@@ -240,7 +240,7 @@ impl PythonModel {
             is_decoupled,
             interpreter: self.interpreter.clone(),
             _environment: self.environment.clone(),
-            sources: self.sources.clone(),
+            files: self.files.clone(),
             memory_bytes: self.settings.memory_bytes,
             start_limit: self.settings.start_limit,
         }
@@ -307,7 +307,7 @@ pub struct Outline {
     is_decoupled: bool,
     interpreter: Interpreter,
     _environment: Option<Arc<Unpacked>>,
-    sources: Arc<OwnedFd>,
+    files: Arc<Files>,
     memory_bytes: usize,
     start_limit: Duration,
 }

@@ -12,7 +12,11 @@ use nix::{
     sys::signal::Signal,
 };
 
-use super::{arena::Arena, environment::Interpreter, sources};
+use super::{
+    arena::Arena,
+    environment::Interpreter,
+    sources::{self, Files},
+};
 
 /// A model's process.
 pub struct Process {
@@ -43,13 +47,18 @@ impl Process {
     pub fn start(
         interpreter: &Interpreter,
         name: &str,
-        text: BorrowedFd<'_>,
+        files: &Files,
         arena: &Arena,
     ) -> io::Result<(Self, Sockets)> {
         let (outbound, theirs_in) = UnixStream::pair()?;
         let (inbound, theirs_out) = UnixStream::pair()?;
-        let theirs = [theirs_in.as_raw_fd(), theirs_out.as_raw_fd()];
-        let files = [text.as_raw_fd(), theirs[0], theirs[1], arena.file().as_raw_fd()];
+        let files = [
+            files.sources.as_raw_fd(),
+            files.native.as_raw_fd(),
+            theirs_in.as_raw_fd(),
+            theirs_out.as_raw_fd(),
+            arena.file().as_raw_fd(),
+        ];
         let mut command = Command::new(&interpreter.path);
         command.arg("-c").arg(sources::START);
         command.args(files.map(|file| file.to_string()));

@@ -1,9 +1,14 @@
 use std::{
+    fs::File,
     io::{self, Write as _},
     os::fd::OwnedFd,
 };
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
 
 /// What the interpreter is started with: reads the sources out of the file whose number it is given, and
 /// runs the one that comes first. A short line, for lists of processes show it.
@@ -17,7 +22,7 @@ macro_rules! sources {
 }
 
 /// The Python half, by its paths.
-const SOURCES: [(&str, &str); 17] = sources![
+const SOURCES: [(&str, &str); 16] = sources![
     "bootstrap.py",
     "c_python_backend_utils.py",
     "triton_python_backend_utils.py",
@@ -33,24 +38,57 @@ const SOURCES: [(&str, &str); 17] = sources![
     "nereid_stub/requests.py",
     "nereid_stub/services.py",
     "nereid_stub/strings.py",
-    "nereid_stub/tensor.py",
     "nereid_stub/wire.py",
 ];
 
-/// A file without a name that holds the Python half as a JSON object, for every process to read.
-///
-/// # Errors
-/// When the system refuses the memory.
-pub fn file() -> io::Result<OwnedFd> {
-    let text = serde_json::to_string(&std::collections::BTreeMap::from(SOURCES))?;
-    let file = memfd_create("nereid-python-sources", MFdFlags::MFD_CLOEXEC)?;
-    let mut file = std::fs::File::from(file);
-    file.write_all(text.as_bytes())?;
+/// Files without a name, for every process.
+pub struct Files {
+    /// The Python half as a JSON object.
+    pub sources: OwnedFd,
+    /// The native half, a Python module that is a shared library.
+    pub native: OwnedFd,
+}
+
+impl Files {
+    /// # Errors
+    /// When the system refuses the memory.
+    pub fn create() -> io::Result<Self> {
+        let sources = serde_json::to_string(&std::collections::BTreeMap::from(SOURCES))?;
+        let data = memory("nereid-python-sources", MFdFlags::empty())?;
+        let code = code_memory("nereid-python-native")?;
+        Ok(Self {
+            sources: sealed(data, sources.as_bytes())?,
+            native: sealed(code, nereid_python_embedded::NATIVE)?,
+        })
+    }
+}
+
+/// Memory that may be mapped as code. From Linux 6.3 on, who means that says so; before, the flag is unknown.
+fn code_memory(name: &str) -> nix::Result<OwnedFd> {
+    match memory(name, MFdFlags::from_bits_retain(libc::MFD_EXEC)) {
+        Err(Errno::EINVAL) => memory(name, MFdFlags::empty()),
+        made => made,
+    }
+}
+
+fn memory(name: &str, flags: MFdFlags) -> nix::Result<OwnedFd> {
+    memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | flags)
+}
+
+/// `file` with `bytes` in it, which no process can change.
+fn sealed(file: OwnedFd, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(file);
+    file.write_all(bytes)?;
+    let size = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+    let seals = SealFlag::F_SEAL_WRITE | size | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
 
     #[test]
@@ -67,5 +105,18 @@ mod tests {
         let mut known: Vec<_> = SOURCES.iter().map(|(path, _)| (*path).to_owned()).collect();
         known.sort();
         assert_eq!(files, known);
+    }
+
+    #[test]
+    fn a_process_can_change_neither_half() {
+        let files = Files::create().unwrap();
+        for (file, begins) in [(files.sources, &b"{\""[..]), (files.native, b"\x7fELF")] {
+            let mut first = [0; 4];
+            let file = File::from(file);
+            file.read_exact_at(&mut first, 0).unwrap();
+            assert!(first.starts_with(begins), "{first:?}");
+            let refused = [file.write_at(b"x", 0).unwrap_err(), file.set_len(1).unwrap_err()];
+            assert!(refused.iter().all(|error| error.kind() == io::ErrorKind::PermissionDenied));
+        }
     }
 }

@@ -52,10 +52,10 @@ impl Run {
     /// # Errors
     /// When the system refuses.
     pub(super) fn start(outline: &Outline) -> io::Result<Self> {
-        let Outline { interpreter, instance, sources, .. } = outline;
+        let Outline { interpreter, instance, files, .. } = outline;
         let slot = Arc::new(OnceLock::new());
         let arena = arena_and_line(outline.memory_bytes, &slot)?;
-        let (process, sockets) = Process::start(interpreter, instance, sources.as_fd(), &arena)?;
+        let (process, sockets) = Process::start(interpreter, instance, files, &arena)?;
         let line = Arc::new(Line::new(sockets)?);
         let line = slot.get_or_init(|| line).clone();
         Ok(Self {
