@@ -282,7 +282,7 @@ class Channel:
         try:
             writer = wire.Writer()
             writer.begin(wire.CALL)
-            writer.bytes += request._call(number, bits, self.arena.memory, self.take)
+            writer.bytes += request._call(number, bits, self.arena.memory, self)
             writer.end()
             self.send(writer)
         except BaseException:

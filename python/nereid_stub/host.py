@@ -190,7 +190,7 @@ class Host:
             for request, response in zip(taken, returned):
                 if response is not None and request._sender is not None:
                     request._sender.note(response, RESPONSE_COMPLETE_FINAL)
-            writer.bytes += native.responses_frame(taken, returned, self._channel.arena.memory, self._channel.take)
+            writer.bytes += native.responses_frame(taken, returned, self._channel.arena.memory, self._channel)
         return writer
 
     def _let_go(self, writer: wire.Writer, taken: list, returned) -> None:

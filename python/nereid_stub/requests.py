@@ -161,7 +161,7 @@ class InferenceResponseSender:
             writer.begin(wire.RESPONSES)
             is_final = flags == RESPONSE_COMPLETE_FINAL
             writer.bytes += native.response_bytes(
-                self._number, response, self._wanted, is_final, channel.arena.memory, channel.take
+                self._number, response, self._wanted, is_final, channel.arena.memory, channel
             )
             writer.end()
             channel.send(writer)

@@ -132,3 +132,33 @@ class TritonPythonModel:
     places = collections.Counter(cases.infer(server, "places", X=values)["Y"][2][0] for _ in range(50))
     # By turns in two places, half of the requests would lie in either.
     assert places.most_common(1)[0][1] > 40, places
+
+
+def test_memory_of_an_answer_that_cannot_be_given_is_free_again(start, tmp_path):
+    """Of its first tensor, when there is no room for the second: in what is returned, sent and asked."""
+    config = """backend: "python"
+input [{ name: "WAY" data_type: TYPE_STRING dims: [ 1 ] }]
+output [{ name: "OUTPUT" data_type: TYPE_STRING dims: [ 1 ] }, { name: "A" data_type: TYPE_UINT8 dims: [ -1 ] }]
+output [{ name: "B" data_type: TYPE_UINT8 dims: [ -1 ] }]
+"""
+    source = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        (request,) = requests
+        way = request.inputs()[0].as_numpy()[0]
+        # Of the half, which has 2 MiB, the one takes most, and the other wants more than all.
+        large = pb_utils.Tensor("A", np.zeros(3 << 19, np.uint8))
+        tensors = [large, pb_utils.Tensor("B", np.zeros(3 << 20, np.uint8))]
+        if way == b"call":
+            pb_utils.InferenceRequest(model_name="halves", inputs=tensors, requested_output_names=["A"]).exec()
+        if way == b"send":
+            request.get_response_sender().send(pb_utils.InferenceResponse(tensors))
+        return [pb_utils.InferenceResponse([large] if way == b"whole" else tensors)]
+"""
+    write(tmp_path / "repository", "halves", config, source)
+    server = start(tmp_path / "repository", INTERPRETER, "--backend-config=python,shm-limit-byte-size=4194304")
+    for way in ("return", "send", "call"):
+        assert "no room for a tensor of 3145728 bytes" in cases.way(server, "halves", way)["error"]
+        assert cases.way(server, "halves", "whole")["A"][1] == [3 << 19]

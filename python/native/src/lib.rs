@@ -20,6 +20,7 @@ mod numpy;
 mod python;
 mod request;
 mod response;
+mod room;
 mod tensor;
 mod turns;
 

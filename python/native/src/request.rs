@@ -18,6 +18,7 @@ use crate::{
     numpy::class_name,
     python,
     response::InferenceResponse,
+    room::Room,
     tensor::{Tensor, by_name},
 };
 
@@ -270,7 +271,7 @@ impl InferenceRequest {
         number: u64,
         bits: u8,
         memory: &Bound<'_, Memory>,
-        take: &Bound<'_, PyAny>,
+        channel: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyBytes>> {
         let inputs = self.inputs.bind(py);
         let mut bytes = Vec::with_capacity(256);
@@ -303,9 +304,11 @@ impl InferenceRequest {
         for output in &self.outputs {
             frame::put_name(&mut bytes, output)?;
         }
-        for input in inputs.iter() {
-            input.cast::<Tensor>()?.get().write(&mut bytes, memory.get(), take)?;
-        }
+        let room = Room::new(channel);
+        let written = inputs.iter().try_for_each(|input| {
+            input.cast::<Tensor>()?.get().write(&mut bytes, memory.get(), &room)
+        });
+        room.settle(written)?;
         Ok(PyBytes::new(py, &bytes).unbind())
     }
 }
@@ -435,7 +438,19 @@ pub fn put_responses(
     requests: &Bound<'_, PyList>,
     responses: &Bound<'_, PyList>,
     memory: &Memory,
-    take: &Bound<'_, PyAny>,
+    channel: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let room = Room::new(channel);
+    let written = put_each(bytes, requests, responses, memory, &room);
+    room.settle(written)
+}
+
+fn put_each(
+    bytes: &mut Vec<u8>,
+    requests: &Bound<'_, PyList>,
+    responses: &Bound<'_, PyList>,
+    memory: &Memory,
+    room: &Room<'_, '_>,
 ) -> PyResult<()> {
     let start = frame::begin(bytes, RESPONSES);
     let at = bytes.len();
@@ -448,7 +463,7 @@ pub fn put_responses(
         let request = request.cast::<InferenceRequest>()?.get();
         let response = response.cast::<InferenceResponse>()?.get();
         let number = request.number.unwrap_or(0);
-        response.write(bytes, number, &request.outputs, true, memory, take)?;
+        response.write(bytes, number, &request.outputs, true, memory, room)?;
         count += 1;
     }
     if let Some(place) = bytes.get_mut(at..at + 4) {
@@ -464,11 +479,11 @@ pub fn responses_frame<'py>(
     requests: &Bound<'py, PyList>,
     responses: &Bound<'py, PyList>,
     memory: &Bound<'py, Memory>,
-    take: &Bound<'py, PyAny>,
+    channel: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let mut bytes = Vec::new();
-    put_responses(&mut bytes, requests, responses, memory.get(), take)?;
-    Ok(PyBytes::new(take.py(), &bytes))
+    put_responses(&mut bytes, requests, responses, memory.get(), channel)?;
+    Ok(PyBytes::new(channel.py(), &bytes))
 }
 
 /// The input of a request, or of what has `inputs()` as one, with this name, or `None`.

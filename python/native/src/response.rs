@@ -12,6 +12,7 @@ use crate::{
     memory::Memory,
     numpy::class_name,
     python,
+    room::Room,
     tensor::Tensor,
 };
 
@@ -107,9 +108,9 @@ impl InferenceResponse {
         wanted: &[Box<str>],
         is_final: bool,
         memory: &Memory,
-        take: &Bound<'_, PyAny>,
+        room: &Room<'_, '_>,
     ) -> PyResult<()> {
-        let py = take.py();
+        let py = room.py();
         let flags = PRESENT | if is_final { FINAL } else { 0 };
         bytes.extend_from_slice(&number.to_le_bytes());
         if let Some(error) = &self.error {
@@ -127,7 +128,7 @@ impl InferenceResponse {
         for output in self.outputs.bind(py).iter() {
             let output = output.cast::<Tensor>()?.get();
             if wanted.iter().any(|name| **name == *output.named()) {
-                output.write(bytes, memory, take)?;
+                output.write(bytes, memory, room)?;
                 count = count.saturating_add(1);
             }
         }
@@ -146,7 +147,7 @@ pub fn response_bytes<'py>(
     wanted: Vec<String>,
     is_final: bool,
     memory: &Bound<'py, Memory>,
-    take: &Bound<'py, PyAny>,
+    channel: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let wanted: Vec<Box<str>> = wanted.into_iter().map(Into::into).collect();
     let mut bytes = Vec::with_capacity(128);
@@ -154,14 +155,18 @@ pub fn response_bytes<'py>(
     bytes.extend_from_slice(&1_u32.to_le_bytes());
     match response {
         Some(response) => {
-            response.get().write(&mut bytes, number, &wanted, is_final, memory.get(), take)?;
+            let room = Room::new(channel);
+            let response = response.get();
+            let written =
+                response.write(&mut bytes, number, &wanted, is_final, memory.get(), &room);
+            room.settle(written)?;
         }
         None => {
             bytes.extend_from_slice(&number.to_le_bytes());
             bytes.extend_from_slice(&[if is_final { FINAL } else { 0 }, 0, 0, 0]);
         }
     }
-    Ok(PyBytes::new(take.py(), &bytes))
+    Ok(PyBytes::new(channel.py(), &bytes))
 }
 
 /// The response to a call, out of a frame: the call's number, the response, and whether it is the last.

@@ -15,6 +15,7 @@ use crate::{
     memory::{Lent, Memory},
     numpy::NumPy,
     python,
+    room::Room,
 };
 
 /// Tensors of up to so many bytes travel in the message.
@@ -301,23 +302,18 @@ impl Tensor {
     }
 
     /// Writes it into a frame: by reference where its bytes are in what the server has lent, in the frame
-    /// where they are few, else into shared memory, of which `take(byte_size)` gives the offset.
+    /// where they are few, else into shared memory.
     ///
     /// # Errors
     /// When there is no room, or its elements cannot be had.
-    pub fn write(
-        &self,
-        bytes: &mut Vec<u8>,
-        memory: &Memory,
-        take: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = take.py();
+    pub fn write(&self, bytes: &mut Vec<u8>, memory: &Memory, room: &Room<'_, '_>) -> PyResult<()> {
+        let py = room.py();
         if let Elements::Imported(imported) = self.elements(py)
             && is_on_gpu(imported.bind(py))?
         {
             let imported = imported.bind(py);
             let length: usize = imported.getattr(intern!(py, "byte_size"))?.extract()?;
-            let offset: u64 = take.call1((length,))?.extract()?;
+            let offset = room.take(length)?;
             let target = memory.address_of(offset);
             imported.call_method1(intern!(py, "copy_to_host"), (target,))?;
             self.put_head(bytes, OF_SENDER)?;
@@ -330,7 +326,7 @@ impl Tensor {
                 .call_method1(intern!(py, "serialize_byte_tensor"), (array,))?;
             let encoded = encoded.cast_into::<PyBytes>()?;
             let encoded = encoded.as_bytes();
-            return self.put(bytes, memory, take, encoded.as_ptr(), encoded.len());
+            return self.put(bytes, memory, room, encoded.as_ptr(), encoded.len());
         }
         let Some((data, length)) = NumPy::get(py)?
             .array(&array)
@@ -345,7 +341,7 @@ impl Tensor {
             put_range(bytes, offset, length);
             return Ok(());
         }
-        self.put(bytes, memory, take, data, length)
+        self.put(bytes, memory, room, data, length)
     }
 
     /// Writes `length` bytes, which whoever calls holds.
@@ -353,11 +349,11 @@ impl Tensor {
         &self,
         bytes: &mut Vec<u8>,
         memory: &Memory,
-        take: &Bound<'_, PyAny>,
+        room: &Room<'_, '_>,
         data: *const u8,
         length: usize,
     ) -> PyResult<()> {
-        let py = take.py();
+        let py = room.py();
         if length <= INLINE_BYTES_MAX {
             self.put_head(bytes, INLINE)?;
             bytes.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
@@ -368,7 +364,7 @@ impl Tensor {
             }
             return Ok(());
         }
-        let offset: u64 = take.call1((length,))?.extract()?;
+        let offset = room.take(length)?;
         // SAFETY: the bytes are held.
         unsafe { memory.fill(py, offset, data, length)? };
         self.put_head(bytes, OF_SENDER)?;

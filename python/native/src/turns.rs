@@ -43,7 +43,6 @@ pub struct Turns {
     sending: Py<PyAny>,
     waiters: Py<PySet>,
     kept: Py<PyAny>,
-    take: Py<PyAny>,
     inbox: Py<Inbox>,
     memory: Py<Memory>,
     gone: Py<Gone>,
@@ -80,7 +79,6 @@ impl Turns {
             sending: part("_sending")?,
             waiters: channel.getattr("_waiters")?.cast_into()?.unbind(),
             kept: part("requests")?,
-            take: part("take")?,
             inbox: channel.getattr("_inbox")?.cast_into()?.unbind(),
             memory: arena.getattr("memory")?.cast_into()?.unbind(),
             gone: arena.getattr("gone")?.cast_into()?.unbind(),
@@ -167,8 +165,8 @@ impl Turns {
         let mut bytes = Vec::with_capacity(64 + 128 * requests.len());
         // Before the responses, so that the execution is counted when their clients have them.
         frame::frame(&mut bytes, EXECUTED, |bytes| bytes.extend_from_slice(&ALL_ANSWERED));
-        let (memory, take) = (self.memory.get(), self.take.bind(py));
-        match request::put_responses(&mut bytes, &requests, responses, memory, take) {
+        let (memory, channel) = (self.memory.get(), self.channel.bind(py));
+        match request::put_responses(&mut bytes, &requests, responses, memory, channel) {
             Ok(()) => Ok(bytes),
             Err(error) => self.otherwise(&requests, Err(error)),
         }
