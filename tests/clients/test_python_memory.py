@@ -162,3 +162,37 @@ class TritonPythonModel:
     for way in ("return", "send", "call"):
         assert "no room for a tensor of 3145728 bytes" in cases.way(server, "halves", way)["error"]
         assert cases.way(server, "halves", "whole")["A"][1] == [3 << 19]
+
+
+def test_memory_that_an_answer_names_does_not_go_back_before_it(start, tmp_path):
+    """Whatever other threads of the model send meanwhile, by which gone memory goes back too."""
+    config = """backend: "python"
+input [{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }]
+output [{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }]
+"""
+    source = """
+import sys, threading
+import triton_python_backend_utils as pb_utils
+from nereid_stub import requests as inside, wire
+# Threads take turns as often as they can.
+sys.setswitchinterval(1e-6)
+class TritonPythonModel:
+    def initialize(self, args):
+        for _ in range(3):
+            threading.Thread(target=self.send, daemon=True).start()
+    def send(self):
+        while True:
+            # Nobody waits for that.
+            writer = wire.Writer()
+            writer.begin(wire.CANCEL_CALL)
+            writer.pack(wire.NUMBER, 1 << 60)
+            writer.end()
+            inside.channel.send(writer)
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", r.inputs()[0].as_numpy())]) for r in requests]
+"""
+    write(tmp_path / "repository", "echo", config, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    values = np.arange(10_000, dtype=np.float32)
+    for _ in range(50):
+        np.testing.assert_array_equal(cases.infer(server, "echo", X=values)["Y"][2], values)

@@ -1,6 +1,9 @@
 //! The memory that the server and this process share, and what of it nothing refers to any more.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use pyo3::{prelude::*, types::PyBytes};
 
@@ -14,13 +17,19 @@ const FREED: u8 = 48;
 /// Destructors append at any point of any thread. The lock is never waited for: whoever holds it is attached
 /// to the interpreter, and does nothing meanwhile that another thread or a destructor could run in.
 #[pyclass(frozen)]
-pub struct Gone(Mutex<Vec<(u8, u64, u64)>>);
+#[derive(Default)]
+pub struct Gone {
+    list: Mutex<Vec<(u8, u64, u64)>>,
+    /// Whether an answer waits to be sent that may name memory which has gone by now: the server must not
+    /// hear of that before.
+    is_held: AtomicBool,
+}
 
 #[pymethods]
 impl Gone {
     #[new]
     fn new() -> Self {
-        Self(Mutex::default())
+        Self::default()
     }
 
     /// Notes one: the kind of frame, its number there, and how many bytes it kept.
@@ -42,7 +51,7 @@ impl Gone {
         self.list().clear();
     }
 
-    /// The frames that tell the server of them, which are forgotten here.
+    /// The frames that tell the server of them, which are forgotten here; none while they are held.
     fn frames<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         let mut bytes = Vec::new();
         self.put_frames(&mut bytes);
@@ -52,7 +61,17 @@ impl Gone {
 
 impl Gone {
     fn list(&self) -> MutexGuard<'_, Vec<(u8, u64, u64)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has no thread tell the server of them until [`Self::release`].
+    pub fn hold(&self) {
+        self.is_held.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends that. Called by who sends now.
+    pub fn release(&self) {
+        self.is_held.store(false, Ordering::Relaxed);
     }
 
     /// Whether there is nothing.
@@ -60,8 +79,11 @@ impl Gone {
         self.list().is_empty()
     }
 
-    /// Appends the frames that tell the server of them, which are forgotten here.
+    /// Appends the frames that tell the server of them, which are forgotten here; none while they are held.
     pub fn put_frames(&self, bytes: &mut Vec<u8>) {
+        if self.is_held.load(Ordering::Relaxed) {
+            return;
+        }
         let mut gone = std::mem::take(&mut *self.list());
         gone.sort_by_key(|&(kind, _, _)| kind);
         for run in gone.chunk_by(|one, other| one.0 == other.0) {
@@ -111,6 +133,11 @@ impl Memory {
                 self.size / 2
             ))),
         }
+    }
+
+    /// What nothing refers to any more of it.
+    pub fn gone(&self) -> &Gone {
+        self.gone.get()
     }
 
     /// Where bytes lie in what the server lends; `None` when they lie elsewhere.

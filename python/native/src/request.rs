@@ -429,7 +429,8 @@ pub fn one_for_each<'a, 'py>(
         .then_some(responses)
 }
 
-/// Appends a frame with responses: one or `None` for each request.
+/// Appends a frame with responses: one or `None` for each request. What goes from here on is held until they
+/// are sent, for they name parts of it.
 ///
 /// # Errors
 /// When a tensor cannot be written.
@@ -442,7 +443,9 @@ pub fn put_responses(
 ) -> PyResult<()> {
     let room = Room::new(channel);
     let written = put_each(bytes, requests, responses, memory, &room);
-    room.settle(written)
+    room.settle(written)?;
+    memory.gone().hold();
+    Ok(())
 }
 
 fn put_each(

@@ -142,6 +142,7 @@ impl Turns {
         let bytes = self.answer(py, frame)?;
         let sending = self.sending.bind(py);
         sending.call_method0(intern!(py, "acquire"))?;
+        self.gone.get().release();
         let sent = self.send(py, bytes);
         sending.call_method0(intern!(py, "release"))?;
         sent
