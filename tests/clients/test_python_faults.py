@@ -40,7 +40,7 @@ input [{ name: "WAY" data_type: TYPE_STRING dims: [ 1 ] }, { name: "X" data_type
 output [{ name: "OUTPUT" data_type: TYPE_STRING dims: [ 1 ] }, { name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }]
 """
 SOURCE = """
-import os, pathlib, resource, threading, time
+import os, pathlib, resource, struct, threading, time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from nereid_stub import requests as inside, wire
@@ -86,9 +86,17 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.arange(3))])
     def lie(self, request):
         # A tensor that is shorter than its shape.
-        tensor = pb_utils.Tensor("Y", np.zeros(3, np.float32))
-        tensor._shape = (1 << 40,)
-        return pb_utils.InferenceResponse([tensor])
+        writer = wire.Writer()
+        writer.begin(wire.RESPONSES)
+        writer.pack(wire.COUNT, 1)
+        writer.bytes += struct.pack("<QBBHI", request._number, 3, 0, 1, 0)
+        writer.name("Y")
+        writer.bytes += struct.pack("<BBBqI", 11, 1, 0, 1 << 40, 12)
+        writer.align()
+        writer.bytes += bytes(12)
+        writer.end()
+        inside.channel.send(writer)
+        time.sleep(30)
     def lie_of_memory(self, request):
         writer = wire.Writer()
         writer.begin(wire.FREED)
