@@ -1,6 +1,6 @@
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
@@ -13,7 +13,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::pipe2,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::{
     reactor::{Message, ReactorHandle},
@@ -23,6 +23,11 @@ use super::{
 };
 
 const BACKLOG: i32 = 1024;
+/// What the system may hold of what is sent to a client on the same host, in bytes; it takes twice the number
+/// (socket(7)). By itself it lets large responses pile up to some megabytes, which makes them take up to 1.4
+/// times the CPU time (docs/src/benchmarks.md). A bound that is set does not grow with a long link, so it is
+/// for this host alone.
+const SAME_HOST_SEND_BUFFER: usize = 300_000;
 /// How long the acceptor rests when the process has no descriptors left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -98,10 +103,7 @@ impl Listener {
     fn accept(&self) -> io::Result<Arrival> {
         match &self.port {
             Port::Tcp { socket, serve } => {
-                let (socket, peer) = socket.accept()?;
-                if let Err(error) = socket.set_nodelay(true) {
-                    log::debug!("cannot turn off Nagle's algorithm for {peer}: {error}");
-                }
+                let (socket, peer) = accept_tcp(socket)?;
                 let serve = serve.clone();
                 let serve = move |load| match tcp::TcpStream::adopt_counted(socket, load) {
                     Ok(stream) => serve(stream, peer),
@@ -126,6 +128,26 @@ impl Listener {
             }
         }
     }
+}
+
+/// The next connection, as it is to be served.
+fn accept_tcp(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, peer) = listener.accept()?;
+    if let Err(error) = socket.set_nodelay(true) {
+        log::debug!("cannot turn off Nagle's algorithm for {peer}: {error}");
+    }
+    if socket.local_addr().is_ok_and(|local| is_same_host(peer, local))
+        && let Err(error) = SockRef::from(&socket).set_send_buffer_size(SAME_HOST_SEND_BUFFER)
+    {
+        log::debug!("cannot bound the send buffer for {peer}: {error}");
+    }
+    Ok((socket, peer))
+}
+
+/// Whether nothing but this host lies between two ends of a connection.
+fn is_same_host(peer: SocketAddr, local: SocketAddr) -> bool {
+    let [peer, local] = [peer, local].map(|end| end.ip().to_canonical());
+    peer.is_loopback() || peer == local
 }
 
 /// A connection that was accepted.
@@ -264,5 +286,52 @@ impl Door {
 
     fn least_loaded(&self) -> Option<&ReactorHandle> {
         self.reactors.iter().min_by_key(|reactor| (reactor.is_stalled(), reactor.connections()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_client_on_this_host_is_bounded() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, peer) = accept_tcp(&listener).unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        assert!(socket.nodelay().unwrap());
+        let most = std::fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap();
+        let most: usize = most.trim().parse().unwrap();
+        let bound = SockRef::from(&socket).send_buffer_size().unwrap();
+        assert_eq!(bound, 2 * SAME_HOST_SEND_BUFFER.min(most));
+    }
+
+    #[test]
+    fn who_comes_by_a_link_is_on_another_host() {
+        let are_one = |peer: &str, local: &str| {
+            is_same_host(
+                format!("{peer}:1").parse().unwrap(),
+                format!("{local}:2").parse().unwrap(),
+            )
+        };
+        for (peer, local) in [
+            ("127.0.0.1", "127.0.0.1"),
+            ("127.0.0.2", "127.0.0.1"),
+            ("[::1]", "[::1]"),
+            ("[::ffff:127.0.0.1]", "[::ffff:127.0.0.1]"),
+            ("10.0.0.5", "10.0.0.5"),
+            ("[::ffff:10.0.0.5]", "10.0.0.5"),
+            ("[2001:db8::5]", "[2001:db8::5]"),
+        ] {
+            assert!(are_one(peer, local), "{peer} {local}");
+        }
+        for (peer, local) in [
+            ("10.0.0.6", "10.0.0.5"),
+            ("[::ffff:10.0.0.6]", "[::ffff:10.0.0.5]"),
+            ("[2001:db8::6]", "[2001:db8::5]"),
+            ("10.0.0.6", "127.0.0.1"),
+        ] {
+            assert!(!are_one(peer, local), "{peer} {local}");
+        }
     }
 }
