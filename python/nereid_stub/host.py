@@ -110,16 +110,17 @@ class Host:
     def _answer(self, taken: list, returned, failure) -> bytearray:
         """The frames that tell what came of an execution which did not simply give a response for each request:
         it returned something else, or it failed."""
-        try:
-            if failure is not None:
-                raise failure
-            return self._told(taken, self._awaited(returned)).bytes
-        except Exception as error:
-            told_of = describe(error)
+        if failure is None:
+            try:
+                return self._told(taken, self._awaited(returned)).bytes
+            except Exception as error:
+                text = describe(error)
+        else:
+            text = describe(failure)
         writer = wire.Writer()
         writer.begin(wire.EXECUTED)
         writer.pack(wire.FLAG, 1)
-        writer.text(told_of)
+        writer.text(text)
         writer.end()
         for request in taken:
             if request._sender is not None:
