@@ -55,12 +55,17 @@ class Host:
 
     def _turns(self) -> native.Turns:
         """Runs the model's `execute` as the server wants it."""
-        execute = getattr(self._model, "execute", self._cannot_execute)
         return native.Turns(
-            self._channel, self._name, self._is_decoupled, execute, requests.executing, self._answer
+            self._channel,
+            self._name,
+            self._is_decoupled,
+            self._model,
+            self._cannot_execute,
+            requests.executing,
+            self._answer,
         )
 
-    def _cannot_execute(self, _):
+    def _cannot_execute(self):
         raise Refused(f"Python model {self._path} does not implement `execute` method.")
 
     # --- Start
@@ -114,13 +119,15 @@ class Host:
             try:
                 return self._told(taken, self._awaited(returned)).bytes
             except Exception as error:
-                text = describe(error)
+                told_of = describe(error)
         else:
-            text = describe(failure)
+            # Not raised again here: it would refer to this call, which refers to it and to the requests, and
+            # their memory would go back no sooner than the collector comes.
+            told_of = describe(failure)
         writer = wire.Writer()
         writer.begin(wire.EXECUTED)
         writer.pack(wire.FLAG, 1)
-        writer.text(text)
+        writer.text(told_of)
         writer.end()
         for request in taken:
             if request._sender is not None:

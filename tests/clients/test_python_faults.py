@@ -88,10 +88,8 @@ class TritonPythonModel:
         # A tensor that is shorter than its shape.
         writer = wire.Writer()
         writer.begin(wire.RESPONSES)
-        writer.pack(wire.COUNT, 1)
-        writer.bytes += struct.pack("<QBBHI", request._number, 3, 0, 1, 0)
-        writer.name("Y")
-        writer.bytes += struct.pack("<BBBqI", 11, 1, 0, 1 << 40, 12)
+        writer.bytes += struct.pack("<IQBBHI", 1, request._number, 3, 0, 1, 0)
+        writer.bytes += struct.pack("<H1sBBBqI", 1, b"Y", 11, 1, 0, 1 << 40, 12)
         writer.align()
         writer.bytes += bytes(12)
         writer.end()

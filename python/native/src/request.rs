@@ -64,15 +64,15 @@ enum Trace {
 impl InferenceRequest {
     #[new]
     #[pyo3(signature = (
-        request_id = None, correlation_id = None, inputs = None, requested_output_names = None,
-        model_name = None, model_version = -1, flags = 0, timeout = 0, preferred_memory = None,
-        trace = None, parameters = None,
+        request_id = None, correlation_id = Correlation::Number(0), inputs = None,
+        requested_output_names = None, model_name = None, model_version = -1, flags = 0, timeout = 0,
+        preferred_memory = None, trace = None, parameters = None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are those of Triton's class")]
     fn new(
         py: Python<'_>,
         request_id: Option<&str>,
-        correlation_id: Option<Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = Correlation::given)] correlation_id: Correlation,
         inputs: Option<&Bound<'_, PyAny>>,
         requested_output_names: Option<&Bound<'_, PyAny>>,
         model_name: Option<Bound<'_, PyString>>,
@@ -94,7 +94,6 @@ impl InferenceRequest {
         let names = requested_output_names.ok_or_else(|| missing("requested_output_names"))?;
         let model_name = model_name.ok_or_else(|| missing("model_name"))?;
         let request_id = request_id.unwrap_or_default();
-        let correlation = Correlation::given(py, correlation_id)?;
         let whose = || format!("request with id '{request_id}' and model name '{model_name}'");
 
         let list = PyList::empty(py);
@@ -132,7 +131,7 @@ impl InferenceRequest {
             inputs: list.unbind(),
             outputs,
             request_id: request_id.into(),
-            correlation,
+            correlation: correlation_id,
             model_name: model_name.unbind(),
             model_version,
             flags: flags.into(),
@@ -377,14 +376,13 @@ impl InferenceRequest {
 }
 
 impl Correlation {
-    fn given(py: Python<'_>, id: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
-        let Some(id) = id else { return Ok(Self::Number(0)) };
-        match id.cast_into::<PyString>() {
-            Ok(name) => Ok(Self::Name(python::text_of(&name)?)),
-            Err(other) => match other.into_inner().cast::<PyInt>() {
-                Ok(number) => Ok(Self::Number(number.extract()?)),
-                Err(_) => Err(python::model_error(py, "Correlation ID must be integer or string")),
-            },
+    fn given(id: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if let Ok(name) = id.cast::<PyString>() {
+            return Ok(Self::Name(python::text_of(name)?));
+        }
+        match id.cast::<PyInt>() {
+            Ok(number) => Ok(Self::Number(number.extract()?)),
+            Err(_) => Err(python::model_error(id.py(), "Correlation ID must be integer or string")),
         }
     }
 }
@@ -473,22 +471,28 @@ pub fn responses_frame<'py>(
     Ok(PyBytes::new(take.py(), &bytes))
 }
 
-/// The input of a request with this name, or `None`.
+/// The input of a request, or of what has `inputs()` as one, with this name, or `None`.
 #[pyfunction]
 pub fn get_input_tensor_by_name<'py>(
     inference_request: &Bound<'py, PyAny>,
     name: &Bound<'py, PyAny>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let request = inference_request.cast::<InferenceRequest>()?.get();
-    by_name(request.inputs.bind(name.py()), name)
+    let py = name.py();
+    match inference_request.cast::<InferenceRequest>() {
+        Ok(request) => by_name(request.get().inputs.bind(py), name),
+        Err(_) => by_name(&inference_request.call_method0(intern!(py, "inputs"))?, name),
+    }
 }
 
-/// The output of a response with this name, or `None`.
+/// The output of a response, or of what has `output_tensors()` as one, with this name, or `None`.
 #[pyfunction]
 pub fn get_output_tensor_by_name<'py>(
     inference_response: &Bound<'py, PyAny>,
     name: &Bound<'py, PyAny>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let response = inference_response.cast::<InferenceResponse>()?.get();
-    by_name(response.tensors(name.py()), name)
+    let py = name.py();
+    match inference_response.cast::<InferenceResponse>() {
+        Ok(response) => by_name(response.get().tensors(py), name),
+        Err(_) => by_name(&inference_response.call_method0(intern!(py, "output_tensors"))?, name),
+    }
 }

@@ -379,6 +379,13 @@ impl Tensor {
     fn put_head(&self, bytes: &mut Vec<u8>, place: u8) -> PyResult<()> {
         frame::put_name(bytes, &self.name)?;
         let rank = u8::try_from(self.shape.len()).unwrap_or(u8::MAX);
+        if usize::from(rank) > RANK_MAX {
+            return Err(Malformed::new_err(format!(
+                "tensor '{}' has {} dimensions, at most {RANK_MAX} are possible",
+                self.name,
+                self.shape.len()
+            )));
+        }
         bytes.extend_from_slice(&[self.datatype, rank, place]);
         for &dimension in &self.shape {
             bytes.extend_from_slice(&(dimension as i64).to_le_bytes());
@@ -405,17 +412,19 @@ fn byte_size(datatype: u8, shape: &[isize]) -> Option<usize> {
     shape.iter().try_fold(datatype::size(datatype), count)
 }
 
-/// The first tensor of a list with this name, or `None`.
+/// The first of these tensors with this name, or `None`.
 ///
 /// # Errors
-/// When the list holds something else.
+/// When something else is among them.
 pub fn by_name<'py>(
-    tensors: &Bound<'py, PyList>,
+    tensors: &Bound<'py, PyAny>,
     name: &Bound<'_, PyAny>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let Ok(name) = name.cast::<PyString>() else { return Ok(None) };
-    let name = name.to_cow()?;
-    for each in tensors.iter() {
+    // Halves of surrogate pairs are in no tensor's name.
+    let Ok(name) = name.to_cow() else { return Ok(None) };
+    for each in tensors.try_iter()? {
+        let each = each?;
         let is_it = each.cast::<Tensor>()?.get().named() == name;
         if is_it {
             return Ok(Some(each));

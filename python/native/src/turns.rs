@@ -21,12 +21,15 @@ const EXECUTED: u8 = 34;
 /// Its body where every request has its response and none is to be scheduled again.
 const ALL_ANSWERED: [u8; 16] = [0; 16];
 
-/// What the turns of a model need: its `execute`, and parts of the channel that stay the same.
+/// What the turns of a model need: the model, and parts of the channel that stay the same.
 #[pyclass(frozen)]
 pub struct Turns {
     model_name: Py<PyString>,
     is_decoupled: bool,
-    execute: Py<PyAny>,
+    /// Whose `execute` runs, which it may change.
+    model: Py<PyAny>,
+    /// Called where it has none, to raise.
+    cannot_execute: Py<PyAny>,
     /// Called with the requests, what `execute` returned and the exception that it raised, where that is not
     /// simply a response for each. Gives the frames that tell it.
     otherwise: Py<PyAny>,
@@ -53,7 +56,8 @@ impl Turns {
         channel: &Bound<'_, PyAny>,
         model_name: Bound<'_, PyString>,
         is_decoupled: bool,
-        execute: Bound<'_, PyAny>,
+        model: Bound<'_, PyAny>,
+        cannot_execute: Bound<'_, PyAny>,
         executing: Bound<'_, PySet>,
         otherwise: Bound<'_, PyAny>,
     ) -> PyResult<Self> {
@@ -64,7 +68,8 @@ impl Turns {
         Ok(Self {
             model_name: model_name.unbind(),
             is_decoupled,
-            execute: execute.unbind(),
+            model: model.unbind(),
+            cannot_execute: cannot_execute.unbind(),
             otherwise: otherwise.unbind(),
             executing: executing.unbind(),
             thread: thread.cast_into()?.unbind(),
@@ -152,7 +157,7 @@ impl Turns {
         };
         let executing = self.executing.bind(py);
         executing.add(&self.thread)?;
-        let returned = self.execute.bind(py).call1((&requests,));
+        let returned = self.execute(&requests);
         executing.discard(&self.thread)?;
         let responses = match &returned {
             Ok(returned) if !self.is_decoupled => request::one_for_each(&requests, returned),
@@ -166,6 +171,14 @@ impl Turns {
         match request::put_responses(&mut bytes, &requests, responses, memory, take) {
             Ok(()) => Ok(bytes),
             Err(error) => self.otherwise(&requests, Err(error)),
+        }
+    }
+
+    fn execute<'py>(&self, requests: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyAny>> {
+        let py = requests.py();
+        match self.model.bind(py).getattr_opt(intern!(py, "execute"))? {
+            Some(execute) => execute.call1((requests,)),
+            None => self.cannot_execute.bind(py).call0(),
         }
     }
 
