@@ -92,3 +92,22 @@ class TritonPythonModel:
     assert "33 dimensions, at most 32 are possible" in refused
     assert "Correlation ID must be integer or string" in cases.way(server, "model", "correlation")["error"]
     assert process() == before
+
+
+def test_an_array_that_was_made_smaller_in_place_is_no_tensor_any_more(start, tmp_path):
+    source = ECHO + """
+import numpy as np
+class TritonPythonModel:
+    def execute(self, requests):
+        values = np.zeros(1 << 20, np.float32)
+        tensor = pb_utils.Tensor("OUTPUT", values)
+        if requests[0].inputs()[0].as_numpy()[0] == b"shrink":
+            values.resize(4, refcheck=False)
+            return [pb_utils.InferenceResponse([tensor])]
+        return [output("whole")]
+"""
+    write(tmp_path / "repository", "model", WAY, source)
+    server = start(tmp_path / "repository", INTERPRETER)
+    answer = cases.way(server, "model", "shrink")
+    assert "the elements of tensor 'OUTPUT' no longer have its shape" in answer["error"]
+    assert cases.way(server, "model", "x")["OUTPUT"][2] == ["whole"]

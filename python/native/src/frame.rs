@@ -1,5 +1,7 @@
 //! Frames, in and out: their layout is in `python/README.md`.
 
+use std::cell::UnsafeCell;
+
 use pyo3::{create_exception, exceptions::PyException, prelude::*};
 
 create_exception!(
@@ -21,9 +23,14 @@ pub const OF_RECEIVER: u8 = 2;
 /// The body of a frame that came, aligned to 8 bytes. Arrays on it keep it alive.
 #[pyclass(frozen)]
 pub struct Frame {
-    words: Box<[u64]>,
+    /// Models may write where their arrays lie.
+    words: Box<[UnsafeCell<u64>]>,
     length: usize,
 }
+
+// SAFETY: what is read natively is read before a model sees an array, on one thread; after that it is NumPy's
+// and the model's, as any other array.
+unsafe impl Sync for Frame {}
 
 impl Frame {
     /// A copy of a body.
@@ -32,7 +39,7 @@ impl Frame {
         let word = |chunk: &[u8]| {
             let mut word = [0; size_of::<u64>()];
             word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
-            u64::from_ne_bytes(word)
+            UnsafeCell::new(u64::from_ne_bytes(word))
         };
         Self { words: chunks.map(word).collect(), length: body.len() }
     }
@@ -43,9 +50,9 @@ impl Frame {
         unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.length) }
     }
 
-    /// The address of a part of it. Models may write where their arrays lie; nothing here reads it again.
+    /// The address of a part of it, which is a model's to write; nothing here reads it again.
     pub fn data(&self, begin: usize) -> *mut u8 {
-        self.body().as_ptr().wrapping_add(begin).cast_mut()
+        self.words.as_ptr().cast::<u8>().wrapping_add(begin).cast_mut()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     datatype::{self, BF16, BYTES},
     frame::{self, Frame, INLINE, Malformed, OF_RECEIVER, OF_SENDER, RANK_MAX, Reader},
     memory::{Lent, Memory},
-    numpy::NumPy,
+    numpy::{Array, NumPy},
     python,
     room::Room,
 };
@@ -328,11 +328,17 @@ impl Tensor {
             let encoded = encoded.as_bytes();
             return self.put(bytes, memory, room, encoded.as_ptr(), encoded.len());
         }
-        let Some((data, length)) = NumPy::get(py)?
-            .array(&array)
-            .and_then(|fields| Some((fields.data(), byte_size(self.datatype, &self.shape)?)))
-        else {
-            return Err(python::model_error(py, "a tensor's elements are no array"));
+        let fields = NumPy::get(py)?.array(&array);
+        // An array can be given another size where it is, though nobody should.
+        let size = |fields: Array<'_>| {
+            let length = byte_size(self.datatype, &self.shape)?;
+            let holds = byte_size(self.datatype, &fields.shape())? == length;
+            (holds && fields.is_contiguous()).then_some((fields.data(), length))
+        };
+        let Some((data, length)) = fields.and_then(size) else {
+            let message =
+                format!("the elements of tensor '{}' no longer have its shape", self.name);
+            return Err(python::model_error(py, &message));
         };
         if length > INLINE_BYTES_MAX
             && let Some(offset) = memory.offset_of(data, length)
