@@ -39,7 +39,6 @@ FLAG = struct.Struct("<B")
 COUNT = struct.Struct("<I")
 NUMBER = struct.Struct("<Q")
 VALUE = struct.Struct("<d")
-_U16 = struct.Struct("<H")
 _NO_TEXT = bytes(4)
 ASK_HEAD = struct.Struct("<QBBH")
 _ZEROES = [bytes(count) for count in range(8)]
@@ -72,12 +71,6 @@ class Writer:
         """Appends numbers."""
         self.bytes += layout.pack(*values)
 
-    def name(self, text: str) -> None:
-        """Appends a short text."""
-        encoded = text.encode()
-        self.bytes += _U16.pack(len(encoded))
-        self.bytes += encoded
-
     def text(self, text: str) -> None:
         """Appends a text of any length."""
         if not text:
@@ -107,13 +100,6 @@ class Reader:
         values = layout.unpack_from(self.body, self.at)
         self.at += layout.size
         return values
-
-    def name(self) -> str:
-        """Takes a short text."""
-        (length,) = _U16.unpack_from(self.body, self.at)
-        begin = self.at + 2
-        self.at = begin + length
-        return self.body[begin : self.at].decode()
 
     def text(self) -> str:
         """Takes a text of any length."""

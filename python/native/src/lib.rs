@@ -24,6 +24,13 @@ mod room;
 mod tensor;
 mod turns;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Takes a lock whose holders leave nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// `nereid_stub.native`
 #[pyo3::pymodule]
 mod native {

@@ -1,13 +1,16 @@
 //! The memory that the server and this process share, and what of it nothing refers to any more.
 
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Mutex, MutexGuard,
     atomic::{AtomicBool, Ordering},
 };
 
 use pyo3::{prelude::*, types::PyBytes};
 
-use crate::frame::{Malformed, frame};
+use crate::{
+    frame::{Malformed, frame},
+    lock,
+};
 
 /// The kind of the frame that gives lent memory back.
 const FREED: u8 = 48;
@@ -61,7 +64,7 @@ impl Gone {
 
 impl Gone {
     fn list(&self) -> MutexGuard<'_, Vec<(u8, u64, u64)>> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.list)
     }
 
     /// Has no thread tell the server of them until [`Self::release`].

@@ -1,7 +1,7 @@
 //! Requests as models have them: those that the server sent, and those that models make to call others.
 
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Mutex,
     atomic::{AtomicU32, Ordering},
 };
 
@@ -14,12 +14,12 @@ use pyo3::{
 
 use crate::{
     frame::{self, Frame, Malformed, Reader},
+    lock,
     memory::Memory,
-    numpy::class_name,
     python,
     response::InferenceResponse,
     room::Room,
-    tensor::{Tensor, by_name},
+    tensor::{self, Tensor, by_name},
 };
 
 /// What becomes of a request when `execute` returns: it ends, or it is scheduled again.
@@ -97,22 +97,8 @@ impl InferenceRequest {
         let request_id = request_id.unwrap_or_default();
         let whose = || format!("request with id '{request_id}' and model name '{model_name}'");
 
-        let list = PyList::empty(py);
-        for input in inputs.try_iter()? {
-            let input = input?;
-            if input.is_none() {
-                let message = format!("Input tensor for {} should not be empty.", whose());
-                return Err(python::model_error(py, &message));
-            }
-            if input.cast::<Tensor>().is_err() {
-                return Err(PyTypeError::new_err(format!(
-                    "__init__(): incompatible constructor arguments. expected inputs to be \
-                     List[c_python_backend_utils.Tensor], got an element of {}",
-                    class_name(&input)
-                )));
-            }
-            list.append(input)?;
-        }
+        let missing_tensor = || format!("Input tensor for {} should not be empty.", whose());
+        let list = tensor::list_of(inputs, "inputs", missing_tensor)?;
         let mut outputs = Vec::new();
         for name in names.try_iter()? {
             let name = python::text_of(name?.cast::<PyString>()?)?;
@@ -388,10 +374,6 @@ impl Correlation {
             Err(_) => Err(python::model_error(id.py(), "Correlation ID must be integer or string")),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The requests in a frame.

@@ -13,7 +13,7 @@ use crate::{
     numpy::class_name,
     python,
     room::Room,
-    tensor::Tensor,
+    tensor::{self, Tensor},
 };
 
 /// Bits of a response: it is the last, there is one, it is an error.
@@ -39,24 +39,12 @@ impl InferenceResponse {
         error: Option<Bound<'_, PyAny>>,
         parameters: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let outputs = PyList::empty(py);
-        if let Some(tensors) = output_tensors {
-            for tensor in tensors.try_iter()? {
-                let tensor = tensor?;
-                if tensor.is_none() {
-                    let message = "Output tensor for inference response should not be empty.";
-                    return Err(python::model_error(py, message));
-                }
-                if tensor.cast::<Tensor>().is_err() {
-                    return Err(PyTypeError::new_err(format!(
-                        "__init__(): incompatible constructor arguments. expected output_tensors to be \
-                         List[c_python_backend_utils.Tensor], got an element of {}",
-                        class_name(&tensor)
-                    )));
-                }
-                outputs.append(tensor)?;
-            }
-        }
+        let missing_tensor =
+            || String::from("Output tensor for inference response should not be empty.");
+        let outputs = match output_tensors {
+            Some(tensors) => tensor::list_of(tensors, "output_tensors", missing_tensor)?,
+            None => PyList::empty(py),
+        };
         if let Some(error) = &error
             && !python::is_error(error)?
         {

@@ -1,6 +1,6 @@
 //! Tensors as models have them.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use pyo3::{
     exceptions::PyTypeError,
@@ -12,8 +12,9 @@ use pyo3::{
 use crate::{
     datatype::{self, BF16, BYTES},
     frame::{self, Frame, INLINE, Malformed, OF_RECEIVER, OF_SENDER, RANK_MAX, Reader},
+    lock,
     memory::{Lent, Memory},
-    numpy::{Array, NumPy},
+    numpy::{Array, NumPy, class_name},
     python,
     room::Room,
 };
@@ -186,7 +187,7 @@ impl Tensor {
     }
 
     fn elements(&self, py: Python<'_>) -> Elements {
-        match &*self.elements.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*lock(&self.elements) {
             Elements::Array(array) => Elements::Array(array.clone_ref(py)),
             Elements::Lent(lent) => Elements::Lent(lent.clone_ref(py)),
             Elements::InFrame { frame, begin, length } => {
@@ -214,10 +215,7 @@ impl Tensor {
         };
         let array = self.view(py, &elements)?;
         let new = Elements::Array(array.clone().unbind());
-        let old = std::mem::replace(
-            &mut *self.elements.lock().unwrap_or_else(PoisonError::into_inner),
-            new,
-        );
+        let old = std::mem::replace(&mut *lock(&self.elements), new);
         // Only now, for a destructor may run.
         drop(old);
         Ok(array)
@@ -412,6 +410,33 @@ fn byte_size(datatype: u8, shape: &[isize]) -> Option<usize> {
         usize::try_from(dimension).ok().and_then(|dimension| count.checked_mul(dimension))
     };
     shape.iter().try_fold(datatype::size(datatype), count)
+}
+
+/// The tensors that a model gives as the argument `name`; `missing` is what it is told where one is `None`.
+///
+/// # Errors
+/// When there is something else.
+pub fn list_of<'py>(
+    given: &Bound<'py, PyAny>,
+    name: &str,
+    missing: impl Fn() -> String,
+) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(given.py());
+    for tensor in given.try_iter()? {
+        let tensor = tensor?;
+        if tensor.is_none() {
+            return Err(python::model_error(given.py(), &missing()));
+        }
+        if tensor.cast::<Tensor>().is_err() {
+            return Err(PyTypeError::new_err(format!(
+                "__init__(): incompatible constructor arguments. expected {name} to be \
+                 List[c_python_backend_utils.Tensor], got an element of {}",
+                class_name(&tensor)
+            )));
+        }
+        list.append(tensor)?;
+    }
+    Ok(list)
 }
 
 /// The first of these tensors with this name, or `None`.
